@@ -1,0 +1,62 @@
+"""The configurations of our own gateway that are measured.
+
+``plain`` is the default pipeline with nothing configured beside its one backend.
+``governed`` has everything on that a paid request passes: keys, limits on every level, a token
+budget, deduplication and cache lookup of deterministic calls, breaker, retry, the registry with
+payloads at ``everysec``, call records and metrics; nothing is sampled.
+``echo`` answers from inside the gateway.
+"""
+
+from __future__ import annotations
+
+from .peers import KEY
+
+MODES = ("plain", "governed", "echo")
+
+_OPENAI = """
+[[backends]]
+name = "mock"
+kind = "openai"
+base_url = "http://{upstream}/v1"
+api_key = "sk-upstream"
+models = ["*"]
+"""
+
+_ECHO = """
+[[backends]]
+name = "echo"
+kind = "echo"
+models = ["*"]
+"""
+
+# Limits far above what one core can serve: they are looked up and counted, and never reached.
+_GOVERNED = """
+[auth]
+enabled = true
+
+[[auth.keys]]
+id = "bench"
+secret = "{key}"
+
+[store]
+durability = "everysec"
+
+[stages.rate_limit]
+global = {{ rps = 10000000 }}
+tenant = {{ rps = 10000000 }}
+session = {{ rps = 10000000 }}
+model = {{ rps = 10000000 }}
+
+[stages.token_budget]
+tokens = 1000000000000000
+"""
+
+GOVERNED_EXTRA = {"temperature": 0}
+"""What makes a call deterministic, so that deduplication and cache take part."""
+
+
+def toml(mode: str, upstream: str) -> str:
+    """Render one configuration."""
+    backend = _ECHO if mode == "echo" else _OPENAI
+    rules = _GOVERNED if mode == "governed" else ""
+    return (rules + backend).format(upstream=upstream, key=KEY)

@@ -1,0 +1,153 @@
+"""The figures that must hold, and whether they do.
+
+Every gate reads one figure from the reports.  A figure measured under less than the gate asks
+for (fewer streams, fewer requests) is shown and not judged; a figure that came with failed
+requests is not met, whatever it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .report import Report
+
+TIMES = "\u00d7"
+
+
+class Verdict(StrEnum):
+    """What a gate says."""
+
+    MET = "met"
+    STRETCH = "met, stretch too"
+    MISSED = "not met"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One figure with its limit; ``highest`` says on which side of the limit is good.
+
+    ``targets`` are those whose failed requests spoil the figure; ``enough`` names a field and
+    the value it must reach for the figure to count.
+    """
+
+    figure: str
+    scenario: str
+    value: Callable[[Report], float | None]
+    limit: float
+    unit: str
+    targets: tuple[str, ...]
+    stretch: float | None = None
+    highest: bool = True
+    enough: tuple[str, float] | None = None
+
+    def measured(self, reports: Mapping[str, Report]) -> float | None:
+        """Answer the figure, ``None`` when it was not measured."""
+        report = reports.get(self.scenario)
+        return self.value(report) if report else None
+
+    def verdict(self, reports: Mapping[str, Report]) -> Verdict:
+        """Judge the figure."""
+        value = self.measured(reports)
+        if value is None:
+            return Verdict.UNKNOWN
+        report = reports[self.scenario]
+        if self.enough is not None:
+            field, least = self.enough
+            if any((report.median(name, field) or 0) < least for name in self.targets):
+                return Verdict.UNKNOWN
+        if report.failed(self.targets) or not self._holds(value, self.limit):
+            return Verdict.MISSED
+        if self.stretch is not None and self._holds(value, self.stretch):
+            return Verdict.STRETCH
+        return Verdict.MET
+
+    def text(self) -> str:
+        """Render the limit."""
+        return f"{'≤' if self.highest else '≥'} {self.limit:,g} {self.unit}".strip()
+
+    def _holds(self, value: float, limit: float) -> bool:
+        return value <= limit if self.highest else value >= limit
+
+
+def _median(target: str, field: str) -> Callable[[Report], float | None]:
+    return lambda report: report.median(target, field)
+
+
+def _difference(target: str, base: str, field: str) -> Callable[[Report], float | None]:
+    return lambda report: report.difference(target, base, field)
+
+
+def _ratio(target: str, base: str, field: str) -> Callable[[Report], float | None]:
+    return lambda report: report.ratio(target, base, field)
+
+
+PLAIN, GOVERNED, ECHO = "tpo", "tpo-governed", "tpo-echo"
+BOTH = (PLAIN, GOVERNED)
+
+GATES = (
+    Gate(
+        "CPU per request, unary, plain", "relay", _median(PLAIN, "cpu_us"), 28, "µs", (PLAIN,), 22,
+    ),
+    Gate(
+        "plain against the vLLM router, same run", "relay",
+        _ratio(PLAIN, "vllm-router", "cpu_us"), 1, TIMES, (PLAIN,),
+    ),
+    Gate(
+        "CPU per request, unary, governed", "relay", _median(GOVERNED, "cpu_us"), 36, "µs",
+        (GOVERNED,), 28,
+    ),
+    Gate(
+        "governed against the vLLM router, same run", "relay",
+        _ratio(GOVERNED, "vllm-router", "cpu_us"), 1, TIMES, (GOVERNED,),
+    ),
+    Gate(
+        "governed minus plain, same run", "relay", _difference(GOVERNED, PLAIN, "cpu_us"), 10, "µs",
+        BOTH,
+    ),
+    Gate(
+        "upstream = records = client successes, plain", "relay", _median(PLAIN, "miscounted"), 0,
+        "calls off", (PLAIN,),
+    ),
+    Gate(
+        "upstream = records = client successes, governed", "relay",
+        _median(GOVERNED, "miscounted"), 0,
+        "calls off", (GOVERNED,),
+    ),
+    Gate(
+        "CPU per 64-event stream, plain", "stream", _median(PLAIN, "cpu_us"), 400, "µs", (PLAIN,),
+        350,
+    ),
+    Gate(
+        "CPU per 64-event stream, governed", "stream", _median(GOVERNED, "cpu_us"), 400, "µs",
+        (GOVERNED,), 350,
+    ),
+    Gate(
+        "added p99 at one connection, plain", "latency", _difference(PLAIN, "direct", "p99_ms"),
+        0.5, "ms", (PLAIN,), 0.2,
+    ),
+    Gate(
+        "added p99 at one connection, governed", "latency",
+        _difference(GOVERNED, "direct", "p99_ms"), 0.5, "ms", (GOVERNED,), 0.2,
+    ),
+    Gate("cross-shard hop", "hop", _median(ECHO, "hop_cpu_us"), 20, "µs", (ECHO,), 12),
+    Gate(
+        "ring round trips, 64 in flight", "ring", _median("ring", "rps"), 300_000, "/s", ("ring",),
+        600_000, highest=False,
+    ),
+    Gate(
+        "in-process pipeline, echo", "pipeline", _median("spawn_pipeline", "rps"), 40_000, "/s",
+        ("spawn_pipeline",), 100_000, highest=False,
+    ),
+    Gate("idle worker, PSS", "memory", _median(PLAIN, "idle_worker_mib"), 60, "MiB", (PLAIN,)),
+    Gate(
+        "growth with 10,000 open streams", "memory", _median(PLAIN, "streams_growth_mib"), 300,
+        "MiB", (PLAIN,), enough=("streams", 10_000),
+    ),
+    Gate(
+        "growth of a worker over 1,000,000 requests", "memory", _median(PLAIN, "growth_worker_mib"),
+        1, "MiB", (PLAIN,), 0, enough=("growth_requests", 1_000_000),
+    ),
+)  # fmt: skip

@@ -1,0 +1,48 @@
+"""Bar charts of the report, as SVG that is the same for the same figures.
+
+matplotlib is an extra (``pip install tpo-mp[bench]``); without it the report has no pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+OURS = "#c0392b"
+OTHERS = "#7f8c8d"
+WIDE = 20.0
+
+
+def available() -> bool:
+    """Say whether charts can be drawn here."""
+    try:
+        import matplotlib as mpl  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def bars(path: Path, title: str, unit: str, values: Mapping[str, float]) -> None:
+    """Draw one horizontal bar per label, ours in red, on a log axis when they differ widely."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "tpo-mp"
+    mpl.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot as plt
+
+    labels = list(values)[::-1]
+    numbers = [values[label] for label in labels]
+    colours = [OURS if label.startswith("tpo-mp") else OTHERS for label in labels]
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.34 * len(labels)))
+    drawn = axes.barh(labels, numbers, color=colours)
+    axes.bar_label(drawn, labels=[f"{number:,.3g}" for number in numbers], padding=3)
+    if min(numbers) > 0 and max(numbers) / min(numbers) > WIDE:
+        axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,28 @@
+"""The pipeline in process, without HTTP: calls per second of one core."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Bench
+from benchmarks.report import Series
+from benchmarks.scenario import Column, Scenario
+
+TARGET = "spawn_pipeline"
+
+
+def run(bench: Bench) -> dict[str, Series]:
+    """Run ``benchmarks.inprocess`` once per round on the gateway's core."""
+    return bench.repeat(TARGET, "benchmarks.inprocess", bench.cores.for_gateway())
+
+
+SCENARIO = Scenario(
+    title="Pipeline in process",
+    method="`tpo_mp.spawn_pipeline` with the echo backend, 64 callers in one event loop on one "
+    "core.",
+    columns=(
+        Column("calls/s", "rps"),
+        Column("CPU µs/call", "cpu_us"),
+        Column("p50 ms", "p50_ms"),
+        Column("p99 ms", "p99_ms"),
+    ),
+    run=run,
+)

@@ -1,0 +1,79 @@
+"""Many open streams: ask for N of them, take the first byte of each, and hold them.
+
+Prints ``holding N`` once every stream has begun, or the number that did when the time is up,
+and keeps them open until it is ended.
+
+Known weakness: one loopback address has about 28 000 source ports per destination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from typing import cast
+from urllib.parse import urlsplit
+
+import uvloop
+
+from .payload import DIGITS, Payload
+
+BATCH = 50
+
+
+class Holder(asyncio.Protocol):
+    """One stream; only its beginning is looked at."""
+
+    begun = 0
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.first = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports quack like asyncio's and inherit from none of them.
+        cast("asyncio.Transport", transport).write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.first and data.startswith(b"HTTP/1.1 200"):
+            Holder.begun += 1
+        self.first = False
+
+
+async def hold(url: str, tag: str, count: int, secs: float) -> None:
+    """Open the streams in small batches and wait for their first bytes."""
+    loop = asyncio.get_running_loop()
+    at = urlsplit(url)
+    host, port = at.hostname or "", at.port or 80
+    before, after = Payload(tag, stream=True).pieces(url)
+    deadline = time.monotonic() + secs
+
+    async def begin(number: int) -> None:
+        request = b"%b%0*d%b" % (before, DIGITS, number, after)
+        with contextlib.suppress(OSError):
+            await loop.create_connection(lambda: Holder(request), host, port)
+
+    for start in range(0, count, BATCH):
+        await asyncio.gather(*(begin(i) for i in range(start, min(start + BATCH, count))))
+        while Holder.begun < start and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+    while Holder.begun < count and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    print(f"holding {Holder.begun}", flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Hold streams until ended."""
+    parser = argparse.ArgumentParser(prog="benchmarks.streams", description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--tag", default="hold")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--secs", type=float, default=60.0, help="longest time to open them in")
+    options = parser.parse_args()
+    uvloop.run(hold(options.url, options.tag, options.count, options.secs))
+
+
+if __name__ == "__main__":
+    main()

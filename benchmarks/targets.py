@@ -1,0 +1,181 @@
+"""What is measured: how each target starts, when it is ready, and how it is named.
+
+``direct`` is the upstream itself, ``relay`` the bare relay, ``tpo`` our gateway with its default
+pipeline, ``tpo-governed`` with everything on, ``tpo-echo`` answering by itself; the rest are peers.
+
+Invariants: a target that cannot start raises ``Skipped`` with its reason; whatever was started
+is ended when its ``with`` block ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from . import configs, peers
+from .load import tag
+from .machine import ROOT
+from .payload import PATH, Payload
+from .procs import Cores, NotReadyError, Process, free_port
+
+READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
+OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo"}
+LABELS = {
+    "direct": "no gateway (upstream itself)",
+    "relay": "bare relay",
+    "tpo": "tpo-mp, plain",
+    "tpo-governed": "tpo-mp, governed",
+    "tpo-echo": "tpo-mp, echo backend",
+    "vllm-router": "vLLM router",
+    "sglang-router": "sglang router",
+    "litellm": "LiteLLM",
+}
+
+
+class Skipped(Exception):  # noqa: N818 - an outcome, not an error
+    """The target is not here or did not start; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A target that answers."""
+
+    name: str
+    url: str
+    process: Process | None = None
+    state: Path = Path()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def pids(self) -> list[int]:
+        """Answer the processes whose CPU and memory count; none for ``direct``."""
+        return self.process.pids() if self.process else []
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where targets start: their upstream, cores, files, and the peers' directory."""
+
+    upstream: str
+    cores: Cores
+    work: Path
+    peers: Path | None = None
+
+    def version(self, name: str) -> str:
+        """Say which version of a peer is measured; ours is in the report's head."""
+        return peers.version(peers.PEERS[name], self.peers) if name in peers.PEERS else ""
+
+    @contextlib.contextmanager
+    def start(self, name: str, *, workers: int = 1) -> Iterator[Live]:
+        """Start a target on the gateway's core and end it with the block."""
+        # Peers read their files as another user; only loopback addresses are inside.
+        home = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.work))
+        home.chmod(0o755)
+        try:
+            if name == "direct":
+                yield Live(name, f"http://{self.upstream}")
+            elif name == "relay":
+                yield from self._relay(home)
+            elif name in OURS:
+                yield from self._ours(name, home, workers)
+            else:
+                yield from self._peer(name, home)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _relay(self, home: Path) -> Iterator[Live]:
+        argv = [sys.executable, "-m", "benchmarks.relay", "--upstream", self.upstream]
+        with self._running(argv, home) as process:
+            yield Live("relay", _ready(process, r"^ready (?P<url>\S+)")["url"], process)
+
+    def _ours(self, name: str, home: Path, workers: int) -> Iterator[Live]:
+        mode = OURS[name]
+        config = home / "tpo.toml"
+        config.write_text(configs.toml(mode, self.upstream))
+        _refuse_warnings(config)
+        argv = [sys.executable, "-m", "tpo_mp", "serve", "--config", str(config)]
+        argv += ["--host", "127.0.0.1", "--port", "0", "--ops-port", "0"]
+        argv += ["--workers", str(workers), "--state-dir", str(home / "state")]
+        extra = configs.GOVERNED_EXTRA if mode == "governed" else {}
+        with self._running(argv, home) as process:
+            seen = _ready(process, READY)
+            yield Live(name, seen["url"], process, home / "state", extra)
+
+    def _peer(self, name: str, home: Path) -> Iterator[Live]:
+        peer = peers.PEERS[name]
+        binary = peers.program(peer, self.peers)
+        if binary is None:
+            raise Skipped("not installed")
+        slot = peers.Slot(free_port(), free_port(), self.upstream, home)
+        argv = peers.command(peer, binary, slot)
+        with self._running(argv, home, peer.env) as process:
+            url = f"http://127.0.0.1:{slot.port}"
+            _wait_answer(process, url)
+            yield Live(name, url, process)
+
+    @contextlib.contextmanager
+    def _running(
+        self, argv: list[str], home: Path, env: Mapping[str, str] | None = None
+    ) -> Iterator[Process]:
+        cores = self.cores.for_gateway()
+        process = Process(argv, log=home / "log", cores=cores, env=env, cwd=ROOT)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
+def ask(url: str, timeout_s: float = 5.0) -> int:
+    """Send one request and answer its status; 0 when nothing came back."""
+    at = urlsplit(url)
+    before, after = Payload(tag()).pieces(url)
+    head, _, start = before.partition(b"\r\n\r\n")
+    lines = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:]]
+    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout_s)
+    try:
+        connection.request("POST", PATH, start + b"0" * 12 + after, dict(lines))
+        reply = connection.getresponse()
+        reply.read()
+        return reply.status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def _refuse_warnings(config: Path) -> None:
+    """Skip a configuration that names something this build would ignore: its name would lie."""
+    argv = [sys.executable, "-m", "tpo_mp", "check", "--strict", "--config", str(config)]
+    out = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=ROOT, check=False)
+    if out.returncode:
+        raise Skipped("; ".join((out.stderr or out.stdout).strip().splitlines()))
+
+
+def _ready(process: Process, pattern: str, timeout_s: float = 30.0) -> Mapping[str, str]:
+    try:
+        return process.wait_line(pattern, timeout_s).groupdict()
+    except NotReadyError as error:
+        raise Skipped(str(error)) from error
+
+
+def _wait_answer(process: Process, url: str, timeout_s: float = 90.0) -> None:
+    """Wait until a peer answers a request with 200; peers print nothing to rely on."""
+    deadline = time.monotonic() + timeout_s
+    status = 0
+    while time.monotonic() < deadline:
+        status = ask(url)
+        if status == 200:
+            return
+        if process.popen.poll() is not None:
+            raise Skipped(f"exit code {process.popen.returncode}: {process.tail()}")
+        time.sleep(0.2)
+    raise Skipped(f"no answer after {timeout_s:g} s (last status {status}): {process.tail()}")

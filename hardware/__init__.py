@@ -1,0 +1,1 @@
+"""Local engines and machine topology; comes in by entry points only."""

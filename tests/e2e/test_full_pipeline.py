@@ -1,0 +1,58 @@
+"""The full configuration runs, and each feature in it is on the path of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import ROOT, Gateway
+from tests.support.raw import chat
+from tests.support.upstream import Upstream
+
+FULL = (ROOT / "tests/e2e/pipelines/full.toml").read_text()
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def full(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """The full configuration, its upstream's address filled in."""
+    with Upstream() as upstream:
+        config = FULL.replace("http://127.0.0.1:1/v1", upstream.base_url)
+        with Gateway(short_tmp / "full", config=config, workers=2) as gateway:
+            yield gateway, upstream
+
+
+def test_each_backend_serves_its_models(full: tuple[Gateway, Upstream]) -> None:
+    """The route sends each model where it is served, and the answer says where that was."""
+    gateway, _ = full
+    for model, backend in (("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream")):
+        reply = gateway.ask(CHAT, chat("hi", model=model))
+        assert reply.status == 200, reply
+        assert reply.headers["x-tpo-backend"] == backend
+
+
+def test_models_are_literal_names_and_what_globs_report(full: tuple[Gateway, Upstream]) -> None:
+    """The list joins every backend's."""
+    gateway, upstream = full
+    listed = {model["id"] for model in gateway.ask("/v1/models").json()["data"]}
+    assert listed == {"echo", *upstream.models}
+
+
+def test_weights_share_a_model_between_backends(
+    full: tuple[Gateway, Upstream], short_tmp: Path
+) -> None:
+    """Three to one on one shard is exactly three to one."""
+    _, upstream = full
+    entry = '[[backends]]\nname = "{0}"\nkind = "openai"\nbase_url = "{1}"\nweight = {2}\n'
+    config = entry.format("heavy", upstream.base_url, 3) + entry.format(
+        "light", upstream.base_url, 1
+    )
+    with Gateway(short_tmp / "weights", config=config) as gateway:
+        served = [
+            gateway.ask(CHAT, chat(f"share {i}", model="up-1")).headers["x-tpo-backend"]
+            for i in range(16)
+        ]
+    assert served.count("heavy") == 12
+    assert served.count("light") == 4

@@ -1,0 +1,77 @@
+"""Health, readiness, version and metrics, on the main port and on the ops port."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import ask, chat
+from tests.support.wait import wait_for
+
+BOTH = ["/metrics", "/live", "/ready", "/health"]
+
+
+@pytest.mark.parametrize("path", BOTH)
+def test_both_ports_answer_operations(echo_gateway: Gateway, path: str) -> None:
+    """The same paths are served by the workers and by control."""
+    for url in (echo_gateway.url, echo_gateway.ops):
+        reply = ask(url, path)
+        assert reply.status == 200, (url, reply)
+        assert reply.body
+
+
+@pytest.mark.parametrize("path", ["/", "/version", "/livez", "/healthz", "/readyz", "/v1/health"])
+def test_other_names_of_operations_answer(echo_gateway: Gateway, path: str) -> None:
+    """The spellings that probes and dashboards use are routes too."""
+    assert echo_gateway.ask(path).status == 200
+
+
+def test_banner_lists_every_route(echo_gateway: Gateway) -> None:
+    """The front door says what there is."""
+    listed = echo_gateway.ask("/").json()["endpoints"]
+    assert {"/v1/chat/completions", "/v1/models", "/metrics", "/api/v1/dlq"} <= set(listed)
+
+
+def test_head_is_get_without_a_body(echo_gateway: Gateway) -> None:
+    """Probes may use HEAD."""
+    from tests.support.raw import RawClient
+
+    with RawClient(echo_gateway.url) as client:
+        reply = client.request("HEAD", "/ready")
+        assert reply.status == 200
+        assert client.request("GET", "/ready").status == 200
+
+
+def total(text: str, name: str, **labels: str) -> float:
+    """Sum a metric's samples that carry the labels."""
+    found = 0.0
+    for line in text.splitlines():
+        if line.startswith((f"{name}{{", f"{name} ")) and all(
+            f'{key}="{value}"' in line for key, value in labels.items()
+        ):
+            found += float(line.rpartition(" ")[2])
+    return found
+
+
+def test_requests_are_counted_once_for_the_whole_host(echo_gateway: Gateway) -> None:
+    """Every worker's scrape and control's say the same sum, whichever shard served."""
+
+    def counted() -> float:
+        return total(ask(echo_gateway.ops, "/metrics").body.decode(), "orchestrator_requests_total")
+
+    before = counted()
+    for i in range(20):
+        reply = echo_gateway.ask("/v1/chat/completions", chat("count"), {"X-Session-Id": f"m{i}"})
+        assert reply.status == 200
+    wait_for(lambda: counted() >= before + 20, 5, "twenty more requests counted")
+
+
+def test_status_shows_every_slot(echo_gateway: Gateway) -> None:
+    """``status --json`` names a live process per slot, and nothing degraded."""
+    status = echo_gateway.status()
+    assert [slot["slot"] for slot in status["slots"]] == [0, 1]
+    pids = echo_gateway.worker_pids()
+    assert len(set(pids)) == 2
+    assert set(pids) <= echo_gateway.processes()
+    assert status["degraded"] == []
+    assert all(slot["restarts"] == 0 for slot in status["slots"])

@@ -1,0 +1,144 @@
+"""Processes that die or stop while they write shared memory (see ``tests.support.actor``)."""
+
+from __future__ import annotations
+
+import sys
+from hashlib import blake2b
+
+from tests.support.actor import hear, play, say
+from tests.support.deaths import kill_at
+from tpo_mp.shm import registry, rows
+from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.registry import Registry
+from tpo_mp.shm.rows import PAYLOAD_BYTES, RowTable
+
+BOUNDS = (0.001, 0.01, 0.1)
+
+
+def payload(n: int, size: int) -> bytes:
+    """``size`` bytes that only ``n`` has."""
+    seed = blake2b(n.to_bytes(16, "big")).digest()
+    return (seed * (size // len(seed) + 1))[:size]
+
+
+def hold_row(fd: int, locks_fd: int, count: int, row: int) -> None:
+    """Hold a row's lock until told to go on."""
+    with RowTable.attach(fd, locks_fd, count).lock(row) as held:
+        say("held" if held else "refused")
+        hear()
+
+
+def tear_row(fd: int, locks_fd: int, count: int, row: int, event: int) -> None:
+    """Die by SIGKILL at the ``event``-th line of writing a row."""
+    with RowTable.attach(fd, locks_fd, count).lock(row) as held:
+        assert held is not None
+        held.read()
+        kill_at(event, rows)
+        held.write(b"n" * PAYLOAD_BYTES)
+    sys.settrace(None)
+    say("survived")
+
+
+def count_row(fd: int, locks_fd: int, count: int, row: int, times: int) -> None:
+    """Add one to a row ``times`` times, trying again whenever another holds it."""
+    table = RowTable.attach(fd, locks_fd, count)
+    say("ready")
+    hear()
+    done = 0
+    while done < times:
+        with table.lock(row) as held:
+            if held is None:
+                continue
+            n = int.from_bytes(held.read(), "little")
+            held.write((n + 1).to_bytes(PAYLOAD_BYTES, "little"))
+            done += 1
+    say("done")
+
+
+def flip_row(fd: int, locks_fd: int, count: int, row: int) -> None:
+    """Write a row over and over, 56 times the same byte, until killed."""
+    table, n = RowTable.attach(fd, locks_fd, count), 0
+    say("ready")
+    while True:
+        n = n % 255 + 1
+        with table.lock(row) as held:
+            if held is not None:
+                held.write(bytes([n]) * PAYLOAD_BYTES)
+
+
+def open_calls(
+    fd: int, seats: int, max_open: int, seat: int, epoch: int, sizes: list[int], first: int
+) -> None:
+    """Open a call per size, close every third, and wait."""
+    writer = Registry.attach(fd, seats, max_open).writer(seat, epoch)
+    for n, size in enumerate(sizes, first):
+        slot = writer.open(n.to_bytes(16, "big"), payload(n, 40), payload(n, size), 0)
+        if n % 3 == 0:
+            writer.close(slot)
+    say("open")
+    hear()
+
+
+def churn_calls(fd: int, seats: int, max_open: int, seat: int, epoch: int) -> None:
+    """Open and close calls of all sizes until killed."""
+    writer, slots, n = Registry.attach(fd, seats, max_open).writer(seat, epoch), [], 0
+    say("ready")
+    while True:
+        n += 1
+        size = (10, 300, 1200, 30_000)[n % 4]
+        slots.append(writer.open(n.to_bytes(16, "big"), payload(n, 40), payload(n, size), 0))
+        if len(slots) > 50:
+            writer.close(slots.pop(n % 50))
+
+
+def tear_open(fd: int, seats: int, max_open: int, seat: int, epoch: int, event: int) -> None:
+    """Die by SIGKILL at the ``event``-th line of opening a large call."""
+    writer = Registry.attach(fd, seats, max_open).writer(seat, epoch)
+    kill_at(event, registry)
+    writer.open(event.to_bytes(16, "big"), payload(event, 40), payload(event, 9000), 0)
+    sys.settrace(None)
+    say("survived")
+
+
+def count_metrics(fd: int, seats: int, seat: int, epoch: int, times: int) -> None:
+    """Count ``times`` of everything, hold a level, and wait."""
+    block = MetricsArena.attach(fd, seats).block(seat, epoch)
+    counter = block.counter("calls_total", "Calls.", stage="rag")
+    histogram = block.histogram("calls_seconds", "Calls.", BOUNDS)
+    block.gauge("calls_open", "Calls.").set(1.0)
+    for _ in range(times):
+        counter.inc()
+        histogram.observe(0.005)
+    say("counted")
+    hear()
+
+
+def churn_metrics(fd: int, seats: int, seat: int, epoch: int) -> None:
+    """Count calls, then their echo, until killed; make a new series now and then."""
+    block, n = MetricsArena.attach(fd, seats).block(seat, epoch), 0
+    counter, echo = block.counter("calls_total", "Calls."), block.counter("echoes_total", "Calls.")
+    say("ready")
+    while True:
+        counter.inc()
+        echo.inc()
+        n += 1
+        if n % 100 == 0:
+            block.counter("kinds_total", "Kinds.", kind=f"{epoch}-{n}").inc()
+
+
+def read_config(fd: int, epochs: int) -> None:
+    """Read every epoch as it appears; say how many were read, and die of a wrong blob."""
+    buffer, read = ConfigBuffer.attach(fd), 0
+    say("ready")
+    while (newest := buffer.newest()) < epochs:
+        for epoch in (newest, newest - 1):
+            blob = buffer.read(epoch)
+            if blob is not None:
+                assert blob == payload(epoch, 100_000), epoch
+                read += 1
+    say(str(read))
+
+
+if __name__ == "__main__":
+    play(globals())

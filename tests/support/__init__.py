@@ -1,0 +1,1 @@
+"""What the tests stand on: a gateway, upstreams real and faulty, raw sockets, waiting."""

@@ -1,0 +1,105 @@
+"""The world as a feature sees it, held still: clock, timers, seeded random, silent metrics.
+
+Metrics, log and store take everything and say nothing; a test that cares brings its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from tpo_mp.ports import Env, Timed
+from tpo_mp.types import Call
+
+
+class FakeWorld:
+    """A clock and its timers; ``env`` is what a feature gets."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.now = 1000.0
+        self.filed: list[Timed] = []
+        self.env = Env(
+            clock=lambda: self.now,
+            random=random.Random(seed),
+            metrics=SilentMetrics(),
+            log=structlog.get_logger(),
+            store=EmptyStore(),
+            timers=self,
+        )
+
+    def add(self, entry: Timed, now: float) -> None:
+        """File an entry, as ``http.wheel`` does."""
+        self.filed.append(entry)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock and expire what is due."""
+        self.now += seconds
+        due = [entry for entry in self.filed if entry.deadline <= self.now]
+        self.filed = [entry for entry in self.filed if entry.deadline > self.now]
+        for entry in due:
+            entry.deadline = float("inf")
+            entry.expire()
+
+
+class SilentSeries:
+    """A counter, gauge and histogram at once, kept as one number."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, n: int = 1) -> None:
+        """Count."""
+        self.value += n
+
+    def set(self, value: float) -> None:
+        """Set the level."""
+        self.value = value
+
+    def add(self, n: float) -> None:
+        """Move the level."""
+        self.value += n
+
+    def observe(self, value: float) -> None:
+        """Count one observation."""
+        self.value += 1
+
+
+class SilentMetrics:
+    """Metrics nobody scrapes."""
+
+    def counter(self, name: str, help: str, **labels: str) -> SilentSeries:
+        """Make a counter."""
+        return SilentSeries()
+
+    def gauge(self, name: str, help: str, **labels: str) -> SilentSeries:
+        """Make a gauge."""
+        return SilentSeries()
+
+    def histogram(
+        self, name: str, help: str, buckets: Sequence[float], **labels: str
+    ) -> SilentSeries:
+        """Make a histogram."""
+        return SilentSeries()
+
+
+class EmptyStore:
+    """A store that knows nothing and keeps nothing."""
+
+    async def get(self, table: str, key: str) -> bytes | None:
+        """Find nothing."""
+        return None
+
+    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+        """Keep nothing."""
+        return False
+
+
+def make_call(body: bytes, *, model: str = "echo", stream: bool = False, **more: Any) -> Call:
+    """Make a call with a fixed id."""
+    call = Call(id="call-1", model=model, body=body, stream=stream, started_at=1000.0)
+    for name, value in more.items():
+        setattr(call, name, value)
+    return call

@@ -1,0 +1,208 @@
+"""A gateway under test: started and stopped as an operator does, then checked for debris.
+
+Every gateway gets free ports and a state directory of its own, and runs in a session of its own,
+so that a test can name every process it left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from .raw import RawReply, ask
+from .wait import wait_for
+
+READY = re.compile(
+    r"^tpo-mp ready (http://\S+:\d+) workers=(\d+) pid=(\d+) ops=(http://\S+:\d+)$", re.MULTILINE
+)
+ROOT = Path(__file__).parents[2]
+
+
+class Gateway:
+    """One ``tpo-mp serve``; a context manager that is ready when entered and gone when left.
+
+    ``config`` is TOML text or a file; ``args`` go to the command line as they are.
+    Leaving the context stops the gateway in good order unless the test already did.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *args: str,
+        config: str | Path | None = None,
+        workers: int = 1,
+        env: Mapping[str, str] | None = None,
+        ready_s: float = 15.0,
+    ) -> None:
+        self.folder = folder
+        self.state_dir = folder / "state"
+        self.stdout_path = folder / "stdout"
+        self.stderr_path = folder / "stderr"
+        self.config_path = config if isinstance(config, Path) else None
+        self._config = config
+        self.url = ""
+        self.ops = ""
+        self.workers = workers
+        self._args = args
+        self._env = {**os.environ, **(env or {})}
+        self._ready_s = ready_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None:
+            self.close()
+        elif self._child is not None:
+            self.stop()
+
+    @property
+    def command(self) -> list[str]:
+        """The command line it is started with."""
+        command = [sys.executable, "-m", "tpo_mp", "serve", "--port", "0", "--ops-port", "0"]
+        command += ["--workers", str(self.workers), "--state-dir", str(self.state_dir)]
+        if self.config_path is not None:
+            command += ["--config", str(self.config_path)]
+        return [*command, *self._args]
+
+    def start(self) -> None:
+        """Start and wait for the ready line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self._config, str):
+            self.config_path = self.folder / "tpo.toml"
+            self.config_path.write_text(self._config)
+        with self.stdout_path.open("wb") as out, self.stderr_path.open("wb") as err:
+            self._child = subprocess.Popen(
+                self.command,
+                stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, env=self._env,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            ready = wait_for(self._ready, self._ready_s, "the ready line")
+        except AssertionError as exc:
+            log = self.stderr
+            self.close()
+            raise AssertionError(f"{exc}\n{log}") from None
+        self.url, self.ops = ready[1], ready[4]
+        assert int(ready[2]) == self.workers, ready[0]
+        assert int(ready[3]) == self.pid, ready[0]
+
+    def _ready(self) -> re.Match[str] | None:
+        assert self._child is not None
+        code = self._child.poll()
+        assert code is None, f"the gateway ended with {code} before it was ready"
+        return READY.search(self.stdout_path.read_text())
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor."""
+        assert self._child is not None, "the gateway is not running"
+        return self._child.pid
+
+    @property
+    def port(self) -> int:
+        """The main port."""
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def stderr(self) -> str:
+        """The end of what it wrote to stderr."""
+        text = self.stderr_path.read_text(errors="replace") if self.stderr_path.exists() else ""
+        return text[-20_000:]
+
+    def tpo(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run another ``tpo-mp`` command against this gateway's state directory."""
+        return subprocess.run(
+            [sys.executable, "-m", "tpo_mp", *args, "--state-dir", str(self.state_dir)],
+            capture_output=True, text=True, timeout=30, cwd=ROOT, env=self._env, check=False,
+        )  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """Ask ``tpo-mp status --json``."""
+        done = self.tpo("status", "--json")
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the shards, by slot."""
+        slots: Sequence[Mapping[str, Any]] = self.status()["slots"]
+        return [int(slot["pid"]) for slot in slots]
+
+    def processes(self) -> set[int]:
+        """Every live process of this gateway, the supervisor included."""
+        return _alive(self.pid)
+
+    def ask(
+        self, target: str, value: Any = None, headers: dict[str, str] | None = None
+    ) -> RawReply:
+        """Make one request on a connection of its own."""
+        return ask(self.url, target, value, headers)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the supervisor only."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        """Wait for the supervisor's end and answer its exit code."""
+        assert self._child is not None
+        return self._child.wait(timeout_s)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = 15.0) -> None:
+        """Stop; it must exit 0, leave no process and have met no surprise."""
+        assert self._child is not None
+        session = self.pid
+        self._child.send_signal(number)
+        try:
+            code = self._child.wait(timeout_s)
+            assert code == 0, f"exit code {code}:\n{self.stderr}"
+            wait_for(lambda: not _alive(session), 3.0, f"no process left of {session}")
+            assert "Traceback (most recent call last)" not in self.stderr, self.stderr
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Kill whatever is left, unchecked."""
+        if self._child is None:
+            return
+        session = self._child.pid
+        for pid in _alive(session) | {session}:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._child.wait(10)
+        self._child = None
+        if self.stderr:
+            print(f"--- stderr of gateway {session} ---\n{self.stderr}", file=sys.stderr)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return -1
+
+
+def _alive(session: int) -> set[int]:
+    """Name the processes of a session that are not zombies."""
+    found = set()
+    for pid in psutil.pids():
+        if _session(pid) == session:
+            try:
+                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    found.add(pid)
+            except psutil.NoSuchProcess:
+                continue
+    return found

@@ -1,0 +1,96 @@
+"""This side of the ring tests: the shared memory, the bells, and the child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.ring_child import LOG_WORDS, RECHECK_S
+from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.segment import Segment
+
+ROOT = Path(__file__).parents[2]
+
+
+class RingPair:
+    """Two seats, two bells and a log; ``start`` gives seat 0 or 1 to another process."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.mesh = RingMesh.create(2)
+        self.log_segment = Segment.create("ring-log", LOG_WORDS * 8)
+        self.log = self.log_segment.words
+        self.bells = [Doorbell.create(), Doorbell.create()]
+        self.environ = environ
+        self.child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+            for stream in (self.child.stdin, self.child.stdout):
+                if stream is not None:
+                    stream.close()
+        self.mesh.close()
+        self.log_segment.close()
+        for bell in self.bells:
+            bell.close()
+
+    def start(self, act: str, **more: Any) -> subprocess.Popen[str]:
+        """Run one act of ``ring_child``."""
+        bells = [bell.fds for bell in self.bells]
+        fds = [self.mesh.fd, self.log_segment.fd, *(fd for pair in bells for fd in pair)]
+        plan = {
+            "act": act,
+            "rings_fd": self.mesh.fd,
+            "log_fd": self.log_segment.fd,
+            "bells": bells,
+            **more,
+        }
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.ring_child", json.dumps(plan)],
+            cwd=ROOT,
+            env={**os.environ, **self.environ},
+            pass_fds=fds,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        return self.child
+
+    def wait(self, seat: int) -> None:
+        """Sleep until the seat's bell rings, or the recheck is due."""
+        if select.select([self.bells[seat]], [], [], RECHECK_S)[0]:
+            self.bells[seat].clear()
+
+    def order(self, **task: Any) -> None:
+        """Have the nursery fork one end."""
+        assert self.child is not None
+        assert self.child.stdin is not None
+        self.child.stdin.write(json.dumps(task) + "\n")
+
+    def wait_or_death(self, seat: int) -> None:
+        """Like ``wait``, and also until the nursery reports a death."""
+        assert self.child is not None
+        ready = select.select([self.bells[seat], self.child.stdout], [], [], RECHECK_S)[0]
+        if self.bells[seat] in ready:
+            self.bells[seat].clear()
+
+    def died(self) -> int | None:
+        """How the last fork ended, or None while it lives."""
+        assert self.child is not None
+        assert self.child.stdout is not None
+        if not select.select([self.child.stdout], [], [], 0)[0]:
+            return None
+        line = self.child.stdout.readline()
+        assert line, "the nursery itself died"
+        return int(line)

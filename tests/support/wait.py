@@ -1,0 +1,43 @@
+"""Wait for a condition, never for a time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(
+    condition: Callable[[], T],
+    timeout_s: float = 10.0,
+    what: str = "condition",
+    *,
+    every_s: float = 0.01,
+) -> T:
+    """Poll until ``condition()`` is true and answer its value; a failure names ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what}; last seen: {value!r}")
+        time.sleep(every_s)
+
+
+def accepts(host: str, port: int) -> bool:
+    """Say whether something listens there."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def free_port() -> int:
+    """Name a port that was free a moment ago, for programs that cannot pick their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,9 @@
+"""``python -m tpo_mp.config``: the compile child."""
+
+from __future__ import annotations
+
+import sys
+
+from .compile import main
+
+sys.exit(main())

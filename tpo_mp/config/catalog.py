@@ -1,0 +1,63 @@
+"""Every feature name there is or will be, in pipeline order, so that configs can name them early.
+
+A known feature without a file yet loads with one warning; an unknown one is an error.  Whether a
+feature is built is asked of the registry, so nothing here changes when one lands.
+
+Invariants: ``STAGES`` follows the phases, outermost first; the shipped default is a part of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tpo_mp import registry
+from tpo_mp.ports import Door
+
+STAGES: Final = (
+    "trace", "audit", "auth", "deadline", "rate_limit", "guard", "token_budget",
+    "session", "rag", "classify", "experiment",
+    "fanout",
+    "validate",
+    "template", "text", "compress",
+    "tools", "cache", "dedup", "near_dedup", "admission", "retry",
+    "breaker", "batch",
+)  # fmt: skip
+SHIPPED: Final = frozenset({"dedup", "admission", "retry", "breaker"})
+"""Stages that run when no list is given and nothing is configured."""
+
+ROUTES: Final = (
+    "weighted", "least_loaded", "failover", "arbitrage", "tournament", "by_class", "bandit",
+)  # fmt: skip
+BACKENDS: Final = ("echo", "openai", "anthropic", "vllm", "llama_cpp", "mlx", "simulator")
+
+_KNOWN: Final[dict[Door, tuple[str, ...]]] = {
+    "stages": STAGES, "routes": ROUTES, "backends": BACKENDS,
+}  # fmt: skip
+
+UNBUILT: Final = (
+    "simulator", "engines",
+    "server.tls", "server.cors", "server.compression",
+    "pipeline.sampling",
+    "observability.tracing_endpoint", "observability.monitoring",
+    "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",
+    "health.interval_s",
+)  # fmt: skip
+"""Settings that are known but do nothing yet; given, they are dropped with a warning."""
+
+
+def is_built(door: Door, name: str) -> bool:
+    """Whether the registry has this feature; imports nothing."""
+    return name in registry.names(door)
+
+
+def known(door: Door) -> list[str]:
+    """Names a config may use behind a door, built or not."""
+    built = registry.names(door)
+    return [*built, *(name for name in _KNOWN.get(door, ()) if name not in built)]
+
+
+def default_stages(configured: set[str]) -> list[str]:
+    """The chain when none is listed: what ships on, and what is configured, in order."""
+    wanted = SHIPPED | configured
+    ours = [name for name in STAGES if name in wanted]
+    return ours + sorted(configured.difference(STAGES))

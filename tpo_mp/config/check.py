@@ -1,0 +1,176 @@
+"""Raw tables to structs, with every problem found in one go.
+
+msgspec stops at the first problem; ``convert`` notes it, takes the offending key out and tries
+again, until what is left is valid or the rest cannot be told apart.
+
+Invariants: a struct comes back only when the table had no problem at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from .problems import Problems, suggestion
+from .values import Secret, read_secret
+
+T = TypeVar("T", bound=Struct)
+
+_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`$")
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`$")
+_TOKEN: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
+_MOST_PROBLEMS: Final = 50
+
+
+class Converter:
+    """Turns tables into structs; knows where secrets are read from."""
+
+    def __init__(self, env: Mapping[str, str], base: Path | None, problems: Problems) -> None:
+        self._env = env
+        self._base = base
+        self.problems = problems
+
+    def convert(self, raw: object, kind: type[T], path: str) -> T | None:
+        """Answer the struct, or ``None`` after noting what is wrong under ``path``."""
+        raw = copy.deepcopy(raw)
+        sound = True
+        removed: set[str] = set()
+        for _ in range(_MOST_PROBLEMS):
+            try:
+                made = msgspec.convert(raw, kind, dec_hook=self._hook)
+                return made if sound else None
+            except msgspec.ValidationError as error:
+                sound = False
+                place = _Place(str(error), kind, path)
+                if place.missing in removed:
+                    return None  # we took it out ourselves, and said why
+                self.problems.add(*place.about(raw)) if place.is_key else self._note(place, raw)
+                if not place.remove(raw):
+                    return None
+                removed.add(place.full_path)
+        return None
+
+    def _note(self, place: _Place, raw: object) -> None:
+        self.problems.add_value(place.full_path, place.value(raw), place.expectation())
+
+    def _hook(self, kind: type, raw: object) -> object:
+        if kind is Secret:
+            return read_secret(raw, self._env, self._base)
+        raise TypeError(f"no setting has the type {kind.__name__}")
+
+
+class _Place:
+    """One message of msgspec, taken apart."""
+
+    def __init__(self, message: str, kind: type, base: str) -> None:
+        match = _AT.match(message)
+        assert match is not None
+        self._what: str = match["what"]
+        self._tokens = list(_TOKEN.finditer(match["path"] or ""))
+        self._kind = kind
+        self._base = base
+        unknown, missing = _UNKNOWN.match(self._what), _MISSING.match(self._what)
+        self._unknown = unknown[1] if unknown else None
+        self._missing = missing[1] if missing else None
+        self.is_key = bool(unknown or missing)
+
+    @property
+    def parent_path(self) -> str:
+        """The place msgspec names."""
+        dotted = "".join(f".{t[1]}" if t[1] else t[0] for t in self._tokens)
+        return f"{self._base}{dotted}".lstrip(".")
+
+    @property
+    def full_path(self) -> str:
+        """The place of the problem itself."""
+        key = self._unknown or self._missing
+        return f"{self.parent_path}.{key}".lstrip(".") if key else self.parent_path
+
+    @property
+    def missing(self) -> str | None:
+        """The path of a missing key."""
+        return self.full_path if self._missing else None
+
+    def about(self, raw: object) -> tuple[str, str]:
+        """Path and message of a key that is unknown or missing."""
+        if self._missing:
+            return self.full_path, "required, but missing"
+        known = _fields(_type_at(self._kind, self._tokens))
+        taken = self.value(raw)
+        free = [name for name in known if not isinstance(taken, dict) or name not in taken]
+        return self.full_path, f"unknown key; {suggestion(str(self._unknown), free or known)}"
+
+    def expectation(self) -> str:
+        """What was expected, in msgspec's words, with the choices of an enumeration added."""
+        text = self._what.replace("`", "")
+        if not text.startswith("Invalid enum value"):
+            return text[:1].lower() + text[1:]
+        kind = _type_at(self._kind, self._tokens)
+        choices = [str(choice) for part in _parts(kind) for choice in _literals(part)]
+        return f"expected one of {', '.join(choices)}"
+
+    def value(self, raw: Any) -> object:
+        """The value at the place msgspec names."""
+        for token in self._tokens:
+            if token[3]:
+                return "…"
+            raw = raw[token[1] or int(token[2])]
+        return raw
+
+    def remove(self, raw: Any) -> bool:
+        """Take the offender out; false when that cannot be done."""
+        tokens = self._tokens
+        if self._missing or any(token[3] for token in tokens):
+            return False
+        if self._unknown is None:
+            if not tokens or not tokens[-1][1]:
+                return False
+            *tokens, last = tokens
+            key = last[1]
+        else:
+            key = self._unknown
+        for token in tokens:
+            raw = raw[token[1] or int(token[2])]
+        del raw[key]
+        return True
+
+
+def _parts(kind: Any) -> list[Any]:
+    """A type without ``Annotated`` and ``None``, as the members of its union."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        return [p for member in get_args(kind) if member is not type(None) for p in _parts(member)]
+    return [kind]
+
+
+def _literals(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _fields(kind: Any) -> list[str]:
+    for part in _parts(kind):
+        if isinstance(part, type) and issubclass(part, Struct):
+            return [field.encode_name for field in msgspec.structs.fields(part)]
+    return []
+
+
+def _type_at(kind: Any, tokens: list[re.Match[str]]) -> Any:
+    for token in tokens:
+        for part in _parts(kind):
+            if token[1] and isinstance(part, type) and issubclass(part, Struct):
+                fields = {f.encode_name: f.type for f in msgspec.structs.fields(part)}
+                kind = fields[token[1]]
+                break
+            if not token[1] and get_args(part):
+                kind = get_args(part)[-1 if get_origin(part) is dict else 0]
+                break
+    return kind

@@ -1,0 +1,48 @@
+"""The short-lived child that validates and compiles a config.
+
+::
+
+    stdin   {"path": "FILE" or null, "flags": {…}}   JSON; the environment is the child's own
+    stdout  the blob, on exit 0
+    stderr  one line per problem, on exit 2
+
+Invariants: nothing goes to stdout unless the whole config is sound; a secret never reaches stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tpo_mp.errors import ConfigError, ExitCode
+
+from .blob import to_blob
+from .load import load
+
+
+class CompileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the supervisor asks for."""
+
+    path: str | None = None
+    flags: dict[str, Any] = {}
+
+
+def main() -> int:
+    """Compile one config; answers the exit code."""
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=CompileRequest)
+        path = Path(request.path) if request.path is not None else None
+        blob = to_blob(load(path, request.flags, os.environ))
+    except ConfigError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return ExitCode.USAGE
+    except msgspec.MsgspecError as error:
+        sys.stderr.write(f"compile request: {error}\n")
+        return ExitCode.USAGE
+    sys.stdout.buffer.write(blob)
+    sys.stdout.buffer.flush()
+    return ExitCode.OK

@@ -1,0 +1,168 @@
+"""File, environment and flags to one checked ``Config``.
+
+The steps, in order: parse → other spellings → environment → flags → what is not built yet →
+sections → features → rules between them.  Problems are gathered over all of them and raised
+together as one ``ConfigError`` with a line each.
+
+Invariants: flags beat the environment, which beats the file, which beats defaults; nothing is
+fetched or resolved over the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+
+from . import aliases, catalog, features, overlay, providers, rules
+from .check import Converter
+from .paths import ABSENT, get, take
+from .problems import Problems, suggestion
+from .sections import Auth, Distributed, Observability, Pipeline, Rings, Server, Store, Supervisor
+from .text import Tree, read_file
+from .tree import Config
+
+S = TypeVar("S", bound=Struct)
+
+SECTIONS: Final[dict[str, type[Struct]]] = {
+    "server": Server,
+    "supervisor": Supervisor,
+    "pipeline": Pipeline,
+    "rings": Rings,
+    "store": Store,
+    "observability": Observability,
+    "auth": Auth,
+    "distributed": Distributed,
+}
+_LISTS: Final = ("backends", "routes", "engines")
+
+
+def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> Config:
+    """Load a config; raises ``ConfigError`` whose message has one line per problem.
+
+    ``flags`` holds what the command line gave (``None`` = not given): host, port, ops_port,
+    workers, backend, model, base_url, state_dir, log_format, log_level, insecure.
+    """
+    tree = read_file(path) if path is not None else {}
+    return build(tree, flags, env, path.parent if path is not None else None)
+
+
+def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> Server:
+    """Read ``[server]`` alone, for commands that only look for a running gateway."""
+    problems = Problems()
+    tree = read_file(path) if path is not None else {}
+    _require_shapes(tree, problems)
+    aliases.resolve(tree, problems)
+    overlay.environment(tree, env, problems)
+    overlay.flags(tree, flags, env, problems)
+    for key in catalog.UNBUILT:
+        take(tree, key)
+    server = Converter(env, None, problems).convert(tree.get("server", {}), Server, "server")
+    problems.stop()
+    assert server is not None
+    return server
+
+
+def build(
+    tree: Tree, flags: Mapping[str, Any], env: Mapping[str, str], base: Path | None
+) -> Config:
+    """Check a parsed tree, which is used up; ``base`` is where secret files are looked for."""
+    problems = Problems()
+    _require_shapes(tree, problems)
+    aliases.resolve(tree, problems)
+    providers.resolve(tree, env, problems)
+    overlay.environment(tree, env, problems)
+    overlay.flags(tree, flags, env, problems)
+    aliases.report_leftovers(tree, problems)
+    _drop_unbuilt(tree, problems)
+    _refuse_unknown_sections(tree, problems)
+    providers.stand_in(tree, problems)
+    if not tree.get("backends"):
+        tree["backends"] = [providers.describe("echo", env)]
+    config = _assemble(tree, Converter(env, base, problems))
+    problems.stop()
+    assert config is not None
+    return config
+
+
+def _assemble(tree: Tree, converter: Converter) -> Config | None:
+    problems = converter.problems
+
+    def section(name: str, kind: type[S]) -> S | None:
+        return converter.convert(tree.get(name, {}), kind, name)
+
+    server = section("server", Server)
+    supervisor = section("supervisor", Supervisor)
+    pipeline = section("pipeline", Pipeline)
+    rings = section("rings", Rings)
+    store = section("store", Store)
+    observability = section("observability", Observability)
+    auth = section("auth", Auth)
+    distributed = None
+    if "distributed" in tree:
+        distributed = section("distributed", Distributed)
+        problems.warn("distributed: not built yet, ignored")
+    stages = features.stages(
+        tree.get("stages", {}), pipeline.stages if pipeline else None, converter
+    )
+    backends = features.backends(tree["backends"], converter)
+    names = {str(table["name"]): None for table in tree["backends"] if "name" in table}
+    routes = features.routes(tree.get("routes", []), names, converter)
+    if server and auth:
+        rules.bind(server, auth, problems)
+        rules.ports(server, problems)
+        for index, backend in enumerate(backends):
+            rules.upstream(index, backend, server, problems)
+    if auth:
+        rules.keys(auth, problems)
+    if supervisor:
+        rules.supervision(supervisor, problems)
+    if not (server and supervisor and pipeline and rings and store and observability and auth):
+        return None
+    return Config(
+        server=server,
+        supervisor=supervisor,
+        pipeline=pipeline,
+        rings=rings,
+        store=store,
+        observability=observability,
+        distributed=distributed,
+        auth=auth,
+        backends=backends,
+        routes=routes,
+        stages=stages,
+        stage_order=tuple(stages),
+        ops_port_given="ops_port" in tree.get("server", {}),
+        warnings=tuple(problems.warnings),
+    )
+
+
+def _require_shapes(tree: Tree, problems: Problems) -> None:
+    """Take out what is no table where a table is expected, so that later steps need not ask."""
+    for name in [*SECTIONS, "stages", "simulator"]:
+        if not isinstance(tree.get(name, {}), dict):
+            problems.add_value(name, tree.pop(name), "expected a table")
+    for name in _LISTS:
+        entries = tree.get(name, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            problems.add_value(name, tree.pop(name), f"expected a list of tables, as [[{name}]]")
+    for name, table in list(tree.get("stages", {}).items()):
+        if not isinstance(table, dict):
+            problems.add_value(f"stages.{name}", tree["stages"].pop(name), "expected a table")
+
+
+def _drop_unbuilt(tree: Tree, problems: Problems) -> None:
+    for path in catalog.UNBUILT:
+        if get(tree, path) is not ABSENT:
+            take(tree, path)
+            problems.warn(f"{problems.origins.get(path, path)}: not built yet, ignored")
+
+
+def _refuse_unknown_sections(tree: Tree, problems: Problems) -> None:
+    known = [*SECTIONS, *_LISTS, "stages", "simulator"]
+    for name in [name for name in tree if name not in known]:
+        del tree[name]
+        roots = [path.partition(".")[0] for path in aliases.FAMILIES]
+        problems.add(name, f"unknown section; {suggestion(name, {*known, *roots})}")

@@ -1,0 +1,137 @@
+"""JSON Schema of the canonical config, for editors: sections and every feature that is built.
+
+Invariants: each bound and sentence comes from the struct that enforces it; what loads only with a
+warning is allowed without a shape.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from tpo_mp import registry
+from tpo_mp.ports import Door
+
+from . import catalog, providers
+from .features import RouteTable
+from .load import SECTIONS
+from .values import Secret
+
+Schema: TypeAlias = dict[str, Any]
+
+_REF: Final = "#/$defs/{name}"
+NOT_BUILT: Final = "not built yet"
+LATER: Final[Schema] = {"description": "Not built yet: loads with a warning."}
+SECRET: Final[Schema] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {
+                "env": {"type": "string", "description": "Environment variable that holds it."},
+                "file": {"type": "string", "description": "File that holds it."},
+                "client": {"const": True, "description": "Forward the caller's own."},
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+def build() -> Schema:
+    """Answer the schema; imports every built feature."""
+    found = {
+        door: {name: registry.find(door, name).Config for name in registry.names(door)}
+        for door in _DOORS
+    }
+    kinds = [*SECTIONS.values(), RouteTable, *(k for of in found.values() for k in of.values())]
+    shapes, defs = msgspec.json.schema_components(kinds, schema_hook=_hook, ref_template=_REF)
+    by_kind = dict(zip(kinds, shapes, strict=True))
+
+    def shape(kind: type[Struct]) -> Schema:
+        name = by_kind[kind]["$ref"].rpartition("/")[2]
+        return copy.deepcopy(defs[name])
+
+    properties: Schema = {name: by_kind[kind] for name, kind in SECTIONS.items()}
+    properties["stages"] = _stages({n: shape(k) for n, k in found["stages"].items()})
+    properties["backends"] = _backends({n: shape(k) for n, k in found["backends"].items()})
+    properties["routes"] = _routes(
+        shape(RouteTable), {n: shape(k) for n, k in found["routes"].items()}
+    )
+    for path in catalog.UNBUILT:
+        section, _, key = path.partition(".")
+        if not key:
+            properties.setdefault(section, LATER)
+        elif section in SECTIONS:
+            name = properties[section]["$ref"].rpartition("/")[2]
+            defs[name]["properties"][key] = LATER
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "tpo-mp config",
+        "type": "object",
+        "properties": properties,
+        "patternProperties": {"^x-": {}},
+        "additionalProperties": False,
+        "$defs": defs,
+    }
+    plain: Schema = msgspec.to_builtins(schema, enc_hook=lambda value: value.shown())
+    return plain
+
+
+_DOORS: Final[tuple[Door, ...]] = ("stages", "backends", "routes")
+
+
+def _hook(kind: type) -> Schema:
+    assert kind is Secret, kind
+    return SECRET
+
+
+def _stages(built: dict[str, Schema]) -> Schema:
+    for shape in built.values():
+        shape["properties"]["enabled"] = {"type": "boolean", "description": "Run this stage."}
+    later = {name: {"type": "object", **LATER} for name in catalog.STAGES if name not in built}
+    return {
+        "description": "Options of stages, each named after its file.",
+        "type": "object",
+        "properties": built | later,
+        "additionalProperties": False,
+    }
+
+
+def _backends(built: dict[str, Schema]) -> Schema:
+    for name, shape in built.items():
+        shape["title"] = name
+        kinds = [name]
+        if name == "openai":
+            kinds += sorted(providers.STAND_INS.difference(built))
+        shape["properties"]["kind"]["enum"] = kinds
+    return {"type": "array", "items": {"anyOf": list(built.values())}}
+
+
+def _routes(plain: Schema, built: dict[str, Schema]) -> Schema:
+    shapes = []
+    for name, options in built.items():
+        shape = copy.deepcopy(plain)
+        shape["title"] = name
+        shape["properties"] |= options["properties"]
+        shape["properties"]["strategy"]["enum"] = [name]
+        shape["required"] = list(options.get("required", []))
+        if name != RouteTable.__struct_defaults__[1]:
+            shape["required"].append("strategy")
+        shapes.append(shape)
+    later = [name for name in catalog.ROUTES if name not in built]
+    if later:
+        shapes.append(
+            {
+                "title": NOT_BUILT,
+                "type": "object",
+                "properties": {"strategy": {"enum": later}},
+                "required": ["strategy"],
+            }
+        )
+    return {"type": "array", "items": {"anyOf": shapes}}

@@ -1,0 +1,273 @@
+"""The process sections of a config: server, supervisor, pipeline, rings, store and the rest.
+
+Each field carries its bounds and its one sentence; validation, ``tpo-mp schema`` and the settings
+table read them from here.
+Invariants: this file imports no feature; sizes are bytes, spans are seconds unless named ``_ms``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta
+
+from .values import Secret, Section
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Capacity: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
+
+DEFAULT_PORT = 8080
+DEFAULT_OPS_PORT = 9090
+
+
+class Server(Section, frozen=True, kw_only=True):
+    """The main port: where clients connect, and what they may send."""
+
+    host: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            description="Address to bind; any but loopback needs auth or insecure.",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="Main port; 0 picks a free one.")] = DEFAULT_PORT
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Meta(ge=1, le=64)],
+        Meta(description='Worker processes; "auto" is one per usable core.'),
+    ] = "auto"
+    ops_port: Annotated[
+        Port,
+        Meta(
+            description="Port of metrics and health; 0 picks a free one, as a taken default does."
+        ),
+    ] = DEFAULT_OPS_PORT
+    insecure: Annotated[bool, Meta(description="Allow a public bind without authentication.")] = (
+        False
+    )
+    state_dir: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="State directory; empty means ~/.local/state/tpo-mp/PORT.",
+        ),
+    ] = ""
+    max_body_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 30,
+            description="Largest body on inference routes; other routes take 1 MiB.",
+        ),
+    ] = 32 << 20
+    max_header_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 20, description="Largest request head.")
+    ] = 16_384
+    max_open_calls: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Open calls on this host; further ones are shed.")
+    ] = 16_384
+    drain_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="Seconds open calls may take to finish on stop.")
+    ] = 30.0
+    header_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds a request head may take to arrive.")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds a request body may take to arrive.")
+    ] = 30.0
+    idle_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=86_400, description="Seconds an idle keep-alive connection stays open."),
+    ] = 75.0
+
+
+class Supervisor(Section, frozen=True, kw_only=True):
+    """When a process counts as hung, and how fast it is replaced."""
+
+    beat_silence_s: Annotated[
+        float,
+        Meta(
+            ge=0.2, le=3, description="Seconds without a beat after which a worker counts as hung."
+        ),
+    ] = 2.0
+    kill_grace_s: Annotated[
+        float, Meta(ge=0.1, le=30, description="Seconds between abort and kill.")
+    ] = 1.0
+    takeover_ms: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=10_000,
+            description="Silence of a slot after which a neighbour accepts for it.",
+        ),
+    ] = 200
+    backoff_min_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=60, description="First pause before a slot that keeps dying is started again."
+        ),
+    ] = 1.0
+    backoff_max_s: Annotated[float, Meta(gt=0, le=3600, description="Longest such pause.")] = 30.0
+    intensity: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Deaths of one slot within intensity_window_s before it backs off.",
+        ),
+    ] = 5
+    intensity_window_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Window in which deaths are counted.")
+    ] = 10.0
+    watch_config: Annotated[bool, Meta(description="Reload when the config file changes.")] = False
+
+
+class Edges(Section, frozen=True, kw_only=True):
+    """How many calls may wait at each edge of the pipeline; a full edge sheds."""
+
+    rag_to_assemble: Annotated[Capacity, Meta(description="First edge.")] = 512
+    assemble_to_inference: Annotated[Capacity, Meta(description="Second edge.")] = 512
+    inference_to_post: Annotated[Capacity, Meta(description="Third edge, the widest.")] = 1024
+    post_to_stream: Annotated[Capacity, Meta(description="Fourth edge.")] = 512
+    stream_output: Annotated[Capacity, Meta(description="Last edge.")] = 256
+
+
+class Pipeline(Section, frozen=True, kw_only=True):
+    """The stages of every call, outermost first."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=128, description="Name shown by status.")
+    ] = "default"
+    version: Annotated[
+        str, Meta(min_length=1, max_length=64, description="Version shown by status.")
+    ] = "1.0"
+    description: Annotated[str, Meta(max_length=4096, description="For people.")] = ""
+    stages: Annotated[
+        tuple[str, ...] | None,
+        Meta(description="Stage names in order; omitted means the shipped default."),
+    ] = None
+    edges: Annotated[Edges, Meta(description="Capacities of the five edges.")] = Edges()
+
+
+class Rings(Section, frozen=True, kw_only=True):
+    """The mesh between shards."""
+
+    credit_bytes: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=1 << 20,
+            description="Bytes of one stream that may be in flight between two shards.",
+        ),
+    ] = 65_536
+    inline_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=65_536,
+            description="Larger bodies travel by reference instead of through the ring.",
+        ),
+    ] = 16_384
+
+
+class Store(Section, frozen=True, kw_only=True):
+    """What survives a crash, and how much of it is kept."""
+
+    durability: Annotated[
+        Literal["no", "everysec", "always"], Meta(description="When open calls are synced to disk.")
+    ] = "everysec"
+    segment_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            le=1 << 30,
+            description="Size at which a segment file is closed and a new one begun.",
+        ),
+    ] = 64 << 20
+    records_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            le=1 << 40,
+            description="Disk space for call records; the oldest segment goes first.",
+        ),
+    ] = 1 << 30
+    records_age_s: Annotated[
+        float, Meta(ge=60, le=315_360_000, description="Age at which call records are dropped.")
+    ] = 604_800.0
+    dead_letters: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Dead letters kept; the oldest goes first.")
+    ] = 10_000
+    dead_letter_bytes: Annotated[
+        int, Meta(ge=1 << 20, le=1 << 40, description="Disk space for dead letters.")
+    ] = 256 << 20
+    dead_letter_age_s: Annotated[
+        float, Meta(ge=60, le=315_360_000, description="Age at which dead letters are dropped.")
+    ] = 604_800.0
+    results: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Finished asynchronous results kept.")
+    ] = 100_000
+    result_age_s: Annotated[
+        float, Meta(ge=1, le=31_536_000, description="Age at which finished results are dropped.")
+    ] = 3600.0
+
+
+class Observability(Section, frozen=True, kw_only=True):
+    """Logs and access lines."""
+
+    log_format: Annotated[Literal["pretty", "json"], Meta(description="Shape of log lines.")] = (
+        "pretty"
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severe line that is written."),
+    ] = "info"
+    access_log: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4096,
+            description='One line per finished call: "off", "stdout" or a file path.',
+        ),
+    ] = "off"
+
+
+class Distributed(Section, frozen=True, kw_only=True):
+    """The tier that several hosts share."""
+
+    redis_url: Annotated[
+        Secret | None, Meta(description="Redis URL; a secret, since it may hold a password.")
+    ] = None
+    nats_url: Annotated[Secret | None, Meta(description="NATS URL.")] = None
+    node_id: Annotated[
+        str, Meta(max_length=128, description="Name of this host; empty means its host name.")
+    ] = ""
+
+
+class AuthKey(Section, frozen=True, kw_only=True):
+    """One API key of ours."""
+
+    id: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9._-]+$",
+            description="Unique name of the key, shown in records.",
+        ),
+    ]
+    secret: Annotated[Secret, Meta(description="The key itself, 16 characters or more.")]
+    tenant: Annotated[
+        str, Meta(max_length=64, description="Tenant it belongs to; empty means its id.")
+    ] = ""
+    tier: Annotated[
+        str, Meta(min_length=1, max_length=64, description="Tier of limits it gets.")
+    ] = "standard"
+    admin: Annotated[bool, Meta(description="May use admin routes.")] = False
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """Who may call."""
+
+    enabled: Annotated[bool, Meta(description="Ask every caller for a key.")] = False
+    keys: Annotated[tuple[AuthKey, ...], Meta(description="Keys known from the start.")] = ()

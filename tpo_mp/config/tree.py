@@ -1,0 +1,45 @@
+"""The loaded config: process sections, and the options of every configured feature.
+
+Invariants: frozen; nothing mutates in place, a reload builds another tree; secrets are resolved and
+never shown by ``repr``.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from tpo_mp.ports import BackendConfig
+
+from .sections import Auth, Distributed, Observability, Pipeline, Rings, Server, Store, Supervisor
+
+
+class RouteRule(Struct, frozen=True, kw_only=True):
+    """One route: which backends serve which models, how one is picked, and that way's options."""
+
+    models: tuple[str, ...]
+    strategy: str
+    backends: tuple[str, ...]
+    options: Struct | None = None
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything one gateway was told.
+
+    ``stage_order`` names the stages of the chain, outermost first; ``stages`` holds their options.
+    ``ops_port_given`` tells a chosen ops port from the default one; ``warnings`` are for people.
+    """
+
+    server: Server = Server()
+    supervisor: Supervisor = Supervisor()
+    pipeline: Pipeline = Pipeline()
+    rings: Rings = Rings()
+    store: Store = Store()
+    observability: Observability = Observability()
+    distributed: Distributed | None = None
+    auth: Auth = Auth()
+    backends: tuple[BackendConfig, ...] = ()
+    routes: tuple[RouteRule, ...] = ()
+    stages: dict[str, Struct] = {}
+    stage_order: tuple[str, ...] = ()
+    ops_port_given: bool = False
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,46 @@
+"""``python -m tpo_mp.control``: started by the supervisor alone, handoff in the environment."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+SWITCH_S = 0.0005
+"""Longest the store's thread may keep the loop's thread waiting for the interpreter."""
+
+
+def main() -> int:
+    """Run the control process; answers its exit code."""
+    # Signals reach the whole process group, also while the imports still run.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+    import asyncio
+
+    import setproctitle
+    import uvloop
+
+    from tpo_mp import __version__
+    from tpo_mp.errors import ExitCode
+    from tpo_mp.shm.handoff import Handoff
+    from tpo_mp.shm.lifeline import RESTART_NEEDED, bind_to_parent, last_words
+    from tpo_mp.shm.plane import LAYOUT
+
+    handoff = Handoff.from_env()
+    bind_to_parent(handoff)
+    setproctitle.setproctitle("tpo: control")
+    if (handoff.version, handoff.layout) != (__version__, LAYOUT):
+        last_words(handoff, f"{RESTART_NEEDED}: control is {__version__}, layout {LAYOUT}")
+        return ExitCode.BOOT_FAILED
+    sys.setswitchinterval(SWITCH_S)
+
+    from .process import ControlProcess
+
+    async def serve() -> int:
+        return await ControlProcess(handoff, asyncio.get_running_loop()).run()
+
+    return uvloop.run(serve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

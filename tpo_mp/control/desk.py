@@ -1,0 +1,148 @@
+"""Sorts what workers send: records to the log, questions to the store, answers back.
+
+Invariants: a record that cannot be decoded is counted and dropped, never fatal; every question that
+can be decoded is answered once, in as many pieces as its ring needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import error as StructError  # noqa: N812 - it is a class
+
+import msgspec
+
+from tpo_mp.shm.frames import (
+    HEAD,
+    DeadLetterFrame,
+    Kind,
+    StoreAnswer,
+    StoreGet,
+    StorePut,
+    frame,
+)
+from tpo_mp.shm.plane import Plane
+from tpo_mp.store.letters import Letter
+from tpo_mp.store.shelf import Shelf
+
+from . import answers
+from .keeper import Keeper
+from .mail import Mail
+from .pieces import Pieces
+
+_ANSWER_BYTES = 64
+
+_get = msgspec.msgpack.Decoder(StoreGet).decode
+_put = msgspec.msgpack.Decoder(StorePut).decode
+_letter = msgspec.msgpack.Decoder(DeadLetterFrame).decode
+
+
+class Desk:
+    """Handles one record at a time, on the loop; the work itself is the keeper's."""
+
+    def __init__(
+        self, plane: Plane, keeper: Keeper, on_records: Callable[[int, bytes], None]
+    ) -> None:
+        """``on_records`` sees each batch of call records with the seat it came from."""
+        self._plane = plane
+        self._keeper = keeper
+        self._on_records = on_records
+        self._pieces = Pieces()
+        self._batches: list[bytes] = []
+        self.mail: Mail | None = None
+        """Where answers go; set once both exist."""
+        self.batches = 0
+        self.malformed = 0
+        self.letters = 0
+
+    @property
+    def given_up(self) -> int:
+        """Values given up because too many were incomplete."""
+        return self._pieces.given_up
+
+    def handle(self, seat: int, record: bytes) -> None:
+        """Take one record off a ring."""
+        try:
+            kind, _ = HEAD.unpack_from(record)
+            if kind == Kind.RECORDS:
+                self._records(seat, record[HEAD.size :])
+            elif kind == Kind.STORE_GET:
+                self._get(seat, _get(record[HEAD.size :]))
+            elif kind == Kind.STORE_PUT:
+                self._put(seat, _put(record[HEAD.size :]))
+            elif kind == Kind.DEAD_LETTER:
+                self._dead_letter(seat, _letter(record[HEAD.size :]))
+            else:
+                self.malformed += 1
+        except (msgspec.MsgspecError, StructError):
+            self.malformed += 1
+
+    def flush(self) -> None:
+        """Hand the batches of records since the last flush to the keeper."""
+        if not self._batches:
+            return
+        batches, self._batches = self._batches, []
+
+        def work(shelf: Shelf) -> None:
+            for batch in batches:
+                shelf.record(batch)
+
+        self._keeper.submit(work, cost=sum(map(len, batches)))
+
+    def _records(self, seat: int, batch: bytes) -> None:
+        if batch:
+            self.batches += 1
+            self._batches.append(batch)
+            self._on_records(seat, batch)
+
+    def _get(self, seat: int, question: StoreGet) -> None:
+        table, key, token = question.table, question.key, question.token
+        epoch = self._plane.seat(seat).epoch
+
+        def done(answer: tuple[bool, bytes | None] | None) -> None:
+            ok, value = answer or answers.UNAVAILABLE
+            self._answer(seat, epoch, token, ok, value)
+
+        self._keeper.submit(lambda shelf: answers.get(shelf, table, key), done)
+
+    def _put(self, seat: int, question: StorePut) -> None:
+        epoch, token = self._plane.seat(seat).epoch, question.token
+        value = self._pieces.add((seat, epoch, token), question.value, question.more)
+        if value is None:
+            return
+        table, key, ttl_s = question.table, question.key, question.ttl_s
+
+        def done(ok: bool | None) -> None:
+            self._answer(seat, epoch, token, bool(ok), None)
+
+        self._keeper.submit(
+            lambda shelf: answers.put(shelf, table, key, value, ttl_s),
+            done,
+            cost=len(value),
+            writes=True,
+        )
+
+    def _dead_letter(self, seat: int, sent: DeadLetterFrame) -> None:
+        body = self._pieces.add((seat, sent.call_id), sent.body, sent.more)
+        if body is None:
+            return
+        letter = Letter(
+            sent.call_id, sent.client_request_id, sent.session, sent.reason, sent.dropped_at,
+            sent.model, sent.tenant, sent.path, body, sent.truncated,
+        )  # fmt: skip
+        self.letters += 1
+        self._keeper.submit(lambda shelf: shelf.add_letters([letter]), cost=len(body))
+
+    def _answer(self, seat: int, epoch: int, token: int, ok: bool, value: bytes | None) -> None:
+        mail = self.mail
+        if mail is None or self._plane.seat(seat).epoch != epoch:
+            return
+        step = mail.max_record - _ANSWER_BYTES
+        if value is None or len(value) <= step:
+            records = [frame(Kind.STORE_ANSWER, 0, StoreAnswer(token, ok, value))]
+        else:
+            records = [
+                frame(Kind.STORE_ANSWER, 0,
+                      StoreAnswer(token, ok, value[at : at + step], at + step < len(value)))
+                for at in range(0, len(value), step)
+            ]  # fmt: skip
+        mail.send(seat, records)

@@ -1,0 +1,262 @@
+"""Turns the calls of dead processes into dead letters, or into reruns.
+
+The supervisor marks a dead worker's open slots ORPHANED.  A sweep, on the store's thread, looks at
+each orphan: a call that has its call record or its letter already only gives its slot back; an
+asynchronous one that was never tried goes to another worker (``reruns``); the rest become letters.
+A slot is given back one sweep later, when its letter is known to be written.
+
+The registry of a run that died as a whole (``registry.previous*``) is swept the same way, without
+reruns, and removed when nothing is left in it.
+
+Invariants: one letter per call, visible within 2 s of the death; a letter that only memory holds
+keeps its slot.
+Sweeps are made after the plane showed a death, while orphans are left, and every ``IDLE_S``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from tpo_mp.errors import Fault
+from tpo_mp.shm.callid import to_text
+from tpo_mp.shm.frames import RecordFrame, SlotMeta
+from tpo_mp.shm.plane import HostState, Plane
+from tpo_mp.shm.registry import Orphan, Registry, SlotFlag
+from tpo_mp.store.letters import Letter
+from tpo_mp.store.shelf import Shelf
+
+from .keeper import Keeper
+from .reruns import Reruns
+
+REASON = "worker_lost"
+SWEEP = 256
+ALERT_S = 3.0
+IDLE_S = 5.0
+RERUN_WAIT_S = 1.0
+RECENT_BATCHES = 8
+
+_records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
+_meta = msgspec.msgpack.Decoder(SlotMeta).decode
+_NO_META = SlotMeta("", "", "", "", "", False)
+
+
+def record_ids(batches: Iterable[bytes]) -> Iterator[str]:
+    """Call ids of batches of call records; a damaged batch has none."""
+    for batch in batches:
+        with contextlib.suppress(msgspec.MsgspecError):
+            for record in _records(batch):
+                yield record.call_id
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What one sweep found."""
+
+    found: int = 0
+    letters: int = 0
+    done_slots: list[tuple[int, int]] = field(default_factory=list)
+    to_rerun: list[Orphan] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Source:
+    """One registry that is swept."""
+
+    registry: Registry
+    path: Path | None = None
+    """Where an earlier run left it; ``None`` for the live one."""
+    busy: bool = False
+    left: bool = True
+    swept_at: float = -1e9
+    first_seen: dict[str, float] = field(default_factory=dict)
+
+
+class Harvest:
+    """Decides when to sweep what; lives on the loop, sweeps on the keeper's thread."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        registry: Registry,
+        keeper: Keeper,
+        reruns: Reruns,
+        log: FilteringBoundLogger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plane = plane
+        self._keeper = keeper
+        self._reruns = reruns
+        self._log = log
+        self._clock = clock
+        self._recent: dict[int, deque[bytes]] = {}
+        self._seen: tuple[int, ...] = ()
+        self._alert_until = 0.0
+        self._sources = [_Source(registry)]
+        self._logged: frozenset[str] | None = None
+        self.letters = 0
+
+    def note_records(self, seat: int, batch: bytes) -> None:
+        """Remember a seat's last batches: their calls need no letter if the seat dies now."""
+        recent = self._recent.setdefault(seat, deque(maxlen=RECENT_BATCHES))
+        recent.append(batch)
+        if len(self._reruns):
+            for call_id in record_ids([batch]):
+                self._reruns.finished(call_id)
+
+    def add_previous(self, state_dir: Path) -> int:
+        """Take on the registries that earlier runs left; answers how many."""
+        for link in sorted(state_dir.glob("registry.previous*")):
+            try:
+                registry = Registry.attach_path(link.resolve())
+            except (Fault, OSError) as error:
+                self._log.warning("previous_registry_unreadable", path=str(link), error=str(error))
+                _remove(link)
+                continue
+            registry.orphan_all()
+            self._sources.append(_Source(registry, link))
+        return len(self._sources) - 1
+
+    def tick(self) -> None:
+        """Four times a second: start the sweeps that are due."""
+        now = self._clock()
+        seen = self._deaths()
+        if seen != self._seen:
+            self._seen = seen
+            self._alert_until = now + ALERT_S
+        for orphan in self._reruns.lost():
+            self._give_up(orphan)
+        if self._keeper.full:
+            return
+        for source in self._sources:
+            alert = source.left or now < self._alert_until or now - source.swept_at >= IDLE_S
+            if alert and not source.busy:
+                source.busy = True
+                source.swept_at = now
+                self._start(source)
+
+    def _deaths(self) -> tuple[int, ...]:
+        plane = self._plane
+        seats = range(plane.seats - 1)
+        return (plane.restarts_total, *(plane.seat(n).epoch for n in seats),
+                *(plane.seat(n).pid for n in seats))  # fmt: skip
+
+    def _give_up(self, orphan: Orphan) -> None:
+        self.letters += 1
+        self._keeper.submit(lambda shelf: shelf.add_letters([_letter(orphan)]))
+
+    def _start(self, source: _Source) -> None:
+        live = source.path is None
+        running = self._plane.host_state <= HostState.RUNNING
+        rerun = live and running
+        skip = self._reruns.underway() if live else frozenset[str]()
+        possible = rerun and self._reruns.possible()
+        recent = [batch for batches in self._recent.values() for batch in batches]
+
+        def work(shelf: Shelf) -> Sweep:
+            return self._sweep(source, shelf, recent, skip, rerun=rerun, possible=possible)
+
+        def done(sweep: Sweep | None) -> None:
+            source.busy = False
+            if sweep is not None:
+                self._swept(source, sweep)
+                source.left |= bool(skip)
+
+        self._keeper.submit(work, done, writes=True)
+
+    def _swept(self, source: _Source, sweep: Sweep) -> None:
+        for seat, slot in sweep.done_slots:
+            source.registry.harvested(seat, slot)
+        for orphan in sweep.to_rerun:
+            self._reruns.start(orphan)
+        source.left = sweep.found > 0
+        self.letters += sweep.letters
+        if sweep.letters:
+            self._log.warning("calls_lost", letters=sweep.letters, previous=source.path is not None)
+        if not source.left and source.path is not None:
+            source.registry.close()
+            _remove(source.path)
+            self._sources.remove(source)
+
+    # -- on the keeper's thread -------------------------------------------------------------------
+
+    def _sweep(
+        self,
+        source: _Source,
+        shelf: Shelf,
+        recent: list[bytes],
+        skip: frozenset[str],
+        *,
+        rerun: bool,
+        possible: bool,
+    ) -> Sweep:
+        sweep = Sweep()
+        named = ((to_text(o.call_id), o) for o in source.registry.orphans())
+        orphans = list(islice(((i, o) for i, o in named if i not in skip), SWEEP))
+        sweep.found = len(orphans)
+        if not orphans:
+            source.first_seen.clear()
+            return sweep
+        finished = self._before_us(shelf).union(record_ids(recent))
+        letters = []
+        for call_id, orphan in orphans:
+            if call_id in finished or shelf.letters.stored(call_id):
+                sweep.done_slots.append((orphan.seat, orphan.slot))
+            elif rerun and _rerunnable(orphan) and (possible or self._may_wait(source, call_id)):
+                if possible:
+                    sweep.to_rerun.append(orphan)
+            else:
+                letters.append(_letter(orphan))
+        sweep.letters = shelf.add_letters(letters)
+        return sweep
+
+    def _before_us(self, shelf: Shelf) -> frozenset[str]:
+        """Calls whose record an earlier control process had written last."""
+        if self._logged is None:
+            self._logged = frozenset(record_ids(shelf.recent_records()))
+        return self._logged
+
+    def _may_wait(self, source: _Source, call_id: str) -> bool:
+        """A rerun waits a moment for a ready worker before it becomes a letter."""
+        now = self._clock()
+        return now - source.first_seen.setdefault(call_id, now) < RERUN_WAIT_S
+
+
+def _rerunnable(orphan: Orphan) -> bool:
+    flags = orphan.flags
+    whole = orphan.body is not None and not flags & SlotFlag.TRUNCATED
+    return bool(flags & SlotFlag.ASYNC) and orphan.attempts < 1 and whole
+
+
+def _letter(orphan: Orphan) -> Letter:
+    try:
+        meta = _meta(orphan.meta)
+    except msgspec.MsgspecError:
+        meta = _NO_META
+    return Letter(
+        call_id=to_text(orphan.call_id),
+        client_request_id=meta.client_request_id,
+        session=meta.session,
+        reason=REASON,
+        dropped_at=time.time(),
+        model=meta.model,
+        tenant=meta.tenant,
+        path=meta.path,
+        body=orphan.body or b"",
+        truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
+    )
+
+
+def _remove(link: Path) -> None:
+    target = link.resolve()
+    for path in {target, link}:
+        with contextlib.suppress(OSError):
+            path.unlink()

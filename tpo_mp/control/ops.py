@@ -1,0 +1,112 @@
+"""The ops port: metrics and health, from shared memory alone.
+
+Pages are made on a thread of their own, one at a time, so that neither a scrape nor a crowd of them
+holds the loop.
+
+Invariants: every connection ends after ``LIFETIME_S``, however slowly it is fed, and at most
+``MAX_CONNECTIONS`` exist.
+Weakness: no authentication; the port is meant for loopback or a private network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import orjson
+from aiohttp import web
+
+from tpo_mp.observe import health, prometheus
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import Plane
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LIFETIME_S = 60.0
+MAX_CONNECTIONS = 256
+STOP_S = 1.0
+
+
+class OpsPort:
+    """The server on an inherited listening socket."""
+
+    def __init__(self, plane: Plane, arena: MetricsArena) -> None:
+        self._plane = plane
+        self._arena = arena
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="ops-pages")
+        self._runner = web.AppRunner(
+            self._app(), access_log=None, handle_signals=False, keepalive_timeout=15.0,
+            lingering_time=1.0, auto_decompress=False, shutdown_timeout=STOP_S,
+        )  # fmt: skip
+        self._server: asyncio.Server | None = None
+        self._lifetime_s = LIFETIME_S
+
+    async def start(self, listener: socket.socket, *, lifetime_s: float = LIFETIME_S) -> None:
+        """Serve until ``close``."""
+        self._lifetime_s = lifetime_s
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connection, sock=listener)
+
+    async def close(self) -> None:
+        """Stop accepting, finish what is being answered, close."""
+        if self._server is not None:
+            self._server.close()
+        await self._runner.cleanup()
+        self._pages.shutdown(wait=False, cancel_futures=True)
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        if server is None or len(server.connections) >= MAX_CONNECTIONS:
+            return _Refused()
+        connection = server()
+        asyncio.get_running_loop().call_later(self._lifetime_s, connection.close)
+        return connection
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=1024)
+        routes: dict[str, Handler] = {
+            "/metrics": self._metrics,
+            "/live": self._live,
+            "/livez": self._live,
+            "/healthz": self._live,
+            "/ready": self._ready,
+            "/readyz": self._ready,
+            "/health": self._health,
+            "/v1/health": self._health,
+        }
+        for path, handler in routes.items():
+            app.router.add_get(path, handler)
+        return app
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        page = await self._made(lambda: prometheus.render(self._arena, self._plane))
+        return web.Response(body=page, headers={"Content-Type": prometheus.CONTENT_TYPE})
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return _json(200, health.live())
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return _json(*await self._made(lambda: health.ready(self._plane, self._arena)))
+
+    async def _health(self, _: web.Request) -> web.Response:
+        body = await self._made(lambda: health.health(self._plane, self._arena))
+        return _json(health.health_status(body), body)
+
+    async def _made(self, page: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pages, page)
+
+
+class _Refused(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _json(status: int, body: health.Body) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")

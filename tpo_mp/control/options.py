@@ -1,0 +1,40 @@
+"""What control takes from the configuration, and the defaults before there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tpo_mp.config.blob import process_view
+from tpo_mp.config.sections import Observability, Server, Store
+from tpo_mp.store.letters import LetterCaps
+from tpo_mp.store.segments import LogLimits
+from tpo_mp.store.shelf import ShelfOptions
+from tpo_mp.store.tables import TableCaps
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """One configuration, as control sees it."""
+
+    shelf: ShelfOptions
+    observability: Observability
+    max_open_calls: int
+
+
+def read_options(blob: bytes | None) -> ControlOptions:
+    """Read a compiled configuration; raises what ``process_view`` raises."""
+    if blob is None:
+        return _options(Server(), Store(), Observability())
+    view = process_view(blob)
+    return _options(view.server, view.store, view.observability)
+
+
+def _options(server: Server, store: Store, observability: Observability) -> ControlOptions:
+    shelf = ShelfOptions(
+        durability=store.durability,
+        calls=LogLimits(store.segment_bytes, store.records_bytes, store.records_age_s),
+        letters=LogLimits(store.segment_bytes, store.dead_letter_bytes, store.dead_letter_age_s),
+        letter_caps=LetterCaps(rows=store.dead_letters),
+        tables=TableCaps(rows=store.results, age_s=store.result_age_s),
+    )
+    return ControlOptions(shelf, observability, server.max_open_calls)

@@ -1,0 +1,251 @@
+"""The control process: rings, store, harvest and ops port on one loop.
+
+Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
+**mail** (rings, on the doorbell and every 20 ms), **harvest** (every 250 ms).  They end together
+when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by the lifeline, or by
+a crash of the keeper.
+
+Invariants: nothing on the loop blocks; the disk belongs to the keeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from tpo_mp.errors import TpoError
+from tpo_mp.observe.log import configure as configure_log
+from tpo_mp.shm import failpoints
+from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.lifeline import last_words
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import Command, Plane, SeatState
+from tpo_mp.shm.registry import Registry
+from tpo_mp.shm.ring import RingMesh
+from tpo_mp.store.shelf import Shelf
+
+from .accesslog import AccessLog
+from .desk import Desk
+from .faults import faulty_disk
+from .gauges import ControlGauges
+from .harvest import Harvest
+from .keeper import Keeper
+from .mail import Mail
+from .ops import OpsPort
+from .options import ControlOptions, read_options
+from .reruns import Reruns
+
+BEAT_S = 0.05
+MAIL_S = 0.02
+RETRY_S = 0.001
+HARVEST_S = 0.25
+FLUSH_S = 3.0
+LAST_ROUNDS = 64
+
+
+class ControlProcess:
+    """One occupation of the control seat."""
+
+    def __init__(self, handoff: Handoff, loop: asyncio.AbstractEventLoop) -> None:
+        """Attach everything; raises ``Fault`` when memory is not laid out as we know it."""
+        self.handoff = handoff
+        self.plane = Plane.attach(handoff.plane_fd)
+        self.line = self.plane.seat(handoff.seat)
+        self.line.state = SeatState.BOOTING
+        self._loop = loop
+        self._config = ConfigBuffer.attach(handoff.config_fd)
+        self._config_epoch = 0
+        self.options = self._first_options()
+        self.log = self._configure_log()
+        self._arena = MetricsArena.attach(handoff.metrics_fd, handoff.seats)
+        self._gauges = ControlGauges(self._arena.block(handoff.seat, handoff.epoch))
+        self._bells = [Doorbell.attach(r, w) for r, w in handoff.doorbells]
+        self._bell = self._bells[handoff.seat]
+        self._access = AccessLog()
+        self.keeper = Keeper(self._open_shelf, loop, self.log, on_crash=self._crashed)
+        self.desk = Desk(self.plane, self.keeper, self._on_records)
+        self.mail = Mail(
+            RingMesh.attach(handoff.rings_fd, handoff.seats), self.plane, handoff.seat,
+            handoff.epoch, self._bells, self.desk.handle,
+        )  # fmt: skip
+        self.desk.mail = self.mail
+        registry = Registry.attach(handoff.registry_fd, handoff.seats, self.options.max_open_calls)
+        self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
+        self.harvest = Harvest(self.plane, registry, self.keeper, self.reruns, self.log)
+        self._ops = OpsPort(self.plane, self._arena)
+        self._wake = asyncio.Event()
+        self.ending = asyncio.Event()
+        self.exit_code = 0
+
+    async def run(self) -> int:
+        """Serve until told to end; answers the exit code."""
+        self.keeper.start()
+        previous = self.harvest.add_previous(Path(self.handoff.state_dir))
+        if self.handoff.ops_listener >= 0:
+            await self._ops.start(socket.socket(fileno=self.handoff.ops_listener))
+        self._loop.add_reader(self._bell.fileno(), self._rung)
+        self._loop.add_reader(self.handoff.lifeline_fd, self._orphaned)
+        self._apply(self.options)
+        self.line.config_ack = self._config_epoch
+        self.line.state = SeatState.READY
+        self.log.info("control_ready", pid=os.getpid(), previous_registries=previous)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat(), name="beat")
+            group.create_task(self._mail(), name="mail")
+            group.create_task(self._harvest(), name="harvest")
+        await self._end()
+        return self.exit_code
+
+    # -- tasks ------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        words, beat = self.plane.words, self.plane.beat_index(self.handoff.seat)
+        due = self._loop.time()
+        while not self.ending.is_set():
+            now = self._loop.time()
+            words[beat] += 1
+            self.line.loop_lag_us = max(0, int((now - due) * 1e6))
+            self.line.now_us = int(now * 1e6)
+            self._obey(self.line.command)
+            if self.plane.config_epoch != self._config_epoch:
+                self._reconfigure(self.plane.config_epoch)
+            due = now + BEAT_S
+            await asyncio.sleep(BEAT_S)
+
+    async def _mail(self) -> None:
+        while not self.ending.is_set():
+            self._wake.clear()
+            more = not self.keeper.full and self.mail.drain()
+            self.desk.flush()
+            waiting = self.mail.flush()
+            if more:
+                await asyncio.sleep(0)
+                continue
+            try:
+                async with asyncio.timeout(RETRY_S if waiting else MAIL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _harvest(self) -> None:
+        while not self.ending.is_set():
+            self.harvest.tick()
+            self._show()
+            await asyncio.sleep(HARVEST_S)
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    def _rung(self) -> None:
+        self._bell.clear()
+        self._wake.set()
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone: write down what there is, and go."""
+        self._loop.remove_reader(self.handoff.lifeline_fd)
+        self.exit_code = 1
+        self._stop()
+
+    def _crashed(self, error: BaseException) -> None:
+        self.log.error("keeper_crashed", error=repr(error))
+        last_words(self.handoff, f"keeper: {error!r}")
+        self.exit_code = 1
+        self._stop()
+
+    def _stop(self) -> None:
+        self.ending.set()
+        self._wake.set()
+
+    def _obey(self, command: int) -> None:
+        if command == Command.STOP:
+            self._stop()
+        elif command == Command.DRAIN:
+            self.line.state = SeatState.DRAINING
+            idle = (SeatState.EMPTY, SeatState.STOPPED)
+            if all(self.plane.seat(n).state in idle for n in range(self.handoff.seats - 1)):
+                self._stop()
+
+    def _on_records(self, seat: int, batch: bytes) -> None:
+        self.harvest.note_records(seat, batch)
+        self._access.offer(batch)
+
+    async def _end(self) -> None:
+        self._loop.remove_reader(self._bell.fileno())
+        for _ in range(LAST_ROUNDS):
+            if not self.mail.drain():
+                break
+        self.desk.flush()
+        await self._ops.close()
+        self._access.close(timeout_s=0.5)
+        kept = await self._loop.run_in_executor(None, self.keeper.close, FLUSH_S)
+        if not kept:
+            self.log.error("store_not_flushed")
+            self.exit_code = self.exit_code or 1
+        self.line.state = SeatState.STOPPED
+
+    # -- configuration --------------------------------------------------------------------------
+
+    def _first_options(self) -> ControlOptions:
+        epoch = self.plane.config_epoch
+        blob = self._config.read(epoch) if epoch else None
+        self._config_epoch = epoch if blob is not None else 0
+        return read_options(blob)
+
+    def _reconfigure(self, epoch: int) -> None:
+        blob = self._config.read(epoch)
+        if blob is None:
+            return
+        self._config_epoch = epoch
+        try:
+            options = read_options(blob)
+        except (TpoError, ValueError) as error:
+            last_words(self.handoff, f"config: {error}")
+            self.line.config_nack = epoch
+            return
+        self._apply(options)
+        self.line.config_ack = epoch
+
+    def _apply(self, options: ControlOptions) -> None:
+        self.options = options
+        self.log = self._configure_log()
+        observability = options.observability
+        self._access.configure(
+            observability.access_log, "json" if observability.log_format == "json" else "text"
+        )
+        self._gauges.set_limit(options.max_open_calls)
+        self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
+
+    def _configure_log(self) -> FilteringBoundLogger:
+        observability = self.options.observability
+        return configure_log(observability.log_format, observability.log_level, process="control")
+
+    def _open_shelf(self) -> Shelf:
+        directory = Path(self.handoff.state_dir) / "store"
+        return Shelf(
+            directory, self.options.shelf, disk=faulty_disk() if failpoints.ACTIVE else None
+        )
+
+    # -- numbers --------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        if self.keeper.state is not None:
+            self._gauges.show(self.keeper.state)
+        self._gauges.count(
+            {
+                "tpo_control_batches_total": self.desk.batches,
+                "tpo_control_malformed_total": self.desk.malformed + self.desk.given_up,
+                "tpo_control_ring_corrupt_total": self.mail.corrupt,
+                "tpo_control_ring_stale_total": self.mail.stale,
+                "tpo_control_answers_refused_total": self.mail.refused,
+                "tpo_control_letters_total": self.desk.letters,
+                "tpo_harvest_letters_total": self.harvest.letters,
+                "tpo_harvest_reruns_total": self.reruns.started,
+                "tpo_access_lines_dropped_total": self._access.dropped,
+            }
+        )

@@ -1,0 +1,1 @@
+"""Pure decision makers over a host snapshot, one file each."""

@@ -1,0 +1,1 @@
+"""Wire dialects: one codec of request, reply, stream event and error each."""

@@ -1,0 +1,140 @@
+"""The native dialect: one prompt in, one record out.
+
+A record is the same wherever it is read: in the answer of ``/v1/prompt``, and by id later.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+from tpo_mp.errors import InvalidRequest, TpoError
+from tpo_mp.types import Usage
+
+from .openai_chat import check_json_size, split_path
+
+_Key = Annotated[str, Meta(min_length=1, max_length=128)]
+_Value = Annotated[str, Meta(max_length=1024)]
+
+
+class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of ``/v1/prompt`` and ``/api/v1/infer``; ``prompt`` and ``input`` are one field."""
+
+    prompt: Annotated[str, Meta(min_length=1)] | None = None
+    input: Annotated[str, Meta(min_length=1)] | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    session_id: Annotated[str, Meta(min_length=1, max_length=256)] | int | None = None
+    metadata: Annotated[dict[_Key, _Value], Meta(max_length=50)] | None = None
+    stream: bool | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    deadline_secs: Annotated[float, Meta(ge=0.001, le=604_800)] | None = None
+    timeout_seconds: Annotated[float, Meta(ge=0.001, le=3600)] | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The session as text; ids we made may come back as numbers."""
+        return None if self.session_id is None else str(self.session_id)
+
+
+_decode = msgspec.json.Decoder(PromptRequest).decode
+
+
+def decode_request(body: bytes) -> PromptRequest:
+    """Check a body; raises ``InvalidRequest`` (422) naming the field."""
+    check_json_size(body)
+    try:
+        request = _decode(body)
+    except msgspec.ValidationError as e:
+        message, param = split_path(str(e))
+        if "unknown field" in message:
+            param = message.rpartition(" `")[2].rstrip("`")
+        raise _invalid(message, param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise InvalidRequest(f"the body is not valid JSON: {e}", reason="INVALID_REQUEST") from None
+    if request.prompt is None and request.input is None:
+        raise _invalid("prompt is required", "prompt")
+    if request.prompt is not None and request.input is not None and request.prompt != request.input:
+        raise _invalid("prompt and input differ; send one of them", "input")
+    if request.stream:
+        raise _invalid("streams are served by /v1/chat/completions", "stream")
+    return request
+
+
+def _invalid(message: str, param: str | None) -> InvalidRequest:
+    return InvalidRequest(message, reason="VALIDATION_ERROR", param=param, status=422)
+
+
+def to_chat(request: PromptRequest, model: str, max_tokens: int, temperature: float) -> bytes:
+    """The prompt as a chat request, with native sampling defaults."""
+    return orjson.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": request.prompt or request.input}],
+            "max_tokens": request.max_tokens or max_tokens,
+            "temperature": temperature if request.temperature is None else request.temperature,
+        }
+    )
+
+
+def record(
+    request_id: str,
+    session_id: str | None,
+    status: str,
+    *,
+    result: str | None = None,
+    error: dict[str, Any] | None = None,
+    model: str = "",
+    finish_reason: str | None = None,
+    usage: Usage | None = None,
+    latency_ms: float | None = None,
+) -> dict[str, Any]:
+    """One call as native clients see it; ``status`` is processing, completed or failed."""
+    out: dict[str, Any] = {
+        "request_id": request_id,
+        "session_id": session_id,
+        "status": status,
+        "result": result,
+        "error": error,
+    }
+    if status != "processing":
+        out["model"] = model
+        out["finish_reason"] = finish_reason
+        out["usage"] = None if usage is None else _usage(usage)
+        out["latency_ms"] = latency_ms
+    return out
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    prompt, completion = max(usage.prompt, 0), max(usage.completion, 0)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def error_object(error: TpoError, request_id: str) -> dict[str, Any]:
+    """The native ``error`` object; OpenAI-shaped, so one client parser reads both."""
+    fields = (
+        [{"field": error.param, "code": error.reason, "message": error.message}]
+        if error.param
+        else []
+    )
+    return {
+        "code": error.reason,
+        "message": error.message,
+        "type": error.code,
+        "param": error.param,
+        "details": {"fields": fields} if fields else None,
+        "retry_after_ms": None if error.retry_after_s is None else round(error.retry_after_s * 1e3),
+        "request_id": request_id,
+    }
+
+
+def error_body(error: TpoError, request_id: str) -> bytes:
+    """A whole error response body."""
+    return orjson.dumps({"error": error_object(error, request_id)})

@@ -1,0 +1,1 @@
+"""The HTTP edge: fast lane, full lane, upstream client, SSE framing."""

@@ -1,0 +1,98 @@
+"""Undo chunked transfer coding, strictly, over arbitrarily cut reads.
+
+Chunk extensions are dropped (bounded with their line), trailers are read and dropped.
+
+Invariants: ``feed`` returns exactly the body bytes in order; after ``done`` it takes no more and
+``rest`` holds what followed the body; anything outside the grammar of RFC 9112 §7.1 raises.
+"""
+
+from __future__ import annotations
+
+_MAX_LINE_BYTES = 1024
+_MAX_TRAILER_BYTES = 16384
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+class ChunkError(Exception):
+    """The peer broke the chunked framing."""
+
+
+class Dechunker:
+    """One body's decoder."""
+
+    __slots__ = ("_carry", "_in_trailer", "_left", "_trailer_bytes", "done", "rest")
+
+    def __init__(self) -> None:
+        self._carry = b""
+        self._left = (
+            -1
+        )  # bytes of the current chunk still to come, its CRLF included; -1: size line
+        self._in_trailer = False
+        self._trailer_bytes = 0
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Body parts found in ``data``."""
+        parts: list[bytes] = []
+        if self._carry:
+            data = self._carry + data
+            self._carry = b""
+        at, size = 0, len(data)
+        left = self._left
+        while at < size:
+            if left < 0:
+                eol = data.find(b"\r\n", at)
+                if eol < 0:
+                    if size - at > _MAX_LINE_BYTES:
+                        raise ChunkError("line too long")
+                    self._carry = data[at:]
+                    break
+                if self._in_trailer:
+                    at = self._trailer(data, at, eol)
+                    if self.done:
+                        return parts
+                    continue
+                length = _size(data[at:eol])
+                at = eol + 2
+                if length == 0:
+                    self._in_trailer = True
+                    continue
+                left = length + 2
+            have = size - at
+            if have >= left:
+                end = at + left - 2
+                if left > 2:
+                    parts.append(data[at:end])
+                if data[end : end + 2] != b"\r\n":
+                    raise ChunkError("chunk does not end in CRLF")
+                at += left
+                left = -1
+            else:
+                if left > 2:
+                    body = min(have, left - 2)
+                    parts.append(data[at : at + body])
+                    left -= body
+                    at += body
+                if at < size:  # a lone CR of the closing CRLF: wait for its LF
+                    self._carry = data[at:]
+                break
+        self._left = left
+        return parts
+
+    def _trailer(self, data: bytes, at: int, eol: int) -> int:
+        if eol == at:
+            self.done = True
+            self.rest = data[eol + 2 :]
+        self._trailer_bytes += eol - at + 2
+        if self._trailer_bytes > _MAX_TRAILER_BYTES:
+            raise ChunkError("trailers too long")
+        return eol + 2
+
+
+def _size(line: bytes) -> int:
+    digits, _, _extension = line.partition(b";")
+    digits = digits.rstrip(b" \t")
+    if not digits or len(digits) > 8 or not _HEX.issuperset(digits) or len(line) > _MAX_LINE_BYTES:
+        raise ChunkError("invalid chunk size")
+    return int(digits, 16)

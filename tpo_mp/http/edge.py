@@ -1,0 +1,158 @@
+"""What every client connection of a shard shares: limits, clocks, memo, counters.
+
+Invariants: ``date_line`` is refreshed by the shard's beat, never per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tpo_mp.errors import Fault, TpoError
+
+from .exchange import REASON
+from .head import HeadMemo
+from .wheel import Wheel
+
+if TYPE_CHECKING:
+    from .endpoints import EndpointTable
+    from .exchange import Exchange
+
+
+class Closable(Protocol):
+    """A connection of either lane, as the drain sees it."""
+
+    def close_when_idle(self) -> None: ...
+
+
+RenderError = Callable[["Exchange", TpoError], None]
+
+
+class Edge:
+    """The shared half of the HTTP edge; one per shard.
+
+    ``render_error`` answers an exchange in its family's dialect.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        wheel: Wheel,
+        table: EndpointTable,
+        render_error: RenderError,
+        on_crash: Callable[[BaseException], None],
+        max_body_bytes: int,
+        max_header_bytes: int,
+        header_timeout_s: float,
+        body_timeout_s: float,
+        idle_timeout_s: float,
+        slow_reader_s: float = 30.0,
+        max_requests: int = 1_000_000,
+        count_fast: Callable[[], None],
+        count_full: Callable[[], None],
+        count_bad: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.wheel = wheel
+        self.max_body_bytes = max_body_bytes
+        self.max_header_bytes = max_header_bytes
+        self.header_timeout_s = header_timeout_s
+        self.body_timeout_s = body_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        self.slow_reader_s = slow_reader_s
+        self.max_requests = max_requests
+        self.count_fast = count_fast
+        self.count_full = count_full
+        self.count_bad = count_bad
+        self.connections: set[Closable] = set()
+        self.closing = False
+        self.date_line = b""
+        self.to_full_lane: Callable[[asyncio.Transport, bytes], None] = _no_full_lane
+        self.drain_full_lane: Callable[[], None] = lambda: None
+        self.count_full_lane: Callable[[], int] = lambda: 0
+        self._render_error = render_error
+        self._on_crash = on_crash
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.use(table)
+        self.tick()
+
+    def use(self, table: EndpointTable) -> None:
+        """Switch to a new route table; remembered heads of the old one are forgotten."""
+        self.table = table
+        self.heads = HeadMemo(table, self.max_body_bytes)
+
+    def tick(self) -> None:
+        """Refresh the date header line."""
+        self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+
+    def fail(self, exchange: Exchange, error: TpoError, *, close: bool = False) -> None:
+        """Answer ``error`` in the dialect of the request's family."""
+        if close:
+            exchange.head = _closing_copy(exchange.head)
+        self._render_error(exchange, error)
+
+    def crash(self, exchange: Exchange, error: BaseException) -> None:
+        """Report a defect and answer 500 without detail."""
+        self._on_crash(error)
+        self._render_error(exchange, Fault("internal error", reason="internal_error"))
+
+    def adopt(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        """Run a handler that waits; the client's leaving cancels it."""
+        task = self.loop.create_task(self._run(exchange, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if exchange.on_disconnect is None:
+            exchange.on_disconnect = lambda: _cancel(task)
+
+    async def _run(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except TpoError as e:
+            self.fail(exchange, e)
+        except Exception as e:  # noqa: BLE001 - a defect answers 500, never a dead connection
+            self.crash(exchange, e)
+
+    def bad_request(self, status: int, message: str) -> bytes:
+        """A whole closing response for a request that never reached a family."""
+        body = json.dumps(
+            {"error": {"message": message, "type": "invalid_request_error", "param": None,
+                       "code": "bad_request"}}
+        ).encode()  # fmt: skip
+        return (
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"%bconnection: close\r\n\r\n%b"
+            % (status, REASON.get(status, b"Bad Request"), len(body), self.date_line, body)
+        )
+
+    def drain(self) -> None:
+        """Stop keeping connections alive; idle ones leave now."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.close_when_idle()
+        self.drain_full_lane()
+
+    @property
+    def open_connections(self) -> int:
+        """Client connections of both lanes."""
+        return len(self.connections) + self.count_full_lane()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+def _closing_copy(head: Any) -> Any:
+    """A remembered head must not change: closing is this request's affair alone."""
+    copy = type(head)()
+    for name in type(head).__slots__:
+        setattr(copy, name, getattr(head, name))
+    copy.keep_alive = False
+    return copy
+
+
+def _no_full_lane(transport: asyncio.Transport, _unread: bytes) -> None:
+    transport.close()

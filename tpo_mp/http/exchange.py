@@ -1,0 +1,57 @@
+"""One request and its response, whichever lane carries it.
+
+Both lanes implement ``Exchange``; handlers know nothing else of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tpo_mp.types import Stream
+
+from .head import Head
+
+REASON = {
+    200: b"OK", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized",
+    402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
+    408: b"Request Timeout", 409: b"Conflict", 411: b"Length Required", 413: b"Content Too Large",
+    414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
+    422: b"Unprocessable Content", 426: b"Upgrade Required", 429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+    529: b"Overloaded",
+}  # fmt: skip
+JSON = b"application/json"
+SSE = b"text/event-stream; charset=utf-8"
+
+
+class Exchange(Protocol):
+    """A request to answer exactly once.
+
+    ``extra`` arguments are complete header lines, each ending in CRLF; nothing a client sent may
+    reach them unchecked.  ``on_disconnect`` is called if the client leaves first.
+    """
+
+    head: Head
+    body: bytes
+    peer: str
+    on_disconnect: Callable[[], None] | None
+
+    def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        """Send a whole response."""
+
+    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        """Send a head whose body follows; ``source`` is paused while the client reads slowly."""
+
+    def write(self, data: bytes) -> None:
+        """Send body bytes (never empty)."""
+
+    def finish(self) -> None:
+        """End the body started by ``begin``."""
+
+    def abort(self) -> None:
+        """Break the connection so that the client sees the body is incomplete."""

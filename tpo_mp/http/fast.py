@@ -1,0 +1,336 @@
+"""The fast lane: one ``asyncio.Protocol`` per client connection, no task per request.
+
+Bytes in → head found, remembered or parsed → body complete → handler called in the same turn.
+Chunked, ``Expect`` and upgrade requests, which need a whole HTTP server, leave for the full lane
+with their unread bytes once every earlier reply is written.
+
+Invariants: at most one request of a connection is being answered; what a client pipelines behind
+it waits unread in ``_pending`` (at most 64 KiB, then the connection closes); reading is never
+paused, because a paused reader does not see the client leave; deadlines are absolute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, cast
+
+from tpo_mp.errors import TpoError
+from tpo_mp.types import Stream
+
+from .edge import Edge
+from .exchange import JSON, REASON
+from .head import BadHead, Head
+
+MAX_PIPELINED_BYTES = 65536
+NEVER = float("inf")
+_FIRST = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r\n")
+
+
+class FastConnection(asyncio.Protocol):
+    """A client connection; also the ``Exchange`` of its current request."""
+
+    __slots__ = (
+        "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_paused_at", "_pending",
+        "_started", "_writing", "body", "deadline", "filed_at", "head", "on_disconnect", "open",
+        "peer", "requests", "source", "transport",
+    )  # fmt: skip
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self.head: Head = cast("Head", None)
+        self.body = b""
+        self.open = False
+        self.on_disconnect: Callable[[], None] | None = None
+        self.source: Stream | None = None
+        self.requests = 0
+        self.deadline = NEVER
+        self.filed_at = 0.0
+        self._pending = b""
+        self._body: list[bytes] | None = None
+        self._body_got = 0
+        self._chunked = False
+        self._client_paused = False
+        self._writing = False
+
+    # -- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        self._edge.connections.add(self)
+        now = monotonic()
+        self.deadline = now + self._edge.header_timeout_s
+        self._edge.wheel.add(self, now)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._edge.connections.discard(self)
+        self.deadline = NEVER
+        self._pending = b""
+        self._body = None
+        if self.open:
+            self.open = False
+            left = self.on_disconnect
+            self.on_disconnect = self.source = None
+            if left is not None:
+                left()
+
+    def eof_received(self) -> bool:
+        # A half-closed client cannot be told from one that left; closing cancels its call.
+        return False
+
+    def pause_writing(self) -> None:
+        self._client_paused = True
+        if self.source is not None:
+            self.source.pause()
+        self.deadline = (now := monotonic()) + self._edge.slow_reader_s
+        self._edge.wheel.add(self, now)
+
+    def resume_writing(self) -> None:
+        self._client_paused = False
+        self.deadline = NEVER
+        if self.source is not None:
+            self.source.resume()
+        elif not self.open:
+            self._idle()
+
+    def expire(self) -> None:
+        """The deadline passed: idle, a slow head or body, or a client that stopped reading."""
+        if self.open or self._client_paused:
+            self.transport.abort()
+        elif self._body is not None or self._pending:
+            self._refuse(408, "request took too long to arrive")
+        else:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self.open:
+            self._pending += data
+            if len(self._pending) > MAX_PIPELINED_BYTES:
+                self.transport.abort()
+        elif self._body is not None:
+            self._more_body(data)
+        else:
+            if self._pending:
+                data = self._pending + data
+                self._pending = b""
+            self._feed(data)
+
+    # -- requests in ------------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        """Take requests from ``data`` until one is open or bytes run out."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._partial_head(data)
+            return
+        raw = data[: end + 4]
+        head = self._edge.heads.get(raw)
+        if head is None:
+            if len(raw) > self._edge.max_header_bytes:
+                self._refuse(431, "request head is too large")
+                return
+            try:
+                head = self._edge.heads.parse(raw.lstrip(b"\r\n") if raw[0] in b"\r\n" else raw)
+            except BadHead as e:
+                self._refuse(e.status, e.message)
+                return
+        self.head = head
+        if head.full_lane or head.refusal is not None:
+            self._unusual(head, data, end + 4)
+            return
+        total = end + 4 + head.content_length
+        size = len(data)
+        if size == total:
+            self.body = data[end + 4 :]
+        elif size > total:
+            self.body = data[end + 4 : total]
+            self._pending = data[total:]
+            if size - total > MAX_PIPELINED_BYTES:
+                self.transport.abort()
+                return
+        else:
+            self._body = [data[end + 4 :]]
+            self._body_got = size - end - 4
+            self._await_bytes(max(self._edge.body_timeout_s, head.content_length / 1024))
+            return
+        self._dispatch(head)
+
+    def _dispatch(self, head: Head) -> None:
+        self.open = True
+        self.deadline = NEVER
+        self.requests += 1
+        self._edge.count_fast()
+        self._writing = False
+        endpoint = head.endpoint
+        assert endpoint is not None
+        try:
+            waiting = endpoint.handler(self)
+        except TpoError as e:
+            self._edge.fail(self, e)
+            return
+        except Exception as e:  # noqa: BLE001 - a defect answers 500, never a dead connection
+            self._edge.crash(self, e)
+            return
+        if waiting is not None:
+            self._edge.adopt(self, cast("Any", waiting))
+
+    def _partial_head(self, data: bytes) -> None:
+        if data and data[0] not in _FIRST:
+            self._refuse(400, "not an HTTP request")
+        elif len(data) > self._edge.max_header_bytes:
+            self._refuse(431, "request head is too large")
+        else:
+            first = not self._pending
+            self._pending = data
+            # The clock of a head starts at its first byte, not at each one after it.
+            if first and self.requests:
+                self._await_bytes(self._edge.header_timeout_s)
+
+    def _more_body(self, data: bytes) -> None:
+        assert self._body is not None
+        self._body.append(data)
+        self._body_got += len(data)
+        want = self.head.content_length
+        if self._body_got < want:
+            return
+        whole = b"".join(self._body)
+        self._body = None
+        self.body = whole[:want] if self._body_got > want else whole
+        self._pending = whole[want:]
+        self._dispatch(self.head)
+
+    def _unusual(self, head: Head, data: bytes, body_at: int) -> None:
+        """A refused request, or one for the full lane."""
+        refusal = head.refusal
+        if refusal is not None:
+            # Its body may never come or be huge: answer now, skip it only when it is at hand.
+            total = body_at + head.content_length
+            self.open = True
+            self.body = b""
+            if head.full_lane or len(data) < total:
+                self._pending = b""
+                self._edge.fail(self, refusal, close=True)
+            else:
+                self._pending = data[total:]
+                self._edge.fail(self, refusal)
+            return
+        self.deadline = NEVER
+        self._edge.connections.discard(self)
+        self._edge.to_full_lane(self.transport, data)
+
+    def _await_bytes(self, seconds: float) -> None:
+        now = monotonic()
+        self.deadline = now + seconds
+        self._edge.wheel.add(self, now)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer a request whose framing is in doubt, and close."""
+        self._pending = b""
+        self._body = None
+        self.deadline = NEVER
+        self.transport.write(self._edge.bad_request(status, message))
+        self.transport.close()
+        self._edge.count_bad()
+
+    # -- responses out ----------------------------------------------------------------------
+
+    def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        head = self.head
+        keep = head.keep_alive and not self._edge.closing
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b"
+            % (
+                status,
+                REASON.get(status, b"Status"),
+                content_type,
+                len(body),
+                extra,
+                self._edge.date_line,
+                b"" if keep and not head.version_10 else _connection(keep),
+                b"" if head.method == "HEAD" else body,
+            )
+        )
+        self._close_request(keep)
+
+    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        head = self.head
+        self._chunked = not head.version_10
+        self._writing = True
+        keep = head.keep_alive and not self._edge.closing and self._chunked
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b%b%b\r\n"
+            % (
+                status,
+                REASON.get(status, b"Status"),
+                content_type,
+                b"transfer-encoding: chunked\r\n" if self._chunked else b"",
+                extra,
+                self._edge.date_line,
+                b"" if keep else b"connection: close\r\n",
+            )
+        )
+        self.source = source
+        if self._client_paused and source is not None:
+            source.pause()
+
+    def write(self, data: bytes) -> None:
+        if self._chunked:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self.transport.write(data)
+
+    def write_last(self, data: bytes) -> None:
+        """``write`` and ``finish`` in one transport write."""
+        if self._chunked:
+            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        else:
+            self.transport.write(data)
+        self._close_request(self.head.keep_alive and self._chunked and not self._edge.closing)
+
+    def finish(self) -> None:
+        if self._chunked:
+            self.transport.write(b"0\r\n\r\n")
+        self._close_request(self.head.keep_alive and self._chunked and not self._edge.closing)
+
+    def abort(self) -> None:
+        self.on_disconnect = self.source = None
+        self.open = False
+        self.transport.abort()
+
+    def close_when_idle(self) -> None:
+        """Draining: leave now if nothing is open, else after the current reply."""
+        if not self.open and self._body is None and not self._pending:
+            self.transport.close()
+
+    def _close_request(self, keep: bool) -> None:
+        self.open = False
+        self.on_disconnect = self.source = None
+        self.body = b""
+        if not keep or self.requests >= self._edge.max_requests:
+            self.deadline = NEVER
+            self.transport.close()
+            return
+        self._idle()
+        if self._pending:
+            # Not from inside the handler's stack: a long pipeline would recurse.
+            self._edge.loop.call_soon(self._next)
+
+    def _idle(self) -> None:
+        if not self._client_paused:
+            self.deadline = (now := monotonic()) + self._edge.idle_timeout_s
+            if self.filed_at == 0.0:
+                self._edge.wheel.add(self, now)
+
+    def _next(self) -> None:
+        if not self.open and self._pending and not self.transport.is_closing():
+            data, self._pending = self._pending, b""
+            self._feed(data)
+
+
+def _connection(keep: bool) -> bytes:
+    return b"connection: keep-alive\r\n" if keep else b"connection: close\r\n"

@@ -1,0 +1,238 @@
+"""The full lane: aiohttp for what the fast lane leaves alone.
+
+Chunked and ``Expect`` bodies and upgrades come here with their unread bytes, one request per
+connection, which then closes: aiohttp has no deadline for reading a head, so it is never left
+waiting for one.
+
+Invariants: the same handlers run through the same ``Exchange``; a refusal is sent before
+``100 Continue``; the body obeys the same size and time limits, and a chunk count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
+
+from tpo_mp.errors import InvalidRequest, TooLarge, TpoError
+from tpo_mp.types import Stream
+
+from .edge import Edge
+from .exchange import JSON
+from .head import BadHead, Head, check
+
+MAX_CHUNKS = 10_000
+HIGH_WATER_BYTES = 65536
+
+
+class FullLane:
+    """Takes over connections from the fast lane of one edge."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._server = web.Server(
+            self._handle,
+            access_log=None,
+            keepalive_timeout=0.001,
+            auto_decompress=False,
+            lingering_time=1.0,
+            read_bufsize=HIGH_WATER_BYTES,
+            handler_cancellation=True,
+        )
+        edge.to_full_lane = self.take_over
+        edge.drain_full_lane = self._drain
+        edge.count_full_lane = lambda: len(self._server.connections)
+
+    def take_over(self, transport: asyncio.Transport, unread: bytes) -> None:
+        """Let aiohttp read this connection from ``unread`` on."""
+        self._edge.count_full()
+        protocol = self._server()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(unread)
+
+    def _drain(self) -> None:
+        for connection in self._server.connections:
+            connection.close()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        edge = self._edge
+        exchange = FullExchange(request)
+        try:
+            # aiohttp splits and strips; our checks see the same names and values.
+            exchange.head = check(
+                request.method,
+                request.raw_path.encode("latin-1", "replace") if request.raw_path else b"",
+                [(bytes(n), bytes(v)) for n, v in request.raw_headers],
+                request.version < (1, 1),
+                edge.table,
+                edge.max_body_bytes,
+            )
+        except BadHead as e:
+            return self._bad(e.status, e.message)
+        try:
+            if exchange.head.refusal is not None:
+                raise exchange.head.refusal
+            exchange.body = await self._body(request, exchange.head)
+            endpoint = exchange.head.endpoint
+            assert endpoint is not None
+            waiting = endpoint.handler(exchange)
+            if waiting is not None:
+                edge.adopt(exchange, cast("Any", waiting))
+        except TpoError as e:
+            edge.fail(exchange, e)
+        except asyncio.CancelledError:
+            exchange.left()
+            raise
+        except Exception as e:  # noqa: BLE001 - a defect answers 500, never a dead connection
+            edge.crash(exchange, e)
+        try:
+            return await exchange.carry()
+        except (asyncio.CancelledError, ConnectionError):
+            exchange.left()
+            raise
+
+    async def _body(self, request: web.BaseRequest, head: Head) -> bytes:
+        endpoint = head.endpoint
+        assert endpoint is not None
+        limit = min(endpoint.max_body_bytes or self._edge.max_body_bytes, self._edge.max_body_bytes)
+        if b"expect" in head.headers and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        parts: list[bytes] = []
+        size = chunks = 0
+        try:
+            async with asyncio.timeout(self._edge.body_timeout_s):
+                async for part, chunk_ended in request.content.iter_chunks():
+                    size += len(part)
+                    chunks += chunk_ended
+                    if size > limit:
+                        raise TooLarge(f"the body is over {limit} bytes")
+                    if chunks > MAX_CHUNKS:
+                        raise InvalidRequest(f"more than {MAX_CHUNKS} chunks", reason="bad_request")
+                    parts.append(part)
+        except TimeoutError:
+            raise InvalidRequest(
+                "the body took too long to arrive", reason="request_timeout", status=408
+            ) from None
+        except (HttpProcessingError, ClientPayloadError, ValueError) as e:
+            raise InvalidRequest("the body's framing is malformed", reason="bad_request") from e
+        return b"".join(parts)
+
+    def _bad(self, status: int, message: str) -> web.Response:
+        self._edge.count_bad()
+        whole = self._edge.bad_request(status, message)
+        return web.Response(
+            status=status, body=whole.partition(b"\r\n\r\n")[2], content_type="application/json"
+        )
+
+
+class FullExchange:
+    """One request on the full lane; writes are queued for ``carry``."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self.head = Head()
+        self.body = b""
+        self.peer = request.remote or ""
+        self.on_disconnect: Callable[[], None] | None = None
+        self._ready = asyncio.Event()
+        self._whole: web.Response | None = None
+        self._stream: web.StreamResponse | None = None
+        self._source: Stream | None = None
+        self._queue: deque[bytes] = deque()
+        self._queued = 0
+        self._paused = False
+        self._finished = False
+        self._aborted = False
+
+    # -- Exchange -----------------------------------------------------------------------------
+
+    def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        self._whole = web.Response(status=status, body=body, headers=_headers(content_type, extra))
+        self.on_disconnect = None
+        self._ready.set()
+
+    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        self._stream = web.StreamResponse(status=status, headers=_headers(content_type, extra))
+        self._source = source
+        self._ready.set()
+
+    def write(self, data: bytes) -> None:
+        self._queue.append(data)
+        self._queued += len(data)
+        if self._queued > HIGH_WATER_BYTES and not self._paused and self._source is not None:
+            self._paused = True
+            self._source.pause()
+        self._ready.set()
+
+    def finish(self) -> None:
+        self._finished = True
+        self.on_disconnect = None
+        self._ready.set()
+
+    def abort(self) -> None:
+        self._aborted = True
+        self.on_disconnect = None
+        self._ready.set()
+
+    # -- the handler's side ---------------------------------------------------------------------
+
+    def left(self) -> None:
+        """The client went away."""
+        left, self.on_disconnect = self.on_disconnect, None
+        if left is not None:
+            left()
+
+    async def carry(self) -> web.StreamResponse:
+        """Send what is queued until the response is complete."""
+        await self._ready.wait()
+        if self._whole is not None:
+            self._whole.force_close()
+            return self._whole
+        stream = self._stream
+        if stream is None or self._aborted:
+            return self._break()
+        stream.force_close()
+        stream.enable_chunked_encoding()
+        await stream.prepare(self._request)
+        while True:
+            while self._queue:
+                data = self._queue.popleft()
+                self._queued -= len(data)
+                await stream.write(data)
+                self._relax()
+            if self._aborted:
+                return self._break()
+            if self._finished and not self._queue:
+                await stream.write_eof()
+                return stream
+            self._ready.clear()
+            await self._ready.wait()
+
+    def _relax(self) -> None:
+        if self._paused and self._queued < HIGH_WATER_BYTES // 2:
+            self._paused = False
+            if self._source is not None:
+                self._source.resume()
+
+    def _break(self) -> web.StreamResponse:
+        if self._request.transport is not None:
+            self._request.transport.abort()
+        return self._stream or web.Response(status=500)
+
+
+def _headers(content_type: bytes, extra: bytes) -> CIMultiDict[str]:
+    headers: CIMultiDict[str] = CIMultiDict()
+    headers["content-type"] = content_type.decode("latin-1")
+    for line in extra.split(b"\r\n"):
+        if line:
+            name, _, value = line.partition(b": ")
+            headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    return headers

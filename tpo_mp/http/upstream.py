@@ -1,0 +1,541 @@
+"""The upstream client: kept-alive connections to one origin, no task per request.
+
+``send`` writes one request on an idle connection (or opens one) and tells a ``Receiver`` what
+comes back.  A whole small reply is one callback.
+
+Invariants: a connection carries one request at a time and returns to the pool only after a
+complete, well-framed reply; a request is repeated by the pool only when a *reused* connection
+closed before a single reply byte (the server had let it go); cancelling aborts the connection,
+so the upstream sees the client leave; every wait has a deadline on the wheel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol, cast
+
+import httptools
+
+from tpo_mp.errors import BackendFailure, BackendRefused, BackendTimeout, TpoError
+from tpo_mp.ports import Timers
+
+from .dechunk import ChunkError, Dechunker
+
+NEVER = float("inf")
+MAX_HEAD_BYTES = 65536
+MAX_HEADERS = 256
+_MEMO_CAP = 256
+_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te",
+     b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"content-type", b"date",
+     b"server", b"set-cookie")
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds allowed for each part of an exchange with an upstream."""
+
+    connect_s: float = 5.0
+    first_byte_s: float = 300.0
+    idle_s: float = 120.0
+    total_s: float = 3600.0
+
+
+class ResponseHead:
+    """One checked response head; ``passed`` are the allow-listed header lines for the client."""
+
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "content_type",
+        "keep_alive",
+        "passed",
+        "retry_after",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.content_type = b"application/octet-stream"
+        self.content_length = -1
+        self.chunked = False
+        self.keep_alive = True
+        self.passed = b""
+        self.retry_after: float | None = None
+
+
+class Receiver(Protocol):
+    """Takes one response: ``started``, ``data``…, ``ended``; or ``failed`` at any point."""
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        """A complete reply arrived in one read; nothing else will be called."""
+
+    def started(self, head: ResponseHead) -> None: ...
+
+    def data(self, chunk: bytes) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def failed(self, error: TpoError) -> None: ...
+
+
+class _Head:
+    __slots__ = ("complete", "headers")
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def parse_response_head(raw: bytes) -> ResponseHead:
+    """Check one response head; raises ``BackendFailure``."""
+    seen = _Head()
+    parser = httptools.HttpResponseParser(seen)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as e:
+        raise BackendFailure("upstream sent a malformed head", reason="bad_upstream_head") from e
+    if not seen.complete or len(seen.headers) > MAX_HEADERS:
+        raise BackendFailure("upstream sent a malformed head", reason="bad_upstream_head")
+    head = ResponseHead()
+    head.status = parser.get_status_code()
+    head.keep_alive = parser.should_keep_alive()
+    _read_headers(head, seen.headers)
+    return head
+
+
+def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
+    passed: list[bytes] = []
+    for name, value in pairs:
+        name = name.lower()
+        if name == b"content-length":
+            if not value.isdigit() or head.content_length not in (-1, int(value)):
+                raise BackendFailure("upstream sent a bad length", reason="bad_upstream_head")
+            head.content_length = int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise BackendFailure("upstream used an unknown coding", reason="bad_upstream_head")
+            head.chunked = True
+        elif name == b"content-type":
+            head.content_type = value
+        elif _passes(name) and b"\r" not in value and b"\n" not in value and b"\0" not in value:
+            passed.append(b"%b: %b\r\n" % (name, value))
+            if name == b"retry-after" and value.isdigit():
+                head.retry_after = float(value)
+    if head.chunked and head.content_length >= 0:
+        raise BackendFailure("upstream sent both length and chunked", reason="bad_upstream_head")
+    if head.status in (204, 304):
+        head.content_length = 0
+    head.passed = b"".join(passed)
+
+
+def _passes(name: bytes) -> bool:
+    """Only headers SDKs and operators read reach the client."""
+    return name not in _HOP and (
+        name.startswith((b"x-ratelimit-", b"openai-", b"anthropic-", b"retry-after"))
+        or name in (b"x-should-retry", b"cf-ray", b"x-upstream-request-id")
+    )
+
+
+class Origin:
+    """Pool of connections to one host and port."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        deadlines: Deadlines,
+        loop: asyncio.AbstractEventLoop,
+        wheel: Timers,
+        max_idle: int = 1024,
+        max_connections: int = 0,
+        max_waiting: int = 1024,
+    ) -> None:
+        self.host, self.port, self.tls = host, port, tls
+        self.deadlines = deadlines
+        self.loop, self.wheel = loop, wheel
+        self.max_idle = max_idle
+        self.max_connections = max_connections
+        self.max_waiting = max_waiting
+        self.idle: list[UpstreamConnection] = []
+        self.count = 0
+        self.closed = False
+        self.waiting: deque[Exchange] = deque()
+        self._memo: dict[bytes, ResponseHead] = {}
+        self._dials: set[asyncio.Task[None]] = set()
+
+    def send(self, request: bytes, receiver: Receiver) -> Exchange:
+        """Send ``request`` (head and body); the answer goes to ``receiver``.
+
+        Raises ``OverflowError`` when ``max_connections`` are busy and ``max_waiting`` calls wait.
+        """
+        exchange = Exchange(self, request, receiver)
+        idle = self.idle
+        if idle:
+            idle.pop().start(exchange)
+        elif self.max_connections and self.count >= self.max_connections:
+            if len(self.waiting) >= self.max_waiting:
+                raise OverflowError
+            self.waiting.append(exchange)
+        else:
+            self.dial(exchange)
+        return exchange
+
+    def dial(self, exchange: Exchange) -> None:
+        """Open a connection for ``exchange``."""
+        self.count += 1
+        task = self.loop.create_task(self._dial(exchange))
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+
+    async def _dial(self, exchange: Exchange) -> None:
+        error: TpoError
+        try:
+            async with asyncio.timeout(self.deadlines.connect_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: UpstreamConnection(self),
+                    self.host,
+                    self.port,
+                    ssl=self.tls,
+                    server_hostname=self.host if self.tls else None,
+                )
+        except TimeoutError:
+            error = BackendTimeout(
+                "upstream did not accept a connection in time", reason="connect_timeout"
+            )
+        except ssl.SSLError as e:
+            error = BackendRefused(f"TLS to the upstream failed: {e.reason}", reason="tls_failed")
+        except OSError:
+            error = BackendRefused("upstream refused the connection", reason="connect_refused")
+        else:
+            if exchange.cancelled:
+                connection.offer()
+            else:
+                connection.start(exchange)
+            return
+        self.gone()
+        exchange.fail(error)
+
+    def gone(self) -> None:
+        """A connection ended; a waiting call may open another."""
+        self.count -= 1
+        while self.waiting:
+            exchange = self.waiting.popleft()
+            if not exchange.cancelled:
+                self.dial(exchange)
+                return
+
+    def head(self, raw: bytes) -> ResponseHead:
+        """Parse a head, or remember one seen before byte for byte."""
+        known = self._memo.get(raw)
+        if known is None:
+            known = parse_response_head(raw)
+            if len(self._memo) >= _MEMO_CAP:
+                self._memo.clear()
+            self._memo[raw] = known
+        return known
+
+    def close(self) -> None:
+        """Drop idle connections; busy ones finish and then close."""
+        self.closed = True
+        for connection in self.idle:
+            connection.transport.close()
+        self.idle.clear()
+
+
+class Exchange:
+    """One request under way; the handle to pause, resume or cancel it."""
+
+    __slots__ = ("cancelled", "connection", "origin", "receiver", "request", "retried")
+
+    def __init__(self, origin: Origin, request: bytes, receiver: Receiver) -> None:
+        self.origin = origin
+        self.request = request
+        self.receiver = receiver
+        self.connection: UpstreamConnection | None = None
+        self.cancelled = False
+        self.retried = False
+
+    def cancel(self) -> None:
+        """Stop; the upstream sees its client leave.  Nothing more is delivered."""
+        if not self.cancelled:
+            self.cancelled = True
+            if self.connection is not None:
+                self.connection.drop()
+            else:
+                # Still queued or dialling: the queue skips cancelled entries.
+                self.request = b""
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume()
+
+    def fail(self, error: TpoError) -> None:
+        if not self.cancelled:
+            self.cancelled = True
+            self.receiver.failed(error)
+
+
+_IDLE, _HEAD, _LENGTH, _CHUNKED, _TO_EOF = range(5)
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an origin."""
+
+    __slots__ = (
+        "_buffer", "_dechunker", "_head", "_left", "_paused", "_state", "_total_at", "deadline",
+        "exchange", "filed_at", "origin", "reused", "transport",
+    )  # fmt: skip
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.exchange: Exchange | None = None
+        self.deadline = NEVER
+        self.filed_at = 0.0
+        self.reused = False
+        self._state = _IDLE
+        self._buffer = b""
+        self._left = 0
+        self._paused = False
+        self._total_at = NEVER
+        self._head: ResponseHead | None = None
+        self._dechunker: Dechunker | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def start(self, exchange: Exchange) -> None:
+        """Send one request."""
+        exchange.connection = self
+        self.exchange = exchange
+        self._state = _HEAD
+        now = monotonic()
+        deadlines = self.origin.deadlines
+        self._total_at = now + deadlines.total_s
+        self.deadline = now + min(deadlines.first_byte_s, deadlines.total_s)
+        self.origin.wheel.add(self, now)
+        self.transport.write(exchange.request)
+
+    def offer(self) -> None:
+        """Become idle: serve a waiting call, or wait in the pool."""
+        origin = self.origin
+        self.exchange = None
+        self._state = _IDLE
+        self.deadline = NEVER
+        while origin.waiting:
+            exchange = origin.waiting.popleft()
+            if not exchange.cancelled:
+                self.start(exchange)
+                return
+        if origin.closed or len(origin.idle) >= origin.max_idle:
+            self.transport.close()
+        else:
+            origin.idle.append(self)
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state == _HEAD:
+            if self._buffer:
+                data = self._buffer + data
+                self._buffer = b""
+            self._take_head(data)
+        elif state == _IDLE:
+            # Nobody asked: a stray reply must never meet the next caller.
+            self._discard()
+        else:
+            self.deadline = min(monotonic() + self.origin.deadlines.idle_s, self._total_at)
+            self._take_body(data)
+
+    def _take_head(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or end > MAX_HEAD_BYTES:
+            if len(data) > MAX_HEAD_BYTES:
+                self._break(
+                    BackendFailure("upstream sent an endless head", reason="bad_upstream_head")
+                )
+            else:
+                self._buffer = data
+            return
+        try:
+            head = self.origin.head(data[: end + 4])
+        except BackendFailure as e:
+            self._break(e)
+            return
+        if head.status < 200:
+            rest = data[end + 4 :]
+            if head.status == 101:
+                self._break(
+                    BackendFailure("upstream switched protocols", reason="bad_upstream_head")
+                )
+            elif rest:
+                self._take_head(rest)
+            return
+        exchange = self.exchange
+        assert exchange is not None
+        length = head.content_length
+        if length >= 0 and not head.chunked and len(data) - end - 4 == length:
+            self._finish(head)
+            exchange.receiver.whole(head, data[end + 4 :])
+            return
+        self._head = head
+        now = monotonic()
+        self.deadline = min(now + self.origin.deadlines.idle_s, self._total_at)
+        self.origin.wheel.add(self, now)
+        if head.chunked:
+            self._state = _CHUNKED
+            self._dechunker = Dechunker()
+        elif length >= 0:
+            self._state = _LENGTH
+            self._left = length
+        else:
+            self._state = _TO_EOF
+        exchange.receiver.started(head)
+        rest = data[end + 4 :]
+        if rest and self.exchange is exchange and not exchange.cancelled:
+            self._take_body(rest)
+
+    def _take_body(self, data: bytes) -> None:
+        exchange = self.exchange
+        assert exchange is not None
+        receiver = exchange.receiver
+        if self._state == _CHUNKED:
+            dechunker = self._dechunker
+            assert dechunker is not None
+            try:
+                parts = dechunker.feed(data)
+            except ChunkError as e:
+                self._break(
+                    BackendFailure(f"upstream broke its framing: {e}", reason="bad_framing")
+                )
+                return
+            if parts:
+                receiver.data(parts[0] if len(parts) == 1 else b"".join(parts))
+            if dechunker.done and not exchange.cancelled:
+                self._end(dechunker.rest)
+        elif self._state == _LENGTH:
+            left = self._left
+            if len(data) > left:
+                data, rest = data[:left], data[left:]
+            else:
+                rest = b""
+            self._left = left - len(data)
+            if data:
+                receiver.data(data)
+            if self._left == 0 and not exchange.cancelled:
+                self._end(rest)
+        else:
+            receiver.data(data)
+
+    def _end(self, rest: bytes) -> None:
+        exchange, head = self.exchange, self._head
+        assert exchange is not None
+        assert head is not None
+        self._finish(head, clean=not rest)
+        exchange.receiver.ended()
+
+    def _finish(self, head: ResponseHead, *, clean: bool = True) -> None:
+        """The reply is complete: pool the connection before anyone hears of it."""
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.connection = None
+        exchange.cancelled = True
+        self._dechunker = None
+        self._head = None
+        if self._paused:
+            self.resume()
+        self.reused = True
+        if head.keep_alive and clean:
+            self.offer()
+        else:
+            self.exchange = None
+            self._state = _IDLE
+            self.deadline = NEVER
+            self.transport.close()
+
+    def _break(self, error: TpoError) -> None:
+        exchange = self.exchange
+        self.drop()
+        if exchange is not None:
+            exchange.connection = None
+            exchange.fail(error)
+
+    def _discard(self) -> None:
+        if self in self.origin.idle:
+            self.origin.idle.remove(self)
+        self.transport.abort()
+
+    def drop(self) -> None:
+        """Abort the connection."""
+        self.exchange = None
+        self.deadline = NEVER
+        self.transport.abort()
+
+    def pause(self) -> None:
+        if not self._paused and self._state >= _LENGTH and not self.transport.is_closing():
+            self._paused = True
+            # Its silence is now ours: only the total deadline still runs.
+            self.deadline = self._total_at
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+            now = monotonic()
+            self.deadline = min(now + self.origin.deadlines.idle_s, self._total_at)
+            self.origin.wheel.add(self, now)
+
+    def expire(self) -> None:
+        if self._state == _HEAD:
+            error = BackendTimeout("upstream did not answer in time", reason="first_byte_timeout")
+        elif monotonic() >= self._total_at:
+            error = BackendTimeout("upstream took too long in all", reason="total_timeout")
+        else:
+            error = BackendTimeout("upstream fell silent mid-reply", reason="idle_timeout")
+        self._break(error)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        origin, exchange = self.origin, self.exchange
+        self.exchange = None
+        self.deadline = NEVER
+        if self._state == _IDLE and self in origin.idle:
+            origin.idle.remove(self)
+        if exchange is None or exchange.cancelled:
+            origin.gone()
+            return
+        exchange.connection = None
+        if self._state == _HEAD and self.reused and not self._buffer and not exchange.retried:
+            exchange.retried = True
+            origin.count -= 1
+            origin.dial(exchange)
+            return
+        origin.gone()
+        if self._state == _TO_EOF and exc is None:
+            exchange.cancelled = True
+            exchange.receiver.ended()
+            return
+        reason = "no_reply" if self._state == _HEAD else "cut_off"
+        exchange.fail(BackendFailure("upstream closed the connection early", reason=reason))

@@ -1,0 +1,1 @@
+"""Metrics exposition, access lines and rare-event logs."""

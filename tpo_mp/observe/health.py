@@ -1,0 +1,255 @@
+"""Health, readiness and liveness, read from shared memory alone; no worker is ever asked.
+
+Both ports answer from these pure functions, so they cannot disagree.
+
+* live: this process answers.  Depends on nothing.
+* ready: the host runs and at least one shard serves.  ``degraded`` names what is missing.
+* health: the whole picture; 503 while the host drains, no shard serves or every breaker is open.
+
+The structures are described by protocols, because this room does not know ``shm``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol, TypeAlias
+
+import psutil
+
+HOST_STATES = ("starting", "running", "draining", "stopping")
+SEAT_STATES = ("empty", "booting", "parked", "ready", "draining", "stopped")
+"""Names of the numbers in ``shm.plane``."""
+RUNNING = 1
+READY = 3
+BREAKER_STATES = ("closed", "half_open", "open")
+BREAKER_GAUGE = "orchestrator_circuit_breaker_state"
+
+Body: TypeAlias = dict[str, Any]
+
+
+class SeatView(Protocol):
+    """A seat's words."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def state(self) -> int: ...
+    @property
+    def config_ack(self) -> int: ...
+    @property
+    def open_calls(self) -> int: ...
+    @property
+    def loop_lag_us(self) -> int: ...
+
+
+class PlaneView(Protocol):
+    """The host's control words."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def seats(self) -> int: ...
+    @property
+    def host_state(self) -> int: ...
+    @property
+    def started_at_wall_ms(self) -> int: ...
+    @property
+    def restarts_total(self) -> int: ...
+    @property
+    def config_epoch(self) -> int: ...
+    def slot_seat(self, slot: int, /) -> int: ...
+    def seat(self, seat: int, /) -> SeatView: ...
+
+
+class SampleView(Protocol):
+    """One series."""
+
+    @property
+    def labels(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def buckets(self) -> tuple[tuple[float, int], ...]: ...
+    @property
+    def sum(self) -> float: ...
+
+
+class FamilyView(Protocol):
+    """All series of one name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def samples(self) -> Sequence[SampleView]: ...
+
+
+class ArenaView(Protocol):
+    """The host's metrics."""
+
+    def collect(self) -> Iterable[FamilyView]: ...
+
+
+def live() -> Body:
+    """The body of ``/live``; always with status 200."""
+    return {"status": "alive", "alive": True}
+
+
+def ready(plane: PlaneView, metrics: ArenaView | None = None) -> tuple[int, Body]:
+    """Status and body of ``/ready``."""
+    levels = _Levels(metrics)
+    body: Body = {"status": "ready", "ready": True, "degraded": _degraded(plane, levels)}
+    reason = _not_ready(plane)
+    if reason is None:
+        return 200, body
+    return 503, body | {"status": "not_ready", "ready": False, "reason": reason}
+
+
+def health(plane: PlaneView, metrics: ArenaView) -> Body:
+    """The body of ``/health``; ``health_status`` gives its status."""
+    levels = _Levels(metrics)
+    draining = plane.host_state > RUNNING
+    degraded = _degraded(plane, levels)
+    breaker = _breaker(levels)
+    used = sum(plane.seat(n).open_calls for n in range(plane.seats))
+    capacity = int(levels.one("tpo_open_calls_limit"))
+    waiting = int(levels.one("orchestrator_queue_depth"))
+    room = int(levels.one("orchestrator_channel_capacity"))
+    rss = sum(_rss(plane.seat(n).pid) for n in range(plane.seats))
+    return {
+        "status": _status(plane, breaker, degraded),
+        "version": package_version(),
+        "uptime_secs": int(max(0.0, time.time() - plane.started_at_wall_ms / 1e3)),
+        "shutting_down": draining,
+        "pipeline": {
+            "inbound_queue": {"used": waiting, "capacity": room, "depth_pct": _pct(waiting, room)},
+            "circuit_breaker": {"state": breaker["state"], "is_open": breaker["state"] == "open"},
+            "dead_letter_queue_depth": int(levels.one("tpo_dead_letters")),
+        },
+        "worker_pool": {
+            "pending_requests": used,
+            "tracker_used": used,
+            "tracker_capacity": capacity,
+            "tracker_depth_pct": _pct(used, capacity),
+        },
+        "memory": {"rss_bytes": rss, "rss_mb": round(rss / (1 << 20), 1)},
+        "circuit_breaker": breaker,
+        "host": {
+            "state": _name(HOST_STATES, plane.host_state),
+            "config_epoch": plane.config_epoch,
+            "restarts": plane.restarts_total,
+            "shards": [_shard(plane, slot) for slot in range(plane.workers)],
+        },
+        "degraded": degraded,
+    }
+
+
+def health_status(body: Body) -> int:
+    """The HTTP status of a health body."""
+    return 200 if body["status"] in ("healthy", "degraded") else 503
+
+
+def package_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("tpo-mp")
+    except PackageNotFoundError:
+        return "0"
+
+
+class _Levels:
+    """Sums of the gauges this file reads."""
+
+    def __init__(self, metrics: ArenaView | None) -> None:
+        self._families = {} if metrics is None else {f.name: f for f in metrics.collect()}
+
+    def one(self, name: str) -> float:
+        return sum(sample.value for sample in self.samples(name))
+
+    def samples(self, name: str) -> Sequence[SampleView]:
+        family = self._families.get(name)
+        return () if family is None else family.samples
+
+
+def _not_ready(plane: PlaneView) -> str | None:
+    if plane.host_state > RUNNING:
+        return "shutting_down"
+    if plane.host_state < RUNNING:
+        return "starting"
+    if not any(_serves(plane, slot) for slot in range(plane.workers)):
+        return "no_shard"
+    return None
+
+
+def _serves(plane: PlaneView, slot: int) -> bool:
+    seat = plane.slot_seat(slot)
+    return seat < plane.seats and plane.seat(seat).state == READY
+
+
+def _degraded(plane: PlaneView, levels: _Levels) -> list[str]:
+    missing = [f"slot-{slot}" for slot in range(plane.workers) if not _serves(plane, slot)]
+    if plane.seat(plane.seats - 1).state != READY:
+        missing.append("control")
+    broken = (s for s in levels.samples("tpo_store_broken") if s.value)
+    return missing + ["store-" + dict(sample.labels).get("part", "") for sample in broken]
+
+
+def _status(plane: PlaneView, breaker: Body, degraded: list[str]) -> str:
+    if plane.host_state > RUNNING:
+        return "shutting_down"
+    if _not_ready(plane) is not None or breaker["state"] == "open":
+        return "unhealthy"
+    return "degraded" if degraded else "healthy"
+
+
+def _breaker(levels: _Levels) -> Body:
+    """One breaker for the whole host: open only when every backend's is."""
+    states = [min(int(sample.value), 2) for sample in levels.samples(BREAKER_GAUGE)]
+    return {
+        "state": BREAKER_STATES[min(states, default=0)],
+        "failure_count": int(levels.one("orchestrator_circuit_breaker_failures")),
+        "next_probe_in_secs": levels.one("orchestrator_circuit_breaker_next_probe_seconds"),
+        "probe_failures": int(levels.one("orchestrator_circuit_breaker_probe_failures")),
+    }
+
+
+def _shard(plane: PlaneView, slot: int) -> Body:
+    number = plane.slot_seat(slot)
+    if number >= plane.seats:
+        return {"slot": slot, "state": "empty"}
+    seat = plane.seat(number)
+    return {
+        "slot": slot,
+        "seat": number,
+        "pid": seat.pid,
+        "state": _name(SEAT_STATES, seat.state),
+        "open_calls": seat.open_calls,
+        "config_epoch": seat.config_ack,
+        "loop_lag_us": seat.loop_lag_us,
+    }
+
+
+def _name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else "unknown"
+
+
+def _pct(used: int, capacity: int) -> float:
+    return round(100.0 * used / capacity, 1) if capacity else 0.0
+
+
+def _rss(pid: int) -> int:
+    if not pid:
+        return 0
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, OSError):
+        return 0

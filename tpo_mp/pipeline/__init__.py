@@ -1,0 +1,1 @@
+"""The compiled chain a call is folded through, and the mechanics of waiting."""

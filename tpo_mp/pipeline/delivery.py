@@ -1,0 +1,214 @@
+"""One call's way back to its client: reply, stream, error or nothing, and the account of it.
+
+Invariants: exactly one terminal state per delivery, told to the gateway exactly once; after the
+client left nothing is written; an error after the first byte ends the stream with the dialect's
+error event and a proper end of body, so that no client mistakes it for success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from tpo_mp.dialects import openai_chat
+from tpo_mp.errors import Cancelled, DeadlineExceeded, Fault, Shed, TpoError
+from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
+
+from .gateway import Gateway
+
+if TYPE_CHECKING:
+    from tpo_mp.http.exchange import Exchange
+
+    from .promise import Promise
+
+SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+class Delivery:
+    """Carries one call's outcome to one exchange, in the OpenAI dialect.
+
+    Surfaces with other bodies override ``send`` and ``send_error`` (and the stream's three).
+    """
+
+    __slots__ = (
+        "_gateway", "bytes_in", "bytes_out", "call", "deadline", "error", "exchange", "filed_at",
+        "finished_at", "promise", "reply", "settled", "started", "status", "template", "terminal",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, exchange: Exchange, call: Call) -> None:
+        self._gateway = gateway
+        self.exchange = exchange
+        self.call = call
+        self.template = exchange.head.endpoint.template if exchange.head.endpoint else ""
+        self.bytes_in = len(exchange.body)
+        self.bytes_out = 0
+        self.promise: Promise[Reply] | None = None
+        self.reply: Reply | None = None
+        self.started = False
+        self.settled = False
+        self.status = 0
+        self.error: TpoError | None = None
+        self.terminal = Terminal.DONE
+        self.finished_at = 0.0
+        self.deadline = call.deadline
+        self.filed_at = 0.0
+        exchange.on_disconnect = self.left
+
+    # -- outcome of the chain -----------------------------------------------------------------
+
+    def done(self, reply: Reply | None, error: BaseException | None) -> None:
+        """Take the chain's outcome."""
+        if self.settled:
+            if reply is not None and reply.stream is not None:
+                reply.stream.cancel()
+        elif reply is None:
+            self.fail(_as_tpo(error))
+        else:
+            self.reply = reply
+            if reply.stream is None:
+                self.send(reply)
+            else:
+                self.begin(reply)
+                reply.stream.attach(self)
+
+    def send(self, reply: Reply) -> None:
+        """Send a whole reply."""
+        body = reply.body
+        assert body is not None
+        self.status = reply.status
+        self.bytes_out = len(body)
+        self.exchange.respond(reply.status, body, reply.content_type, self.lines(reply))
+        self.settle(Terminal.DONE, None)
+
+    def begin(self, reply: Reply) -> None:
+        """Send the head of a streamed reply."""
+        self.started = True
+        self.status = reply.status
+        stream = cast("Stream", reply.stream)
+        self.exchange.begin(reply.status, reply.content_type, self.lines(reply) + SSE_LINES, stream)
+
+    def fail(self, error: TpoError) -> None:
+        """End the call with an error, in band if the stream has begun."""
+        if self.settled:
+            return
+        if isinstance(error, Cancelled):
+            self.settle(Terminal.CANCELLED, error)
+            return
+        self.status = error.status
+        if self.started:
+            self.send_error_event(error)
+        else:
+            self.send_error(error)
+        self.settle(_terminal(error), error)
+
+    def send_error(self, error: TpoError) -> None:
+        """Send a whole error response."""
+        body = openai_chat.error_body(error)
+        self.bytes_out = len(body)
+        self.exchange.respond(error.status, body, extra=self.lines(None) + retry_lines(error))
+
+    def send_error_event(self, error: TpoError) -> None:
+        """Tell a client in mid-stream, then end the body."""
+        self.data(openai_chat.error_event(error))
+        self.exchange.finish()
+
+    # -- Sink of the stream -------------------------------------------------------------------
+
+    def data(self, chunk: bytes) -> None:
+        self.bytes_out += len(chunk)
+        self.exchange.write(chunk)
+
+    def end(self, error: TpoError | None) -> None:
+        if error is not None:
+            self.fail(error)
+        elif not self.settled:
+            self.exchange.finish()
+            self.settle(Terminal.DONE, None)
+
+    # -- the client, the clock and the host ---------------------------------------------------
+
+    def left(self) -> None:
+        """The client went away."""
+        self.stop(Cancelled("the client closed the connection"))
+
+    def expire(self) -> None:
+        """The caller's deadline passed."""
+        self.stop(DeadlineExceeded("the deadline passed before the answer was complete"))
+
+    def stop(self, error: TpoError) -> None:
+        """End the call now, whatever it waits for."""
+        if self.settled:
+            return
+        reply, promise = self.reply, self.promise
+        self.fail(error)
+        if reply is not None:
+            if reply.stream is not None:
+                reply.stream.cancel()
+        elif promise is not None:
+            promise.cancel()
+
+    def settle(self, terminal: Terminal, error: TpoError | None) -> None:
+        """Close the account."""
+        if not self.settled:
+            self.settled = True
+            self.terminal = terminal
+            self.error = error
+            self.finished_at = monotonic()
+            self.deadline = NO_DEADLINE
+            self._gateway.settled(self)
+
+    def lines(self, reply: Reply | None) -> bytes:
+        """The gateway's own response header lines."""
+        call = self.call
+        now = monotonic()
+        upstream_ms = (call.first_byte_at - call.upstream_at) * 1e3 if call.first_byte_at else 0.0
+        return (
+            b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\nx-tpo-backend: %b\r\nserver-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
+            % (
+                reply.headers if reply is not None else b"",
+                (call.client_request_id or call.id).encode(),
+                call.id.encode(),
+                call.shard,
+                call.backend.encode(),
+                max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
+                upstream_ms,
+            )
+        )
+
+
+def retry_lines(error: TpoError) -> bytes:
+    """What tells SDKs whether and when to come back."""
+    if error.retry_after_s is not None:
+        seconds = error.retry_after_s
+        return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (
+            max(1, round(seconds)),
+            round(seconds * 1e3),
+        )
+    if error.status in (429, 503) and error.code != "over_budget":
+        return b"retry-after: 1\r\n"
+    return b""
+
+
+def _as_tpo(error: BaseException | None) -> TpoError:
+    if isinstance(error, TpoError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return Cancelled("the call was cancelled")
+    return UnexpectedError(error)
+
+
+class UnexpectedError(Fault):
+    """A defect inside the pipeline; carries its cause for the log, never for the client."""
+
+    def __init__(self, cause: BaseException | None) -> None:
+        super().__init__("internal error", reason="internal_error")
+        self.__cause__ = cause
+
+
+def _terminal(error: TpoError) -> Terminal:
+    if isinstance(error, Shed):
+        return Terminal.SHED
+    if isinstance(error, DeadlineExceeded):
+        return Terminal.EXPIRED
+    return Terminal.FAILED

@@ -1,0 +1,62 @@
+"""What a surface asks of its shard; the worker implements it.
+
+Invariants: a call that was opened is settled exactly once, by its ``Delivery``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import Plane
+from tpo_mp.types import Call, Reply
+
+if TYPE_CHECKING:
+    from tpo_mp.http.exchange import Exchange
+
+    from .delivery import Delivery
+    from .native_delivery import NativeDelivery
+
+
+class Gateway(Protocol):
+    """The shard, as surfaces see it; ``plane`` and ``metrics_arena`` are the host's."""
+
+    plane: Plane
+    metrics_arena: MetricsArena
+
+    def new_call(
+        self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
+    ) -> Call:
+        """Identify a request; raises ``Draining`` or ``InvalidRequest``."""
+
+    def submit(self, delivery: Delivery) -> None:
+        """Register the call and run it; the outcome reaches ``delivery.done``."""
+
+    def settled(self, delivery: Delivery) -> None:
+        """Account for a call that ended; called once, by its delivery."""
+
+    def serve(self, call: Call) -> Awaitable[Reply]:
+        """Run a call through the chain, wherever its session lives."""
+
+    async def models(self) -> Sequence[str]:
+        """Every model a client may name."""
+
+    def knows_model(self, model: str) -> bool:
+        """Whether some backend serves ``model``."""
+
+    def default_model(self) -> str | None:
+        """The first model named literally in the config."""
+
+    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
+        """A 1-tuple of what control's store has; ``None`` when it does not answer in time."""
+
+    async def result(self, call_id: str, wait_s: float) -> bytes | None:
+        """The JSON record of an asynchronous call, wherever on this host it is."""
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Every route this shard serves."""
+
+    def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
+        """Run a call whose result is fetched later; answers its first record."""

@@ -1,0 +1,93 @@
+"""Delivery in the native dialect: one record, sent now or kept for later.
+
+Invariants: a detached delivery never writes to the exchange; its record is final once settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+
+from tpo_mp.dialects import native, openai_chat
+from tpo_mp.errors import BackendFailure, TpoError
+from tpo_mp.types import Call, Reply, Terminal
+
+from .delivery import Delivery, retry_lines
+from .gateway import Gateway
+
+if TYPE_CHECKING:
+    from tpo_mp.http.exchange import Exchange
+
+
+class NativeDelivery(Delivery):
+    """Turns a chat reply into a native record."""
+
+    __slots__ = ("detached", "on_record", "record", "session_id")
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        exchange: Exchange,
+        call: Call,
+        session_id: str | None,
+        *,
+        detached: bool = False,
+    ) -> None:
+        super().__init__(gateway, exchange, call)
+        self.session_id = session_id
+        self.detached = detached
+        self.record: dict[str, Any] | None = None
+        self.on_record: Callable[[dict[str, Any]], None] | None = None
+        if detached:
+            exchange.on_disconnect = None
+
+    def send(self, reply: Reply) -> None:
+        """Answer, or keep, the finished record."""
+        assert reply.body is not None
+        try:
+            seen = openai_chat.decode_reply(reply.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.fail(
+                BackendFailure("upstream sent no chat completion", reason="bad_upstream_body")
+            )
+            return
+        self.status = 200
+        reply.finish_reason = seen.finish()
+        record = native.record(
+            self.call.id,
+            self.session_id,
+            "completed",
+            result=seen.text(),
+            model=seen.model or self.call.model,
+            finish_reason=reply.finish_reason,
+            usage=reply.usage,
+            latency_ms=round((monotonic() - self.call.started_at) * 1e3, 3),
+        )
+        if not self.detached:
+            body = orjson.dumps(record)
+            self.bytes_out = len(body)
+            self.exchange.respond(200, body, extra=self.lines(reply))
+        self._keep(record)
+        self.settle(Terminal.DONE, None)
+
+    def send_error(self, error: TpoError) -> None:
+        """Answer the error, or keep the failed record."""
+        shown = native.error_object(error, self.call.id)
+        if not self.detached:
+            body = orjson.dumps({"error": shown})
+            self.bytes_out = len(body)
+            self.exchange.respond(error.status, body, extra=self.lines(None) + retry_lines(error))
+        self._keep(
+            native.record(
+                self.call.id, self.session_id, "failed", error=shown, model=self.call.model
+            )
+        )
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self.record = record
+        if self.on_record is not None:
+            self.on_record(record)

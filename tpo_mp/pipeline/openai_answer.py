@@ -1,0 +1,391 @@
+"""Turns an OpenAI-compatible upstream's response into a ``Reply``, watching without re-writing.
+
+A whole body is checked and its usage read.
+A stream becomes a ``Reply`` at its first event; from there bytes go to the sink as they came, and
+only its last kilobytes are kept: enough for usage, finish reason and a missing terminator.
+
+Invariants: the reply is resolved or rejected exactly once; after it is resolved, failures reach
+the sink's ``end``; a stream that stops without ``[DONE]`` is an error; a usage count that only
+the gateway asked for never reaches the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tpo_mp.dialects import openai_chat as dialect
+from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected, TpoError
+from tpo_mp.http.upstream import Exchange, ResponseHead
+from tpo_mp.types import Call, Reply, Sink, Usage
+
+from .promise import Promise
+
+MAX_REPLY_BYTES = 32 << 20
+MAX_ERROR_BYTES = 1 << 20
+MAX_EVENT_BYTES = 1 << 20
+MAX_STREAM_BYTES = 1 << 30
+_TAIL_BYTES = 4096
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+_FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
+
+
+class Answer:
+    """Receiver of one response; also the ``Stream`` of its reply."""
+
+    __slots__ = (
+        "_backend",
+        "_buffer",
+        "_call",
+        "_carry",
+        "_client_key",
+        "_clock",
+        "_ended",
+        "_error",
+        "_event_bytes",
+        "_head",
+        "_parts",
+        "_reply",
+        "_sink",
+        "_size",
+        "_strip",
+        "_tail",
+        "exchange",
+        "promise",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        backend: str,
+        clock: Callable[[], float],
+        strip_usage: bool,
+        client_key: bool,
+    ) -> None:
+        self.promise: Promise[Reply] = Promise()
+        self.exchange: Exchange | None = None
+        self._call = call
+        self._backend = backend
+        self._clock = clock
+        self._strip = strip_usage
+        self._client_key = client_key
+        self._head: ResponseHead | None = None
+        self._reply: Reply | None = None
+        self._parts: list[bytes] | None = None
+        self._size = 0
+        self._carry = b""
+        self._tail = b""
+        self._event_bytes = 0
+        self._sink: Sink | None = None
+        self._buffer: list[bytes] = []
+        self._ended = False
+        self._error: TpoError | None = None
+
+    # -- Receiver ---------------------------------------------------------------------------
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        call = self._call
+        call.first_byte_at = self._clock()
+        call.abort = None
+        if head.status != 200:
+            self.promise.reject(upstream_error(head, body, self._client_key))
+            return
+        if call.stream and head.content_type.startswith(b"text/event-stream"):
+            self._head = head
+            if body:
+                self.data(body)
+            self.ended()
+            return
+        try:
+            usage = dialect.usage_of(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.promise.reject(
+                BackendFailure(
+                    "upstream answered 200 with a body that is no JSON object",
+                    reason="bad_upstream_body",
+                )
+            )
+            return
+        reply = Reply(
+            200, body, content_type=head.content_type, headers=head.passed, backend=self._backend
+        )
+        reply.usage = usage
+        self.promise.resolve(reply)
+
+    def started(self, head: ResponseHead) -> None:
+        self._call.first_byte_at = self._clock()
+        self._head = head
+        if (
+            head.status != 200
+            or not self._call.stream
+            or not head.content_type.startswith(b"text/event-stream")
+        ):
+            self._parts = []
+
+    def data(self, chunk: bytes) -> None:
+        if self._parts is not None:
+            self._collect(chunk)
+            return
+        self._size += len(chunk)
+        if self._carry:
+            chunk = self._carry + chunk
+            self._carry = b""
+        if chunk.endswith(_EVENT_ENDS):
+            self._event_bytes = 0
+        else:
+            self._event_bytes += len(chunk)
+            if self._event_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
+                self._fail_now(
+                    BackendFailure("upstream sent an endless event", reason="endless_reply")
+                )
+                return
+            if self._strip or self._reply is None:
+                # Whole events only: the first is checked, and a usage event may have to go.
+                cut = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\r\n\r\n") + 4)
+                cut = cut if cut >= 4 else 0
+                self._carry = chunk[cut:]
+                self._event_bytes = len(self._carry)
+                chunk = chunk[:cut]
+                if not chunk:
+                    return
+        if self._strip and (b'"usage":{' in chunk or b'"usage": {' in chunk):
+            chunk = self._without_usage(chunk)
+            if not chunk:
+                return
+        self._tail = chunk if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
+        if self._reply is None:
+            self._first(chunk)
+        elif self._sink is not None:
+            self._sink.data(chunk)
+        else:
+            self._buffer.append(chunk)
+
+    def ended(self) -> None:
+        parts = self._parts
+        if parts is not None:
+            assert self._head is not None
+            self._parts = None
+            if self._head.status == 200 and self._call.stream:
+                self._reject(
+                    BackendFailure(
+                        "upstream answered a stream request with another media type",
+                        reason="bad_upstream_body",
+                    )
+                )
+            else:
+                self.whole(self._head, b"".join(parts))
+            return
+        if self._carry and not self._error:
+            rest, self._carry = self._carry, b""
+            self._tail = (self._tail + rest)[-_TAIL_BYTES:]
+            if self._reply is not None:
+                self._pass(rest)
+        if self._reply is None:
+            self._reject(
+                BackendFailure(
+                    "upstream ended the stream before its first event", reason="truncated_stream"
+                )
+            )
+            return
+        tail = self._tail.rstrip()
+        if tail.endswith((b"data: [DONE]", b"data:[DONE]")):
+            self._read_tail()
+            self._finish(None)
+        else:
+            self._finish(
+                BackendFailure(
+                    "upstream ended the stream without [DONE]", reason="truncated_stream"
+                )
+            )
+
+    def failed(self, error: TpoError) -> None:
+        self._parts = None
+        if self._reply is None:
+            self._reject(error)
+        else:
+            self._finish(error)
+
+    # -- Stream -----------------------------------------------------------------------------
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+        buffered, self._buffer = self._buffer, []
+        for chunk in buffered:
+            sink.data(chunk)
+        if self._ended and self._sink is not None:
+            self._sink = None
+            sink.end(self._error)
+
+    def pause(self) -> None:
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume(self) -> None:
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    def cancel(self) -> None:
+        """Nobody wants the rest."""
+        self._sink = None
+        if self.exchange is not None:
+            self.exchange.cancel()
+
+    def stop(self, error: TpoError) -> None:
+        """End the call with ``error``, whatever its state."""
+        if self.exchange is not None:
+            self.exchange.cancel()
+        self.failed(error)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _collect(self, chunk: bytes) -> None:
+        assert self._parts is not None
+        assert self._head is not None
+        self._size += len(chunk)
+        if self._size > (MAX_REPLY_BYTES if self._head.status == 200 else MAX_ERROR_BYTES):
+            self._parts = None
+            self._fail_now(BackendFailure("upstream's reply is too large", reason="endless_reply"))
+        else:
+            self._parts.append(chunk)
+
+    def _first(self, chunk: bytes) -> None:
+        """The first whole event: from here on the client sees what comes."""
+        head = self._head
+        assert head is not None
+        if not chunk.startswith(_FIELD_STARTS) or not _is_sound(chunk):
+            self._fail_now(
+                BackendFailure("upstream sent no event stream", reason="bad_upstream_body")
+            )
+            return
+        self._buffer.append(chunk)
+        reply = Reply(
+            200,
+            None,
+            stream=self,
+            content_type=head.content_type,
+            headers=head.passed,
+            backend=self._backend,
+        )
+        self._reply = reply
+        self.promise.resolve(reply)
+
+    def _pass(self, chunk: bytes) -> None:
+        if self._sink is not None:
+            self._sink.data(chunk)
+        else:
+            self._buffer.append(chunk)
+
+    def _without_usage(self, chunk: bytes) -> bytes:
+        """Read and take out the usage event the gateway asked for."""
+        kept = []
+        separator = b"\r\n\r\n" if chunk.endswith(b"\r\n\r\n") else b"\n\n"
+        for block in chunk.split(separator)[:-1]:
+            if b'"usage"' in block:
+                for data in dialect.event_data(block):
+                    if data != b"[DONE]" and self._note_usage(data):
+                        break
+                else:
+                    kept.append(block + separator)
+            else:
+                kept.append(block + separator)
+        return b"".join(kept)
+
+    def _note_usage(self, data: bytes) -> bool:
+        """Record usage; answers whether the event holds nothing else."""
+        try:
+            seen = dialect.decode_reply(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if seen.usage is not None and self._reply is not None:
+            self._reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
+        return seen.usage is not None and not seen.choices
+
+    def _read_tail(self) -> None:
+        """Usage and finish reason from the last events."""
+        reply = self._reply
+        assert reply is not None
+        for data in list(dialect.event_data(self._tail))[-4:]:
+            if data == b"[DONE]" or not data.startswith(b"{"):
+                continue
+            try:
+                seen = dialect.decode_reply(data)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            if seen.usage is not None:
+                reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
+            reply.finish_reason = seen.finish() or reply.finish_reason
+
+    def _fail_now(self, error: TpoError) -> None:
+        if self.exchange is not None:
+            self.exchange.cancel()
+        self.failed(error)
+
+    def _reject(self, error: TpoError) -> None:
+        self._call.abort = None
+        self.promise.reject(error)
+
+    def _finish(self, error: TpoError | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        self._call.abort = None
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.end(error)
+
+
+def _is_sound(chunk: bytes) -> bool:
+    """Whether the first data payload is an object or the terminator."""
+    for data in dialect.event_data(chunk):
+        if data == b"[DONE]":
+            return True
+        try:
+            dialect.decode_reply(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        return True
+    return True
+
+
+def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoError:
+    """Map an upstream's error status to what the client should see and whether to try again."""
+    status = head.status
+    shown = body if body[:1] == b"{" and head.content_type.startswith(b"application/json") else None
+    said = _message(body) or f"upstream answered {status}"
+    retry_after = head.retry_after
+    if status == 429:
+        return RateLimited(
+            said, reason="upstream_rate_limited", retry_after_s=retry_after, body=shown
+        )
+    if status in (401, 403) and not client_key:
+        return BackendFailure(
+            "the upstream refused this gateway's credential", reason="upstream_auth_failed"
+        )
+    if 400 <= status < 500 and status != 408:
+        return Rejected(said, reason="upstream_rejected", status=status, body=shown)
+    if status in (408, 504):
+        return BackendTimeout(said, reason="upstream_timeout", retry_after_s=retry_after)
+    if status in (503, 529):
+        return BackendFailure(
+            said, reason="upstream_overloaded", status=503, retry_after_s=retry_after
+        )
+    return BackendFailure(said, reason="upstream_error", retry_after_s=retry_after)
+
+
+class _ErrorObject(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorObject | str | None = None
+
+
+def _message(body: bytes) -> str:
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    said = error.message if isinstance(error, _ErrorObject) else error or ""
+    return "".join(c for c in said if c.isprintable())[:500]

@@ -1,0 +1,115 @@
+"""From a call's model to one try of one backend.
+
+Each ``[[routes]]`` entry becomes a strategy over its backends; the first entry whose patterns
+match the model wins.  The strategies see only backends that serve the model.
+
+Invariants: the table is built once per config; a model nobody serves is ``NotFound``.
+Known weakness: decisions per model are remembered for at most 4 096 models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tpo_mp.errors import NotFound, Shed
+from tpo_mp.types import Call, Reply
+
+from .chain import Serve, fold
+
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A backend in a route: what it serves, and its try wrapped in the ATTEMPT stages."""
+
+    name: str
+    backend: Any
+    models: tuple[str, ...]
+    model_map: Mapping[str, str]
+    apis: tuple[str, ...]
+    weight: int
+    attempt: Serve
+
+    def infer(self, call: Call) -> Awaitable[Reply]:
+        """One try."""
+        call.backend = self.name
+        call.attempts += 1
+        return self.attempt(call)
+
+    def serves(self, model: str) -> bool:
+        """Whether this backend serves the model (glob or mapped name)."""
+        return model in self.model_map or any(
+            p == "*" or p == model or fnmatchcase(model, p) for p in self.models
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One ``[[routes]]`` entry."""
+
+    models: tuple[str, ...]
+    strategy: Any
+    targets: tuple[Target, ...]
+
+
+def wrap(backend: Any, attempt_stages: Sequence[Any]) -> Serve:
+    """One try of ``backend`` inside the ATTEMPT stages."""
+    return fold(attempt_stages, backend.infer)
+
+
+class Router:
+    """Answers a call through the first matching rule."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = tuple(rules)
+        self._known: dict[str, Serve] = {}
+
+    def serve(self, call: Call) -> Awaitable[Reply]:
+        """Route one call; raises ``NotFound`` for a model nobody serves."""
+        serve = self._known.get(call.model)
+        if serve is None:
+            serve = self._resolve(call.model)
+        return serve(call)
+
+    def knows(self, model: str) -> bool:
+        """Whether any rule serves ``model``."""
+        try:
+            self._resolve(model)
+        except (NotFound, Shed):
+            return False
+        return True
+
+    def _resolve(self, model: str) -> Serve:
+        for rule in self._rules:
+            if any(p == "*" or fnmatchcase(model, p) for p in rule.models):
+                targets = tuple(t for t in rule.targets if t.serves(model))
+                if targets:
+                    return self._remember(model, _strategy(rule.strategy, targets))
+        raise NotFound(
+            f"the model {model[:120]!r} does not exist or no backend serves it",
+            reason="model_not_found",
+            param="model",
+        )
+
+    def _remember(self, model: str, serve: Serve) -> Serve:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[model] = serve
+        return serve
+
+
+def _strategy(strategy: Any, targets: tuple[Target, ...]) -> Serve:
+    if callable(strategy):
+
+        def ask(call: Call) -> Awaitable[Reply]:
+            return strategy(call, targets)  # type: ignore[no-any-return]  # the Route protocol
+
+        return ask
+    if len(targets) == 1:
+        return targets[0].infer
+    pick: Callable[[Call, Sequence[Target]], Target] = strategy.pick
+    return lambda call: pick(call, targets).infer(call)

@@ -1,0 +1,162 @@
+"""The five doors: Stage, Route, Backend, Controller, Surface.
+
+A feature is one file behind one door.
+It exports ``FEATURE = Feature(Config, build)``; its file name is its config key, its metric label
+and the name of its test.
+It receives an ``Env`` and nothing else, so its unit tests need no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
+
+from msgspec import Meta, Struct
+
+from .types import Call, Phase, Reply
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+Proceed: TypeAlias = Callable[[Call], Awaitable[Reply]]
+Door: TypeAlias = Literal["stages", "routes", "backends", "controllers", "surfaces"]
+
+
+class Counter(Protocol):
+    """A monotonic series this process owns."""
+
+    def inc(self, n: int = 1) -> None: ...
+
+
+class Gauge(Protocol):
+    """A level this process owns."""
+
+    def set(self, value: float) -> None: ...
+
+    def add(self, n: float) -> None: ...
+
+
+class Histogram(Protocol):
+    """A distribution this process owns; values in seconds unless its name says otherwise."""
+
+    def observe(self, value: float) -> None: ...
+
+
+class Metrics(Protocol):
+    """Makes series; asking twice for the same one answers the same one."""
+
+    def counter(self, name: str, help: str, **labels: str) -> Counter: ...
+
+    def gauge(self, name: str, help: str, **labels: str) -> Gauge: ...
+
+    def histogram(
+        self, name: str, help: str, buckets: Sequence[float], **labels: str
+    ) -> Histogram: ...
+
+
+class Store(Protocol):
+    """Durable records, kept by control; every answer comes within 50 ms or is ``None``."""
+
+    async def get(self, table: str, key: str) -> bytes | None: ...
+
+    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool: ...
+
+
+class Timed(Protocol):
+    """Something with a deadline in monotonic seconds (``inf``: none)."""
+
+    deadline: float
+    filed_at: float
+
+    def expire(self) -> None: ...
+
+
+class Timers(Protocol):
+    """One timer for any number of deadlines; see ``http.wheel``."""
+
+    def add(self, entry: Timed, now: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    """All a feature gets of the world."""
+
+    clock: Callable[[], float]
+    random: Random
+    metrics: Metrics
+    log: FilteringBoundLogger
+    store: Store
+    timers: Timers
+
+
+class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every ``[[backends]]`` entry has."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$",
+        description="Unique name, used in routes, metrics and breaker names.")]  # fmt: skip
+    kind: Annotated[str, Meta(description="File name in backends/, or an entry point's name.")]
+    models: Annotated[tuple[str, ...], Meta(min_length=1,
+        description="Model names or globs this backend serves.")] = ("*",)  # fmt: skip
+    model_map: Annotated[dict[str, str], Meta(
+        description="Public model name to the upstream's own.")] = {}  # fmt: skip
+    weight: Annotated[int, Meta(ge=1, le=1000,
+        description="Share of traffic under the weighted route.")] = 1  # fmt: skip
+    apis: Annotated[tuple[str, ...], Meta(
+        description="APIs it speaks; empty means all of its kind.")] = ()  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What a feature file exports: its options and how to build it from them."""
+
+    Config: type[Struct]
+    build: Callable[[Any, Env], Any]
+
+
+class Stage(Protocol):
+    """A layer round the rest of the pipeline.
+
+    A stage that may wait is ``async (call, proceed) -> Reply``.
+    One that never waits leaves ``__call__`` out and has ``before(call)`` and/or
+    ``after(call, reply)``, which the chain runs in line.
+    """
+
+    phase: ClassVar[Phase]
+
+    async def __call__(self, call: Call, proceed: Proceed, /) -> Reply: ...
+
+
+class Backend(Protocol):
+    """Something that answers calls."""
+
+    name: str
+
+    def infer(self, call: Call, /) -> Awaitable[Reply]:
+        """Answer; the reply exists only once its first chunk does."""
+        ...
+
+    async def list_models(self) -> Sequence[str]:
+        """Names the upstream reports, for ``/v1/models``; raises ``BackendFailure``."""
+        ...
+
+    def close(self) -> None:
+        """Drop idle connections; running calls finish."""
+        ...
+
+
+class Route(Protocol):
+    """Picks the backend of each attempt.
+
+    A route that may ask several backends for one call is ``async (call, backends) -> Reply``.
+    One that only chooses leaves ``__call__`` out and has ``pick(call, backends) -> Backend``.
+    """
+
+    async def __call__(self, call: Call, backends: Sequence[Backend], /) -> Reply: ...
+
+
+class Controller(Protocol):
+    """Pure: looks at a host snapshot, answers the changes it wants."""
+
+    def decide(self, snapshot: Mapping[str, float], /) -> Sequence[tuple[str, float]]: ...

@@ -1,0 +1,47 @@
+"""Finds a feature by its file name, or by an entry point of the same name from outside.
+
+Invariants: nothing is imported that is not asked for by name; lookup is re-entrant, because it
+happens in every process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+from importlib.metadata import entry_points
+
+from .errors import ConfigError
+from .ports import Door, Feature
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+
+
+def names(door: Door) -> list[str]:
+    """List every feature behind a door, without importing any."""
+    package = importlib.import_module(f"tpo_mp.{door}")
+    inside = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    outside = {e.name for e in entry_points(group=f"tpo_mp.{door}")}
+    return sorted(inside | outside)
+
+
+def find(door: Door, name: str) -> Feature:
+    """Import one feature; raises ``ConfigError`` with a suggestion when there is none."""
+    if _NAME.match(name) and importlib.util.find_spec(f"tpo_mp.{door}.{name}") is not None:
+        feature = importlib.import_module(f"tpo_mp.{door}.{name}").FEATURE
+    else:
+        outside = list(entry_points(group=f"tpo_mp.{door}", name=name))
+        if not outside:
+            raise ConfigError(_unknown(door, name))
+        feature = outside[0].load()
+    assert isinstance(feature, Feature)
+    return feature
+
+
+def _unknown(door: Door, name: str) -> str:
+    known = names(door)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f"no such {door.rstrip('s')} {name!r}; {hint}"

@@ -1,0 +1,1 @@
+"""Routing strategies, one file each, named in `[[routes]] strategy`."""

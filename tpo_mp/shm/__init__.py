@@ -1,0 +1,1 @@
+"""Shared memory: every structure opens with its own byte-level specification."""

@@ -1,0 +1,261 @@
+"""What crosses a ring: one kind byte, a 32-bit stream number, then the frame's own bytes.
+
+::
+
+    0        1..4             5 …
+    kind u8  stream u32 (LE)  payload
+
+``stream`` numbers a forwarded call on its owner's side; together with the ring's source seat it is
+unique while the call lives.  Data frames carry raw body bytes so that no codec touches them; all
+others carry one msgpack struct of this file.
+
+Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
+is pickled.  Control frames (credit, cancel, end, error, bounce) use the ring's reserved eighth.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct as Layout
+
+import msgspec
+
+from tpo_mp.errors import WireError
+
+HEAD = Layout("<BI")
+
+
+class Kind(IntEnum):
+    """First byte of every record."""
+
+    CALL = 1
+    CREDIT = 2
+    CANCEL = 3
+    REPLY = 4
+    DATA = 5
+    END = 6
+    BOUNCE = 7
+    BODY = 8
+    RESULT_QUERY = 9
+    RESULT_ANSWER = 10
+    RECORDS = 20
+    STORE_PUT = 21
+    STORE_GET = 22
+    STORE_ANSWER = 23
+    DEAD_LETTER = 24
+    RERUN = 25
+    FORGET = 26
+
+
+class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    pass
+
+
+class CallFrame(_Frame, frozen=True):
+    """A→B: run this call.  ``body`` is inline, or lies in A's body arena, or follows as BODY frames."""
+
+    call_id: str
+    config_epoch: int
+    map_version: int
+    model: str
+    stream: bool
+    api: str
+    tenant: str
+    key_id: str
+    session: str | None
+    affinity: str | None
+    priority: int
+    budget_s: float
+    client_request_id: str
+    authorization: bytes | None
+    traceparent: bytes | None
+    usage_wanted: bool
+    body: bytes
+    arena_offset: int
+    body_length: int
+
+
+class CreditFrame(_Frame, frozen=True):
+    """A→B: the client took this many bytes."""
+
+    n: int
+
+
+class ReplyFrame(_Frame, frozen=True):
+    """B→A: the reply's head; ``body`` is whole for small unary replies, else DATA frames follow."""
+
+    status: int
+    content_type: bytes
+    headers: bytes
+    backend: str
+    stream: bool
+    body: bytes | None
+    prompt_tokens: int
+    completion_tokens: int
+    attempts: int
+    first_byte_s: float
+
+
+class EndFrame(_Frame, frozen=True):
+    """B→A: the body is complete, or the call failed."""
+
+    error: WireError | None
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    attempts: int = 0
+    backend: str = ""
+
+
+class RecordFrame(_Frame, frozen=True):
+    """One finished call: audit, access line and spend in one.  Instants are epoch seconds."""
+
+    call_id: str
+    finished_at: float
+    started_at: float
+    method: str
+    path: str
+    status: int
+    terminal: str
+    model: str
+    backend: str
+    stream: bool
+    tenant: str
+    key_id: str
+    session: str
+    client_request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    bytes_in: int
+    bytes_out: int
+    duration_s: float
+    first_byte_s: float
+    attempts: int
+    shard: int
+    error: str
+    peer: str = ""
+
+
+class DeadLetterFrame(_Frame, frozen=True):
+    """Worker→control: an accepted call that will not be finished.
+
+    A body longer than a record comes in several frames of the same call id; ``more`` says that
+    another follows.
+    """
+
+    call_id: str
+    client_request_id: str
+    session: str
+    reason: str
+    dropped_at: float
+    model: str
+    tenant: str
+    path: str
+    body: bytes
+    more: bool = False
+    truncated: bool = False
+
+
+class StorePut(_Frame, frozen=True):
+    """Worker→control: keep ``value`` under (table, key) for ``ttl_s``; answered by STORE_ANSWER.
+
+    A long value comes in several frames of the same token; ``more`` says that another follows.
+    """
+
+    token: int
+    table: str
+    key: str
+    value: bytes
+    ttl_s: float
+    more: bool = False
+
+
+class StoreGet(_Frame, frozen=True):
+    """Worker→control: read (table, key)."""
+
+    token: int
+    table: str
+    key: str
+
+
+class StoreAnswer(_Frame, frozen=True):
+    """Control→worker: ``ok`` and the value (``None``: no such key), whole or in pieces."""
+
+    token: int
+    ok: bool
+    value: bytes | None
+    more: bool = False
+
+
+class ResultQuery(_Frame, frozen=True):
+    """Worker→worker: is this asynchronous call yours, and how does it stand?  Waits up to ``wait_s``."""
+
+    token: int
+    call_id: str
+    wait_s: float
+
+
+class ResultAnswer(_Frame, frozen=True):
+    """Worker→worker: the record as JSON, or ``None`` when unknown here."""
+
+    token: int
+    record: bytes | None
+
+
+class RerunFrame(_Frame, frozen=True):
+    """Control→worker: run this orphaned asynchronous call again under its own id.
+
+    A long body comes in several frames of the same call id, ``meta`` in the first only; ``more``
+    says that another follows.
+    """
+
+    call_id: str
+    attempts: int
+    meta: bytes
+    body: bytes
+    more: bool = False
+
+
+class SlotMeta(_Frame, frozen=True):
+    """What an in-flight registry slot says about its call, for dead letters and reruns."""
+
+    path: str
+    model: str
+    tenant: str
+    session: str
+    client_request_id: str
+    stream: bool
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def frame(kind: Kind, stream: int, body: _Frame | None = None) -> bytes:
+    """Build one record."""
+    return HEAD.pack(kind, stream) + (b"" if body is None else _encode(body))
+
+
+def store_get(token: int, table: str, key: str) -> bytes:
+    """The record that asks control for a value."""
+    return frame(Kind.STORE_GET, 0, StoreGet(token, table, key))
+
+
+def store_put(token: int, table: str, key: str, value: bytes, ttl_s: float, more: bool) -> bytes:
+    """The record that hands control a value, or a piece of one."""
+    return frame(Kind.STORE_PUT, 0, StorePut(token, table, key, value, ttl_s, more))
+
+
+def head(record: bytes) -> tuple[int, int]:
+    """Kind and stream number of a record."""
+    kind, stream = HEAD.unpack_from(record)
+    return kind, stream
+
+
+def payload(record: bytes) -> memoryview:
+    """A record's bytes after its head."""
+    return memoryview(record)[HEAD.size :]
+
+
+def decoder(kind: type[_Frame]) -> msgspec.msgpack.Decoder[_Frame]:
+    """A reusable decoder of one frame type."""
+    return msgspec.msgpack.Decoder(kind)

@@ -1,0 +1,80 @@
+"""What the supervisor tells a child at birth: one JSON object in ``TPO_HANDOFF``.
+
+::
+
+    TPO_HANDOFF={"version":"0.1.0","layout":1,"role":"shard","seat":0,"slot":0,"epoch":1,…}
+
+Written by the supervisor before the child exists, read by the child at its first lines, never
+shared: there is no state, no order and no half-written form.  Descriptors are numbers that
+``pass_fds`` keeps equal in parent and child.
+
+Invariants: unknown and missing fields are errors.  A child whose package version or ``layout``
+differs from its own code must not map any of the descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from tpo_mp.errors import Fault
+
+ENV = "TPO_HANDOFF"
+Role: TypeAlias = Literal["shard", "control"]
+
+
+class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who the child is and which descriptors it holds."""
+
+    version: str
+    """Package version of the supervisor."""
+    layout: int
+    """``plane.LAYOUT`` of the supervisor."""
+    role: Role
+    seat: int
+    slot: int
+    """-1: parked, serves no slot yet."""
+    epoch: int
+    workers: int
+    seats: int
+    cpu: int
+    """-1: not pinned."""
+    supervisor_pid: int
+    plane_fd: int
+    rings_fd: int
+    metrics_fd: int
+    registry_fd: int
+    config_fd: int
+    locks_fd: int
+    ledger_fd: int
+    doorbells: list[tuple[int, int]]
+    """Per seat: read and write descriptor."""
+    listeners: list[int]
+    """Per slot: the listening socket."""
+    ops_listener: int
+    lifeline_fd: int
+    """Read end of a pipe; end of file means the supervisor is gone: exit."""
+    state_dir: str
+    registry_path: str
+    host: str
+    port: int
+    ops_port: int
+    portable: bool
+
+    def to_env(self) -> dict[str, str]:
+        """The one variable to add to the child's environment."""
+        return {ENV: msgspec.json.encode(self).decode()}
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Handoff:
+        """Read it back; raises ``Fault`` when it is absent or not ours."""
+        text = environ.get(ENV)
+        if text is None:
+            raise Fault(f"{ENV} is not set: this process is started by the supervisor only")
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            raise Fault(f"{ENV}: {error}", reason="handoff") from error

@@ -1,0 +1,1 @@
+"""Models of provider behaviour behind the simulator backend."""

@@ -1,0 +1,1 @@
+"""Stage features, one file each, named in `[pipeline] stages`."""

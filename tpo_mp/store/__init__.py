@@ -1,0 +1,1 @@
+"""Durable store: SQLite tables, checksummed segments, and the ring client to control."""

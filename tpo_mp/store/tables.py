@@ -1,0 +1,334 @@
+"""SQLite (WAL) tables: keyed values with a lifetime, and the index of dead letters.
+
+::
+
+    kv            tbl, key -> value, size, written_at, expires_at     results and Env.store tables
+    dead_letters  seq, call_id (unique), …, segment, offset, length   rebuildable from the segments
+    marks         name -> value                                       how far the index has read
+
+Writes of one batch are one transaction: ``put`` and friends stage, ``commit`` makes them durable.
+A table that is full evicts its oldest rows; expired rows are never answered.
+
+Invariants: ``user_version`` is the schema version and only moves forward; a file that SQLite calls
+damaged is moved to ``NAME.corrupt`` and a new one is made, because everything here is either
+rebuildable or has a lifetime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .segments import Durability, Place
+
+MIGRATIONS = (
+    """
+    CREATE TABLE kv(
+        tbl TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, size INTEGER NOT NULL,
+        written_at REAL NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY(tbl, key));
+    CREATE INDEX kv_expiry ON kv(expires_at);
+    CREATE INDEX kv_age ON kv(tbl, written_at, size);
+    CREATE TABLE dead_letters(
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, call_id TEXT NOT NULL UNIQUE,
+        client_request_id TEXT NOT NULL, session TEXT NOT NULL, reason TEXT NOT NULL,
+        dropped_at REAL NOT NULL, model TEXT NOT NULL, tenant TEXT NOT NULL, path TEXT NOT NULL,
+        status TEXT NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+        length INTEGER NOT NULL);
+    CREATE INDEX dead_letters_open ON dead_letters(status, seq);
+    CREATE INDEX dead_letters_segment ON dead_letters(segment);
+    CREATE TABLE marks(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
+)
+_SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}
+_COLUMNS = (
+    "seq, call_id, client_request_id, session, reason, dropped_at, model, tenant, path, status"
+)
+_MAX_TABLES = 64
+_SLICE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class TableCaps:
+    """Caps of one keyed table."""
+
+    rows: int = 100_000
+    bytes: int = 256 << 20
+    age_s: float = 7 * 86400.0
+    value_bytes: int = 8 << 20
+
+
+@dataclass(slots=True)
+class Fill:
+    """How full one keyed table is."""
+
+    rows: int = 0
+    bytes: int = 0
+    evicted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LetterHeader:
+    """A dead letter without its payload; ``seq`` is 0 before the index has it."""
+
+    seq: int
+    call_id: str
+    client_request_id: str
+    session: str
+    reason: str
+    dropped_at: float
+    model: str
+    tenant: str
+    path: str
+    status: str
+
+
+class Tables:
+    """The database; used by one thread.  Every method may raise ``sqlite3.Error``."""
+
+    def __init__(
+        self,
+        path: Path,
+        caps: TableCaps,
+        durability: Durability = "everysec",
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open or make the database and migrate it forward."""
+        self.caps = caps
+        self.fills: dict[str, Fill] = {}
+        self._path = path
+        self._clock = clock
+        self._in_batch = False
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._db = self._open(durability)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            self._set_aside()
+            self._db = self._open(durability)
+
+    # -- keyed values ---------------------------------------------------------------------------
+
+    def get(self, table: str, key: str) -> bytes | None:
+        """The value, unless it is unknown or expired."""
+        row = self._db.execute(
+            "SELECT value FROM kv WHERE tbl=? AND key=? AND expires_at>?",
+            (table, key, self._clock()),
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+        """Keep a value for ``ttl_s`` (0 or less forgets it); False when a cap forbids it."""
+        if len(value) > self.caps.value_bytes:
+            return False
+        if table not in self.fills and len(self.fills) >= _MAX_TABLES:
+            return False
+        self._begin()
+        self._forget("tbl=? AND key=?", (table, key))
+        if ttl_s <= 0:
+            return True
+        now = self._clock()
+        ttl_s = min(ttl_s, self.caps.age_s)
+        self._db.execute(
+            "INSERT INTO kv VALUES(?,?,?,?,?,?)",
+            (table, key, value, len(value), now, now + ttl_s),
+        )
+        fill = self.fills.setdefault(table, Fill())
+        fill.rows += 1
+        fill.bytes += len(value)
+        if fill.rows > self.caps.rows or fill.bytes > self.caps.bytes:
+            self._evict(table, fill)
+        return True
+
+    def expire(self) -> int:
+        """Delete a slice of expired rows; answers how many."""
+        self._begin()
+        return self._forget(
+            "rowid IN (SELECT rowid FROM kv WHERE expires_at<=? LIMIT ?)", (self._clock(), _SLICE)
+        )
+
+    # -- dead letters ---------------------------------------------------------------------------
+
+    def index(self, rows: Iterable[tuple[LetterHeader, Place]]) -> int:
+        """Add dead letters; a call id that is already there is left alone."""
+        self._begin()
+        before = self._db.total_changes
+        self._db.executemany(
+            "INSERT OR IGNORE INTO dead_letters(call_id, client_request_id, session, reason,"
+            " dropped_at, model, tenant, path, status, segment, offset, length)"
+            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
+            [
+                (h.call_id, h.client_request_id, h.session, h.reason, h.dropped_at, h.model,
+                 h.tenant, h.path, h.status, place.segment, place.offset, place.length)
+                for h, place in rows
+            ],
+        )  # fmt: skip
+        return self._db.total_changes - before
+
+    def indexed(self, call_id: str) -> tuple[LetterHeader, Place] | None:
+        """One dead letter of any status."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS}, segment, offset, length"  # noqa: S608
+            " FROM dead_letters WHERE call_id=?",
+            (call_id,),
+        ).fetchone()
+        return None if row is None else (LetterHeader(*row[:-3]), Place(*row[-3:]))
+
+    def letters(self, limit: int, before: int | None, tenant: str | None) -> list[LetterHeader]:
+        """Open dead letters, newest first, older than sequence ``before``."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM dead_letters WHERE status='open' AND seq<?"  # noqa: S608
+            " AND (? IS NULL OR tenant=?) ORDER BY seq DESC LIMIT ?",
+            (before if before is not None else 1 << 62, tenant, tenant, limit),
+        )
+        return [LetterHeader(*row) for row in rows]
+
+    def open_letters(self) -> int:
+        """How many dead letters are open."""
+        row = self._db.execute("SELECT count(*) FROM dead_letters WHERE status='open'").fetchone()
+        return int(row[0])
+
+    def set_status(self, call_id: str, status: str) -> bool:
+        """Change a dead letter's status; False when there is no such letter."""
+        self._begin()
+        done = self._db.execute(
+            "UPDATE dead_letters SET status=? WHERE call_id=?", (status, call_id)
+        )
+        return done.rowcount > 0
+
+    def drop_segments(self, segments: Iterable[int]) -> None:
+        """Forget the letters of deleted segment files."""
+        self._begin()
+        self._db.executemany(
+            "DELETE FROM dead_letters WHERE segment=?", [(number,) for number in segments]
+        )
+
+    def drop_letters(self, call_ids: Iterable[str]) -> None:
+        """Forget letters whose record is no longer in the log."""
+        self._begin()
+        self._db.executemany("DELETE FROM dead_letters WHERE call_id=?", [(c,) for c in call_ids])
+
+    def trim_letters(self, rows: int) -> int:
+        """Keep the newest ``rows`` letters; answers how many went."""
+        self._begin()
+        done = self._db.execute(
+            "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters ORDER BY seq"
+            " LIMIT max(0, (SELECT count(*) FROM dead_letters) - ?))",
+            (rows,),
+        )
+        return done.rowcount
+
+    # -- marks and transactions -----------------------------------------------------------------
+
+    def mark(self, name: str) -> str | None:
+        """A remembered word."""
+        row = self._db.execute("SELECT value FROM marks WHERE name=?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_mark(self, name: str, value: str) -> None:
+        """Remember a word."""
+        self._begin()
+        self._db.execute("INSERT OR REPLACE INTO marks VALUES(?,?)", (name, value))
+
+    def commit(self) -> None:
+        """Make the batch durable."""
+        if self._in_batch:
+            self._in_batch = False
+            self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo the batch; the fill counts are taken again."""
+        self._in_batch = False
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):
+            self._count()
+
+    def set_durability(self, durability: Durability) -> None:
+        """Change how hard a commit waits for the disk."""
+        self._db.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
+
+    def abandon(self) -> None:
+        """Close a damaged database and move it out of the way."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        with contextlib.suppress(OSError):
+            self._set_aside()
+
+    def close(self) -> None:
+        """Commit and close."""
+        with contextlib.suppress(sqlite3.Error):
+            self.commit()
+        self._db.close()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _open(self, durability: Durability) -> sqlite3.Connection:
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=0.1)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA journal_size_limit=16777216")
+            self._db = db
+            self.set_durability(durability)
+            self._migrate()
+            self._count()
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _migrate(self) -> None:
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(MIGRATIONS):
+            raise sqlite3.OperationalError(
+                f"{self._path} has schema {version}, newer than {len(MIGRATIONS)}"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
+
+    def _count(self) -> None:
+        evicted = {table: fill.evicted for table, fill in self.fills.items()}
+        rows = self._db.execute("SELECT tbl, count(*), sum(size) FROM kv GROUP BY tbl")
+        self.fills = {t: Fill(int(n), int(size), evicted.get(t, 0)) for t, n, size in rows}
+
+    def _begin(self) -> None:
+        if not self._in_batch:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._in_batch = True
+
+    def _forget(self, where: str, params: tuple[Any, ...]) -> int:
+        gone = self._db.execute(
+            f"DELETE FROM kv WHERE {where} RETURNING tbl, size",  # noqa: S608
+            params,
+        ).fetchall()
+        for table, size in gone:
+            fill = self.fills.setdefault(table, Fill())
+            fill.rows -= 1
+            fill.bytes -= size
+        return len(gone)
+
+    def _evict(self, table: str, fill: Fill) -> None:
+        """Bring a table below nine tenths of its caps, so that eviction is not per row."""
+        rows_left, bytes_left = self.caps.rows * 9 // 10, self.caps.bytes * 9 // 10
+        while fill.rows and (fill.rows > rows_left or fill.bytes > bytes_left):
+            slice_rows = min(_SLICE, max(1, fill.rows - rows_left))
+            gone = self._forget(
+                "rowid IN (SELECT rowid FROM kv WHERE tbl=? ORDER BY written_at LIMIT ?)",
+                (table, slice_rows),
+            )
+            fill.evicted += gone
+            if not gone:
+                break
+
+    def _set_aside(self) -> None:
+        self._path.replace(self._path.with_name(self._path.name + ".corrupt"))
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Everything the processes of one host share, made and kept by the supervisor.
+
+Invariants: made once, before the first child; handed down by descriptor; the supervisor writes the
+plane and the config buffer, and of a dead seat's structures only what their docstrings allow it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import Command, Plane
+from tpo_mp.shm.registry import Registry
+from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.rows import RowTable
+
+from .state import Child, Intent
+
+LEDGER_ROWS = 16_384
+
+_COMMANDS = {
+    Intent.PARK: Command.PARK,
+    Intent.RUN: Command.RUN,
+    Intent.DRAIN: Command.DRAIN,
+    Intent.STOP: Command.STOP,
+}
+
+
+class HostMemory:
+    """The segments of one host."""
+
+    def __init__(
+        self, *, workers: int, seats: int, install_key: bytes, max_open: int, registry: Path
+    ) -> None:
+        self.registry_path = registry
+        self.plane = Plane.create(workers, seats, install_key)
+        self.rings = RingMesh.create(seats)
+        self.metrics = MetricsArena.create(seats)
+        self.registry = Registry.create_file(registry, seats, max_open)
+        self.config = ConfigBuffer.create()
+        self.ledger = RowTable.create(LEDGER_ROWS)
+        self.doorbells = [Doorbell.create() for _ in range(seats)]
+
+    def occupy(self, seat: int, slot: int, intent: Intent) -> int:
+        """Prepare a seat for a new process; return its epoch."""
+        return self.plane.seat(seat).occupy(slot, _COMMANDS[intent])
+
+    def vacate(self, child: Child) -> None:
+        """Clear up after a process that is reaped, and have control collect what it left open."""
+        self.registry.orphan_seat(child.seat, child.epoch)
+        self.rings.reset_seat(child.seat)
+        self.metrics.retire(child.seat)
+        lines = self.plane.seat(child.seat)
+        lines.vacate()
+        # Peers learn of the death from the epoch: whatever they sent to the old one is lost.
+        lines.epoch = child.epoch + 1
+        for bell in self.doorbells:
+            bell.ring()
+
+    def command(self, child: Child, intent: Intent) -> None:
+        """Write a seat's command word and wake its loop."""
+        self.plane.seat(child.seat).command = _COMMANDS[intent]
+        self.doorbells[child.seat].ring()
+
+    def assign(self, child: Child, slot: int) -> None:
+        """Write which slot a seat serves; the command that follows makes it act."""
+        self.plane.seat(child.seat).slot = slot
+
+    def publish_config(self, epoch: int, blob: bytes) -> None:
+        """Publish a config epoch and wake everyone."""
+        self.config.publish(epoch, blob)
+        self.plane.config_epoch = epoch
+        for bell in self.doorbells:
+            bell.ring()
+
+    def nothing_left_open(self) -> bool:
+        """Say whether every call of this run is finished or harvested (no process lives now)."""
+        self.registry.orphan_all()
+        return next(iter(self.registry.orphans()), None) is None
+
+    def close(self) -> None:
+        """Close every segment; the memory goes when the last process has."""
+        for part in (self.plane, self.rings, self.metrics, self.registry, self.config, self.ledger):
+            part.close()
+        for bell in self.doorbells:
+            bell.close()

@@ -1,0 +1,143 @@
+"""The listening sockets: one per slot, kept by the supervisor for life.
+
+A queued connection survives its worker's death because the listener is ours, not the worker's.
+Where ``SO_REUSEPORT`` does not balance (macOS, the portable mode) all slots share one socket.
+
+Invariants: the port is first bound *without* ``SO_REUSEPORT``, so that a second instance fails
+instead of taking half of the connections; sockets are non-blocking and not inheritable by default.
+Known weakness: between that probe and the real bind another process can take the port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import dataclass
+
+from tpo_mp.errors import ExitCode, Fault
+
+BACKLOG = 4096
+DEFAULT_OPS_PORT = 9090
+PORT_TRIES = 8
+
+
+class AddressError(Fault):
+    """An address cannot be bound; ``exit_code`` says how the command ends."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message, reason="address")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets of one host; ``slots`` names the same socket N times in shared mode."""
+
+    host: str
+    port: int
+    slots: tuple[socket.socket, ...]
+    ops: socket.socket
+    ops_port: int
+    ops_moved: bool
+
+    def close_slots(self) -> None:
+        """Give up the client port; it closes when the workers have closed their copies."""
+        for listener in self.slots:
+            listener.close()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_slots()
+        self.ops.close()
+
+
+def open_listeners(
+    host: str, port: int, ops_port: int, *, slots: int, shared: bool, ops_explicit: bool
+) -> Listeners:
+    """Bind everything or nothing; raises ``AddressError``."""
+    with contextlib.ExitStack() as undo:
+        bound = _open_slots(host, port, 1 if shared else slots)
+        for listener in bound:
+            undo.callback(listener.close)
+        actual = bound[0].getsockname()[1]
+        ops, moved = _open_ops(host, ops_port, ops_explicit)
+        undo.pop_all()
+    each = bound * slots if shared else bound
+    return Listeners(host, actual, tuple(each), ops, ops.getsockname()[1], moved)
+
+
+def _open_slots(host: str, port: int, count: int) -> list[socket.socket]:
+    for attempt in range(PORT_TRIES):
+        probe = _bind(host, port, reuse_port=False)
+        chosen: int = probe.getsockname()[1]
+        probe.close()
+        opened: list[socket.socket] = []
+        try:
+            while len(opened) < count:
+                opened.append(_listen(host, chosen, reuse_port=count > 1))
+        except AddressError:
+            for listener in opened:
+                listener.close()
+            # A port the kernel picked may be taken between probe and bind; a named one is an error.
+            if port or attempt == PORT_TRIES - 1:
+                raise
+        else:
+            return opened
+    raise AssertionError("the last try returns or raises")
+
+
+def _open_ops(host: str, port: int, explicit: bool) -> tuple[socket.socket, bool]:
+    try:
+        return _listen(host, port, reuse_port=False), False
+    except AddressError:
+        if explicit:
+            raise
+    return _listen(host, 0, reuse_port=False), True
+
+
+def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    listener = _bind(host, port, reuse_port=reuse_port)
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _explain(host, port, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    try:
+        family, address = _resolve(host, port)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _explain(host, port, error) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Accepted sockets inherit it on Linux, which saves the workers a call per connection.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _explain(host, port, error) from error
+    return bound
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str | int, ...]]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found.sort(key=lambda item: item[0] != socket.AF_INET)  # "localhost" means 127.0.0.1 first
+    family, _, _, _, address = found[0]
+    assert len(address) in (2, 4)  # the third form needs a build without IPv6
+    return family, tuple(str(part) if isinstance(part, bytes) else part for part in address)
+
+
+def _explain(host: str, port: int, error: OSError) -> AddressError:
+    where = f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return AddressError(f"address in use: {where}", ExitCode.ADDRESS_IN_USE)
+    if error.errno == errno.EACCES:
+        return AddressError(f"not allowed to bind {where}", ExitCode.BOOT_FAILED)
+    return AddressError(f"cannot bind {where}: {error.strerror or error}", ExitCode.BOOT_FAILED)

@@ -1,0 +1,189 @@
+"""How a child process starts: what it inherits, and nothing else.
+
+``subprocess.Popen`` of a fresh interpreter with ``pass_fds``, from the main thread
+(``PR_SET_PDEATHSIG`` follows the thread that forked).  Never ``multiprocessing``, never a fork of
+this process: the child must share no state but what the handoff names.
+
+Invariants: children get an allow-listed environment, so no provider key lies in theirs; their
+standard error is ours; their standard input is empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import tpo_mp
+from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.lifeline import words_path
+from tpo_mp.shm.plane import LAYOUT
+
+from . import placement
+from .beats import BeatWatch
+from .memory import HostMemory
+from .sockets import Listeners
+from .state import Child, Intent, Role
+
+PASSED = frozenset({
+    "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOGNAME", "PATH",
+    "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV",
+    "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_TEST",
+})  # fmt: skip
+PASSED_PREFIXES = ("CUDA_", "HF_", "LC_", "MLX_", "NVIDIA_", "PYTHON", "SSL_CERT_", "XDG_")
+MODULES: dict[Role, str] = {"shard": "tpo_mp.worker", "control": "tpo_mp.control"}
+_OVERRIDES: dict[Role, str] = {"shard": "TPO_WORKER_MODULE", "control": "TPO_CONTROL_MODULE"}
+
+
+def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what of ``env`` a child may see."""
+    kept = {
+        name: value
+        for name, value in env.items()
+        if name in PASSED or name.startswith(PASSED_PREFIXES)
+    }
+    root = Path(tpo_mp.__file__).parents[1]
+    if root.name not in {"site-packages", "dist-packages"}:
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), kept.get("PYTHONPATH"))))
+    return kept
+
+
+def module_command(role: Role, env: Mapping[str, str]) -> list[str]:
+    """Return the command line of a role; tests may name another module (``TPO_TEST=1`` only)."""
+    module = MODULES[role]
+    if env.get("TPO_TEST") == "1":
+        module = env.get(_OVERRIDES[role], module)
+    # -P: a file called json.py in the working directory must not become our json.
+    return [sys.executable, "-P", "-m", module]
+
+
+class Nursery:
+    """Starts, signals and reaps child processes."""
+
+    def __init__(self, memory: HostMemory, listeners: Listeners, state_dir: Path) -> None:
+        self._memory = memory
+        self._listeners = listeners
+        self.state_dir = state_dir
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._lifeline_fd, self._held_fd = os.pipe()
+        self._listener_fds = [listener.fileno() for listener in listeners.slots]
+
+    def spawn(
+        self,
+        seat: int,
+        role: Role,
+        slot: int,
+        cpu: int,
+        intent: Intent,
+        generation: int,
+        now: float,
+    ) -> Child:
+        """Start the occupant of ``seat``; raises ``OSError`` when the host has no process left."""
+        words_path(str(self.state_dir), seat).unlink(missing_ok=True)
+        epoch = self._memory.occupy(seat, slot, intent)
+        handoff = self._handoff(seat, role, slot, cpu, epoch)
+        process = subprocess.Popen(
+            module_command(role, os.environ),
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(os.environ) | handoff.to_env(),
+            pass_fds=_descriptors(handoff),
+        )
+        self._processes[process.pid] = process
+        self._memory.plane.seat(seat).pid = process.pid
+        placement.pin(process.pid, cpu)
+        return Child(
+            seat=seat,
+            epoch=epoch,
+            role=role,
+            generation=generation,
+            pid=process.pid,
+            started_at=now,
+            watch=BeatWatch(now),
+            intent=intent,
+        )
+
+    def signal(self, child: Child, number: signal.Signals) -> None:
+        """Signal a child; its pid cannot have been reused, since only ``reap`` frees it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
+    def reap(self, child: Child) -> int | None:
+        """Return the child's exit status (negative: the signal) once it is gone."""
+        status = self._processes[child.pid].poll()
+        if status is not None:
+            del self._processes[child.pid]
+        return status
+
+    def reap_strangers(self) -> None:
+        """As process 1 of a container, collect the dead that others left to us."""
+        if os.getpid() != 1:
+            return
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in self._processes:
+                    return  # its turn comes in ``reap``
+                os.waitpid(found.si_pid, 0)
+
+    def last_words(self, child: Child) -> str:
+        """Return the line the child left, or nothing."""
+        try:
+            path = words_path(str(self.state_dir), child.seat)
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Kill and reap whatever is left, and cut the lifeline."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+        os.close(self._held_fd)
+        os.close(self._lifeline_fd)
+
+    def _handoff(self, seat: int, role: Role, slot: int, cpu: int, epoch: int) -> Handoff:
+        memory, listeners = self._memory, self._listeners
+        return Handoff(
+            version=tpo_mp.__version__,
+            layout=LAYOUT,
+            role=role,
+            seat=seat,
+            slot=slot,
+            epoch=epoch,
+            workers=memory.plane.workers,
+            seats=memory.plane.seats,
+            cpu=cpu,
+            supervisor_pid=os.getpid(),
+            plane_fd=memory.plane.fd,
+            rings_fd=memory.rings.fd,
+            metrics_fd=memory.metrics.fd,
+            registry_fd=memory.registry.fd,
+            config_fd=memory.config.fd,
+            locks_fd=memory.ledger.locks_fd,
+            ledger_fd=memory.ledger.fd,
+            doorbells=[bell.fds for bell in memory.doorbells],
+            listeners=self._listener_fds if role == "shard" else [],
+            ops_listener=listeners.ops.fileno() if role == "control" else -1,
+            lifeline_fd=self._lifeline_fd,
+            state_dir=str(self.state_dir),
+            registry_path=str(memory.registry_path),
+            host=listeners.host,
+            port=listeners.port,
+            ops_port=listeners.ops_port,
+            portable=placement.portable(),
+        )
+
+
+def _descriptors(handoff: Handoff) -> tuple[int, ...]:
+    singles = (
+        handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
+        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.ops_listener,
+        handoff.lifeline_fd,
+    )  # fmt: skip
+    bells = (fd for pair in handoff.doorbells for fd in pair)
+    return tuple({fd for fd in (*singles, *bells, *handoff.listeners) if fd >= 0})

@@ -1,0 +1,1 @@
+"""HTTP faces, one file each: routes and handlers."""

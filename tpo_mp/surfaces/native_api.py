@@ -1,0 +1,165 @@
+"""The native family: prompts answered at once or later, results, dead letters.
+
+``/v1/prompt`` waits for its answer; ``/api/v1/infer`` answers an id whose result any worker can
+fetch.  Bodies are strict: an unknown field is refused with its name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+from tpo_mp.dialects import native
+from tpo_mp.errors import InvalidRequest, NotFound, Shed
+from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.exchange import Exchange
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.native_delivery import NativeDelivery
+from tpo_mp.ports import Env, Feature
+from tpo_mp.shm.callid import CallIds
+from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.types import Call
+
+MAX_WAIT_S = 300.0
+MAX_DLQ_PAGE = 1000
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling used when a native request does not say."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
+        description="Tokens a native reply may have when the request does not say.")] = 256  # fmt: skip
+    temperature: Annotated[float, Meta(ge=0, le=2,
+        description="Temperature of native requests that do not say.")] = 0.7  # fmt: skip
+
+
+class NativeApi:
+    """Routes under ``/api/v1`` and ``/v1/prompt``."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._config = config
+        self._gateway: Gateway
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        self._gateway = gateway
+        return [
+            Endpoint("POST", "/v1/prompt", self.prompt, "native", max_body_bytes=0),
+            Endpoint("POST", "/api/v1/infer", self.infer, "native", max_body_bytes=0),
+            Endpoint("GET", "/api/v1/result/{id}", self.result, "native"),
+            Endpoint("GET", "/api/v1/dlq", self.dead_letters, "native"),
+            Endpoint("GET", "/v1/dlq", self.dead_letters, "native"),
+            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native"),
+        ]
+
+    def prompt(self, exchange: Exchange) -> None:
+        """Answer a prompt in this response, unless the client prefers to come back."""
+        if b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower():
+            self.infer(exchange)
+            return
+        request, call = self._call(exchange)
+        self._gateway.submit(
+            NativeDelivery(self._gateway, exchange, call, request.session or call.session)
+        )
+
+    def infer(self, exchange: Exchange) -> None:
+        """Accept a prompt; its result is fetched by id."""
+        request, call = self._call(exchange)
+        session = request.session or call.session
+        record = self._gateway.accept(
+            NativeDelivery(self._gateway, exchange, call, session, detached=True), session or ""
+        )
+        later = b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower()
+        request_id = (call.client_request_id or call.id).encode()
+        exchange.on_disconnect = None
+        exchange.respond(
+            202 if later else 200,
+            orjson.dumps(record),
+            extra=b"x-request-id: %b\r\nx-tpo-call-id: %b\r\nlocation: /api/v1/result/%b\r\n"
+            % (request_id, call.id.encode(), call.id.encode()),
+        )
+
+    def _call(self, exchange: Exchange) -> tuple[native.PromptRequest, Call]:
+        request = native.decode_request(exchange.body)
+        model = request.model or self._gateway.default_model()
+        if model is None:
+            raise InvalidRequest("model is required: no backend names one", param="model")
+        body = native.to_chat(request, model, self._config.max_tokens, self._config.temperature)
+        call = self._gateway.new_call(
+            exchange, model=model, body=body, stream=False, affinity=request.session
+        )
+        seconds = request.deadline_secs or request.timeout_seconds
+        if seconds is not None:
+            call.deadline = min(call.deadline, call.started_at + seconds)
+        return request, call
+
+    async def result(self, exchange: Exchange) -> None:
+        """The record of an accepted call; 202 while it is not finished."""
+        query = _query(exchange)
+        wait_s = _number(query, "wait", 0.0, MAX_WAIT_S)
+        record = await self._gateway.result(exchange.head.params["id"], wait_s)
+        if record is None:
+            raise NotFound("no such request", reason="request_not_found")
+        unfinished = msgspec.json.decode(record, type=_Status).status in ("processing", "pending")
+        exchange.respond(202 if unfinished else 200, record)
+
+    async def dead_letters(self, exchange: Exchange) -> None:
+        """List dead letters, newest first; reading does not remove them."""
+        query = _query(exchange)
+        limit = _whole(query, "limit", MAX_DLQ_PAGE, least=1, most=10_000)
+        after = _whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
+        await self._from_store(exchange, LetterQuery(limit=limit, after=after).key())
+
+    async def dead_letter(self, exchange: Exchange) -> None:
+        """One dead letter with its payload."""
+        call_id = exchange.head.params["id"]
+        if CallIds.parse(call_id) is None:
+            raise NotFound("no such dead letter", reason="not_found")
+        await self._from_store(exchange, call_id)
+
+    async def _from_store(self, exchange: Exchange, key: str) -> None:
+        answer = await self._gateway.ask_store(LETTERS, key)
+        if answer is None:
+            raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
+        if answer[0] is None:
+            raise NotFound("no such dead letter", reason="not_found")
+        exchange.respond(200, answer[0])
+
+
+class _Status(Struct):
+    status: str
+
+
+def _query(exchange: Exchange) -> dict[str, str]:
+    pairs = parse_qsl(exchange.head.query.decode("latin-1"), keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise InvalidRequest("a query parameter is given twice")
+    return query
+
+
+def _number(query: dict[str, str], name: str, default: float, most: float) -> float:
+    raw = query.get(name)
+    if raw is None:
+        return default
+    try:
+        value = float(raw)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise InvalidRequest(f"{name} must be a number from 0 to {most:g}", param=name)
+    return value
+
+
+def _whole(query: dict[str, str], name: str, default: int, *, least: int, most: int) -> int:
+    raw = query.get(name, str(default))
+    if not (raw.isascii() and raw.isdigit() and len(raw) < 20 and least <= int(raw) <= most):
+        raise InvalidRequest(f"{name} must be a whole number from {least} to {most}", param=name)
+    return int(raw)
+
+
+FEATURE = Feature(Config, NativeApi)

@@ -1,0 +1,84 @@
+"""Operations on the main port: banner, health, readiness, version, metrics.
+
+Everything is read from shared memory; nothing here waits for another process.
+"""
+
+from __future__ import annotations
+
+import orjson
+from msgspec import Struct
+
+from tpo_mp import __version__
+from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.exchange import Exchange
+from tpo_mp.observe import health, prometheus
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.ports import Env, Feature
+
+PATHS = {
+    "health": ("/health", "/v1/health"),
+    "live": ("/live", "/livez", "/healthz"),
+    "ready": ("/ready", "/readyz"),
+}
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No options."""
+
+
+class OpsApi:
+    """Routes every worker answers for the whole host."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._gateway: Gateway
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        self._gateway = gateway
+        found = [
+            Endpoint("GET", "/", self.banner, "ops"),
+            Endpoint("GET", "/version", self.version, "ops"),
+            Endpoint("GET", "/metrics", self.metrics, "ops"),
+        ]
+        for name, paths in PATHS.items():
+            found += [Endpoint("GET", path, getattr(self, name), "ops") for path in paths]
+        return found
+
+    def banner(self, exchange: Exchange) -> None:
+        """Say what this is and where to look."""
+        exchange.respond(
+            200,
+            orjson.dumps(
+                {
+                    "name": "tpo-mp",
+                    "version": __version__,
+                    "endpoints": sorted({e.template for e in self._gateway.endpoints()}),
+                }
+            ),
+        )
+
+    def version(self, exchange: Exchange) -> None:
+        """Version of the running program."""
+        exchange.respond(200, orjson.dumps({"name": "tpo-mp", "version": __version__}))
+
+    def live(self, exchange: Exchange) -> None:
+        """This process answers."""
+        exchange.respond(200, orjson.dumps(health.live()))
+
+    def ready(self, exchange: Exchange) -> None:
+        """Whether the host takes calls."""
+        status, body = health.ready(self._gateway.plane, self._gateway.metrics_arena)
+        exchange.respond(status, orjson.dumps(body))
+
+    def health(self, exchange: Exchange) -> None:
+        """The host's state in detail."""
+        body = health.health(self._gateway.plane, self._gateway.metrics_arena)
+        exchange.respond(health.health_status(body), orjson.dumps(body))
+
+    def metrics(self, exchange: Exchange) -> None:
+        """Prometheus text for the whole host."""
+        text = prometheus.render(self._gateway.metrics_arena, self._gateway.plane)
+        exchange.respond(200, text, prometheus.CONTENT_TYPE.encode())
+
+
+FEATURE = Feature(Config, OpsApi)

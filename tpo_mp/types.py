@@ -1,0 +1,180 @@
+"""The words of the house that every room uses: call, reply, stream, sink, phase.
+
+Invariants: nothing here does I/O or knows a wire dialect.
+A ``Call`` belongs to one shard at a time and is never shared between processes; what crosses a
+ring is a frame of ``shm.frames``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, IntEnum, StrEnum
+from typing import Protocol, runtime_checkable
+
+from .errors import TpoError
+
+
+class Phase(IntEnum):
+    """Where a stage stands; phases nest, outermost first, in this order."""
+
+    ADMIT = 0
+    RAG = 1
+    STREAM = 2
+    POST_PROCESS = 3
+    ASSEMBLE = 4
+    INFERENCE = 5
+    ATTEMPT = 6
+
+
+STAGES = ("rag", "assemble", "inference", "post_process", "stream")
+"""The five stages as users know them, in the order a call meets them."""
+
+
+class Priority(IntEnum):
+    """Admission class of a call; higher is served first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+
+class Terminal(StrEnum):
+    """How a call ended; every call gets exactly one."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SHED = "shed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+
+class Dialect(StrEnum):
+    """Wire dialect of a body."""
+
+    OPENAI_CHAT = "openai_chat"
+
+
+class Tap(Enum):
+    """How much of a reply a stage must see."""
+
+    BYTES = 0
+    FRAMES = 1
+    TEXT = 2
+
+
+class Usage:
+    """Token counts reported by the backend; ``-1`` means not reported."""
+
+    __slots__ = ("completion", "prompt")
+
+    def __init__(self, prompt: int = -1, completion: int = -1) -> None:
+        self.prompt = prompt
+        self.completion = completion
+
+
+class Sink(Protocol):
+    """Where a stream's bytes go."""
+
+    def data(self, chunk: bytes) -> None:
+        """Take body bytes (never empty)."""
+
+    def end(self, error: TpoError | None) -> None:
+        """Take the end, exactly once, unless the stream was cancelled."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A reply whose body is still arriving.
+
+    Nothing is delivered before ``attach``; afterwards every byte goes to the sink in order.
+    ``cancel`` is idempotent and silences the sink.
+    """
+
+    def attach(self, sink: Sink) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Reply:
+    """An answer whose first byte exists: a whole body, or a stream of one.
+
+    ``headers`` are allow-listed response header lines, each ending in CRLF.
+    """
+
+    __slots__ = (
+        "backend", "body", "content_type", "finish_reason", "headers", "status", "stream", "usage"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes | None,
+        *,
+        stream: Stream | None = None,
+        content_type: bytes = b"application/json",
+        headers: bytes = b"",
+        backend: str = "",
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.stream = stream
+        self.content_type = content_type
+        self.headers = headers
+        self.backend = backend
+        self.usage: Usage | None = None
+        self.finish_reason = ""
+
+
+NO_DEADLINE = float("inf")
+
+
+class Call:
+    """One request on its way; written by the shard that holds it.
+
+    Instants are ``time.monotonic`` seconds.
+    ``body`` is the request body in ``dialect``; ``api`` names the upstream endpoint ("chat").
+    ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
+    ``abort`` is set by whatever currently waits for the call (a backend, a queue) and cancels it.
+    """
+
+    __slots__ = (
+        "abort", "affinity", "api", "attempts", "authorization", "backend", "body",
+        "client_request_id", "deadline", "dialect", "first_byte_at", "id", "key_id", "model",
+        "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "traceparent", "tried",
+        "upstream_at", "usage_wanted",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, id: str, model: str, body: bytes, stream: bool, started_at: float
+    ) -> None:
+        self.id = id
+        self.model = model
+        self.body = body
+        self.stream = stream
+        self.started_at = started_at
+        self.dialect = Dialect.OPENAI_CHAT
+        self.api = "chat"
+        self.tenant = ""
+        self.key_id = ""
+        self.session: str | None = None
+        self.affinity: str | None = None
+        self.priority = Priority.NORMAL
+        self.deadline = NO_DEADLINE
+        self.client_request_id = ""
+        self.authorization: bytes | None = None
+        self.traceparent: bytes | None = None
+        self.usage_wanted = False
+        self.slot = -1
+        self.shard = -1
+        self.attempts = 0
+        self.backend = ""
+        self.tried: set[str] | None = None
+        self.upstream_at = 0.0
+        self.first_byte_at = 0.0
+        self.abort: Callable[[TpoError], None] | None = None

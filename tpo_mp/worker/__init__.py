@@ -1,0 +1,1 @@
+"""One shard: accepts connections, owns calls, runs the pipeline."""

@@ -1,0 +1,45 @@
+"""Entry of a shard process; started by the supervisor only."""
+
+from __future__ import annotations
+
+import sys
+
+from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.lifeline import RESTART_NEEDED, bind_to_parent, last_words, root_cause
+
+
+def _boot() -> int:
+    handoff = Handoff.from_env()
+    lifeline_fd = bind_to_parent(handoff)
+    from tpo_mp import __version__
+    from tpo_mp.errors import ExitCode, TpoError
+    from tpo_mp.shm.plane import LAYOUT
+
+    if (handoff.version, handoff.layout) != (__version__, LAYOUT):
+        last_words(
+            handoff, f"{RESTART_NEEDED}: the code on disk is version {__version__}, layout {LAYOUT}"
+        )
+        return ExitCode.BOOT_FAILED
+    import uvloop
+    from aiohttp import http_parser
+    from setproctitle import setproctitle
+
+    setproctitle("tpo: shard-spare")
+    if not getattr(http_parser, "HttpRequestParserC", None):
+        last_words(handoff, "aiohttp's C parser is not active; unset AIOHTTP_NO_EXTENSIONS")
+        return ExitCode.BOOT_FAILED
+    from .shard import main
+
+    try:
+        uvloop.run(main(handoff, lifeline_fd))
+    except (TpoError, ExceptionGroup) as e:
+        cause = root_cause(e)
+        if not isinstance(cause, TpoError):
+            raise
+        last_words(handoff, str(cause))
+        return ExitCode.BOOT_FAILED
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(_boot())

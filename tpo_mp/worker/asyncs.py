@@ -1,0 +1,272 @@
+"""Calls whose answer is fetched later, by id, from any worker.
+
+The id names the seat and epoch that accepted the call.  Whoever is asked looks here, asks that seat
+over the mesh, or, when that occupant is gone, asks the store.
+
+Invariants: at most 16 384 records are kept here, finished ones also in the store; a record's last
+word is put to the store before it may be forgotten here; a call that control hands over after its
+worker died keeps its id and is run once more.
+Known weakness: between a worker's death and the rerun the store says "processing".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import msgspec
+import orjson
+
+from tpo_mp.dialects import native
+from tpo_mp.errors import TpoError
+from tpo_mp.http.exchange import JSON
+from tpo_mp.http.head import Head
+from tpo_mp.pipeline.native_delivery import NativeDelivery
+from tpo_mp.shm import frames
+from tpo_mp.shm.callid import CallIds
+from tpo_mp.shm.frames import HEAD, Kind
+from tpo_mp.shm.plane import Plane
+from tpo_mp.shm.registry import SlotFlag
+from tpo_mp.store.client import StoreClient
+from tpo_mp.store.questions import RESULTS
+from tpo_mp.types import Call, Stream
+
+from .links import Links
+from .owner import Owner
+
+MAX_KEPT = 16_384
+MAX_QUESTIONS = 4096
+_POLL_S = 0.1
+_PIECE_ROOM = 64
+_encode = msgspec.msgpack.Encoder().encode
+_decode_query = msgspec.msgpack.Decoder(frames.ResultQuery).decode
+_decode_answer = msgspec.msgpack.Decoder(frames.ResultAnswer).decode
+_decode_rerun = msgspec.msgpack.Decoder(frames.RerunFrame).decode
+_decode_meta = msgspec.msgpack.Decoder(frames.SlotMeta).decode
+
+
+class Asyncs:
+    """The asynchronous calls of one shard."""
+
+    def __init__(
+        self,
+        *,
+        owner: Owner,
+        links: Links,
+        plane: Plane,
+        store: StoreClient,
+        seat: int,
+        epoch: int,
+        ttl_s: float,
+    ) -> None:
+        self._owner = owner
+        self._links = links
+        self._plane = plane
+        self._store = store
+        self._seat = seat
+        self._epoch = epoch
+        self._ttl_s = ttl_s
+        self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._waiters: dict[str, asyncio.Event] = {}
+        self._questions: dict[int, asyncio.Future[bytes | None]] = {}
+        self._token = 0
+        self._pieces: dict[str, list[frames.RerunFrame]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
+        """Run a call; its record is kept here and in the store.  Raises ``Shed``."""
+        return self._start(delivery, session_id or None, attempts=0)
+
+    def _start(
+        self, delivery: NativeDelivery, session_id: str | None, attempts: int
+    ) -> dict[str, Any]:
+        call_id = delivery.call.id
+        record = native.record(call_id, session_id, "processing")
+        delivery.on_record = lambda done: self._finished(call_id, done)
+        self._remember(call_id, record)
+        try:
+            self._owner.submit(delivery, SlotFlag.ASYNC, attempts)
+        except TpoError:
+            self._records.pop(call_id, None)
+            raise
+        if self._records.get(call_id) is record:
+            # Should this worker die, whoever asks meanwhile learns that the call was accepted.
+            self._put(call_id, record)
+        return record
+
+    def _finished(self, call_id: str, record: dict[str, Any]) -> None:
+        self._remember(call_id, record)
+        self._put(call_id, record)
+        waiter = self._waiters.pop(call_id, None)
+        if waiter is not None:
+            waiter.set()
+
+    def _remember(self, call_id: str, record: dict[str, Any]) -> None:
+        self._records[call_id] = record
+        if len(self._records) > MAX_KEPT:
+            self._records.popitem(last=False)
+
+    def _put(self, call_id: str, record: dict[str, Any]) -> None:
+        self._spawn(self._put_surely(call_id, orjson.dumps(record)))
+
+    async def _put_surely(self, call_id: str, value: bytes) -> None:
+        """Control may be restarting: try for as long as that takes."""
+        for _ in range(100):
+            if await self._store.put(RESULTS, call_id, value, self._ttl_s):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def result(self, call_id: str, wait_s: float) -> bytes | None:
+        """The record as JSON, waiting up to ``wait_s`` for it to be final."""
+        place = CallIds.parse(call_id)
+        if place is None:
+            return None
+        until = monotonic() + wait_s
+        if call_id in self._records:
+            return await self._local(call_id, wait_s)
+        if place.seat < self._plane.seats and self._alive(place.seat, place.epoch):
+            answer = await self._ask(place.seat, call_id, wait_s)
+            if answer is not None:
+                return answer
+        while True:
+            found = await self._store.get(RESULTS, call_id)
+            left = until - monotonic()
+            if left <= 0 or (found is not None and b'"processing"' not in found[:400]):
+                return found
+            if call_id in self._records:
+                return await self._local(call_id, left)
+            await asyncio.sleep(min(_POLL_S, left))
+
+    def _alive(self, seat: int, epoch: int) -> bool:
+        lines = self._plane.seat(seat)
+        return seat != self._seat and lines.epoch == epoch and lines.pid != 0
+
+    async def _local(self, call_id: str, wait_s: float) -> bytes | None:
+        record = self._records.get(call_id)
+        if record is not None and record["status"] == "processing" and wait_s > 0:
+            waiter = self._waiters.setdefault(call_id, asyncio.Event())
+            try:
+                async with asyncio.timeout(wait_s):
+                    await waiter.wait()
+            except TimeoutError:
+                pass
+            record = self._records.get(call_id)
+        return None if record is None else orjson.dumps(record)
+
+    async def _ask(self, seat: int, call_id: str, wait_s: float) -> bytes | None:
+        """Ask the accepting shard; ``None`` when it does not know or died."""
+        if len(self._questions) >= MAX_QUESTIONS:
+            return None
+        self._token = token = self._token + 1 & 0xFFFFFFFF
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._questions[token] = future
+        life = self._links.life_of(seat)
+        query = _encode(frames.ResultQuery(token, call_id, wait_s))
+        try:
+            if not self._links.push(seat, HEAD.pack(Kind.RESULT_QUERY, 0), query):
+                return None
+            until = monotonic() + wait_s + 1.0
+            while not future.done() and monotonic() < until and self._links.life_of(seat) == life:
+                await asyncio.wait([future], timeout=_POLL_S)
+            return future.result() if future.done() else None
+        finally:
+            del self._questions[token]
+
+    # -- frames -------------------------------------------------------------------------------
+
+    def take(self, source: int, kind: int, payload: memoryview) -> bool:
+        """Handle one frame if it is ours; answers whether it was."""
+        if kind == Kind.RESULT_QUERY:
+            self._spawn(self._answer(source, _decode_query(payload)))
+        elif kind == Kind.RESULT_ANSWER:
+            answer = _decode_answer(payload)
+            future = self._questions.get(answer.token)
+            if future is not None and not future.done():
+                future.set_result(answer.record)
+        elif kind == Kind.RERUN:
+            self._rerun(_decode_rerun(payload))
+        else:
+            return False
+        return True
+
+    async def _answer(self, source: int, query: frames.ResultQuery) -> None:
+        record = await self._local(query.call_id, min(query.wait_s, 300.0))
+        if record is not None and len(record) + _PIECE_ROOM > self._links.max_record:
+            record = None  # too long for a ring: the asker reads it from the store
+        self._links.push(
+            source,
+            HEAD.pack(Kind.RESULT_ANSWER, 0),
+            _encode(frames.ResultAnswer(query.token, record)),
+        )
+
+    def _rerun(self, frame: frames.RerunFrame) -> None:
+        pieces = self._pieces.setdefault(frame.call_id, [])
+        pieces.append(frame)
+        if frame.more:
+            if len(self._pieces) > 64:
+                self._pieces.pop(next(iter(self._pieces)))
+            return
+        del self._pieces[frame.call_id]
+        meta = _decode_meta(pieces[0].meta)
+        body = b"".join(p.body for p in pieces)
+        call = Call(
+            id=frame.call_id, model=meta.model, body=body, stream=False, started_at=monotonic()
+        )
+        call.tenant, call.session, call.affinity = (
+            meta.tenant,
+            meta.session or None,
+            meta.session or None,
+        )
+        call.client_request_id = meta.client_request_id
+        call.shard = self._owner.slot
+        delivery = NativeDelivery(
+            self._owner, _Detached(meta.path), call, meta.session or None, detached=True
+        )
+        delivery.template = meta.path
+        try:
+            self._start(delivery, meta.session or None, attempts=frame.attempts)
+        except TpoError as e:
+            error = native.error_object(e, call.id)
+            self._finished(
+                call.id,
+                native.record(call.id, meta.session, "failed", error=error, model=meta.model),
+            )
+
+
+class _Detached:
+    """An exchange with nobody behind it: what a rerun call has instead of a client."""
+
+    def __init__(self, path: str) -> None:
+        self.head = Head()
+        self.head.method = "POST"
+        self.head.path = path
+        self.body = b""
+        self.peer = ""
+        self.on_disconnect: Callable[[], None] | None = None
+
+    def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        """Nobody listens."""
+
+    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        """Nobody listens."""
+
+    def write(self, data: bytes) -> None:
+        """Nobody listens."""
+
+    def finish(self) -> None:
+        """Nobody listens."""
+
+    def abort(self) -> None:
+        """Nobody listens."""

@@ -1,0 +1,136 @@
+"""Builds everything a config names: backends, stages, route table, model list.
+
+Invariants: a pipeline is built whole before any call sees it; a failure leaves the old one serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from time import monotonic
+from typing import Any
+
+from tpo_mp import registry
+from tpo_mp.config.tree import Config
+from tpo_mp.errors import ConfigError, TpoError
+from tpo_mp.pipeline.chain import Chain
+from tpo_mp.pipeline.routing import Router, Rule, Target, wrap
+from tpo_mp.ports import BackendConfig, Env
+from tpo_mp.types import Call, Reply
+
+MODELS_FRESH_S = 60.0
+MODELS_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """One config epoch, ready to serve."""
+
+    epoch: int
+    config: Config
+    chain: Chain
+    router: Router
+    models: Models
+    backends: Mapping[str, Any]
+
+    def close(self) -> None:
+        """Let go of idle upstream connections; open calls finish on theirs."""
+        for backend in self.backends.values():
+            backend.close()
+
+
+def build(config: Config, env: Env, epoch: int, keep: Pipeline | None = None) -> Pipeline:
+    """Build a pipeline; backends whose options did not change are taken over from ``keep``."""
+    old = {b.name: b for b in keep.config.backends} if keep is not None else {}
+    backends: dict[str, Any] = {}
+    for entry in config.backends:
+        if keep is not None and old.get(entry.name) == entry:
+            backends[entry.name] = keep.backends[entry.name]
+        else:
+            backends[entry.name] = registry.find("backends", entry.kind).build(entry, env)
+    stages = [
+        (name, registry.find("stages", name).build(config.stages[name], env))
+        for name in config.stage_order
+    ]
+    entries = {b.name: b for b in config.backends}
+    routers: list[Router] = []
+
+    def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
+        targets = {name: _target(entry, backends[name], attempt) for name, entry in entries.items()}
+        rules = []
+        for rule in config.routes:
+            feature = registry.find("routes", rule.strategy)
+            unknown = [name for name in rule.backends if name not in targets]
+            if unknown:
+                raise ConfigError(f"routes: no backend named {unknown[0]!r}")
+            chosen = tuple(targets[name] for name in rule.backends)
+            rules.append(
+                Rule(rule.models, feature.build(rule.options or feature.Config(), env), chosen)
+            )
+        routers.append(Router(rules))
+        return routers[0].serve
+
+    chain = Chain(stages, route, epoch=epoch)
+    return Pipeline(epoch, config, chain, routers[0], Models(config.backends, backends), backends)
+
+
+def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any]) -> Target:
+    return Target(
+        entry.name,
+        backend,
+        entry.models,
+        entry.model_map,
+        entry.apis,
+        entry.weight,
+        wrap(backend, attempt),
+    )
+
+
+class Models:
+    """What ``/v1/models`` lists: literal names, mapped names, and what glob backends report."""
+
+    def __init__(self, entries: Sequence[BackendConfig], backends: Mapping[str, Any]) -> None:
+        self._literal: list[str] = []
+        self._asked: list[tuple[BackendConfig, Any]] = []
+        for entry in entries:
+            self._literal += [m for m in entry.models if not set(m) & set("*?[")]
+            self._literal += list(entry.model_map)
+            if any(set(m) & set("*?[") for m in entry.models):
+                self._asked.append((entry, backends[entry.name]))
+        self._known: dict[str, tuple[float, list[str]]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def first(self) -> str | None:
+        """The first literal name, for requests that name none."""
+        return self._literal[0] if self._literal else None
+
+    async def names(self) -> list[str]:
+        """Names in a stable order; an upstream that does not answer keeps its last good list."""
+        now = monotonic()
+        if any(self._known.get(e.name, (-1.0, []))[0] < now for e, _ in self._asked):
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask())
+            await asyncio.shield(self._asking)
+        reported = [m for e, _ in self._asked for m in self._known.get(e.name, (0.0, []))[1]]
+        return list(dict.fromkeys(self._literal + reported))
+
+    async def _ask(self) -> None:
+        async def ask(entry: BackendConfig, backend: Any) -> None:
+            try:
+                async with asyncio.timeout(5):
+                    listed = await backend.list_models()
+            except (TpoError, TimeoutError):
+                kept = self._known.get(entry.name, (0.0, []))[1]
+                self._known[entry.name] = (monotonic() + MODELS_RETRY_S, kept)
+            else:
+                hidden = set(entry.model_map.values())
+                names = [m for m in listed if _matches(entry, m) and m not in hidden][:1000]
+                self._known[entry.name] = (monotonic() + MODELS_FRESH_S, names)
+
+        await asyncio.gather(*(ask(e, b) for e, b in self._asked))
+
+
+def _matches(entry: BackendConfig, model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in entry.models)

@@ -1,0 +1,270 @@
+"""Call ownership: a call's way from a client of this shard through the chain and back.
+
+The shard that accepted a call owns it: it admits it, registers it, keeps the client, and accounts
+for its end, wherever the chain runs.
+
+Invariants: every submitted delivery is registered and ends in ``settled`` once; refusals before
+submission (draining, too many open calls) are answered, never queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
+from tpo_mp.http.endpoints import Endpoint, EndpointTable
+from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.shm.callid import CallIds, to_bytes
+from tpo_mp.shm.frames import SlotMeta
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import NO_SEAT, Plane
+from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
+from tpo_mp.store.client import StoreClient
+from tpo_mp.types import Call, Priority, Reply
+
+from .account import Account
+from .build import Pipeline
+from .mesh import Bounced, Mesh
+from .placing import Placing
+
+if TYPE_CHECKING:
+    from tpo_mp.http.exchange import Exchange
+    from tpo_mp.pipeline.delivery import Delivery
+    from tpo_mp.pipeline.native_delivery import NativeDelivery
+
+    from .asyncs import Asyncs
+
+MAX_PLACINGS = 3
+MAX_DEADLINE_MS = 604_800_000
+_PRIORITIES = {
+    b"critical": Priority.CRITICAL,
+    b"high": Priority.HIGH,
+    b"normal": Priority.NORMAL,
+    b"low": Priority.LOW,
+}
+
+
+class Owner:
+    """The ``Gateway`` of one shard."""
+
+    def __init__(
+        self,
+        *,
+        seat: int,
+        epoch: int,
+        plane: Plane,
+        metrics_arena: MetricsArena,
+        placing: Placing,
+        registry: RegistryWriter,
+        account: Account,
+        add_timer: Callable[[Any, float], None],
+        max_open_calls: int,
+    ) -> None:
+        self._ids = CallIds(seat, epoch)
+        self._seat = seat
+        self.plane = plane
+        self.metrics_arena = metrics_arena
+        self._placing = placing
+        self._registry = registry
+        self._account = account
+        self._add_timer = add_timer
+        self._max_open = max_open_calls
+        self._encode_meta = msgspec.msgpack.Encoder().encode
+        self._metas: dict[tuple[str, str, str, str, bool], bytes] = {}
+        self.open: set[Delivery] = set()
+        self.others_open = 0
+        self.draining = False
+        self.slot = -1
+        self.mesh: Mesh
+        self.asyncs: Asyncs
+        self.pipeline: Pipeline
+        self._run: Callable[[Call], Awaitable[Reply]]
+        self.store: StoreClient
+        self.table: EndpointTable
+
+    def use(self, pipeline: Pipeline) -> None:
+        """Serve new calls with another chain; open ones keep theirs."""
+        self.pipeline = pipeline
+        self._run = pipeline.chain.admit(self._placed)
+
+    # -- Gateway ------------------------------------------------------------------------------
+
+    def new_call(
+        self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
+    ) -> Call:
+        """Identify a request."""
+        if self.draining:
+            raise Draining("this gateway is shutting down", reason="draining", retry_after_s=1)
+        if len(self.open) + self.others_open >= self._max_open:
+            raise Shed(
+                "too many open calls on this host", reason="too_many_open_calls", retry_after_s=1
+            )
+        head = exchange.head
+        call = Call(
+            id=self._ids.new(), model=model, body=body, stream=stream, started_at=monotonic()
+        )
+        call.client_request_id = head.request_id
+        call.session = head.session
+        call.affinity = head.session or affinity
+        call.shard = self.slot
+        headers = head.headers
+        call.authorization = headers.get(b"authorization")
+        call.traceparent = headers.get(b"traceparent")
+        if b"x-litellm-session-id" in headers and call.affinity is affinity:
+            call.affinity = headers[b"x-litellm-session-id"].decode("latin-1")
+        if b"x-tpo-priority" in headers:
+            priority = _PRIORITIES.get(headers[b"x-tpo-priority"].lower())
+            if priority is None:
+                raise InvalidRequest(
+                    "x-tpo-priority must be critical, high, normal or low", param="x-tpo-priority"
+                )
+            call.priority = priority
+        if b"x-tpo-deadline-ms" in headers:
+            call.deadline = call.started_at + _deadline_s(headers[b"x-tpo-deadline-ms"])
+        return call
+
+    def submit(self, delivery: Delivery, flags: int = 0, attempts: int = 0) -> None:
+        """Register the call and run it."""
+        call = delivery.call
+        flags |= SlotFlag.STREAM if call.stream else 0
+        call.slot = self._registry.open(
+            to_bytes(call.id), self._meta(delivery), call.body, flags, attempts
+        )
+        if call.slot < 0:
+            raise Shed(
+                "too many open calls on this shard", reason="too_many_open_calls", retry_after_s=1
+            )
+        self.open.add(delivery)
+        if delivery.deadline != float("inf"):
+            self._add_timer(delivery, call.started_at)
+        try:
+            awaitable = self._run(call)
+        except TpoError as e:
+            delivery.done(None, e)
+            return
+        except Exception as e:  # noqa: BLE001 - a defect in a feature fails its call, not the shard
+            delivery.done(None, e)
+            return
+        if isinstance(awaitable, Promise):
+            delivery.promise = awaitable
+            awaitable.then(delivery.done)
+        else:
+            outcome: Promise[Reply] = Promise()
+            delivery.promise = outcome
+            outcome.then(delivery.done)
+            outcome.cancel_with = run(awaitable, _into(outcome))
+
+    def settled(self, delivery: Delivery) -> None:
+        """Account for a call that ended."""
+        self.open.discard(delivery)
+        slot = delivery.call.slot
+        if slot >= 0:
+            self._registry.set_state(slot, SlotState.SETTLED)
+        self._account.add(delivery)
+
+    def serve(self, call: Call) -> Awaitable[Reply]:
+        """Run the inner chain here."""
+        return self.pipeline.chain.serve(call)
+
+    async def models(self) -> Sequence[str]:
+        return await self.pipeline.models.names()
+
+    def knows_model(self, model: str) -> bool:
+        return self.pipeline.router.knows(model)
+
+    def default_model(self) -> str | None:
+        return self.pipeline.models.first()
+
+    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
+        return await self.store.lookup(table, key)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return self.table.all
+
+    async def result(self, call_id: str, wait_s: float) -> bytes | None:
+        return await self.asyncs.result(call_id, wait_s)
+
+    def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
+        return self.asyncs.accept(delivery, session_id)
+
+    # -- placing ------------------------------------------------------------------------------
+
+    def _placed(self, call: Call) -> Awaitable[Reply]:
+        """Run the inner chain on the shard that holds the call's session."""
+        affinity = call.affinity
+        if affinity is None or self.plane.workers == 1:
+            return self.pipeline.chain.serve(call)
+        seat = self._placing.seat_of(call.tenant, affinity)
+        if seat in (self._seat, NO_SEAT):
+            return self.pipeline.chain.serve(call)
+        return self._away(call, seat)
+
+    async def _away(self, call: Call, seat: int) -> Reply:
+        """Forward; when the other shard dies before a byte was sent, place the call again."""
+        assert call.affinity is not None
+        for _ in range(MAX_PLACINGS):
+            if seat in (self._seat, NO_SEAT):
+                break
+            remote = self.mesh.forward(call, seat)
+            if remote is None:
+                break
+            call.shard = self.plane.seat(seat).slot
+            try:
+                return await remote.promise
+            except Bounced:
+                pass
+            except WorkerLost as e:
+                if e.reason == "poison":
+                    raise
+            seat = self._placing.seat_of(call.tenant, call.affinity)
+            if seat == remote.seat and self.mesh.links.life_of(seat) == remote.life:
+                break
+        call.shard = self.slot
+        return await self.pipeline.chain.serve(call)
+
+    def stop_all(self, error: TpoError) -> None:
+        """End every open call with ``error``."""
+        for delivery in list(self.open):
+            delivery.stop(error)
+
+    def _meta(self, delivery: Delivery) -> bytes:
+        call = delivery.call
+        key = (delivery.template, call.model, call.tenant, call.session or "", call.stream)
+        if not call.client_request_id:
+            known = self._metas.get(key)
+            if known is not None:
+                return known
+        meta = self._encode_meta(
+            SlotMeta(key[0], key[1], key[2], key[3], call.client_request_id, call.stream)
+        )
+        if not call.client_request_id:
+            if len(self._metas) >= 1024:
+                self._metas.clear()
+            self._metas[key] = meta
+        return meta
+
+
+def _into(outcome: Promise[Reply]) -> Callable[[Any, BaseException | None], None]:
+    def done(reply: Reply | None, error: BaseException | None) -> None:
+        if reply is None:
+            outcome.reject(error or asyncio.CancelledError())
+        elif outcome.done and reply.stream is not None:
+            reply.stream.cancel()
+        else:
+            outcome.resolve(reply)
+
+    return done
+
+
+def _deadline_s(raw: bytes) -> float:
+    if not raw.isdigit() or not 1 <= int(raw[:12]) <= MAX_DEADLINE_MS:
+        raise InvalidRequest(
+            f"x-tpo-deadline-ms must be a whole number from 1 to {MAX_DEADLINE_MS}",
+            param="x-tpo-deadline-ms",
+        )
+    return int(raw) / 1e3

@@ -1,0 +1,386 @@
+"""One shard: beat · listen · read rings · watch command word and config.
+
+Everything runs on one uvloop; a call needs no task.  The beat is written by the loop itself, so a
+blocked loop is a silent one.
+
+Shutdown is a state: RUNNING → DRAINING → STOPPED.  Draining refuses new calls, lets open ones
+finish and idle connections go; STOP ends what is left with the dialect's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from enum import Enum
+from random import Random
+from time import monotonic
+from typing import Any
+
+import msgspec
+from setproctitle import setproctitle
+
+from tpo_mp import registry as features
+from tpo_mp.config.blob import from_blob
+from tpo_mp.errors import ConfigError, Draining, TpoError
+from tpo_mp.http.edge import Edge
+from tpo_mp.http.endpoints import EndpointTable
+from tpo_mp.http.fast import FastConnection
+from tpo_mp.http.full import FullLane
+from tpo_mp.http.wheel import Wheel
+from tpo_mp.observe import log
+from tpo_mp.ports import Env, Metrics
+from tpo_mp.shm import frames
+from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.frames import HEAD, Kind
+from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.lifeline import last_words
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import NO_SLOT, Command, Plane, SeatState
+from tpo_mp.shm.registry import Registry
+from tpo_mp.shm.ring import RingMesh
+from tpo_mp.store.client import StoreClient
+
+from .account import Account
+from .asyncs import Asyncs
+from .build import Pipeline, build
+from .errors_out import render_error
+from .links import Links
+from .listen import Listening
+from .mesh import Mesh
+from .owner import Owner
+from .placing import Placing
+from .sweep import Sweep
+
+_decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
+BEAT_S = 0.05
+RECHECK_S = 0.01
+LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+SURFACES = ("openai_api", "native_api", "ops_api")
+
+
+class Stage(Enum):
+    """Where this process is in its life."""
+
+    RUNNING = 1
+    DRAINING = 2
+    STOPPED = 3
+
+
+class Shard:
+    """One worker process."""
+
+    def __init__(self, handoff: Handoff, lifeline_fd: int) -> None:
+        self.handoff = handoff
+        self.loop = asyncio.get_running_loop()
+        self.plane = Plane.attach(handoff.plane_fd)
+        self.lines = self.plane.seat(handoff.seat)
+        self.lines.state = SeatState.BOOTING
+        self._words = self.plane.words
+        self._beat_at = self.plane.beat_index(handoff.seat)
+        self.stage = Stage.RUNNING
+        self.stopped = asyncio.Event()
+        self._lifeline_fd = lifeline_fd
+        self._configs = ConfigBuffer.attach(handoff.config_fd)
+        self._epoch_seen = 0
+        config, epoch = self._read_config()
+        self.log = log.configure(
+            config.observability.log_format,
+            config.observability.log_level,
+            process=f"seat-{handoff.seat}",
+        )
+        arena = MetricsArena.attach(handoff.metrics_fd, handoff.seats)
+        self.metrics: Metrics = arena.block(handoff.seat, handoff.epoch)
+        self.wheel = Wheel()
+        self._build_core(config, arena)
+        self.env = Env(
+            clock=monotonic,
+            random=Random(),  # noqa: S311 - spreads load, guards nothing
+            metrics=self.metrics,
+            log=self.log,
+            store=self.store,
+            timers=self.wheel,
+        )
+        self.pipeline: Pipeline = build(config, self.env, epoch)
+        self.owner.use(self.pipeline)
+        self._build_edge(config)
+        self.lines.config_ack = epoch
+        self._lag = self.metrics.histogram(
+            "tpo_loop_lag_seconds", "How late the loop's beat came.", LAG_S
+        )
+        self._lag_max = 0
+        self._open_gauge = self.metrics.gauge("tpo_open_calls", "Calls open now.")
+        self._connections_gauge = self.metrics.gauge(
+            "tpo_client_connections", "Client connections open now."
+        )
+
+    # -- construction -------------------------------------------------------------------------
+
+    def _read_config(self) -> tuple[Any, int]:
+        epoch = self.plane.config_epoch
+        blob = self._configs.read(epoch)
+        if blob is None:
+            raise ConfigError("the supervisor published no config", reason="config_missing")
+        self._epoch_seen = epoch
+        return from_blob(blob), epoch
+
+    def _build_core(self, config: Any, arena: MetricsArena) -> None:
+        handoff = self.handoff
+        seat = handoff.seat
+        registry = Registry.attach(handoff.registry_fd, handoff.seats, config.server.max_open_calls)
+        writer = registry.writer(seat, handoff.epoch)
+        self.placing = Placing(self.plane)
+        self.links = Links(
+            seat=seat,
+            epoch=handoff.epoch,
+            plane=self.plane,
+            mesh=RingMesh.attach(handoff.rings_fd, handoff.seats),
+            doorbells=handoff.doorbells,
+            loop=self.loop,
+            metrics=self.metrics,
+            take=self._take,
+        )
+        control = handoff.seats - 1
+        self.account = Account(
+            loop=self.loop,
+            metrics=self.metrics,
+            registry=writer,
+            push=lambda record: self.links.send(control, record),
+            on_crash=self._crashed,
+        )
+        self.owner = Owner(
+            seat=seat,
+            epoch=handoff.epoch,
+            plane=self.plane,
+            metrics_arena=arena,
+            placing=self.placing,
+            registry=writer,
+            account=self.account,
+            add_timer=self.wheel.add,
+            max_open_calls=config.server.max_open_calls,
+        )
+        self.mesh = Mesh(
+            links=self.links,
+            placing=self.placing,
+            registry=registry,
+            writer=writer,
+            seat=seat,
+            serve=self.owner.serve,
+            config_epoch=lambda: self.pipeline.epoch,
+            credit_bytes=config.rings.credit_bytes,
+            inline_bytes=config.rings.inline_bytes,
+        )
+        self.store = StoreClient(
+            lambda record: self.links.send(control, record),
+            self.loop.time,
+            frames.store_get,
+            frames.store_put,
+            metrics=self.metrics,
+        )
+        self.asyncs = Asyncs(
+            owner=self.owner,
+            links=self.links,
+            plane=self.plane,
+            store=self.store,
+            seat=seat,
+            epoch=handoff.epoch,
+            ttl_s=config.store.result_age_s,
+        )
+        self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
+
+    def _build_edge(self, config: Any) -> None:
+        m, server = self.metrics, config.server
+        text = "Requests by the lane that framed them."
+        self.edge = Edge(
+            loop=self.loop,
+            wheel=self.wheel,
+            table=self._endpoints(),
+            render_error=render_error,
+            on_crash=self._crashed,
+            max_body_bytes=server.max_body_bytes,
+            max_header_bytes=server.max_header_bytes,
+            header_timeout_s=server.header_timeout_s,
+            body_timeout_s=server.body_timeout_s,
+            idle_timeout_s=server.idle_timeout_s,
+            count_fast=m.counter("tpo_lane_requests_total", text, lane="fast").inc,
+            count_full=m.counter("tpo_lane_requests_total", text, lane="full").inc,
+            count_bad=m.counter(
+                "tpo_bad_requests_total", "Requests whose framing was refused."
+            ).inc,
+        )
+        FullLane(self.edge)
+        self.listening = Listening(
+            loop=self.loop,
+            plane=self.plane,
+            seat=self.handoff.seat,
+            listeners=self.handoff.listeners,
+            protocol=lambda: FastConnection(self.edge),
+        )
+
+    def _endpoints(self) -> EndpointTable:
+        found = []
+        for name in SURFACES:
+            feature = features.find("surfaces", name)
+            found += feature.build(feature.Config(), self.env).endpoints(self.owner)
+        self.owner.table = EndpointTable(found)
+        return self.owner.table
+
+    def _crashed(self, error: BaseException) -> None:
+        self.log.error("defect", error=repr(error), exc_info=error)
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        now = monotonic()
+        self.sweep = Sweep(self.metrics, now)
+        self.loop.add_reader(self._lifeline_fd, self._orphaned)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._recheck(), name="read rings")
+            tasks.create_task(self._obey(), name="obey")
+
+    def _orphaned(self) -> None:
+        os._exit(1)  # the supervisor is gone: nothing here may outlive it
+
+    async def _beat(self) -> None:
+        """Beat, and do what is due every 50 ms."""
+        due = monotonic()
+        while self.stage is not Stage.STOPPED:
+            now = monotonic()
+            self._words[self._beat_at] += 1
+            lag_s = max(now - due, 0.0)
+            self._lag.observe(lag_s)
+            self._tick(now, lag_s)
+            due = now + BEAT_S
+            await asyncio.sleep(BEAT_S)
+
+    def _tick(self, now: float, lag_s: float) -> None:
+        self.wheel.tick(now)
+        self.edge.tick()
+        self.links.poll()
+        self.mesh.tick()
+        self.account.flush()
+        self._count_others()
+        open_now = len(self.owner.open)
+        lines = self.lines
+        lines.open_calls = open_now
+        lines.loop_lag_us = int(lag_s * 1e6)
+        lines.now_us = int(now * 1e6)
+        self._open_gauge.set(open_now)
+        self._connections_gauge.set(self.edge.open_connections)
+        self.sweep.tick(now, idle=open_now == 0)
+
+    def _count_others(self) -> None:
+        plane, seat = self.plane, self.handoff.seat
+        self.owner.others_open = sum(
+            plane.seat(s).open_calls for s in range(plane.seats) if s != seat
+        )
+
+    async def _recheck(self) -> None:
+        """A doorbell may be lost: look again soon while calls are under way."""
+        while self.stage is not Stage.STOPPED:
+            await asyncio.sleep(RECHECK_S if self.mesh.busy else BEAT_S)
+            if self.mesh.busy:
+                self.links.poll()
+                self.mesh.tick()
+
+    def _take(self, source: int, record: bytes) -> None:
+        """Dispatch one record from a ring."""
+        try:
+            kind, number = HEAD.unpack_from(record)
+            payload = memoryview(record)[HEAD.size :]
+            if self.mesh.take(source, kind, number, payload) or self.asyncs.take(
+                source, kind, payload
+            ):
+                return
+            if kind == Kind.STORE_ANSWER:
+                self.store.on_answer(_decode_answer(payload))
+        except Exception as e:  # noqa: BLE001 - one bad record must not stop the others
+            self._crashed(e)
+
+    # -- command word and config --------------------------------------------------------------
+
+    async def _obey(self) -> None:
+        lines = self.lines
+        while self.stage is not Stage.STOPPED:
+            command = lines.command
+            if command == Command.STOP:
+                await self._stop()
+            elif command == Command.DRAIN and self.stage is Stage.RUNNING:
+                await self._begin_drain()
+            elif command == Command.PARK:
+                lines.state = SeatState.PARKED
+            elif command == Command.RUN and self.stage is Stage.RUNNING:
+                await self._serve_slot()
+            if self.stage is Stage.DRAINING and self._empty():
+                await self._stop()
+            if self.plane.config_epoch != self._epoch_seen:
+                self._adopt_config()
+            await asyncio.sleep(RECHECK_S if lines.state != SeatState.READY else 0.02)
+
+    async def _serve_slot(self) -> None:
+        slot = self.lines.slot
+        if slot != NO_SLOT and slot != self.owner.slot:
+            self.owner.slot = slot
+            _title(slot, self.handoff.cpu)
+        await self.listening.follow()
+        if self.lines.state != SeatState.READY:
+            self.lines.state = SeatState.READY
+
+    def _adopt_config(self) -> None:
+        """Build the new chain; a failure vetoes the change for the whole host."""
+        epoch = self.plane.config_epoch
+        try:
+            config, epoch = self._read_config()
+            built = build(config, self.env, epoch, keep=self.pipeline)
+        except (TpoError, OSError, ValueError) as e:
+            self._epoch_seen = epoch
+            last_words(self.handoff, str(e))
+            self.lines.config_nack = epoch
+            return
+        old, self.pipeline = self.pipeline, built
+        self.owner.use(built)
+        for name, backend in old.backends.items():
+            if built.backends.get(name) is not backend:
+                backend.close()
+        self.lines.config_ack = epoch
+
+    async def _begin_drain(self) -> None:
+        self.stage = Stage.DRAINING
+        self.lines.state = SeatState.DRAINING
+        await self.listening.drain()
+        self.listening.close()
+        self.owner.draining = self.plane.host_state >= 2
+        self.edge.drain()
+
+    def _empty(self) -> bool:
+        """Whether nothing is left to do here."""
+        self.edge.drain()
+        return not self.owner.open and not self.mesh.busy and not self.edge.open_connections
+
+    async def _stop(self) -> None:
+        """End what is open with an error its client can read, account for it, leave."""
+        self.owner.draining = True
+        self.listening.close()
+        self.edge.drain()
+        self.owner.stop_all(
+            Draining("this gateway is shutting down", reason="draining", retry_after_s=1)
+        )
+        # Two turns: deliveries are accounted, then their bytes leave the transports.
+        for _ in range(4):
+            await asyncio.sleep(0.01)
+            if not self.edge.open_connections:
+                break
+        self.account.flush()
+        self.stage = Stage.STOPPED
+        self.lines.state = SeatState.STOPPED
+
+
+def _title(slot: int, cpu: int) -> None:
+    setproctitle(f"tpo: shard-{slot:02d}" + (f"@cpu{cpu}" if cpu >= 0 else ""))
+
+
+async def main(handoff: Handoff, lifeline_fd: int) -> None:
+    """Build and run the shard."""
+    shard = Shard(handoff, lifeline_fd)
+    await shard.run()
