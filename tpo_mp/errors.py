@@ -12,7 +12,7 @@
       Fault          500     ConfigError  RingCorrupt  WorkerLost (502)
 
 A feature picks a class and adds a ``reason`` slug, so a new feature never needs a new class.
-Retry asks ``retryable``, surfaces ask ``http_status``, metrics ask ``label``: nobody asks for the class.
+Retry asks ``retryable``, surfaces ``http_status``, metrics ``label``: nobody asks for the class.
 Across a process an error travels as ``to_wire()`` and comes back as the same class.
 
 Invariants: ``code`` is unique; ``label`` is one of the eight strings operators already graph.

@@ -146,8 +146,8 @@ class Call:
     __slots__ = (
         "abort", "affinity", "api", "attempts", "authorization", "backend", "body",
         "client_request_id", "deadline", "dialect", "first_byte_at", "id", "key_id", "model",
-        "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "traceparent", "tried",
-        "upstream_at", "usage_wanted",
+        "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "traceparent",
+        "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(

@@ -113,9 +113,10 @@ class _Place:
         text = self._what.replace("`", "")
         if not text.startswith("Invalid enum value"):
             return text[:1].lower() + text[1:]
-        kind = _type_at(self._kind, self._tokens)
-        choices = [str(choice) for part in _parts(kind) for choice in _literals(part)]
-        return f"expected one of {', '.join(choices)}"
+        parts = _parts(_type_at(self._kind, self._tokens))
+        choices = [str(choice) for part in parts for choice in _literals(part)]
+        others = [f"or {part.__name__}" for part in parts if not _literals(part)]
+        return " ".join([f"expected one of {', '.join(choices)}", *others])
 
     def value(self, raw: Any) -> object:
         """The value at the place msgspec names."""

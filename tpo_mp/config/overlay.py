@@ -119,9 +119,11 @@ def _provider(env: Mapping[str, str]) -> str | None:
 def _set(tree: Tree, path: str, value: object, origin: str, problems: Problems) -> None:
     section, _, name = path.partition(".")
     (field,) = (f for f in msgspec.structs.fields(_SECTIONS[section]) if f.name == name)
-    # A value that does not convert stays as it is, so that the section's own check words it.
-    with contextlib.suppress(msgspec.ValidationError):
-        value = msgspec.convert(value, field.type, strict=False)
+    # What does not convert stays as it is, so that the section's own check words the problem.
+    for kind in (field.type, int):
+        with contextlib.suppress(msgspec.ValidationError):
+            value = msgspec.convert(value, kind, strict=False)
+            break
     if isinstance(value, str) and not value.isprintable():
         problems.add(path, f"{origin} holds characters that do not print")
     elif put(tree, path, value):

@@ -53,7 +53,10 @@ STAND_INS: Final = frozenset({"anthropic", "vllm", "llama_cpp", "mlx"})
 
 def kind_of(name: object) -> object:
     """Answer the canonical kind."""
-    return KINDS.get(name.lower(), name) if isinstance(name, str) else name
+    if not isinstance(name, str):
+        return name
+    lower = name.lower()
+    return KINDS.get(lower, lower if lower in catalog.BACKENDS else name)
 
 
 def describe(

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from .promise import Promise
 
+_LINES = (
+    b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\nx-tpo-backend: %b\r\n"
+    b"server-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
+)
 SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -163,17 +167,14 @@ class Delivery:
         call = self.call
         now = monotonic()
         upstream_ms = (call.first_byte_at - call.upstream_at) * 1e3 if call.first_byte_at else 0.0
-        return (
-            b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\nx-tpo-backend: %b\r\nserver-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
-            % (
-                reply.headers if reply is not None else b"",
-                (call.client_request_id or call.id).encode(),
-                call.id.encode(),
-                call.shard,
-                call.backend.encode(),
-                max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
-                upstream_ms,
-            )
+        return _LINES % (
+            reply.headers if reply is not None else b"",
+            (call.client_request_id or call.id).encode(),
+            call.id.encode(),
+            call.shard,
+            call.backend.encode(),
+            max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
+            upstream_ms,
         )
 
 

@@ -52,7 +52,7 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class CallFrame(_Frame, frozen=True):
-    """A→B: run this call.  ``body`` is inline, or lies in A's body arena, or follows as BODY frames."""
+    """A→B: run this call; ``body`` is inline, or lies in A's arena at ``arena_offset``."""
 
     call_id: str
     config_epoch: int
@@ -188,7 +188,7 @@ class StoreAnswer(_Frame, frozen=True):
 
 
 class ResultQuery(_Frame, frozen=True):
-    """Worker→worker: is this asynchronous call yours, and how does it stand?  Waits up to ``wait_s``."""
+    """Worker→worker: how does this asynchronous call stand?  Waits up to ``wait_s``."""
 
     token: int
     call_id: str

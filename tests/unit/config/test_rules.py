@@ -1,0 +1,93 @@
+"""Rules between settings: public binds, keys, and upstreams that are no upstreams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tpo_mp.config.tree import Config
+
+Refused = Callable[..., list[str]]
+Loads = Callable[..., Config]
+
+PUBLIC = '[server]\nhost = "0.0.0.0"\n'
+KEY = '[[auth.keys]]\nid = "{}"\nsecret = "{}"\n'
+
+
+@pytest.mark.usefixtures("some_stages")
+def test_public_bind_needs_auth_or_a_word(refused: Refused, load_text: Loads) -> None:
+    """Loopback is the default; anything else is asked about."""
+    (problem,) = refused(PUBLIC)
+    assert problem.startswith("server.host = '0.0.0.0': not a loopback address")
+    assert load_text(PUBLIC + "[auth]\nenabled = true\n").server.host == "0.0.0.0"
+    assert load_text(PUBLIC, insecure=True).server.host == "0.0.0.0"
+    assert load_text('[server]\nhost = "::1"\n').server.host == "::1"
+
+
+@pytest.mark.usefixtures("only_core")
+def test_auth_that_is_not_built_opens_no_public_port(refused: Refused) -> None:
+    """A warning is not a lock."""
+    (problem,) = refused(PUBLIC + "[auth]\nenabled = true\n")
+    assert "auth is not built yet" in problem
+
+
+@pytest.mark.usefixtures("only_core")
+def test_auth_that_is_not_built_warns_on_loopback(load_text: Loads) -> None:
+    """Known, not built, told."""
+    assert load_text("[auth]\nenabled = true\n").warnings == ("auth: not built yet, ignored",)
+
+
+@pytest.mark.usefixtures("some_stages")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (KEY.format("a", "short"), "auth.keys[0].secret: shorter than 16 characters"),
+        (
+            KEY.format("a", "x" * 16) + KEY.format("b", "x" * 16),
+            "auth.keys[1].secret: another key has this value",
+        ),
+        (
+            KEY.format("a", "x" * 16) + KEY.format("a", "y" * 16),
+            "auth.keys[1].id = 'a': another key has this name",
+        ),
+        (
+            '[[auth.keys]]\nid = "a"\nsecret = {client = true}\n',
+            "auth.keys[0].secret: a key of ours cannot be the caller's own",
+        ),
+    ],
+)
+def test_key_must_be_its_own_and_long(refused: Refused, text: str, reason: str) -> None:
+    """The value appears in no message."""
+    assert refused(text) == [reason]
+
+
+@pytest.mark.usefixtures("only_core")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080/v1", "http://localhost:8080", "http://[::1]:8080/v1",
+        "http://127.0.0.1:9090/v1",
+    ],
+)  # fmt: skip
+def test_gateway_is_not_its_own_upstream(refused: Refused, url: str) -> None:
+    """Such a loop would eat every connection."""
+    (problem,) = refused(backend="openai", base_url=url)
+    assert "our own address" in problem
+
+
+@pytest.mark.usefixtures("only_core")
+def test_metadata_service_is_no_upstream(refused: Refused) -> None:
+    """The path of the key is in the message."""
+    (problem,) = refused(backend="openai", base_url="http://169.254.169.254/latest")
+    assert problem.startswith("backends[0].base_url = 'http://169.254.169.254/latest'")
+
+
+@pytest.mark.usefixtures("only_core")
+def test_ports_and_pauses_must_fit_together(refused: Refused) -> None:
+    """Two servers, two ports; a floor below its ceiling."""
+    problems = refused("[server]\nport = 9090\n[supervisor]\nbackoff_min_s = 40\n")
+    assert problems == [
+        "server.ops_port = 9090: the same as server.port",
+        "supervisor.backoff_min_s = 40.0: over supervisor.backoff_max_s",
+    ]
