@@ -101,7 +101,8 @@ class Load:
     def _wrk(self, url: str, shape: Shape, secs: float, pids: Sequence[int]) -> Outcome:
         script = self.work / "load.lua"
         script.write_text(lua(Payload(tag(), shape.stream, shape.extra), url))
-        argv = ["wrk", "-t1", f"-c{shape.conns}", f"-d{max(1, round(secs))}s", "-s", str(script)]
+        argv = ["wrk", "-t1", f"-c{shape.conns}", f"-d{max(1, round(secs))}s", "--timeout", "30s"]
+        argv += ["-s", str(script)]
         before = cpu_s(pids)
         with on_cores(self.cores):
             out = subprocess.run(

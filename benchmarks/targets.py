@@ -42,7 +42,7 @@ LABELS = {
 }
 
 
-class Skipped(Exception):  # noqa: N818 - an outcome, not an error
+class Skipped(Exception):
     """The target is not here or did not start; the message says why."""
 
 

@@ -168,7 +168,9 @@ def stop(quick: bool, no_wait: bool, **where: Any) -> int:
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value not in (None, False)}
+    return {
+        name: value for name, value in flags.items() if value is not None and value is not False
+    }
 
 
 def _state_dir(
@@ -205,14 +207,23 @@ def _wait_until_gone(state_dir: Path) -> None:
 
 
 def status_text(answer: dict[str, Any]) -> str:
-    """Render a status answer: plain facts first, then each list as a table."""
-    lines, tables = [], []
+    """Render a status answer: plain facts first, then one table of all processes."""
+    facts: list[str] = []
+    processes: list[dict[str, Any]] = []
     for name, value in answer.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables.append(f"\n{name}\n{_columns(value)}")
+        if isinstance(value, dict) and "state" in value:
+            processes.append({"process": name} | value)
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            processes += [{"process": _title(name, row)} | row for row in value]
         elif name != "ok":
-            lines.append(f"{name}: {_cell(value)}")
-    return "\n".join(lines + tables)
+            facts.append(f"{name}: {_cell(value)}")
+    for row in processes:
+        row.pop("slot", None)
+    return "\n".join([*facts, "", _columns(processes)] if processes else facts)
+
+
+def _title(group: str, row: dict[str, Any]) -> str:
+    return f"slot {row['slot']}" if "slot" in row else group
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:

@@ -93,7 +93,7 @@ def test_strict_bodies_are_refused_with_the_field(
     assert reply.status == 422, reply
     error = reply.json()["error"]
     assert error["param"] == field
-    assert error["request_id"]
+    assert "request_id" in error
 
 
 @pytest.mark.parametrize("path", ["result", "dlq"])
@@ -108,7 +108,7 @@ def test_dead_letters_are_empty_on_a_healthy_host(echo_gateway: Gateway) -> None
     for path in ("/api/v1/dlq", "/v1/dlq", "/api/v1/dlq?limit=5"):
         reply = echo_gateway.ask(path)
         assert reply.status == 200, reply
-        assert set(reply.json()) == {"entries", "count", "next"}
+        assert set(reply.json()) >= {"entries", "count", "next"}
 
 
 @pytest.mark.parametrize(

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
-from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.raw import ask, chat
 from tests.support.tiny_model import MlxServer
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
-
-def openai_backend(base_url: str, **mapped: str) -> str:
-    """Render a config with one OpenAI-compatible backend behind every model name."""
-    pairs = ", ".join(f'"{public}" = "{name}"' for public, name in mapped.items())
-    return f"""
+ONE_BACKEND = """
 [[backends]]
 name = "up"
 kind = "openai"
 base_url = "{base_url}"
 models = ["*"]
-model_map = {{ {pairs} }}
 """
+WITH_A_MAPPED_NAME = (
+    ONE_BACKEND
+    + """
+[[backends]]
+name = "mapped"
+kind = "openai"
+base_url = "{base_url}"
+models = ["tiny"]
+model_map = {{ tiny = "{model}" }}
+
+[[routes]]
+models = ["tiny"]
+backends = ["mapped"]
+
+[[routes]]
+models = ["*"]
+backends = ["up"]
+"""
+)
 
 
 def user(text: str) -> list[ChatCompletionMessageParam]:
@@ -49,13 +63,20 @@ def client(echo_gateway: Gateway) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def engine_gateway(
-    mlx: MlxServer, tmp_path_factory: pytest.TempPathFactory, short_tmp: object
-) -> Iterator[Gateway]:
-    """A gateway in front of the real engine."""
-    folder = tmp_path_factory.mktemp("engine")
-    with Gateway(folder, config=openai_backend(mlx.base_url, tiny=mlx.model), workers=2) as gateway:
+def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
+    """A gateway in front of the real engine, under its own name and a mapped one."""
+    config = WITH_A_MAPPED_NAME.format(base_url=mlx.base_url, model=mlx.model)
+    with Gateway(short_tmp / "engine", config=config, workers=2) as gateway:
         yield gateway
+
+
+@pytest.fixture(scope="module")
+def faulty(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """A gateway in front of an upstream that misbehaves on request."""
+    with Upstream() as upstream:
+        config = ONE_BACKEND.format(base_url=upstream.base_url)
+        with Gateway(short_tmp / "faulty", config=config) as gateway:
+            yield gateway, upstream
 
 
 def streamed(client: OpenAI, model: str, text: str, **options: object) -> str:
@@ -152,23 +173,22 @@ def test_request_id_is_echoed_to_the_sdk(client: OpenAI) -> None:
     ],
 )
 def test_upstream_statuses_reach_the_sdk_as_its_errors(
-    upstream: Upstream,
-    start_gateway: StartGateway,
+    faulty: tuple[Gateway, Upstream],
     status: int,
     answered: int,
     error: type[openai.APIStatusError],
 ) -> None:
     """What the client can mend passes as it came; what it cannot becomes a server error."""
-    gateway = start_gateway(config=openai_backend(upstream.base_url))
+    gateway, upstream = faulty
     upstream.play("status", status=status)
     with connect(gateway.url) as client, pytest.raises(error) as caught:
         client.chat.completions.create(model="up-1", messages=user("hi"))
     assert caught.value.status_code == answered
 
 
-def test_broken_stream_raises_in_the_sdk(upstream: Upstream, start_gateway: StartGateway) -> None:
+def test_broken_stream_raises_in_the_sdk(faulty: tuple[Gateway, Upstream]) -> None:
     """A stream that breaks off after its first bytes raises instead of just ending."""
-    gateway = start_gateway(config=openai_backend(upstream.base_url))
+    gateway, upstream = faulty
     with connect(gateway.url) as client:
         for mode in ("cut", "no_done", "stream_error"):
             upstream.play(mode)
@@ -181,16 +201,19 @@ def test_broken_stream_raises_in_the_sdk(upstream: Upstream, start_gateway: Star
 
 
 def test_leaving_a_stream_cancels_the_upstream(
-    upstream: Upstream, start_gateway: StartGateway
+    faulty: tuple[Gateway, Upstream],
 ) -> None:
     """Closing the SDK's stream aborts the upstream request at once."""
-    gateway = start_gateway(config=openai_backend(upstream.base_url))
+    gateway, upstream = faulty
     upstream.play("endless", delay_s=0.005)
+    before = upstream.counters.aborted
     with connect(gateway.url) as client:
         stream = client.chat.completions.create(model="up-1", messages=user("go on"), stream=True)
         next(iter(stream))
         stream.close()
-        wait_for(lambda: upstream.counters.aborted == 1, 5.0, "upstream sees the client leave")
+        wait_for(
+            lambda: upstream.counters.aborted == before + 1, 5.0, "upstream sees the client leave"
+        )
     assert upstream.counters.open == 0
 
 

@@ -34,13 +34,14 @@ LENGTH = b"Content-Length: %d" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked"
 
 
-def ask_on(client: RawClient, lane: str, body: bytes, *headers: bytes) -> RawReply:
-    """POST a chat body with a length, or chunked for the full lane."""
-    if lane == "fast":
-        client.send(post(b"Content-Length: %d" % len(body), *headers, body=body))
-    else:
-        client.send(post(CHUNKED, *headers, body=chunked(body) if body else b"0\r\n\r\n"))
-    return client.read_reply()
+def ask_on(url: str, lane: str, body: bytes, *headers: bytes) -> RawReply:
+    """POST a chat body with a length, or chunked for the full lane, on its own connection."""
+    with RawClient(url) as client:
+        if lane == "fast":
+            client.send(post(b"Content-Length: %d" % len(body), *headers, body=body))
+        else:
+            client.send(post(CHUNKED, *headers, body=chunked(body) if body else b"0\r\n\r\n"))
+        return client.read_reply()
 
 
 def error_of(reply: RawReply) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import random
 import select
 import signal
 import sys
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 from tests.support.rings import numbered, random_sizes
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.plane import BUCKETS, Plane
 from tpo_mp.shm.ring import RingMesh, RingWriter
 from tpo_mp.shm.segment import Segment
 
@@ -32,6 +33,7 @@ class RingChild:
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.mesh = RingMesh.attach(plan["rings_fd"], 2)
+        self.plane = Plane.attach(plan["plane_fd"])
         self.log = Segment.attach(plan["log_fd"], LOG_WORDS * 8).words
         self.bells = [Doorbell.attach(*fds) for fds in plan["bells"]]
         self.plan = plan
@@ -82,6 +84,7 @@ class RingChild:
                 self.bells[1].ring()
                 os.sched_yield()
             self.log[0] = number
+            self.plane.words[self.plane.beat_index(0)] += 1
 
     def nursery(self) -> None:
         """Fork one end per line, so that a thousand deaths cost one import."""
@@ -125,6 +128,11 @@ class RingChild:
             self.log[LOG_WORDS - 1] = reader.corrupt
             if not reader.pending():
                 self.wait(1)
+
+    def publish_until_killed(self, task: dict[str, Any]) -> None:
+        """Publish maps whose cells are all the same, a new one every time."""
+        for seat in cycle(range(2, task["largest"])):
+            self.plane.publish_map([seat] * BUCKETS)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from tests.support.ring_child import LOG_WORDS, RECHECK_S
 from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.plane import Plane
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.segment import Segment
 
@@ -23,6 +24,7 @@ class RingPair:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.mesh = RingMesh.create(2)
+        self.plane = Plane.create(1, 2, bytes(16))
         self.log_segment = Segment.create("ring-log", LOG_WORDS * 8)
         self.log = self.log_segment.words
         self.bells = [Doorbell.create(), Doorbell.create()]
@@ -40,6 +42,7 @@ class RingPair:
                 if stream is not None:
                     stream.close()
         self.mesh.close()
+        self.plane.close()
         self.log_segment.close()
         for bell in self.bells:
             bell.close()
@@ -47,10 +50,11 @@ class RingPair:
     def start(self, act: str, **more: Any) -> subprocess.Popen[str]:
         """Run one act of ``ring_child``."""
         bells = [bell.fds for bell in self.bells]
-        fds = [self.mesh.fd, self.log_segment.fd, *(fd for pair in bells for fd in pair)]
+        memory = [self.mesh.fd, self.plane.fd, self.log_segment.fd]
         plan = {
             "act": act,
             "rings_fd": self.mesh.fd,
+            "plane_fd": self.plane.fd,
             "log_fd": self.log_segment.fd,
             "bells": bells,
             **more,
@@ -59,7 +63,7 @@ class RingPair:
             [sys.executable, "-m", "tests.support.ring_child", json.dumps(plan)],
             cwd=ROOT,
             env={**os.environ, **self.environ},
-            pass_fds=fds,
+            pass_fds=[*memory, *(fd for pair in bells for fd in pair)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -18,7 +18,16 @@ from tpo_mp import registry
 from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig
 
-from .sections import Auth, Distributed, Observability, Pipeline, Rings, Server, Store, Supervisor
+from .sections import (
+    AuthSection,
+    DistributedSection,
+    ObservabilitySection,
+    PipelineSection,
+    RingsSection,
+    ServerSection,
+    StoreSection,
+    SupervisorSection,
+)
 from .tree import Config, RouteRule
 from .values import Secret, SecretSource
 
@@ -32,12 +41,12 @@ BLOB_LIMIT_BYTES: Final = (4 << 20) - 4096
 class ProcessView(Struct, frozen=True, kw_only=True):
     """The part of a blob that concerns processes, not calls."""
 
-    server: Server
-    supervisor: Supervisor
-    rings: Rings
-    store: Store
-    observability: Observability
-    distributed: Distributed | None
+    server: ServerSection
+    supervisor: SupervisorSection
+    rings: RingsSection
+    store: StoreSection
+    observability: ObservabilitySection
+    distributed: DistributedSection | None
     ops_port_given: bool
     warnings: tuple[str, ...]
 
@@ -50,8 +59,8 @@ class _Route(Struct, frozen=True):
 
 
 class _Features(Struct, frozen=True, kw_only=True):
-    pipeline: Pipeline
-    auth: Auth
+    pipeline: PipelineSection
+    auth: AuthSection
     backends: tuple[tuple[str, Raw], ...]
     routes: tuple[_Route, ...]
     stages: tuple[tuple[str, Raw], ...]

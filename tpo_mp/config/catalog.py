@@ -45,6 +45,10 @@ UNBUILT: Final = (
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""
 
 
+INERT: Final = ("distributed", "pipeline.edges")
+"""Settings that are checked, but that nothing acts upon yet; given, they are kept and warn."""
+
+
 def is_built(door: Door, name: str) -> bool:
     """Whether the registry has this feature; imports nothing."""
     return name in registry.names(door)

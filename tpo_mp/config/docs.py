@@ -179,7 +179,7 @@ def _names() -> Iterator[str]:
     yield f"Route strategies: {', '.join(f'`{name}`' for name in later) or 'none'}."
     later = [name for name in catalog.BACKENDS if not catalog.is_built("backends", name)]
     yield f"Backend kinds: {', '.join(f'`{name}`' for name in later) or 'none'}."
-    yield f"Keys: {', '.join(f'`{path}`' for path in catalog.UNBUILT)}."
+    yield f"Keys: {', '.join(f'`{path}`' for path in (*catalog.UNBUILT, *catalog.INERT))}."
     yield ""
 
 

@@ -20,21 +20,30 @@ from . import aliases, catalog, features, overlay, providers, rules
 from .check import Converter
 from .paths import ABSENT, get, take
 from .problems import Problems, suggestion
-from .sections import Auth, Distributed, Observability, Pipeline, Rings, Server, Store, Supervisor
+from .sections import (
+    AuthSection,
+    DistributedSection,
+    ObservabilitySection,
+    PipelineSection,
+    RingsSection,
+    ServerSection,
+    StoreSection,
+    SupervisorSection,
+)
 from .text import Tree, read_file
 from .tree import Config
 
 S = TypeVar("S", bound=Struct)
 
 SECTIONS: Final[dict[str, type[Struct]]] = {
-    "server": Server,
-    "supervisor": Supervisor,
-    "pipeline": Pipeline,
-    "rings": Rings,
-    "store": Store,
-    "observability": Observability,
-    "auth": Auth,
-    "distributed": Distributed,
+    "server": ServerSection,
+    "supervisor": SupervisorSection,
+    "pipeline": PipelineSection,
+    "rings": RingsSection,
+    "store": StoreSection,
+    "observability": ObservabilitySection,
+    "auth": AuthSection,
+    "distributed": DistributedSection,
 }
 _LISTS: Final = ("backends", "routes", "engines")
 
@@ -49,7 +58,7 @@ def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) ->
     return build(tree, flags, env, path.parent if path is not None else None)
 
 
-def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> Server:
+def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> ServerSection:
     """Read ``[server]`` alone, for commands that only look for a running gateway."""
     problems = Problems()
     tree = read_file(path) if path is not None else {}
@@ -59,7 +68,7 @@ def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str
     overlay.flags(tree, flags, env, problems)
     for key in catalog.UNBUILT:
         take(tree, key)
-    server = Converter(env, None, problems).convert(tree.get("server", {}), Server, "server")
+    server = Converter(env, None, problems).convert(tree.get("server", {}), ServerSection, "server")
     problems.stop()
     assert server is not None
     return server
@@ -76,7 +85,7 @@ def build(
     overlay.environment(tree, env, problems)
     overlay.flags(tree, flags, env, problems)
     aliases.report_leftovers(tree, problems)
-    _drop_unbuilt(tree, problems)
+    _warn_of_unbuilt(tree, problems)
     _refuse_unknown_sections(tree, problems)
     providers.stand_in(tree, problems)
     if not tree.get("backends"):
@@ -93,17 +102,16 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     def section(name: str, kind: type[S]) -> S | None:
         return converter.convert(tree.get(name, {}), kind, name)
 
-    server = section("server", Server)
-    supervisor = section("supervisor", Supervisor)
-    pipeline = section("pipeline", Pipeline)
-    rings = section("rings", Rings)
-    store = section("store", Store)
-    observability = section("observability", Observability)
-    auth = section("auth", Auth)
+    server = section("server", ServerSection)
+    supervisor = section("supervisor", SupervisorSection)
+    pipeline = section("pipeline", PipelineSection)
+    rings = section("rings", RingsSection)
+    store = section("store", StoreSection)
+    observability = section("observability", ObservabilitySection)
+    auth = section("auth", AuthSection)
     distributed = None
     if "distributed" in tree:
-        distributed = section("distributed", Distributed)
-        problems.warn("distributed: not built yet, ignored")
+        distributed = section("distributed", DistributedSection)
     stages = features.stages(
         tree.get("stages", {}), pipeline.stages if pipeline else None, converter
     )
@@ -153,11 +161,14 @@ def _require_shapes(tree: Tree, problems: Problems) -> None:
             problems.add_value(f"stages.{name}", tree["stages"].pop(name), "expected a table")
 
 
-def _drop_unbuilt(tree: Tree, problems: Problems) -> None:
+def _warn_of_unbuilt(tree: Tree, problems: Problems) -> None:
     for path in catalog.UNBUILT:
         if get(tree, path) is not ABSENT:
             take(tree, path)
             problems.warn(f"{problems.origins.get(path, path)}: not built yet, ignored")
+    for path in catalog.INERT:
+        if get(tree, path) is not ABSENT:
+            problems.warn(f"{path}: not built yet, ignored")
 
 
 def _refuse_unknown_sections(tree: Tree, problems: Problems) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from . import catalog, providers
 from .paths import put
 from .problems import Problems
-from .sections import Observability, Server
+from .sections import ObservabilitySection, ServerSection
 from .text import Tree
 from .values import Section, is_loopback
 
@@ -50,12 +50,15 @@ FLAGS: Final = {
 }
 
 _LEVELS: Final = {"trace": "debug", "warn": "warning", "off": "error", "critical": "error"}
-_SECTIONS: Final[dict[str, type[Section]]] = {"server": Server, "observability": Observability}
+_SECTIONS: Final[dict[str, type[Section]]] = {
+    "server": ServerSection,
+    "observability": ObservabilitySection,
+}
 
 
 def environment(tree: Tree, env: Mapping[str, str], problems: Problems) -> None:
     """Lay the environment over the file's tree."""
-    sources = {f"TPO_{name.upper()}": f"server.{name}" for name in Server.__struct_fields__}
+    sources = {f"TPO_{name.upper()}": f"server.{name}" for name in ServerSection.__struct_fields__}
     done: set[str] = set()
     for name, path in (sources | VARIABLES).items():
         value = env.get(name, "").strip()

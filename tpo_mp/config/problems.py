@@ -1,7 +1,7 @@
 """What is wrong with a config, gathered so that one run shows all of it.
 
 Every problem is one line: path, value, where it came from, what was expected, a suggestion.
-Invariants: a value whose key looks like a credential is never shown.
+Invariants: a value whose key looks like a credential is never shown, nor one inside a URL.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Final
 
 from tpo_mp.errors import ConfigError
 
-_PRIVATE = re.compile(r"key|secret|token|password|credential|authorization|redis_url|nats_url")
-_SHOWN_CHARACTERS = 60
+_PRIVATE: Final = re.compile(
+    r"key|secret|token|password|credential|authorization|cookie|headers|redis_url|nats_url"
+)
+_IN_URL: Final = re.compile(r"(?<=//)[^/?#]*(?=@)|(?<=\?)[^#]+")
+_SHOWN_CHARACTERS: Final = 60
 
 
 class Problems:
@@ -54,11 +58,16 @@ class Problems:
         return f" (from {origin})" if origin else ""
 
 
+def is_private(name: str) -> bool:
+    """Whether a key's name says that its value is a credential."""
+    return _PRIVATE.search(name.lower()) is not None
+
+
 def shown(path: str, value: object) -> str:
-    """Render a value for a message; credentials become ``***``."""
-    if _PRIVATE.search(path.lower()):
+    """Render a value for a message; credentials become ``***``, in URLs too."""
+    if is_private(path.rpartition(".")[2]):
         return "***"
-    text = repr(value)
+    text = _IN_URL.sub("***", repr(value))
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 

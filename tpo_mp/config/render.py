@@ -6,15 +6,20 @@ which show as ``***``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from . import toml_out
+from .problems import is_private
+from .sections import Edges
 from .text import Tree
 from .tree import Config
 from .values import Secret
+
+_CREDENTIALS_INSIDE: Final = frozenset({"headers", "query"})
+"""Tables of plain strings in which somebody will have put a credential all the same."""
 
 
 def check_text(config: Config) -> str:
@@ -31,6 +36,8 @@ def canonical(config: Config) -> Tree:
     }
     if not config.ops_port_given:
         del tree["server"]["ops_port"]  # written down, the default would count as chosen
+    if config.pipeline.edges == Edges():
+        del tree["pipeline"]["edges"]  # given, they would warn that nothing heeds them yet
     tree["pipeline"]["stages"] = list(config.stage_order)
     if config.distributed is not None:
         tree["distributed"] = _plain(config.distributed)
@@ -61,7 +68,15 @@ def _shown(value: object) -> object:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {
+            key: _masked(item) if key in _CREDENTIALS_INSIDE else _without_nulls(item)
+            for key, item in value.items()
+            if item is not None
+        }
     if isinstance(value, list | tuple):
         return [_without_nulls(item) for item in value]
     return value
+
+
+def _masked(pairs: dict[str, str]) -> dict[str, str]:
+    return {name: "***" if is_private(name) else value for name, value in pairs.items()}

@@ -11,13 +11,13 @@ from tpo_mp.ports import BackendConfig
 
 from . import catalog
 from .problems import Problems
-from .sections import Auth, Server, Supervisor
+from .sections import AuthSection, ServerSection, SupervisorSection
 from .values import check_url, is_loopback
 
 KEY_CHARACTERS: Final = 16
 
 
-def bind(server: Server, auth: Auth, problems: Problems) -> None:
+def bind(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
     """A public address needs working authentication, or an explicit word that it does not."""
     if server.insecure or is_loopback(server.host):
         return
@@ -35,7 +35,7 @@ def bind(server: Server, auth: Auth, problems: Problems) -> None:
         )
 
 
-def keys(auth: Auth, problems: Problems) -> None:
+def keys(auth: AuthSection, problems: Problems) -> None:
     """Keys have names and values of their own, long enough not to be guessed."""
     if (auth.enabled or auth.keys) and not catalog.is_built("stages", "auth"):
         problems.warn("auth: not built yet, ignored")
@@ -56,7 +56,7 @@ def keys(auth: Auth, problems: Problems) -> None:
         values.add(value)
 
 
-def supervision(supervisor: Supervisor, problems: Problems) -> None:
+def supervision(supervisor: SupervisorSection, problems: Problems) -> None:
     """A back-off cannot begin above its own ceiling."""
     if supervisor.backoff_min_s > supervisor.backoff_max_s:
         problems.add_value(
@@ -64,13 +64,13 @@ def supervision(supervisor: Supervisor, problems: Problems) -> None:
         )
 
 
-def ports(server: Server, problems: Problems) -> None:
+def ports(server: ServerSection, problems: Problems) -> None:
     """Main port and ops port are two."""
     if server.port and server.port == server.ops_port:
         problems.add_value("server.ops_port", server.ops_port, "the same as server.port")
 
 
-def upstream(index: int, backend: BackendConfig, server: Server, problems: Problems) -> None:
+def upstream(index: int, backend: BackendConfig, server: ServerSection, problems: Problems) -> None:
     """An upstream URL is well formed, no metadata service, and not ourselves."""
     url = getattr(backend, "base_url", None)
     if not isinstance(url, str):

@@ -20,7 +20,7 @@ DEFAULT_PORT = 8080
 DEFAULT_OPS_PORT = 9090
 
 
-class Server(Section, frozen=True, kw_only=True):
+class ServerSection(Section, frozen=True, kw_only=True):
     """The main port: where clients connect, and what they may send."""
 
     host: Annotated[
@@ -81,7 +81,7 @@ class Server(Section, frozen=True, kw_only=True):
     ] = 75.0
 
 
-class Supervisor(Section, frozen=True, kw_only=True):
+class SupervisorSection(Section, frozen=True, kw_only=True):
     """When a process counts as hung, and how fast it is replaced."""
 
     beat_silence_s: Annotated[
@@ -132,16 +132,18 @@ class Edges(Section, frozen=True, kw_only=True):
     stream_output: Annotated[Capacity, Meta(description="Last edge.")] = 256
 
 
-class Pipeline(Section, frozen=True, kw_only=True):
+class PipelineSection(Section, frozen=True, kw_only=True):
     """The stages of every call, outermost first."""
 
     name: Annotated[
-        str, Meta(min_length=1, max_length=128, description="Name shown by status.")
+        str, Meta(min_length=1, max_length=128, description="Name of this pipeline, for people.")
     ] = "default"
     version: Annotated[
-        str, Meta(min_length=1, max_length=64, description="Version shown by status.")
+        str, Meta(min_length=1, max_length=64, description="Version of this pipeline, for people.")
     ] = "1.0"
-    description: Annotated[str, Meta(max_length=4096, description="For people.")] = ""
+    description: Annotated[
+        str, Meta(max_length=4096, description="What it is for, for people.")
+    ] = ""
     stages: Annotated[
         tuple[str, ...] | None,
         Meta(description="Stage names in order; omitted means the shipped default."),
@@ -149,7 +151,7 @@ class Pipeline(Section, frozen=True, kw_only=True):
     edges: Annotated[Edges, Meta(description="Capacities of the five edges.")] = Edges()
 
 
-class Rings(Section, frozen=True, kw_only=True):
+class RingsSection(Section, frozen=True, kw_only=True):
     """The mesh between shards."""
 
     credit_bytes: Annotated[
@@ -170,7 +172,7 @@ class Rings(Section, frozen=True, kw_only=True):
     ] = 16_384
 
 
-class Store(Section, frozen=True, kw_only=True):
+class StoreSection(Section, frozen=True, kw_only=True):
     """What survives a crash, and how much of it is kept."""
 
     durability: Annotated[
@@ -212,7 +214,7 @@ class Store(Section, frozen=True, kw_only=True):
     ] = 3600.0
 
 
-class Observability(Section, frozen=True, kw_only=True):
+class ObservabilitySection(Section, frozen=True, kw_only=True):
     """Logs and access lines."""
 
     log_format: Annotated[Literal["pretty", "json"], Meta(description="Shape of log lines.")] = (
@@ -232,7 +234,7 @@ class Observability(Section, frozen=True, kw_only=True):
     ] = "off"
 
 
-class Distributed(Section, frozen=True, kw_only=True):
+class DistributedSection(Section, frozen=True, kw_only=True):
     """The tier that several hosts share."""
 
     redis_url: Annotated[
@@ -266,7 +268,7 @@ class AuthKey(Section, frozen=True, kw_only=True):
     admin: Annotated[bool, Meta(description="May use admin routes.")] = False
 
 
-class Auth(Section, frozen=True, kw_only=True):
+class AuthSection(Section, frozen=True, kw_only=True):
     """Who may call."""
 
     enabled: Annotated[bool, Meta(description="Ask every caller for a key.")] = False

@@ -10,7 +10,16 @@ from msgspec import Struct
 
 from tpo_mp.ports import BackendConfig
 
-from .sections import Auth, Distributed, Observability, Pipeline, Rings, Server, Store, Supervisor
+from .sections import (
+    AuthSection,
+    DistributedSection,
+    ObservabilitySection,
+    PipelineSection,
+    RingsSection,
+    ServerSection,
+    StoreSection,
+    SupervisorSection,
+)
 
 
 class RouteRule(Struct, frozen=True, kw_only=True):
@@ -29,14 +38,14 @@ class Config(Struct, frozen=True, kw_only=True):
     ``ops_port_given`` tells a chosen ops port from the default one; ``warnings`` are for people.
     """
 
-    server: Server = Server()
-    supervisor: Supervisor = Supervisor()
-    pipeline: Pipeline = Pipeline()
-    rings: Rings = Rings()
-    store: Store = Store()
-    observability: Observability = Observability()
-    distributed: Distributed | None = None
-    auth: Auth = Auth()
+    server: ServerSection = ServerSection()
+    supervisor: SupervisorSection = SupervisorSection()
+    pipeline: PipelineSection = PipelineSection()
+    rings: RingsSection = RingsSection()
+    store: StoreSection = StoreSection()
+    observability: ObservabilitySection = ObservabilitySection()
+    distributed: DistributedSection | None = None
+    auth: AuthSection = AuthSection()
     backends: tuple[BackendConfig, ...] = ()
     routes: tuple[RouteRule, ...] = ()
     stages: dict[str, Struct] = {}

@@ -205,7 +205,7 @@ def address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     except ValueError:
         try:
             return ipaddress.ip_address(socket.inet_aton(host))
-        except OSError:
+        except (OSError, ValueError):  # a NUL byte is the latter
             return None
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return mapped or found

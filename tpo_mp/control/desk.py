@@ -29,6 +29,7 @@ from .keeper import Keeper
 from .mail import Mail
 from .pieces import Pieces
 
+FLUSH_BYTES = 1 << 20
 _ANSWER_BYTES = 64
 
 _get = msgspec.msgpack.Decoder(StoreGet).decode
@@ -48,6 +49,7 @@ class Desk:
         self._on_records = on_records
         self._pieces = Pieces()
         self._batches: list[bytes] = []
+        self._batch_bytes = 0
         self.mail: Mail | None = None
         """Where answers go; set once both exist."""
         self.batches = 0
@@ -80,7 +82,7 @@ class Desk:
         """Hand the batches of records since the last flush to the keeper."""
         if not self._batches:
             return
-        batches, self._batches = self._batches, []
+        batches, self._batches, self._batch_bytes = self._batches, [], 0
 
         def work(shelf: Shelf) -> None:
             for batch in batches:
@@ -92,7 +94,10 @@ class Desk:
         if batch:
             self.batches += 1
             self._batches.append(batch)
+            self._batch_bytes += len(batch)
             self._on_records(seat, batch)
+            if self._batch_bytes > FLUSH_BYTES:
+                self.flush()
 
     def _get(self, seat: int, question: StoreGet) -> None:
         table, key, token = question.table, question.key, question.token

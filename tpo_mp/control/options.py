@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tpo_mp.config.blob import process_view
-from tpo_mp.config.sections import Observability, Server, Store
+from tpo_mp.config.sections import ObservabilitySection, ServerSection, StoreSection
 from tpo_mp.store.letters import LetterCaps
 from tpo_mp.store.segments import LogLimits
 from tpo_mp.store.shelf import ShelfOptions
@@ -17,19 +17,21 @@ class ControlOptions:
     """One configuration, as control sees it."""
 
     shelf: ShelfOptions
-    observability: Observability
+    observability: ObservabilitySection
     max_open_calls: int
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
     """Read a compiled configuration; raises what ``process_view`` raises."""
     if blob is None:
-        return _options(Server(), Store(), Observability())
+        return _options(ServerSection(), StoreSection(), ObservabilitySection())
     view = process_view(blob)
     return _options(view.server, view.store, view.observability)
 
 
-def _options(server: Server, store: Store, observability: Observability) -> ControlOptions:
+def _options(
+    server: ServerSection, store: StoreSection, observability: ObservabilitySection
+) -> ControlOptions:
     shelf = ShelfOptions(
         durability=store.durability,
         calls=LogLimits(store.segment_bytes, store.records_bytes, store.records_age_s),

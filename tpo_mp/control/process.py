@@ -1,7 +1,8 @@
 """The control process: rings, store, harvest and ops port on one loop.
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
-**mail** (rings, on the doorbell and every 20 ms), **harvest** (every 250 ms).  They end together
+**mail** (rings, on the doorbell and every 20 ms; a batch of
+records waits up to 20 ms for company), **harvest** (every 250 ms).  They end together
 when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by the lifeline, or by
 a crash of the keeper.
 
@@ -15,6 +16,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -80,12 +82,13 @@ class ControlProcess:
         self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
         self.harvest = Harvest(self.plane, registry, self.keeper, self.reruns, self.log)
         self._ops = OpsPort(self.plane, self._arena)
-        self._wake = asyncio.Event()
+        self._turn_booked = False
         self.ending = asyncio.Event()
         self.exit_code = 0
 
     async def run(self) -> int:
         """Serve until told to end; answers the exit code."""
+        self._loop.set_exception_handler(self._failed)
         self.keeper.start()
         previous = self.harvest.add_previous(Path(self.handoff.state_dir))
         if self.handoff.ops_listener >= 0:
@@ -121,18 +124,9 @@ class ControlProcess:
 
     async def _mail(self) -> None:
         while not self.ending.is_set():
-            self._wake.clear()
-            more = not self.keeper.full and self.mail.drain()
+            self._turn()
             self.desk.flush()
-            waiting = self.mail.flush()
-            if more:
-                await asyncio.sleep(0)
-                continue
-            try:
-                async with asyncio.timeout(RETRY_S if waiting else MAIL_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await asyncio.sleep(MAIL_S)
 
     async def _harvest(self) -> None:
         while not self.ending.is_set():
@@ -144,7 +138,19 @@ class ControlProcess:
 
     def _rung(self) -> None:
         self._bell.clear()
-        self._wake.set()
+        self._turn()
+
+    def _turn(self) -> None:
+        """Take what has arrived, push what waits; come back soon while either is not done."""
+        more = not self.keeper.full and self.mail.drain()
+        waiting = self.mail.flush()
+        if (more or waiting) and not self._turn_booked and not self.ending.is_set():
+            self._turn_booked = True
+            self._loop.call_later(0 if more else RETRY_S, self._booked_turn)
+
+    def _booked_turn(self) -> None:
+        self._turn_booked = False
+        self._turn()
 
     def _orphaned(self) -> None:
         """The supervisor is gone: write down what there is, and go."""
@@ -160,7 +166,14 @@ class ControlProcess:
 
     def _stop(self) -> None:
         self.ending.set()
-        self._wake.set()
+
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error nobody caught: better a new process than a limping one."""
+        error = context.get("exception")
+        self.log.error("control_failed", what=context.get("message"), error=repr(error))
+        last_words(self.handoff, f"{context.get('message')}: {error!r}")
+        self.exit_code = 1
+        self._stop()
 
     def _obey(self, command: int) -> None:
         if command == Command.STOP:

@@ -182,6 +182,8 @@ class FastConnection(asyncio.Protocol):
             self._refuse(400, "not an HTTP request")
         elif len(data) > self._edge.max_header_bytes:
             self._refuse(431, "request head is too large")
+        elif data.count(b"\n") != data.count(b"\r\n"):
+            self._refuse(400, "bare line feed in request head")
         else:
             first = not self._pending
             self._pending = data

@@ -11,6 +11,7 @@ Invariants: the same handlers run through the same ``Exchange``; a refusal is se
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -26,6 +27,10 @@ from .edge import Edge
 from .exchange import JSON
 from .head import BadHead, Head, check
 
+# aiohttp logs a traceback for every malformed byte a client sends; defects go to ``edge.crash``.
+_silent = logging.getLogger(__name__)
+_silent.disabled = True
+
 MAX_CHUNKS = 10_000
 HIGH_WATER_BYTES = 65536
 
@@ -38,6 +43,7 @@ class FullLane:
         self._server = web.Server(
             self._handle,
             access_log=None,
+            logger=_silent,
             keepalive_timeout=0.001,
             auto_decompress=False,
             lingering_time=1.0,

@@ -34,6 +34,7 @@ _SINGLE = frozenset(
      b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
      b"x-tpo-deadline-ms", b"x-request-id")
 )  # fmt: skip
+_SPECIAL = (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent")
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -51,13 +52,14 @@ class Head:
     """One checked request head.
 
     ``full_lane`` names why the fast lane must not take the request ("" when it may).
+    ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
     """
 
     __slots__ = (
         "content_length", "endpoint", "full_lane", "headers", "keep_alive", "method", "params",
-        "path", "query", "refusal", "request_id", "session", "version_10",
+        "path", "query", "refusal", "request_id", "session", "special", "version_10",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,6 +76,7 @@ class Head:
         self.refusal: TpoError | None = None
         self.session: str | None = None
         self.request_id = ""
+        self.special = False
 
 
 class _Collector:
@@ -173,7 +176,7 @@ def _check_lines(raw: bytes) -> None:
             raise BadHead(400, "control character in request head")
         if i and (line[:1] in (b" ", b"\t") or b":" not in line):
             raise BadHead(400, "malformed header line")
-    if b" HTTP/" not in lines[0]:
+    if lines[0].count(b" ") != 2 or b" HTTP/" not in lines[0]:
         raise BadHead(400, "malformed request line")
 
 
@@ -238,6 +241,7 @@ def _check_target(head: Head, target: bytes) -> None:
 
 def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
     headers = head.headers
+    head.special = any(name in headers for name in _SPECIAL)
     endpoint, params, allowed = table.match(head.method, head.path)
     head.endpoint, head.params = endpoint, params
     request_id = headers.get(b"x-request-id", b"")

@@ -332,7 +332,8 @@ class UpstreamConnection(asyncio.Protocol):
         deadlines = self.origin.deadlines
         self._total_at = now + deadlines.total_s
         self.deadline = now + min(deadlines.first_byte_s, deadlines.total_s)
-        self.origin.wheel.add(self, now)
+        if self.filed_at <= now:
+            self.origin.wheel.add(self, now)
         self.transport.write(exchange.request)
 
     def offer(self) -> None:

@@ -38,7 +38,12 @@ def configure(
     else:
         processors += [
             _one_line,
-            structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0),
+            structlog.dev.ConsoleRenderer(
+                colors=out.isatty(),
+                pad_event_to=0,
+                # The default, where rich is installed, prints locals: prompts and secrets.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ]
     structlog.configure(
         processors=processors,

@@ -36,16 +36,16 @@ and if the consumer dies
 
 A record whose crc fails is read again for 200 us (a weak CPU may show tail first).  Then it counts
 in ``corrupt`` and the consumer skips to tail; it raises nothing.  Its caller treats a growth of
-``corrupt`` as the loss of every call on that ring.  Damage to a record's sequence or epoch alone is
-harmless: the consumer knows both without reading them.  A valid record of an epoch older than the
-ring's counts in ``stale`` and is skipped; a newer one proves that the seat has a new occupant and is
-taken.
+``corrupt`` as the loss of every call on that ring.  Damage to a record's sequence or epoch alone
+is harmless: the consumer knows both without reading them.  A valid record of an epoch older than
+the ring's counts in ``stale`` and is skipped; a newer one shows that the seat has a new occupant
+and is taken.
 
 Both ends keep their position in their own memory, the shared word is only its announcement, so a
 damaged word heals when it is stored again: tail at every push (also a refused one), epoch once a
-lap, head at every drain.  ``proof`` is a function of tail, stored once a lap, when a push is refused
-and by ``republish``; a tail it belongs to is *proven*.  The epoch word carries a proof of its own; a
-damaged one is ignored.  Positions that disagree:
+lap, head at every drain.  ``proof`` is a function of tail, stored once a lap, when a push is
+refused and by ``republish``; a tail it belongs to is *proven*.  The epoch word carries a proof of
+its own; a damaged one is ignored.  Positions that disagree:
     tail before head, more than a lap     consumer: skips to it, forward or back, if it is proven;
     ahead of it, or not on a multiple     else waits for a push.  Each counts in ``corrupt``
     of 16

@@ -60,7 +60,10 @@ class RingReader:
         self.stale = 0
 
     def pending(self) -> bool:
-        """True when ``drain`` has something to look at."""
+        """True when ``drain`` has something to look at.
+
+        Damage may keep it true: loop on what ``drain`` answers, never on this.
+        """
         return self._words[self._tail_at] != self._head
 
     def drain(self, limit: int = 256) -> list[bytes]:

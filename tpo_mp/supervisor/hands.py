@@ -10,7 +10,7 @@ from . import placement
 from .events import Events
 from .memory import HostMemory
 from .spawn import Nursery
-from .state import Child, House, Intent, Berth, Times
+from .state import Berth, Child, House, Intent, Times
 
 
 class Hands(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tpo_mp.shm.plane import HostState
 
 from .hands import Context
-from .state import Child, Desired, Intent, Berth
+from .state import Berth, Child, Desired, Intent
 
 
 def reconcile(context: Context, desired: Desired, now: float) -> None:

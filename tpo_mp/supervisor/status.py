@@ -11,7 +11,7 @@ from tpo_mp.shm.plane import HostState, Plane, SeatState
 
 from .placement import UNPINNED
 from .sockets import Listeners
-from .state import Child, Desired, House, Intent, Berth
+from .state import Berth, Child, Desired, House, Intent
 
 
 def status(

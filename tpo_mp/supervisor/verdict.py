@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tpo_mp.errors import ExitCode
 
-from .state import House, Berth
+from .state import Berth, House
 
 BOOT_TRIES = 3
 BOOT_PATIENCE_S = 8.0

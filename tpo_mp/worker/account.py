@@ -11,16 +11,16 @@ a full ring keeps records here, at most 8 192, then the oldest are dropped and c
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tpo_mp.errors import TpoError
-from tpo_mp.ports import Counter, Metrics
-from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
-from tpo_mp.shm.registry import RegistryWriter, SlotState
+from tpo_mp.shm.frames import HEAD, Kind
+from tpo_mp.shm.metrics import CellCounter, MetricsBlock
+from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.types import STAGES, Terminal
 
 if TYPE_CHECKING:
@@ -48,35 +48,41 @@ DURATION_S = (
     300.0,
 )
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# A histogram is its buckets, +Inf, and then the sum in microseconds.
+_DURATION_SUM = len(DURATION_S) + 1
+_TTFT_SUM = len(TTFT_S) + 1
 
 
 class _Row:
-    """The cells of one label tuple."""
+    """The cells of one label tuple, by index: hot code adds to them in line."""
 
     __slots__ = ("calls", "completion", "duration", "prompt", "stream", "ttft", "upstream")
 
-    def __init__(self, m: Metrics, path: str, model: str, backend: str, status: str) -> None:
-        self.calls = m.counter("tpo_requests_total", "Requests answered.", path=path, code=status)
+    def __init__(self, m: MetricsBlock, path: str, model: str, backend: str, status: str) -> None:
+        self.calls = m.counter(
+            "tpo_requests_total", "Requests answered.", path=path, code=status
+        ).index
         self.duration = m.histogram(
             "tpo_request_duration_seconds", "Request to last byte.", DURATION_S, path=path
-        )
+        ).index
+        stage_text = "Time in a stage."
         self.upstream = m.histogram(
-            "orchestrator_stage_duration_seconds", "Time in a stage.", DURATION_S, stage="inference"
-        )
+            "orchestrator_stage_duration_seconds", stage_text, DURATION_S, stage="inference"
+        ).index
         self.stream = m.histogram(
-            "orchestrator_stage_duration_seconds", "Time in a stage.", DURATION_S, stage="stream"
-        )
+            "orchestrator_stage_duration_seconds", stage_text, DURATION_S, stage="stream"
+        ).index
         self.ttft = m.histogram(
             "inference_time_to_first_token_seconds",
             "Request to first upstream byte.",
             TTFT_S,
             worker=backend,
             model=model,
-        )
+        ).index
         self.completion = m.counter(
             "orchestrator_tokens_generated_total", "Completion tokens.", worker_type=backend
-        )
-        self.prompt = m.counter("tpo_prompt_tokens_total", "Prompt tokens.", backend=backend)
+        ).index
+        self.prompt = m.counter("tpo_prompt_tokens_total", "Prompt tokens.", backend=backend).index
 
 
 class Account:
@@ -86,7 +92,7 @@ class Account:
         self,
         *,
         loop: asyncio.AbstractEventLoop,
-        metrics: Metrics,
+        metrics: MetricsBlock,
         registry: RegistryWriter,
         push: Callable[[bytes], bool],
         on_crash: Callable[[BaseException], None],
@@ -94,36 +100,26 @@ class Account:
         """``push`` sends one RECORDS frame to control; False means its ring is full."""
         self._loop = loop
         self._metrics = metrics
+        self._cells = metrics.cells
         self._registry = registry
         self._push = push
         self._on_crash = on_crash
         self._queue: list[Delivery] = []
-        self._records: list[RecordFrame] = []
+        self._records: list[tuple[object, ...]] = []
         self._slots: list[int] = []
         self._rows: dict[tuple[str, str, str, int], _Row] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._scheduled = False
-        self.stages: dict[str, Counter] = {
-            s: metrics.counter(
-                "orchestrator_requests_total", "Calls that reached a stage.", stage=s
-            )
-            for s in STAGES
-        }
-        self._shed = metrics.counter(
-            "orchestrator_requests_shed_total", "Calls shed.", stage="inference"
-        )
-        self._terminal: dict[str, Counter] = {
-            t.value: metrics.counter(
-                "tpo_calls_total", "Calls by how they ended.", terminal=t.value
-            )
-            for t in Terminal
-        }
-        self._errors: dict[str, Counter] = {}
-        self._dropped = metrics.counter(
-            "tpo_records_dropped_total", "Call records lost to a full ring."
-        )
-        self.wall_offset = time()
-        self.clock_offset = loop.time()
+        counter = metrics.counter
+        text = "Calls that reached a stage."
+        self._stages = {s: counter("orchestrator_requests_total", text, stage=s) for s in STAGES}
+        self._shed = counter("orchestrator_requests_shed_total", "Calls shed.", stage="inference")
+        text = "Calls by how they ended."
+        self._terminal = {t: counter("tpo_calls_total", text, terminal=t.value) for t in Terminal}
+        self._errors: dict[str, CellCounter] = {}
+        self._dropped = counter("tpo_records_dropped_total", "Records lost to a full ring.")
+        # Monotonic instants become wall instants by one offset, refreshed by ``tick``.
+        self._wall_offset = time() - monotonic()
 
     def add(self, delivery: Delivery) -> None:
         """Queue one finished call."""
@@ -135,73 +131,82 @@ class Account:
     def _turn(self) -> None:
         self._scheduled = False
         queue, self._queue = self._queue, []
+        enter = self._enter
+        inferred = replied = done = 0
         for delivery in queue:
             try:
-                self._enter(delivery)
+                enter(delivery)
             except Exception as e:  # noqa: BLE001 - bookkeeping must not end the shard
                 self._on_crash(e)
+            if delivery.call.attempts:
+                inferred += 1
+            if delivery.reply is not None:
+                replied += 1
+            if delivery.error is None:
+                done += 1
+            else:
+                self._note_error(delivery)
+        stages = self._stages
+        stages["rag"].inc(len(queue))
+        stages["assemble"].inc(len(queue))
+        stages["inference"].inc(inferred)
+        stages["post_process"].inc(replied)
+        stages["stream"].inc(replied)
+        self._terminal[Terminal.DONE].inc(done)
         if len(self._records) >= BATCH:
             self.flush()
 
     def _enter(self, delivery: Delivery) -> None:
+        """Add one call to its row, and its record to the batch."""
         call, reply = delivery.call, delivery.reply
-        backend, model, status = call.backend or "none", call.model, delivery.status or 499
-        row = self._rows.get((delivery.template, model, backend, status))
+        path, model, status = delivery.template, call.model, delivery.status or 499
+        backend = call.backend or "none"
+        row = self._rows.get((path, model, backend, status))
         if row is None:
-            row = self._new_row(delivery.template, model, backend, status)
-        duration_s = delivery.finished_at - call.started_at
-        row.calls.inc()
-        row.duration.observe(duration_s)
-        self._terminal[delivery.terminal].inc()
+            row = self._new_row(path, model, backend, status)
+        cells = self._cells
+        finished_at = delivery.finished_at
+        duration_s = finished_at - call.started_at
+        cells[row.calls] += 1
+        at = row.duration
+        cells[at + bisect_left(DURATION_S, duration_s)] += 1
+        cells[at + _DURATION_SUM] += int(duration_s * 1e6)
         prompt = completion = -1
         first_s = 0.0
-        if call.first_byte_at:
-            first_s = call.first_byte_at - call.started_at
-            row.ttft.observe(first_s)
-            row.upstream.observe(call.first_byte_at - call.upstream_at)
+        first_byte_at = call.first_byte_at
+        if first_byte_at:
+            first_s = first_byte_at - call.started_at
+            at = row.ttft
+            cells[at + bisect_left(TTFT_S, first_s)] += 1
+            cells[at + _TTFT_SUM] += int(first_s * 1e6)
+            waited_s = first_byte_at - call.upstream_at
+            at = row.upstream
+            cells[at + bisect_left(DURATION_S, waited_s)] += 1
+            cells[at + _DURATION_SUM] += int(waited_s * 1e6)
         if reply is not None:
-            if reply.stream is not None:
-                row.stream.observe(delivery.finished_at - call.first_byte_at)
-            if reply.usage is not None:
-                prompt, completion = reply.usage.prompt, reply.usage.completion
+            if reply.stream is not None and first_byte_at:
+                streamed_s = finished_at - first_byte_at
+                at = row.stream
+                cells[at + bisect_left(DURATION_S, streamed_s)] += 1
+                cells[at + _DURATION_SUM] += int(streamed_s * 1e6)
+            usage = reply.usage
+            if usage is not None:
+                prompt, completion = usage.prompt, usage.completion
                 if completion > 0:
-                    row.completion.inc(completion)
+                    cells[row.completion] += completion
                 if prompt > 0:
-                    row.prompt.inc(prompt)
-        self._count_stages(call.attempts, reply is not None, delivery.terminal)
-        error = delivery.error
-        if error is not None:
-            self._count_error(error)
-        exchange = delivery.exchange
-        finished = self.wall_offset + delivery.finished_at - self.clock_offset
-        self._records.append(
-            RecordFrame(
-                call.id,
-                finished,
-                finished - duration_s,
-                exchange.head.method,
-                delivery.template,
-                status,
-                delivery.terminal.value,
-                model,
-                backend,
-                call.stream,
-                call.tenant,
-                call.key_id,
-                call.session or "",
-                call.client_request_id,
-                prompt,
-                completion,
-                delivery.bytes_in,
-                delivery.bytes_out,
-                duration_s,
-                first_s,
-                call.attempts,
-                call.shard,
-                "" if error is None else error.reason,
-                exchange.peer,
-            )
-        )
+                    cells[row.prompt] += prompt
+        error, exchange = delivery.error, delivery.exchange
+        finished = self._wall_offset + finished_at
+        # The fields of ``frames.RecordFrame``, in its order.
+        record = (
+            call.id, finished, finished - duration_s, exchange.head.method, path, status,
+            delivery.terminal, model, backend, call.stream, call.tenant, call.key_id,
+            call.session or "", call.client_request_id, prompt, completion, delivery.bytes_in,
+            delivery.bytes_out, duration_s, first_s, call.attempts, call.shard,
+            "" if error is None else error.reason, exchange.peer,
+        )  # fmt: skip
+        self._records.append(record)
         if call.slot >= 0:
             self._slots.append(call.slot)
 
@@ -215,28 +220,23 @@ class Account:
         self._rows[path, model, backend, status] = row
         return row
 
-    def _count_stages(self, attempts: int, replied: bool, terminal: Terminal) -> None:
-        stages = self.stages
-        stages["rag"].inc()
-        stages["assemble"].inc()
-        if attempts:
-            stages["inference"].inc()
-        if replied:
-            stages["post_process"].inc()
-            stages["stream"].inc()
-        if terminal is Terminal.SHED:
+    def _note_error(self, delivery: Delivery) -> None:
+        self._terminal[delivery.terminal].inc()
+        if delivery.terminal is Terminal.SHED:
             self._shed.inc()
-
-    def _count_error(self, error: TpoError) -> None:
-        counter = self._errors.get(error.label)
+        assert delivery.error is not None
+        label = delivery.error.label
+        counter = self._errors.get(label)
         if counter is None:
-            counter = self._errors[error.label] = self._metrics.counter(
-                "orchestrator_errors_total",
-                "Failed calls.",
-                stage="inference",
-                error_type=error.label,
+            counter = self._errors[label] = self._metrics.counter(
+                "orchestrator_errors_total", "Failed calls.", stage="inference", error_type=label
             )
         counter.inc()
+
+    def tick(self) -> None:
+        """Follow the wall clock, and push what waits."""
+        self._wall_offset = time() - monotonic()
+        self.flush()
 
     def flush(self) -> None:
         """Push what waits to control, then release the slots it accounts for."""
@@ -254,7 +254,3 @@ class Account:
             for slot in self._slots:
                 close(slot)
             self._slots.clear()
-
-    def settle_slot(self, slot: int) -> None:
-        """Note at once that the call in ``slot`` needs no dead letter any more."""
-        self._registry.set_state(slot, SlotState.SETTLED)

@@ -114,6 +114,12 @@ class Owner:
         call.shard = self.slot
         headers = head.headers
         call.authorization = headers.get(b"authorization")
+        if head.special:
+            self._steer(call, headers, affinity)
+        return call
+
+    def _steer(self, call: Call, headers: dict[bytes, bytes], affinity: str | None) -> None:
+        """Apply the headers that few requests have."""
         call.traceparent = headers.get(b"traceparent")
         if b"x-litellm-session-id" in headers and call.affinity is affinity:
             call.affinity = headers[b"x-litellm-session-id"].decode("latin-1")
@@ -126,7 +132,6 @@ class Owner:
             call.priority = priority
         if b"x-tpo-deadline-ms" in headers:
             call.deadline = call.started_at + _deadline_s(headers[b"x-tpo-deadline-ms"])
-        return call
 
     def submit(self, delivery: Delivery, flags: int = 0, attempts: int = 0) -> None:
         """Register the call and run it."""

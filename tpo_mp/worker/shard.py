@@ -28,7 +28,7 @@ from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
-from tpo_mp.ports import Env, Metrics
+from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
@@ -89,7 +89,7 @@ class Shard:
             process=f"seat-{handoff.seat}",
         )
         arena = MetricsArena.attach(handoff.metrics_fd, handoff.seats)
-        self.metrics: Metrics = arena.block(handoff.seat, handoff.epoch)
+        self.metrics = arena.block(handoff.seat, handoff.epoch)
         self.wheel = Wheel()
         self._build_core(config, arena)
         self.env = Env(
@@ -259,7 +259,7 @@ class Shard:
         self.edge.tick()
         self.links.poll()
         self.mesh.tick()
-        self.account.flush()
+        self.account.tick()
         self._count_others()
         open_now = len(self.owner.open)
         lines = self.lines

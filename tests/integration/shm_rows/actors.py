@@ -127,17 +127,17 @@ def churn_metrics(fd: int, seats: int, seat: int, epoch: int) -> None:
             block.counter("kinds_total", "Kinds.", kind=f"{epoch}-{n}").inc()
 
 
-def read_config(fd: int, epochs: int) -> None:
-    """Read every epoch as it appears; say how many were read, and die of a wrong blob."""
+def read_config(fd: int, wanted: int) -> None:
+    """Read epochs as they appear until ``wanted`` blobs were whole; die of a wrong one."""
     buffer, read = ConfigBuffer.attach(fd), 0
     say("ready")
-    while (newest := buffer.newest()) < epochs:
+    while read < wanted:
+        newest = buffer.newest()
         for epoch in (newest, newest - 1):
             blob = buffer.read(epoch)
             if blob is not None:
                 assert blob == payload(epoch, 100_000), epoch
                 read += 1
-    say(str(read))
 
 
 if __name__ == "__main__":

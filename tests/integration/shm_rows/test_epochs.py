@@ -10,7 +10,7 @@ from tests.integration.shm_rows.actors import payload
 from tests.support.actor import StartActor
 from tpo_mp.shm.epochs import ConfigBuffer
 
-EPOCHS = 300
+READS = 300
 
 
 @pytest.fixture
@@ -23,9 +23,10 @@ def buffer(platform: str) -> Iterator[ConfigBuffer]:
 
 def test_a_reader_never_gets_a_mixed_blob(buffer: ConfigBuffer, actor: StartActor) -> None:
     """Publish as fast as possible while another process reads both halves."""
-    reader = actor("read_config", buffer.fd, EPOCHS, fds=(buffer.fd,))
+    reader = actor("read_config", buffer.fd, READS, fds=(buffer.fd,))
     assert reader.said() == "ready"
-    for epoch in range(1, EPOCHS + 1):
+    epoch = 0
+    while reader.process.poll() is None:
+        epoch += 1
         buffer.publish(epoch, payload(epoch, 100_000))
-    assert int(reader.said()) > 0
-    assert reader.process.wait() == 0
+    assert reader.process.returncode == 0

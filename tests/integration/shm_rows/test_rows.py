@@ -107,14 +107,12 @@ def test_a_reader_never_sees_a_mixture(table: RowTable, actor: StartActor) -> No
     fds = (table.fd, table.locks_fd)
     writer = actor("flip_row", *fds, ROWS, 2, fds=fds)
     assert writer.said() == "ready"
-    seen = set()
-    for _ in range(20_000):
+    seen = set[int]()
+    while len(seen) < 200:
         found = table.read(2)
         if found is not None:
             assert len(set(found)) == 1
             seen.add(found[0])
-    assert len(seen) > 1
-    assert seen <= set(range(256))
 
 
 def test_a_killed_writer_never_blocks_the_row(

@@ -93,4 +93,6 @@ def test_credential_is_never_shown() -> None:
 
 def test_suggestions_leave_out_what_is_already_there() -> None:
     """A key that is set is not what was meant."""
-    assert check({"name": "n", "nam": "m"})[1][0].startswith("t.nam: unknown key; known: api_key")
+    assert check({"name": "n", "nme": "m"})[1][0].startswith(
+        "t.nme: unknown key; did you mean 'named'"
+    )

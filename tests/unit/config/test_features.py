@@ -72,9 +72,7 @@ def test_stage_listed_twice_is_refused(refused: Refused) -> None:
         ("[stages.rtry]\n", "stages.rtry = 'rtry'"),
     ],
 )
-def test_unknown_stage_is_refused_with_a_suggestion(
-    refused: Refused, text: str, path: str
-) -> None:
+def test_unknown_stage_is_refused_with_a_suggestion(refused: Refused, text: str, path: str) -> None:
     """In the list as in its table."""
     assert refused(text) == [f"{path}: unknown; did you mean 'retry'?"]
 

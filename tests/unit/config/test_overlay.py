@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from tpo_mp.config.overlay import FLAGS, VARIABLES
-from tpo_mp.config.sections import Observability, Server
+from tpo_mp.config.sections import ObservabilitySection, ServerSection
 from tpo_mp.config.tree import Config
 
 pytestmark = pytest.mark.usefixtures("only_core")
 
 
-@pytest.mark.parametrize("name", Server.__struct_fields__)
+@pytest.mark.parametrize("name", ServerSection.__struct_fields__)
 def test_every_server_setting_has_a_variable(load_text: Callable[..., Config], name: str) -> None:
     """``TPO_X`` is ``[server] x``."""
     value = {"host": "127.0.0.2", "state_dir": "/s", "insecure": "true"}.get(name, "2000")
@@ -26,7 +26,7 @@ def test_every_server_setting_has_a_variable(load_text: Callable[..., Config], n
 def test_variable_and_flag_lead_to_a_field(path: str) -> None:
     """The tables name settings that exist."""
     section, name = path.split(".")
-    kind = {"server": Server, "observability": Observability}[section]
+    kind = {"server": ServerSection, "observability": ObservabilitySection}[section]
     assert name in kind.__struct_fields__
 
 

@@ -318,7 +318,7 @@ def test_positions_pass_four_gib() -> None:
 
 
 def test_consumer_that_skipped_to_a_false_tail_comes_back() -> None:
-    """Tail damaged forward, read, then true again: the refused push proves tail, traffic goes on."""
+    """Tail damaged forward, read, true again: once it is proven, traffic goes on."""
     small = SmallRing()
     writer, reader = small.writer(), small.reader()
     writer.push(b"a")

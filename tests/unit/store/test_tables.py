@@ -59,7 +59,7 @@ def test_a_full_table_evicts_its_oldest_rows(tmp_path: Path) -> None:
     clock = Clock()
     caps = TableCaps(rows=20, bytes=1000, age_s=1e6, value_bytes=500)
     tables = Tables(tmp_path / "t.sqlite", caps, clock=clock)
-    tables.put("other", "k", b"v", 60.0)
+    tables.put("other", "k", b"v", 1e5)
     for n in range(50):
         clock.now += 1
         tables.put("a", str(n), b"x" * 10, 1e5)

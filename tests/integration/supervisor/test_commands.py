@@ -1,0 +1,226 @@
+"""Signals and commands to a running supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.integration.supervisor.conftest import Fakes
+from tests.support.wait import wait_for
+from tpo_mp.supervisor.client import NotRunning, request
+
+MODES = [pytest.param({}, id="native"), pytest.param({"TPO_PORTABLE": "1"}, id="portable")]
+
+
+def test_the_status_names_every_process(fakes: Fakes) -> None:
+    """Per slot: pid, cpu, state, restarts, beat age, config epoch, version."""
+    gateway = fakes()
+    gateway.warm()
+    status = gateway.status()
+    assert status["state"] == "running"
+    assert status["supervisor"]["pid"] == gateway.pid
+    assert [slot["slot"] for slot in status["slots"]] == [0, 1]
+    for slot in status["slots"]:
+        assert slot["state"] == "ready"
+        assert slot["config_epoch"] == 1
+        assert slot["beat_age_s"] < 1
+        assert slot["restarts"] == 0
+        assert slot["version"] == status["version"]
+        assert os.getpgid(slot["pid"]) == os.getpgid(gateway.pid)
+    assert status["port"] == gateway.port
+    assert status["degraded"] == []
+
+
+@pytest.mark.parametrize("env", MODES)
+def test_a_term_drains_and_leaves_nothing(fakes: Fakes, env: dict[str, str]) -> None:
+    """Exit 0, no process, no registry, no pid file, no socket."""
+    gateway = fakes(env=env)
+    gateway.stop()
+    left = {path.name for path in gateway.state_dir.iterdir()}
+    assert left == {"install.key"}
+
+
+def test_a_drain_closes_the_port_at_once(fakes: Fakes) -> None:
+    """New connections are refused while the last worker still drains."""
+    gateway = fakes(vice="slow-drain")
+    gateway.send_signal(signal.SIGTERM)
+    wait_for(lambda: "draining" in gateway.stderr, 5, "the drain")
+    wait_for(lambda: gateway.status()["state"] == "draining", 5, "the state")
+    gateway.send_signal(signal.SIGTERM)
+    assert gateway.wait(5) == 0
+    gateway.close()
+
+
+def test_the_second_term_stops_quickly(fakes: Fakes) -> None:
+    """Within two seconds although the drain would take thirty."""
+    gateway = fakes(vice="slow-drain")
+    gateway.send_signal(signal.SIGTERM)
+    wait_for(lambda: "draining" in gateway.stderr, 5, "the drain")
+    began = time.monotonic()
+    gateway.send_signal(signal.SIGTERM)
+    assert gateway.wait(10) == 0
+    assert time.monotonic() - began < 2
+    gateway.close()
+
+
+def test_the_drain_deadline_ends_what_does_not_finish(fakes: Fakes) -> None:
+    """Exit 0 within a second of the deadline."""
+    gateway = fakes(config="[server]\ndrain_s = 0.5\n", vice="slow-drain")
+    began = time.monotonic()
+    gateway.send_signal(signal.SIGTERM)
+    assert gateway.wait(10) == 0
+    assert 0.4 < time.monotonic() - began < 1.5
+    gateway.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_to_the_whole_group_reaches_only_the_supervisor(
+    fakes: Fakes, number: signal.Signals
+) -> None:
+    """Ctrl-C stops quickly and in order: children end with 0, not by the signal."""
+    gateway = fakes()
+    os.killpg(os.getpgid(gateway.pid), number)
+    assert gateway.wait(5) == 0
+    assert "died" not in gateway.stderr
+    gateway.close()
+
+
+def test_the_stop_command_drains(fakes: Fakes) -> None:
+    """Answered at once; then the socket is gone."""
+    gateway = fakes()
+    assert request(gateway.state_dir, "stop") == {"ok": True}
+    assert gateway.wait(10) == 0
+    gateway.close()
+    with pytest.raises(NotRunning, match="nothing runs"):
+        request(gateway.state_dir, "status")
+
+
+def test_an_unknown_command_is_answered(fakes: Fakes) -> None:
+    """With its name."""
+    gateway = fakes(workers=1)
+    assert request(gateway.state_dir, "dance") == {
+        "ok": False, "error": "unknown command 'dance'",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [b"nonsense\n", b"[1]\n", b"x" * 70_000, b""])
+def test_a_client_that_talks_nonsense_disturbs_nobody(fakes: Fakes, text: bytes) -> None:
+    """It is answered or dropped; the next one is served."""
+    gateway = fakes(workers=1)
+    with socket.socket(socket.AF_UNIX) as rude:
+        rude.connect(str(gateway.state_dir / "control.sock"))
+        rude.sendall(text)
+        rude.shutdown(socket.SHUT_WR)
+        rude.settimeout(5)
+        answer = rude.recv(1000)
+    assert answer == b"" or b'"ok": false' in answer
+    assert gateway.status()["state"] == "running"
+
+
+def test_silent_clients_do_not_keep_others_out(fakes: Fakes) -> None:
+    """A few connections that say nothing cost nobody anything."""
+    gateway = fakes(workers=1)
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+    try:
+        for client in silent:
+            client.connect(str(gateway.state_dir / "control.sock"))
+        assert gateway.status()["state"] == "running"
+    finally:
+        for client in silent:
+            client.close()
+
+
+@pytest.mark.parametrize("env", MODES)
+def test_a_rolling_restart_replaces_every_process_without_a_refused_connection(
+    fakes: Fakes, env: dict[str, str]
+) -> None:
+    """USR2: other pids on the same port, a client connecting all the while."""
+    gateway = fakes(env=env)
+    gateway.warm()
+    before = gateway.processes() - {gateway.pid}
+    stop, failures, served = threading.Event(), [], []
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                served.append(gateway.knock())
+            except OSError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    answer = request(gateway.state_dir, "restart")
+    stop.set()
+    thread.join()
+    assert answer == {"ok": True}
+    assert not failures
+    assert all(served)
+    gateway.warm()
+    assert not before & gateway.processes()
+    assert gateway.status()["restarts"] == 0
+
+
+def test_usr2_does_the_same_as_the_command(fakes: Fakes) -> None:
+    """By signal there is no answer, but a line in the log."""
+    gateway = fakes()
+    before = set(gateway.worker_pids())
+    gateway.send_signal(signal.SIGUSR2)
+    wait_for(lambda: "rolling restart ended" in gateway.stderr, 10, "the end of the restart")
+    assert not before & set(gateway.worker_pids())
+
+
+def test_a_rolling_restart_into_broken_code_keeps_the_old_workers(fakes: Fakes) -> None:
+    """The replacement refuses: the command fails, the slot serves, status asks for a restart."""
+    gateway = fakes()
+    gateway.warm()
+    before = gateway.worker_pids()
+    gateway.vice("shard", "refuse")
+    answer = request(gateway.state_dir, "restart")
+    assert answer["ok"] is False
+    assert "restart needed" in answer["error"]
+    assert gateway.worker_pids() == before
+    assert gateway.status()["restart_needed"]
+    assert gateway.knock()
+
+
+def test_a_second_start_on_the_same_directory_is_already_running(fakes: Fakes) -> None:
+    """Exit 5 with the pid of the first."""
+    gateway = fakes(workers=1)
+    done = subprocess.run(
+        gateway.command, capture_output=True, text=True, timeout=20, check=False, env=gateway._env
+    )
+    assert done.returncode == 5
+    assert f"already running: pid {gateway.pid}" in done.stderr
+
+
+def test_a_second_start_on_the_same_port_is_refused(fakes: Fakes) -> None:
+    """Exit 6 although the first one listens with ``SO_REUSEPORT``."""
+    gateway = fakes(workers=2)
+    other = fakes("--port", str(gateway.port), start=False)
+    done = subprocess.run(
+        other.command, capture_output=True, text=True, timeout=20, check=False, env=gateway._env
+    )
+    assert done.returncode == 6
+    assert f"address in use: 127.0.0.1:{gateway.port}" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_service_manager_is_told(fakes: Fakes) -> None:
+    """READY when the ready line is out, STOPPING on the way down."""
+    gateway = fakes(start=False, workers=1)
+    gateway.folder.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = str(gateway.folder / "notify")
+        manager.bind(path)
+        manager.settimeout(5)
+        gateway._env["NOTIFY_SOCKET"] = path
+        gateway.start()
+        assert manager.recv(500).startswith(b"READY=1")
+        gateway.stop()
+        assert manager.recv(500) == b"STOPPING=1"

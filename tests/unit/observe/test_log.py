@@ -1,0 +1,54 @@
+"""Logs: one event is one line in either format."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from tpo_mp.observe.log import Format, configure
+
+
+@pytest.mark.parametrize("form", ["json", "pretty"])
+def test_an_event_is_one_line(form: Format) -> None:
+    """Text of a client cannot start a new line."""
+    out = io.StringIO()
+    log = configure(form, process="shard-00", stream=out)
+    log.info("refused", path="/\nINFO forged\x1b[2J")
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "shard-00" in lines[0]
+    assert "\x1b[2J" not in lines[0]
+
+
+def test_json_lines_are_json() -> None:
+    """Level, time and fields are there."""
+    out = io.StringIO()
+    configure("json", stream=out).warning("calls_lost", letters=3)
+    row = json.loads(out.getvalue())
+    assert (row["event"], row["level"], row["letters"]) == ("calls_lost", "warning", 3)
+    assert row["timestamp"].endswith("Z")
+
+
+def test_lines_below_the_level_are_not_written() -> None:
+    """A level is a threshold."""
+    out = io.StringIO()
+    log = configure("json", "warning", stream=out)
+    log.info("quiet")
+    log.error("loud")
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["loud"]
+
+
+def test_tracebacks_show_no_locals() -> None:
+    """A prompt or a secret in a frame's variables never reaches the log."""
+    for form in ("pretty", "json"):
+        out = io.StringIO()
+        log = configure(form, stream=out)
+        secret = "sk-not-for-" + "logs"
+        try:
+            raise ValueError("a defect")
+        except ValueError:
+            log.exception("failed")
+        assert "a defect" in out.getvalue()
+        assert secret not in out.getvalue()

@@ -1,0 +1,160 @@
+"""The store as a whole: full disks, damaged databases, restarts."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from tpo_mp.store.letters import Letter
+from tpo_mp.store.segments import LogLimits, flush_to_disk
+from tpo_mp.store.shelf import Disk, Shelf, ShelfOptions
+
+
+class Weather:
+    """A disk that is full while ``full`` says so, and a clock."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.now = 1000.0
+
+    def disk(self) -> Disk:
+        """The system calls."""
+        return Disk(self.write, self.fsync)
+
+    def write(self, fd: int, blob: bytes) -> int:
+        """Write or refuse."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return os.write(fd, blob)
+
+    def fsync(self, fd: int) -> None:
+        """Sync or refuse."""
+        if self.full:
+            raise OSError(errno.EIO, "input/output error")
+        flush_to_disk(fd)
+
+
+def open_shelf(folder: Path, weather: Weather, options: ShelfOptions | None = None) -> Shelf:
+    """A shelf under that weather."""
+    return Shelf(folder, options or ShelfOptions(), clock=lambda: weather.now, disk=weather.disk())
+
+
+def letter(call_id: str) -> Letter:
+    """A letter."""
+    return Letter(call_id, "", "", "shed", 1.0, "m", "t", "/", b"{}")
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    """Records, letters and values are there again."""
+    weather = Weather()
+    shelf = open_shelf(tmp_path, weather)
+    shelf.record(b"batch one")
+    shelf.record(b"batch two")
+    assert shelf.add_letters([letter("a")]) == 1
+    assert shelf.put("results", "k", b"v", 60.0)
+    assert shelf.commit()
+    shelf.close()
+    again = open_shelf(tmp_path, weather)
+    assert again.recent_records() == [b"batch one", b"batch two"]
+    assert again.letters.stored("a")
+    assert again.get("results", "k") == (True, b"v")
+    assert again.state().broken == ()
+    again.close()
+
+
+def test_a_full_disk_is_survived_and_shown(tmp_path: Path) -> None:
+    """Letters and records wait in memory, counters grow, nothing is lost or doubled after."""
+    weather = Weather()
+    shelf = open_shelf(tmp_path, weather)
+    shelf.commit()
+    weather.full = True
+    shelf.record(b"one")
+    shelf.add_letters([letter("a")])
+    shelf.commit()
+    shelf.tick()
+    state = shelf.state()
+    assert set(state.broken) == {"calls", "letters"}
+    assert state.letter_write_errors > 0
+    assert state.call_write_errors > 0
+    assert state.letters_open == 1
+    weather.full = False
+    shelf.tick()
+    assert shelf.state().broken == ()
+    assert shelf.state().letters_open == 1
+    shelf.close()
+    again = open_shelf(tmp_path, weather)
+    assert again.recent_records() == [b"one"]
+    assert again.letters.stored("a")
+    again.close()
+
+
+def test_memory_for_records_is_capped(tmp_path: Path) -> None:
+    """While the disk refuses, old batches are dropped and counted."""
+    weather = Weather()
+    shelf = open_shelf(tmp_path, weather)
+    weather.full = True
+    for n in range(12):
+        shelf.record(bytes([n]) * (1 << 20))
+        shelf.commit()
+    state = shelf.state()
+    assert state.calls_waiting_bytes <= 8 << 20
+    assert state.calls_dropped == 4
+    weather.full = False
+    shelf.commit()
+    assert shelf.recent_records(16 << 20)[-1][:1] == bytes([11])
+    shelf.close()
+
+
+def test_a_database_damaged_at_rest_is_replaced(tmp_path: Path) -> None:
+    """The letters come back from the log, the values are gone, service goes on."""
+    weather = Weather()
+    shelf = open_shelf(tmp_path, weather)
+    shelf.add_letters([letter("a")])
+    shelf.put("results", "k", b"v", 60.0)
+    shelf.commit()
+    shelf.close()
+    (tmp_path / "tables.sqlite").write_bytes(b"garbage" * 1000)
+    again = open_shelf(tmp_path, weather)
+    assert again.letters.stored("a")
+    assert again.get("results", "k") == (True, None)
+    again.close()
+
+
+def test_without_a_database_the_rest_works_and_it_is_tried_again(tmp_path: Path) -> None:
+    """Values are unavailable, letters wait, and a later tick opens the database."""
+    weather = Weather()
+    blocker = tmp_path / "tables.sqlite"
+    blocker.mkdir()
+    shelf = open_shelf(tmp_path, weather)
+    assert shelf.get("results", "k") == (False, None)
+    assert not shelf.put("results", "k", b"v", 60.0)
+    shelf.add_letters([letter("a")])
+    shelf.commit()
+    assert "tables" in shelf.state().broken
+    blocker.rmdir()
+    shelf.tick()
+    assert "tables" in shelf.state().broken
+    weather.now += 6.0
+    shelf.tick()
+    shelf.tick()
+    assert shelf.state().broken == ()
+    assert shelf.letters.stored("a")
+    shelf.close()
+
+
+def test_new_caps_apply_at_once(tmp_path: Path) -> None:
+    """A reload shrinks the logs at the next tick."""
+    weather = Weather()
+    shelf = open_shelf(
+        tmp_path, weather, ShelfOptions(calls=LogLimits(segment_bytes=1000, total_bytes=1 << 20))
+    )
+    for n in range(50):
+        shelf.record(bytes([n]) * 900)
+        shelf.commit()
+    shelf.tick()
+    assert shelf.state().calls_bytes > 20_000
+    shelf.configure(ShelfOptions("no", calls=LogLimits(segment_bytes=1000, total_bytes=5000)))
+    shelf.tick()
+    assert shelf.state().calls_bytes <= 5000
+    shelf.close()

@@ -1,0 +1,105 @@
+"""Which CPU for which slot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tpo_mp.supervisor import placement
+from tpo_mp.supervisor.placement import UNPINNED
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four CPUs, no quota, pinning possible."""
+    monkeypatch.setattr(placement, "allowed_cpus", lambda: (0, 2, 1, 3))
+    monkeypatch.setattr(placement, "quota_cpus", lambda: None)
+    monkeypatch.setattr(placement, "can_pin", lambda: True)
+
+
+def test_hyperthreads_come_after_cores() -> None:
+    """One thread of every core first, then the others."""
+    pairs = {0: (0, 4), 4: (0, 4), 1: (1, 5), 5: (1, 5)}
+    assert placement.cores_first([0, 1, 4, 5], pairs) == (0, 1, 4, 5)
+    assert placement.cores_first([4, 5, 0, 1], pairs) == (0, 1, 4, 5)
+
+
+def test_a_sibling_outside_the_mask_does_not_count() -> None:
+    """A thread we may not use leaves its core to the one we may."""
+    assert placement.cores_first([4, 1], {4: (0, 4), 1: (1, 5)}) == (1, 4)
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("0-3,8\n", (0, 1, 2, 3, 8)), ("5", (5,)), ("\n", ())])
+def test_kernel_lists_are_read(text: str, cpus: tuple[int, ...]) -> None:
+    """The kernel writes ranges and single numbers."""
+    assert placement.parse_cpu_list(text) == cpus
+
+
+@pytest.mark.usefixtures("machine")
+def test_each_slot_gets_a_core_of_its_own() -> None:
+    """The plan takes CPUs in the order of cores."""
+    assert placement.plan(2) == (0, 2)
+
+
+@pytest.mark.usefixtures("machine")
+def test_more_workers_than_cpus_are_not_pinned() -> None:
+    """Two workers on one CPU while another is idle would be worse than no pinning."""
+    assert placement.plan(5) == (UNPINNED,) * 5
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_quota_means_no_pinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of one host would all choose the same CPUs."""
+    monkeypatch.setattr(placement, "quota_cpus", lambda: 2.0)
+    assert placement.plan(2) == (UNPINNED, UNPINNED)
+    assert placement.auto_workers() == 2
+
+
+@pytest.mark.usefixtures("machine")
+def test_where_pinning_is_impossible_the_answer_is_unpinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS and the portable mode run on without."""
+    monkeypatch.setattr(placement, "can_pin", lambda: False)
+    assert placement.plan(1) == (UNPINNED,)
+    assert not placement.pin(os.getpid(), 0)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "20000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.2),
+        ({}, None),
+    ],
+)
+def test_the_quota_is_read_from_either_cgroup_version(
+    tmp_path: Path, files: dict[str, str], quota: float | None
+) -> None:
+    """``cpu.max`` of version 2, quota and period of version 1, or nothing."""
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert placement.quota_cpus(tmp_path) == quota
+
+
+def test_a_process_is_pinned_inside_the_mask() -> None:
+    """Pinning ourselves to an allowed CPU works and can be undone."""
+    before = psutil.Process().cpu_affinity()
+    try:
+        cpu = placement.allowed_cpus()[0]
+        assert placement.pin(os.getpid(), cpu)
+        assert psutil.Process().cpu_affinity() == [cpu]
+    finally:
+        psutil.Process().cpu_affinity(before)
+
+
+def test_pinning_a_dead_process_is_no_error() -> None:
+    """It may die between spawn and pin."""
+    assert not placement.pin(2**22 + 1, 0)
