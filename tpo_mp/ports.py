@@ -94,7 +94,7 @@ class Env:
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every ``[[backends]]`` entry has."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$",
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$(?!\n)",
         description="Unique name, used in routes, metrics and breaker names.")]  # fmt: skip
     kind: Annotated[str, Meta(description="File name in backends/, or an entry point's name.")]
     models: Annotated[tuple[str, ...], Meta(min_length=1,

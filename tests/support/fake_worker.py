@@ -41,14 +41,15 @@ class FakeWorker:
         self.bell_fd = handoff.doorbells[handoff.seat][0]
 
     def run(self) -> int:
-        """Live until told to stop."""
+        """Live until told to stop, or drained."""
         self.lines.state = SeatState.BOOTING
         self.lines.config_ack = self.plane.config_epoch
         while True:
             self.lines.beat += 1
             command = Command(self.lines.command)
+            if command in (Command.DRAIN, Command.STOP):
+                self.leave_listeners()
             if command is Command.STOP or (command is Command.DRAIN and self.vice != "slow-drain"):
-                self.serve_queue()
                 self.lines.state = SeatState.STOPPED
                 return 0
             self.lines.state = {
@@ -81,12 +82,19 @@ class FakeWorker:
 
     def accepting(self) -> list[socket.socket]:
         """Name the listeners this seat accepts on now."""
-        if self.lines.command != Command.RUN or self.handoff.role == "control":
+        if self.lines.command == Command.PARK or self.handoff.role == "control":
             return []
         slots = range(len(self.handoff.listeners))
         seat = self.handoff.seat
         mine = {self.handoff.listeners[s] for s in slots if self.plane.slot_acceptor(s) == seat}
         return [one for one in self.listeners if one.fileno() in mine]
+
+    def leave_listeners(self) -> None:
+        """Take what is queued on its own listeners, then close every copy."""
+        self.serve_queue()
+        for listener in self.listeners:
+            listener.close()
+        self.listeners.clear()
 
     def serve_queue(self) -> None:
         """Answer every queued connection."""

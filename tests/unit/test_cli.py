@@ -111,7 +111,12 @@ def test_serve_hands_the_flags_that_were_given_to_the_supervisor(
     from tpo_mp.supervisor import serve as supervisor
 
     seen: list[Any] = []
-    monkeypatch.setattr(supervisor, "serve", lambda options: seen.append(options) or 3)
+
+    def serve(options: object) -> int:
+        seen.append(options)
+        return ExitCode.BOOT_FAILED
+
+    monkeypatch.setattr(supervisor, "serve", serve)
     for name in ("--backend", "--worker", "--provider"):
         code, _, _ = run("serve", "-c", "c.toml", name, "openai", "--model", "m", "--workers", "2")
         assert code == ExitCode.BOOT_FAILED

@@ -20,7 +20,7 @@ from msgspec import Meta
 from tpo_mp import __version__
 from tpo_mp.config.values import Secret, Timeouts
 from tpo_mp.dialects import openai_chat as dialect
-from tpo_mp.errors import BackendFailure, ConfigError, InvalidRequest, Shed, TpoError
+from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
 from tpo_mp.http.upstream import Deadlines, Exchange, Origin, ResponseHead
 from tpo_mp.pipeline.openai_answer import Answer
 from tpo_mp.pipeline.promise import Promise
@@ -135,26 +135,22 @@ class OpenAIBackend:
             extra = b"traceparent: %b\r\n" % call.traceparent
         if self._forward_client and call.authorization is not None:
             extra += b"authorization: %b\r\n" % call.authorization
-        answer = Answer(call, self.name, self._env.clock, strip, self._forward_client)
-        call.upstream_at = self._env.clock()
-        try:
-            answer.exchange = origin.send(
-                self._requests[call.api] % (extra, len(body), body), answer
-            )
-        except OverflowError:
-            raise Shed(
-                f"backend {self.name!r} has too many calls waiting", reason="backpressure"
-            ) from None
-        except KeyError:
-            raise InvalidRequest(f"backend {self.name!r} does not speak {call.api}") from None
-        answer.promise.cancel_with = answer.cancel
+        request = self._requests[call.api] % (extra, len(body), body)
+        clock = self._env.clock
+        answer = Answer(call, request, self.name, clock, strip, self._forward_client)
+        call.upstream_at = clock()
         call.abort = answer.stop
+        try:
+            origin.send(answer)
+        except OverflowError:
+            said = f"backend {self.name!r} has too many calls waiting"
+            raise Shed(said, reason="backpressure", retry_after_s=1) from None
         return answer.promise
 
     async def list_models(self) -> Sequence[str]:
         """Ask ``GET /models``."""
-        asked = _Whole()
-        asked.exchange = self._connect().send(self._models_request % (b"", 0, b""), asked)
+        asked = _Whole(self._models_request % (b"", 0, b""))
+        self._connect().send(asked)
         body = await asked.promise
         try:
             listed = msgspec.json.decode(body, type=_ModelList)
@@ -176,19 +172,15 @@ class _ModelList(msgspec.Struct):
     data: list[_Model]
 
 
-class _Whole:
-    """Receives one whole small body."""
+class _Whole(Exchange):
+    """One whole small body."""
 
-    def __init__(self) -> None:
-        self.promise: Promise[bytes] = Promise(self._cancel)
-        self.exchange: Exchange | None = None
+    def __init__(self, request: bytes) -> None:
+        super().__init__(request)
+        self.promise: Promise[bytes] = Promise(self.cancel)
         self._status = 0
         self._parts: list[bytes] = []
         self._size = 0
-
-    def _cancel(self) -> None:
-        if self.exchange is not None:
-            self.exchange.cancel()
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
         self._status = head.status
@@ -201,7 +193,7 @@ class _Whole:
     def data(self, chunk: bytes) -> None:
         self._size += len(chunk)
         if self._size > 4 << 20:
-            self._cancel()
+            self.cancel()
             self.failed(BackendFailure("upstream's list is too long", reason="bad_upstream_body"))
         else:
             self._parts.append(chunk)

@@ -16,8 +16,8 @@ from .values import Secret, Section
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Capacity: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 
-DEFAULT_PORT = 8080
-DEFAULT_OPS_PORT = 9090
+# Python's ``$`` also matches before a last newline, which would end up in a header or a label.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$(?!\n)"
 
 
 class ServerSection(Section, frozen=True, kw_only=True):
@@ -28,10 +28,11 @@ class ServerSection(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=255,
+            pattern=r"^[0-9A-Za-z._:%-]+$(?!\n)",
             description="Address to bind; any but loopback needs auth or insecure.",
         ),
     ] = "127.0.0.1"
-    port: Annotated[Port, Meta(description="Main port; 0 picks a free one.")] = DEFAULT_PORT
+    port: Annotated[Port, Meta(description="Main port; 0 picks a free one.")] = 8080
     workers: Annotated[
         Literal["auto"] | Annotated[int, Meta(ge=1, le=64)],
         Meta(description='Worker processes; "auto" is one per usable core.'),
@@ -41,7 +42,7 @@ class ServerSection(Section, frozen=True, kw_only=True):
         Meta(
             description="Port of metrics and health; 0 picks a free one, as a taken default does."
         ),
-    ] = DEFAULT_OPS_PORT
+    ] = 9090
     insecure: Annotated[bool, Meta(description="Allow a public bind without authentication.")] = (
         False
     )
@@ -49,6 +50,7 @@ class ServerSection(Section, frozen=True, kw_only=True):
         str,
         Meta(
             max_length=4096,
+            pattern=_PRINTABLE,
             description="State directory; empty means ~/.local/state/tpo-mp/PORT.",
         ),
     ] = ""
@@ -229,6 +231,7 @@ class ObservabilitySection(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=4096,
+            pattern=_PRINTABLE,
             description='One line per finished call: "off", "stdout" or a file path.',
         ),
     ] = "off"
@@ -254,7 +257,7 @@ class AuthKey(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=64,
-            pattern=r"^[A-Za-z0-9._-]+$",
+            pattern=r"^[A-Za-z0-9._-]+$(?!\n)",
             description="Unique name of the key, shown in records.",
         ),
     ]

@@ -24,14 +24,17 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+import orjson
 from structlog.typing import FilteringBoundLogger
 
-from tpo_mp.errors import Fault
+from tpo_mp.dialects import native
+from tpo_mp.errors import Fault, WorkerLost
 from tpo_mp.shm.callid import to_text
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import HostState, Plane
 from tpo_mp.shm.registry import Orphan, Registry, SlotFlag
 from tpo_mp.store.letters import Letter
+from tpo_mp.store.questions import RESULTS
 from tpo_mp.store.shelf import Shelf
 
 from .keeper import Keeper
@@ -43,6 +46,7 @@ ALERT_S = 3.0
 IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
+_AS_LONG_AS_ALLOWED_S = 1e9
 
 _records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
 _meta = msgspec.msgpack.Decoder(SlotMeta).decode
@@ -151,7 +155,13 @@ class Harvest:
 
     def _give_up(self, orphan: Orphan) -> None:
         self.letters += 1
-        self._keeper.submit(lambda shelf: shelf.add_letters([_letter(orphan)]))
+        letter = _letter(orphan)
+
+        def work(shelf: Shelf) -> None:
+            if shelf.add_letters([letter]):
+                _note_failure(shelf, orphan, letter)
+
+        self._keeper.submit(work)
 
     def _start(self, source: _Source) -> None:
         live = source.path is None
@@ -215,6 +225,7 @@ class Harvest:
                     sweep.to_rerun.append(orphan)
             else:
                 letters.append(_letter(orphan))
+                _note_failure(shelf, orphan, letters[-1])
         sweep.letters = shelf.add_letters(letters)
         return sweep
 
@@ -253,6 +264,20 @@ def _letter(orphan: Orphan) -> Letter:
         body=orphan.body or b"",
         truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
     )
+
+
+def _note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
+    """Tell whoever fetches an asynchronous call's result that there will be none."""
+    if not orphan.flags & SlotFlag.ASYNC:
+        return
+    _, known = shelf.get(RESULTS, letter.call_id)
+    if known is not None and orjson.loads(known).get("status") != "processing":
+        return
+    error = native.error_object(WorkerLost("the worker that ran the call died"), letter.call_id)
+    failed = native.record(
+        letter.call_id, letter.session or None, "failed", error=error, model=letter.model
+    )
+    shelf.put(RESULTS, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
 
 
 def _remove(link: Path) -> None:

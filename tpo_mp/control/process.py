@@ -1,10 +1,9 @@
 """The control process: rings, store, harvest and ops port on one loop.
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
-**mail** (rings, on the doorbell and every 20 ms; a batch of
-records waits up to 20 ms for company), **harvest** (every 250 ms).  They end together
-when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by the lifeline, or by
-a crash of the keeper.
+**mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
+**harvest** (every 250 ms).  They end together when ``ending`` is set: by the command STOP, by DRAIN
+once no worker is left, by the lifeline, or by an error nobody expected.
 
 Invariants: nothing on the loop blocks; the disk belongs to the keeper.
 """
@@ -16,7 +15,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -88,7 +86,6 @@ class ControlProcess:
 
     async def run(self) -> int:
         """Serve until told to end; answers the exit code."""
-        self._loop.set_exception_handler(self._failed)
         self.keeper.start()
         previous = self.harvest.add_previous(Path(self.handoff.state_dir))
         if self.handoff.ops_listener >= 0:
@@ -142,8 +139,12 @@ class ControlProcess:
 
     def _turn(self) -> None:
         """Take what has arrived, push what waits; come back soon while either is not done."""
-        more = not self.keeper.full and self.mail.drain()
-        waiting = self.mail.flush()
+        try:
+            more = not self.keeper.full and self.mail.drain()
+            waiting = self.mail.flush()
+        except Exception as error:  # noqa: BLE001 - the loop would only log it and limp on
+            self._crashed(error)
+            return
         if (more or waiting) and not self._turn_booked and not self.ending.is_set():
             self._turn_booked = True
             self._loop.call_later(0 if more else RETRY_S, self._booked_turn)
@@ -159,21 +160,14 @@ class ControlProcess:
         self._stop()
 
     def _crashed(self, error: BaseException) -> None:
-        self.log.error("keeper_crashed", error=repr(error))
-        last_words(self.handoff, f"keeper: {error!r}")
+        """Better a new process than a limping one."""
+        self.log.error("control_crashed", error=repr(error), exc_info=error)
+        last_words(self.handoff, f"{type(error).__name__}: {error}")
         self.exit_code = 1
         self._stop()
 
     def _stop(self) -> None:
         self.ending.set()
-
-    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error nobody caught: better a new process than a limping one."""
-        error = context.get("exception")
-        self.log.error("control_failed", what=context.get("message"), error=repr(error))
-        last_words(self.handoff, f"{context.get('message')}: {error!r}")
-        self.exit_code = 1
-        self._stop()
 
     def _obey(self, command: int) -> None:
         if command == Command.STOP:

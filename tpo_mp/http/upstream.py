@@ -1,6 +1,6 @@
 """The upstream client: kept-alive connections to one origin, no task per request.
 
-``send`` writes one request on an idle connection (or opens one) and tells a ``Receiver`` what
+``send`` writes an ``Exchange``'s request on an idle connection (or opens one) and tells it what
 comes back.  A whole small reply is one callback.
 
 Invariants: a connection carries one request at a time and returns to the pool only after a
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
@@ -67,21 +68,6 @@ class ResponseHead:
         self.keep_alive = True
         self.passed = b""
         self.retry_after: float | None = None
-
-
-class Receiver(Protocol):
-    """Takes one response: ``started``, ``data``…, ``ended``; or ``failed`` at any point."""
-
-    def whole(self, head: ResponseHead, body: bytes) -> None:
-        """A complete reply arrived in one read; nothing else will be called."""
-
-    def started(self, head: ResponseHead) -> None: ...
-
-    def data(self, chunk: bytes) -> None: ...
-
-    def ended(self) -> None: ...
-
-    def failed(self, error: TpoError) -> None: ...
 
 
 class _Head:
@@ -179,12 +165,11 @@ class Origin:
         self._memo: dict[bytes, ResponseHead] = {}
         self._dials: set[asyncio.Task[None]] = set()
 
-    def send(self, request: bytes, receiver: Receiver) -> Exchange:
-        """Send ``request`` (head and body); the answer goes to ``receiver``.
+    def send(self, exchange: Exchange) -> None:
+        """Send one request.
 
         Raises ``OverflowError`` when ``max_connections`` are busy and ``max_waiting`` calls wait.
         """
-        exchange = Exchange(self, request, receiver)
         idle = self.idle
         if idle:
             idle.pop().start(exchange)
@@ -194,7 +179,6 @@ class Origin:
             self.waiting.append(exchange)
         else:
             self.dial(exchange)
-        return exchange
 
     def dial(self, exchange: Exchange) -> None:
         """Open a connection for ``exchange``."""
@@ -223,7 +207,7 @@ class Origin:
         except OSError:
             error = BackendRefused("upstream refused the connection", reason="connect_refused")
         else:
-            if exchange.cancelled:
+            if exchange.over:
                 connection.offer()
             else:
                 connection.start(exchange)
@@ -236,7 +220,7 @@ class Origin:
         self.count -= 1
         while self.waiting:
             exchange = self.waiting.popleft()
-            if not exchange.cancelled:
+            if not exchange.over:
                 self.dial(exchange)
                 return
 
@@ -258,41 +242,63 @@ class Origin:
         self.idle.clear()
 
 
-class Exchange:
-    """One request under way; the handle to pause, resume or cancel it."""
+class Exchange(ABC):
+    """One request under way: the handle to pause, resume or cancel it, and who takes the answer.
 
-    __slots__ = ("cancelled", "connection", "origin", "receiver", "request", "retried")
+    A subclass takes the response: ``whole`` alone, or ``started``, ``data``…, ``ended``; or
+    ``failed`` at any point.  ``over`` is set once nothing more will be delivered.
+    """
 
-    def __init__(self, origin: Origin, request: bytes, receiver: Receiver) -> None:
-        self.origin = origin
+    __slots__ = ("connection", "over", "request", "retried")
+
+    def __init__(self, request: bytes) -> None:
         self.request = request
-        self.receiver = receiver
         self.connection: UpstreamConnection | None = None
-        self.cancelled = False
+        self.over = False
         self.retried = False
 
     def cancel(self) -> None:
         """Stop; the upstream sees its client leave.  Nothing more is delivered."""
-        if not self.cancelled:
-            self.cancelled = True
+        if not self.over:
+            self.over = True
             if self.connection is not None:
                 self.connection.drop()
-            else:
-                # Still queued or dialling: the queue skips cancelled entries.
-                self.request = b""
 
     def pause(self) -> None:
+        """Read no more of the answer for now."""
         if self.connection is not None:
             self.connection.pause()
 
     def resume(self) -> None:
+        """Read on."""
         if self.connection is not None:
             self.connection.resume()
 
     def fail(self, error: TpoError) -> None:
-        if not self.cancelled:
-            self.cancelled = True
-            self.receiver.failed(error)
+        """Deliver a failure, unless it is over."""
+        if not self.over:
+            self.over = True
+            self.failed(error)
+
+    @abstractmethod
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        """A complete answer arrived in one read."""
+
+    @abstractmethod
+    def started(self, head: ResponseHead) -> None:
+        """The head arrived; its body follows."""
+
+    @abstractmethod
+    def data(self, chunk: bytes) -> None:
+        """Body bytes."""
+
+    @abstractmethod
+    def ended(self) -> None:
+        """The body is complete."""
+
+    @abstractmethod
+    def failed(self, error: TpoError) -> None:
+        """Nothing more comes."""
 
 
 _IDLE, _HEAD, _LENGTH, _CHUNKED, _TO_EOF = range(5)
@@ -344,7 +350,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.deadline = NEVER
         while origin.waiting:
             exchange = origin.waiting.popleft()
-            if not exchange.cancelled:
+            if not exchange.over:
                 self.start(exchange)
                 return
         if origin.closed or len(origin.idle) >= origin.max_idle:
@@ -395,7 +401,7 @@ class UpstreamConnection(asyncio.Protocol):
         length = head.content_length
         if length >= 0 and not head.chunked and len(data) - end - 4 == length:
             self._finish(head)
-            exchange.receiver.whole(head, data[end + 4 :])
+            exchange.whole(head, data[end + 4 :])
             return
         self._head = head
         now = monotonic()
@@ -409,15 +415,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._left = length
         else:
             self._state = _TO_EOF
-        exchange.receiver.started(head)
+        exchange.started(head)
         rest = data[end + 4 :]
-        if rest and self.exchange is exchange and not exchange.cancelled:
+        if rest and self.exchange is exchange and not exchange.over:
             self._take_body(rest)
 
     def _take_body(self, data: bytes) -> None:
         exchange = self.exchange
         assert exchange is not None
-        receiver = exchange.receiver
         if self._state == _CHUNKED:
             dechunker = self._dechunker
             assert dechunker is not None
@@ -429,8 +434,8 @@ class UpstreamConnection(asyncio.Protocol):
                 )
                 return
             if parts:
-                receiver.data(parts[0] if len(parts) == 1 else b"".join(parts))
-            if dechunker.done and not exchange.cancelled:
+                exchange.data(parts[0] if len(parts) == 1 else b"".join(parts))
+            if dechunker.done and not exchange.over:
                 self._end(dechunker.rest)
         elif self._state == _LENGTH:
             left = self._left
@@ -440,25 +445,25 @@ class UpstreamConnection(asyncio.Protocol):
                 rest = b""
             self._left = left - len(data)
             if data:
-                receiver.data(data)
-            if self._left == 0 and not exchange.cancelled:
+                exchange.data(data)
+            if self._left == 0 and not exchange.over:
                 self._end(rest)
         else:
-            receiver.data(data)
+            exchange.data(data)
 
     def _end(self, rest: bytes) -> None:
         exchange, head = self.exchange, self._head
         assert exchange is not None
         assert head is not None
         self._finish(head, clean=not rest)
-        exchange.receiver.ended()
+        exchange.ended()
 
     def _finish(self, head: ResponseHead, *, clean: bool = True) -> None:
         """The reply is complete: pool the connection before anyone hears of it."""
         exchange = self.exchange
         assert exchange is not None
         exchange.connection = None
-        exchange.cancelled = True
+        exchange.over = True
         self._dechunker = None
         self._head = None
         if self._paused:
@@ -524,7 +529,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.deadline = NEVER
         if self._state == _IDLE and self in origin.idle:
             origin.idle.remove(self)
-        if exchange is None or exchange.cancelled:
+        if exchange is None or exchange.over:
             origin.gone()
             return
         exchange.connection = None
@@ -535,8 +540,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         origin.gone()
         if self._state == _TO_EOF and exc is None:
-            exchange.cancelled = True
-            exchange.receiver.ended()
+            exchange.over = True
+            exchange.ended()
             return
         reason = "no_reply" if self._state == _HEAD else "cut_off"
         exchange.fail(BackendFailure("upstream closed the connection early", reason=reason))

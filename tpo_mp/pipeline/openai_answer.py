@@ -27,52 +27,127 @@ MAX_ERROR_BYTES = 1 << 20
 MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 30
 _TAIL_BYTES = 4096
+_SSE = b"text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
 
 
-class Answer:
-    """Receiver of one response; also the ``Stream`` of its reply."""
+class Answer(Exchange):
+    """One request to the upstream and the reply it becomes."""
 
-    __slots__ = (
-        "_backend",
-        "_buffer",
-        "_call",
-        "_carry",
-        "_client_key",
-        "_clock",
-        "_ended",
-        "_error",
-        "_event_bytes",
-        "_head",
-        "_parts",
-        "_reply",
-        "_sink",
-        "_size",
-        "_strip",
-        "_tail",
-        "exchange",
-        "promise",
-    )
+    __slots__ = ("_backend", "_call", "_client_key", "_clock", "_events", "_head", "_parts",
+                 "_size", "_strip", "promise")  # fmt: skip
 
     def __init__(
         self,
         call: Call,
+        request: bytes,
         backend: str,
         clock: Callable[[], float],
         strip_usage: bool,
         client_key: bool,
     ) -> None:
-        self.promise: Promise[Reply] = Promise()
-        self.exchange: Exchange | None = None
+        """``strip_usage``: the usage event was asked for by us; ``client_key``: not our key."""
+        self.request = request
+        self.connection = None
+        self.over = False
+        self.retried = False
+        self.promise: Promise[Reply] = Promise(self.cancel)
         self._call = call
         self._backend = backend
         self._clock = clock
         self._strip = strip_usage
         self._client_key = client_key
-        self._head: ResponseHead | None = None
-        self._reply: Reply | None = None
+        self._events: Events | None = None
         self._parts: list[bytes] | None = None
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        call = self._call
+        call.first_byte_at = self._clock()
+        call.abort = None
+        if head.status != 200:
+            self.promise.reject(upstream_error(head, body, self._client_key))
+        elif call.stream and head.content_type.startswith(_SSE):
+            self.started(head)
+            if body:
+                self.data(body)
+            self.ended()
+        else:
+            self._unary(head, body)
+
+    def _unary(self, head: ResponseHead, body: bytes) -> None:
+        try:
+            usage = dialect.usage_of(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = "upstream answered 200 with a body that is no JSON object"
+            self.promise.reject(BackendFailure(said, reason="bad_upstream_body"))
+            return
+        reply = Reply(200, body)
+        reply.content_type = head.content_type
+        reply.headers = head.passed
+        reply.backend = self._backend
+        reply.usage = usage
+        self.promise.resolve(reply)
+
+    def started(self, head: ResponseHead) -> None:
+        self._call.first_byte_at = self._clock()
+        if head.status == 200 and self._call.stream and head.content_type.startswith(_SSE):
+            self._events = Events(self, self._call, self._backend, head, self._strip)
+        else:
+            self._head = head
+            self._parts = []
+            self._size = 0
+
+    def data(self, chunk: bytes) -> None:
+        if self._events is not None:
+            self._events.data(chunk)
+            return
+        assert self._parts is not None
+        self._size += len(chunk)
+        if self._size > (MAX_REPLY_BYTES if self._head.status == 200 else MAX_ERROR_BYTES):
+            self.cancel()
+            self.failed(BackendFailure("upstream's reply is too large", reason="endless_reply"))
+        else:
+            self._parts.append(chunk)
+
+    def ended(self) -> None:
+        if self._events is not None:
+            self._events.ended()
+        elif self._head.status == 200 and self._call.stream:
+            said = "upstream answered a stream request with another media type"
+            self.failed(BackendFailure(said, reason="bad_upstream_body"))
+        else:
+            assert self._parts is not None
+            self.whole(self._head, b"".join(self._parts))
+
+    def failed(self, error: TpoError) -> None:
+        self._call.abort = None
+        if self._events is not None:
+            self._events.failed(error)
+        else:
+            self.promise.reject(error)
+
+    def stop(self, error: TpoError) -> None:
+        """End the call with ``error``, whatever its state."""
+        self.cancel()
+        self.failed(error)
+
+
+class Events:
+    """The ``Stream`` of a reply: events as they come, watched but not re-written."""
+
+    __slots__ = ("_answer", "_backend", "_buffer", "_call", "_carry", "_ended", "_error",
+                 "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip", "_tail")  # fmt: skip
+
+    def __init__(
+        self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
+    ) -> None:
+        self._answer = answer
+        self._call = call
+        self._backend = backend
+        self._head = head
+        self._strip = strip
+        self._reply: Reply | None = None
         self._size = 0
         self._carry = b""
         self._tail = b""
@@ -82,51 +157,10 @@ class Answer:
         self._ended = False
         self._error: TpoError | None = None
 
-    # -- Receiver ---------------------------------------------------------------------------
-
-    def whole(self, head: ResponseHead, body: bytes) -> None:
-        call = self._call
-        call.first_byte_at = self._clock()
-        call.abort = None
-        if head.status != 200:
-            self.promise.reject(upstream_error(head, body, self._client_key))
-            return
-        if call.stream and head.content_type.startswith(b"text/event-stream"):
-            self._head = head
-            if body:
-                self.data(body)
-            self.ended()
-            return
-        try:
-            usage = dialect.usage_of(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.promise.reject(
-                BackendFailure(
-                    "upstream answered 200 with a body that is no JSON object",
-                    reason="bad_upstream_body",
-                )
-            )
-            return
-        reply = Reply(
-            200, body, content_type=head.content_type, headers=head.passed, backend=self._backend
-        )
-        reply.usage = usage
-        self.promise.resolve(reply)
-
-    def started(self, head: ResponseHead) -> None:
-        self._call.first_byte_at = self._clock()
-        self._head = head
-        if (
-            head.status != 200
-            or not self._call.stream
-            or not head.content_type.startswith(b"text/event-stream")
-        ):
-            self._parts = []
+    # -- from upstream ------------------------------------------------------------------------
 
     def data(self, chunk: bytes) -> None:
-        if self._parts is not None:
-            self._collect(chunk)
-            return
+        """Take body bytes, cut anywhere."""
         self._size += len(chunk)
         if self._carry:
             chunk = self._carry + chunk
@@ -134,79 +168,46 @@ class Answer:
         if chunk.endswith(_EVENT_ENDS):
             self._event_bytes = 0
         else:
-            self._event_bytes += len(chunk)
-            if self._event_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
-                self._fail_now(
-                    BackendFailure("upstream sent an endless event", reason="endless_reply")
-                )
+            chunk = self._cut(chunk)
+            if not chunk:
                 return
-            if self._strip or self._reply is None:
-                # Whole events only: the first is checked, and a usage event may have to go.
-                cut = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\r\n\r\n") + 4)
-                cut = cut if cut >= 4 else 0
-                self._carry = chunk[cut:]
-                self._event_bytes = len(self._carry)
-                chunk = chunk[:cut]
-                if not chunk:
-                    return
         if self._strip and (b'"usage":{' in chunk or b'"usage": {' in chunk):
             chunk = self._without_usage(chunk)
             if not chunk:
                 return
         self._tail = chunk if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
-        if self._reply is None:
-            self._first(chunk)
-        elif self._sink is not None:
+        if self._sink is not None:
             self._sink.data(chunk)
+        elif self._reply is None:
+            self._first(chunk)
         else:
             self._buffer.append(chunk)
 
     def ended(self) -> None:
-        parts = self._parts
-        if parts is not None:
-            assert self._head is not None
-            self._parts = None
-            if self._head.status == 200 and self._call.stream:
-                self._reject(
-                    BackendFailure(
-                        "upstream answered a stream request with another media type",
-                        reason="bad_upstream_body",
-                    )
-                )
-            else:
-                self.whole(self._head, b"".join(parts))
-            return
-        if self._carry and not self._error:
+        """The upstream's body is complete."""
+        if self._carry:
             rest, self._carry = self._carry, b""
             self._tail = (self._tail + rest)[-_TAIL_BYTES:]
             if self._reply is not None:
                 self._pass(rest)
         if self._reply is None:
-            self._reject(
-                BackendFailure(
-                    "upstream ended the stream before its first event", reason="truncated_stream"
-                )
-            )
-            return
-        tail = self._tail.rstrip()
-        if tail.endswith((b"data: [DONE]", b"data:[DONE]")):
-            self._read_tail()
+            said = "upstream ended the stream before its first event"
+            self.failed(BackendFailure(said, reason="truncated_stream"))
+        elif self._tail.rstrip().endswith((b"data: [DONE]", b"data:[DONE]")):
+            self._read_tail(self._reply)
             self._finish(None)
         else:
-            self._finish(
-                BackendFailure(
-                    "upstream ended the stream without [DONE]", reason="truncated_stream"
-                )
-            )
+            said = "upstream ended the stream without [DONE]"
+            self._finish(BackendFailure(said, reason="truncated_stream"))
 
     def failed(self, error: TpoError) -> None:
-        self._parts = None
+        """The upstream broke off, or the call is ended."""
         if self._reply is None:
-            self._reject(error)
+            self._answer.promise.reject(error)
         else:
             self._finish(error)
 
-    # -- Stream -----------------------------------------------------------------------------
+    # -- Stream -------------------------------------------------------------------------------
 
     def attach(self, sink: Sink) -> None:
         self._sink = sink
@@ -218,57 +219,44 @@ class Answer:
             sink.end(self._error)
 
     def pause(self) -> None:
-        if self.exchange is not None:
-            self.exchange.pause()
+        self._answer.pause()
 
     def resume(self) -> None:
-        if self.exchange is not None:
-            self.exchange.resume()
+        self._answer.resume()
 
     def cancel(self) -> None:
         """Nobody wants the rest."""
         self._sink = None
-        if self.exchange is not None:
-            self.exchange.cancel()
+        self._answer.cancel()
 
-    def stop(self, error: TpoError) -> None:
-        """End the call with ``error``, whatever its state."""
-        if self.exchange is not None:
-            self.exchange.cancel()
-        self.failed(error)
+    # -- inside -------------------------------------------------------------------------------
 
-    # -- inside -----------------------------------------------------------------------------
-
-    def _collect(self, chunk: bytes) -> None:
-        assert self._parts is not None
-        assert self._head is not None
-        self._size += len(chunk)
-        if self._size > (MAX_REPLY_BYTES if self._head.status == 200 else MAX_ERROR_BYTES):
-            self._parts = None
-            self._fail_now(BackendFailure("upstream's reply is too large", reason="endless_reply"))
-        else:
-            self._parts.append(chunk)
+    def _cut(self, chunk: bytes) -> bytes:
+        """What may go on of a chunk that ends inside an event."""
+        self._event_bytes += len(chunk)
+        if self._event_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
+            self._break(BackendFailure("upstream sent an endless event", reason="endless_reply"))
+            return b""
+        if not self._strip and self._reply is not None:
+            return chunk
+        # Whole events only: the first is checked, and a usage event may have to go.
+        cut = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\r\n\r\n") + 4)
+        cut = cut if cut >= 4 else 0
+        self._carry = chunk[cut:]
+        self._event_bytes = len(self._carry)
+        return chunk[:cut]
 
     def _first(self, chunk: bytes) -> None:
         """The first whole event: from here on the client sees what comes."""
-        head = self._head
-        assert head is not None
         if not chunk.startswith(_FIELD_STARTS) or not _is_sound(chunk):
-            self._fail_now(
-                BackendFailure("upstream sent no event stream", reason="bad_upstream_body")
-            )
+            self._break(BackendFailure("upstream sent no event stream", reason="bad_upstream_body"))
             return
         self._buffer.append(chunk)
-        reply = Reply(
-            200,
-            None,
-            stream=self,
-            content_type=head.content_type,
-            headers=head.passed,
-            backend=self._backend,
-        )
+        head = self._head
+        reply = Reply(200, None, stream=self, content_type=head.content_type, headers=head.passed)
+        reply.backend = self._backend
         self._reply = reply
-        self.promise.resolve(reply)
+        self._answer.promise.resolve(reply)
 
     def _pass(self, chunk: bytes) -> None:
         if self._sink is not None:
@@ -281,49 +269,42 @@ class Answer:
         kept = []
         separator = b"\r\n\r\n" if chunk.endswith(b"\r\n\r\n") else b"\n\n"
         for block in chunk.split(separator)[:-1]:
-            if b'"usage"' in block:
-                for data in dialect.event_data(block):
-                    if data != b"[DONE]" and self._note_usage(data):
-                        break
-                else:
-                    kept.append(block + separator)
-            else:
+            if b'"usage"' not in block or not self._is_usage(block):
                 kept.append(block + separator)
         return b"".join(kept)
 
-    def _note_usage(self, data: bytes) -> bool:
-        """Record usage; answers whether the event holds nothing else."""
-        try:
-            seen = dialect.decode_reply(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return False
-        if seen.usage is not None and self._reply is not None:
-            self._reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
-        return seen.usage is not None and not seen.choices
+    def _is_usage(self, block: bytes) -> bool:
+        """Note the usage in an event; answers whether it holds nothing else."""
+        for data in dialect.event_data(block):
+            seen = self._seen(data)
+            if seen is not None and seen.usage is not None:
+                if self._reply is not None:
+                    self._reply.usage = Usage(
+                        seen.usage.prompt_tokens, seen.usage.completion_tokens
+                    )
+                return not seen.choices
+        return False
 
-    def _read_tail(self) -> None:
+    def _read_tail(self, reply: Reply) -> None:
         """Usage and finish reason from the last events."""
-        reply = self._reply
-        assert reply is not None
         for data in list(dialect.event_data(self._tail))[-4:]:
-            if data == b"[DONE]" or not data.startswith(b"{"):
-                continue
-            try:
-                seen = dialect.decode_reply(data)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
-            if seen.usage is not None:
-                reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
-            reply.finish_reason = seen.finish() or reply.finish_reason
+            seen = self._seen(data)
+            if seen is not None:
+                if seen.usage is not None:
+                    reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
+                reply.finish_reason = seen.finish() or reply.finish_reason
 
-    def _fail_now(self, error: TpoError) -> None:
-        if self.exchange is not None:
-            self.exchange.cancel()
+    def _seen(self, data: bytes) -> dialect.ChatReply | None:
+        if not data.startswith(b"{"):
+            return None
+        try:
+            return dialect.decode_reply(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def _break(self, error: TpoError) -> None:
+        self._answer.cancel()
         self.failed(error)
-
-    def _reject(self, error: TpoError) -> None:
-        self._call.abort = None
-        self.promise.reject(error)
 
     def _finish(self, error: TpoError | None) -> None:
         if self._ended:

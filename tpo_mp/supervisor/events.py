@@ -1,5 +1,7 @@
 """Rare-event lines of the supervisor on standard error, one per event.
 
+The lines look like those of the other processes (``observe.log``), whose library is too heavy here.
+
 Invariants: a reader that stopped reading costs lines, never time: a line is written only when the
 pipe has room for it.  The ready line goes to standard output through the same door.
 """
@@ -31,12 +33,13 @@ class Events:
     def __call__(self, event: str, level: Level = "info", /, **fields: Value) -> None:
         """Write one line: time, level, event and those of its fields that are not None."""
         fields = {key: value for key, value in fields.items() if value is not None}
-        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        fields["process"] = "supervisor"
+        at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         if self.log_format == "json":
-            line = json.dumps({"time": at, "level": level, "event": event, **fields})
+            line = json.dumps({**fields, "event": event, "level": level, "timestamp": at})
         else:
-            told = "".join(f" {key}={_plain(value)}" for key, value in fields.items())
-            line = f"{at} {level} supervisor: {event}{told}"
+            told = " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+            line = f"{at} [{level:9}] {event} {told}"
         if not write_line(self._stream or sys.stderr, line):
             self.dropped += 1
 
@@ -65,4 +68,6 @@ def _writable(stream: TextIO) -> bool:
 
 def _plain(value: Value) -> str:
     text = str(value)
-    return json.dumps(text) if not text or any(c.isspace() or c == '"' for c in text) else text
+    if text and text.isprintable() and not set(text) & {" ", '"', "="}:
+        return text
+    return json.dumps(text)

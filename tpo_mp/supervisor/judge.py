@@ -48,7 +48,7 @@ def _weigh(context: Context, child: Child, now: float) -> None:
 
 def _condemn(context: Context, child: Child, why: str, now: float) -> None:
     context.events(
-        "worker hangs" if child.role == "shard" else "control hangs", "error",
+        "worker_hangs" if child.role == "shard" else "control hangs", "error",
         pid=child.pid, seat=child.seat, why=why,
         silent_s=round(child.watch.silence_s(now), 2), action="abort",
     )  # fmt: skip
@@ -79,7 +79,7 @@ def bury(context: Context, child: Child, status: int, now: float) -> None:
     berth = house.berth_of(child)
     expected = child.intent >= Intent.DRAIN and not child.condemned
     if expected and status == 0:
-        context.events("process ended", pid=child.pid, seat=child.seat, role=child.role)
+        context.events("process_ended", pid=child.pid, seat=child.seat, role=child.role)
         return
     context.events(
         f"{'worker' if child.role == 'shard' else 'control'} died",
@@ -110,7 +110,7 @@ def _leave_berth(context: Context, child: Child, now: float) -> None:
     berth.intensity.died(now, now - child.started_at)
     pause_s = berth.intensity.pause_s(now)
     if berth.intensity.level:
-        context.events("backing off", "error", where=berth.name, pause_s=round(pause_s, 1))
+        context.events("backing_off", "error", where=berth.name, pause_s=round(pause_s, 1))
 
 
 def _cause(child: Child, status: int) -> dict[str, str | int | None]:

@@ -138,7 +138,7 @@ class HostLoop:
             self._obey(number, now)
         self._commands.turn(now)
         if self._watch is not None and self._watch.changed(now):
-            self._context.events("config file changed")
+            self._context.events("config_file_changed")
             self._reload(_nobody, now)
         if self.desired.phase is HostState.RUNNING:
             self._reloader.turn(self._context, now)
@@ -188,7 +188,7 @@ class HostLoop:
             self.desired.generation += 1
             self.desired.rolling = True
             self._house.roll_failure = ""
-            self._context.events("rolling restart", generation=self.desired.generation)
+            self._context.events("rolling_restart", generation=self.desired.generation)
         self._restart_replies.append(reply)
 
     def command(self, request: dict[str, Any], respond: Respond) -> None:
@@ -270,7 +270,7 @@ class HostLoop:
         for reply in self._restart_replies:
             reply({"ok": not failure, "error": failure} if failure else {"ok": True})
         if self._restart_replies:
-            self._context.events("rolling restart ended", "error" if failure else "info",
+            self._context.events("rolling_restart_ended", "error" if failure else "info",
                                  failure=failure or None)  # fmt: skip
         self._restart_replies.clear()
 

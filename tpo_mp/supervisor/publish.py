@@ -53,7 +53,7 @@ def _note_return(context: Context, slot: Berth, now: float) -> None:
     if slot.died_at is not None and slot.child is not None:
         took_ms = round((now - slot.died_at) * 1000)
         context.events(
-            "worker replaced", slot=slot.index, pid=slot.child.pid, seat=slot.child.seat,
+            "worker_replaced", slot=slot.index, pid=slot.child.pid, seat=slot.child.seat,
             in_ms=took_ms,
         )  # fmt: skip
         slot.died_at = None

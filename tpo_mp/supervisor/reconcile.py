@@ -128,7 +128,7 @@ def _start(
     except OSError as error:
         berth.intensity.died(now, 0.0)
         berth.last_words = f"cannot start a process: {error.strerror}"
-        context.events("cannot start a process", "error", where=berth.name, reason=str(error))
+        context.events("cannot_start_a_process", "error", where=berth.name, reason=str(error))
         return None
     child.berth = berth.name
     house.children.append(child)

@@ -103,7 +103,7 @@ def _run(
     stack.callback(supervisor.close)
     code, reason = supervisor.run()
     if code is not ExitCode.OK:
-        events("giving up", "error", exit_code=int(code), reason=reason)
+        events("giving_up", "error", exit_code=int(code), reason=reason)
     return int(code)
 
 
@@ -122,7 +122,7 @@ def _claim(
     )  # fmt: skip
     stack.callback(listeners.close)
     if listeners.ops_moved:
-        events("ops port taken", "warning", wanted=server.ops_port, using=listeners.ops_port)
+        events("ops_port_taken", "warning", wanted=server.ops_port, using=listeners.ops_port)
     if state_dir is None:
         state_dir = StateDir(_state_path(view, listeners.port))
         stack.callback(state_dir.close)

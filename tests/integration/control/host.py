@@ -30,6 +30,7 @@ from tpo_mp.shm.plane import LAYOUT, Command, HostState, SeatState
 from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.shm.segment import portable
 from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.supervisor.beats import BeatWatch
 from tpo_mp.supervisor.memory import HostMemory
 from tpo_mp.supervisor.state import Child, Intent
 
@@ -296,8 +297,6 @@ def letter_frame(
 
 
 def _child(seat: int, epoch: int, role: str = "shard") -> Child:
-    from tpo_mp.supervisor.beats import BeatWatch
-
     return Child(
         seat=seat, epoch=epoch, role=role, generation=1, pid=0, started_at=0.0,  # type: ignore[arg-type]
         watch=BeatWatch(0.0), intent=Intent.RUN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import msgspec
@@ -10,6 +11,7 @@ from tests.integration.control.conftest import StartHost
 from tests.integration.control.host import ControlHost, FakeShard, letter_frame
 from tests.support.wait import wait_for
 from tpo_mp.shm import frames
+from tpo_mp.shm.callid import to_bytes
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.registry import SlotFlag
 
@@ -21,8 +23,8 @@ def reruns(shard: FakeShard) -> list[frames.RerunFrame]:
 
     def collect() -> bool:
         for raw in shard.received():
-            if HEAD.unpack_from(raw)[0] == Kind.RERUN:
-                parts.append(msgspec.msgpack.decode(frames.payload(raw), type=frames.RerunFrame))
+            assert HEAD.unpack_from(raw)[0] == Kind.RERUN
+            parts.append(msgspec.msgpack.decode(frames.payload(raw), type=frames.RerunFrame))
         return not parts or not parts[-1].more
 
     wait_for(collect, what="the last piece")
@@ -103,6 +105,9 @@ def test_a_call_that_was_tried_is_not_run_again(host: ControlHost) -> None:
     shard.die()
     wait_for(lambda: other.letter_ids() == [call_id], what="the letter")
     assert reruns(other) == []
+    _, found = other.ask("results", call_id)
+    result = json.loads(found or b"")
+    assert (result["status"], result["error"]["code"]) == ("failed", "worker_lost")
 
 
 def test_without_a_worker_a_rerun_becomes_a_letter(host: ControlHost) -> None:
@@ -137,8 +142,6 @@ def test_a_second_worker_that_dies_with_the_call_ends_it_as_a_letter(host: Contr
     got: list[frames.RerunFrame] = []
     wait_for(lambda: got.extend(reruns(other)) or len(got) == 2, what="two reruns")
     taken = next(g for g in got if g.call_id == registered)
-    from tpo_mp.shm.callid import to_bytes
-
     other.registry.open(to_bytes(registered), taken.meta, taken.body, SlotFlag.ASYNC, 1)
     wait_for(lambda: not list(host.memory.registry.orphans()), what="slots given back")
     other.die()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import psutil
@@ -142,8 +143,6 @@ def test_a_scrape_is_valid_while_a_worker_dies(host: ControlHost) -> None:
 
 def test_a_hung_reader_of_the_ops_port_does_not_hold_the_loop(host: ControlHost) -> None:
     """Thirty half-sent requests later the beat still moves and others are answered."""
-    import socket
-
     address = host.ops.removeprefix("http://").split(":")
     stuck = [socket.create_connection((address[0], int(address[1]))) for _ in range(30)]
     for connection in stuck:

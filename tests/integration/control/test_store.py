@@ -121,9 +121,10 @@ def test_a_long_list_is_answered_in_pieces(host: ControlHost) -> None:
 def test_nonsense_on_a_ring_is_counted_and_survived(host: ControlHost) -> None:
     """Truncated, unknown and malformed records do no harm."""
     shard = host.shards[0]
-    for junk in (b"\x00", HEAD.pack(250, 0), HEAD.pack(Kind.STORE_GET, 0) + b"\xc1",
-                 HEAD.pack(Kind.STORE_PUT, 0) + b"\x93\x01", HEAD.pack(Kind.DEAD_LETTER, 0)):  # fmt: skip
-        shard.send(junk)
+    junk = [b"\x00", HEAD.pack(250, 0), HEAD.pack(Kind.DEAD_LETTER, 0)]
+    junk += [HEAD.pack(Kind.STORE_GET, 0) + b"\xc1", HEAD.pack(Kind.STORE_PUT, 0) + b"\x93\x01"]
+    for piece in junk:
+        shard.send(piece)
     shard.send(HEAD.pack(Kind.RECORDS, 0) + b"\xc1\xc1")
     assert shard.put("t", "k", b"v")
     wait_for(lambda: host.metric("tpo_control_malformed_total") == 5, what="the counter")
@@ -151,9 +152,6 @@ def test_a_kill_in_the_middle_of_a_write_leaves_a_clean_log(start_host: StartHos
     while process.poll() is None:
         sent.append(shard.ids.new())
         shard.send(letter_frame(sent[-1]))
-        known = len(sent)
-        wait_for(lambda n=known: process.poll() is not None  # type: ignore[misc]
-                 or (host.memory.rings.reader is not None and n > 0), what="progress")  # fmt: skip
     host.env = {}
     host.kill()
     host.start()
@@ -163,4 +161,3 @@ def test_a_kill_in_the_middle_of_a_write_leaves_a_clean_log(start_host: StartHos
     more = shard.ids.new()
     shard.send(letter_frame(more))
     wait_for(lambda: more in shard.letter_ids(), what="a letter after the restart")
-    assert (host.state_dir / "store/letters").exists()

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.integration.supervisor.conftest import Fakes
-from tests.support.wait import wait_for
+from tests.support.wait import accepts, wait_for
 from tpo_mp.supervisor.client import NotRunning, request
 
 MODES = [pytest.param({}, id="native"), pytest.param({"TPO_PORTABLE": "1"}, id="portable")]
@@ -51,7 +51,8 @@ def test_a_drain_closes_the_port_at_once(fakes: Fakes) -> None:
     gateway = fakes(vice="slow-drain")
     gateway.send_signal(signal.SIGTERM)
     wait_for(lambda: "draining" in gateway.stderr, 5, "the drain")
-    wait_for(lambda: gateway.status()["state"] == "draining", 5, "the state")
+    wait_for(lambda: not accepts("127.0.0.1", gateway.port), 2, "a refused connection")
+    assert gateway.status()["state"] == "draining"
     gateway.send_signal(signal.SIGTERM)
     assert gateway.wait(5) == 0
     gateway.close()

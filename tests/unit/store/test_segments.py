@@ -124,7 +124,7 @@ def test_the_oldest_files_go_when_the_directory_is_full(tmp_path: Path) -> None:
 
 def test_old_files_go_by_age(tmp_path: Path) -> None:
     """A file not written for the age cap is deleted, unless it is the newest."""
-    now = [os.stat(tmp_path).st_mtime]
+    now = [tmp_path.stat().st_mtime]
     log = SegmentLog(tmp_path, LogLimits(1024, 1 << 20, 60.0), clock=lambda: now[0])
     for n in range(4):
         log.append([bytes([n]) * 1100])

@@ -1,0 +1,171 @@
+"""A surface without a shard: its routes, an exchange that records, a gateway told what to say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.fake_env import FakeWorld
+from tests.support.raw import build
+from tpo_mp.errors import TpoError
+from tpo_mp.http.endpoints import Endpoint, EndpointTable
+from tpo_mp.http.exchange import JSON
+from tpo_mp.http.head import Head, parse
+from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.ports import Feature
+from tpo_mp.types import Call, Reply, Stream, Terminal
+
+
+@dataclass
+class FakeExchange:
+    """One request, and what was answered."""
+
+    head: Head
+    body: bytes = b""
+    peer: str = "127.0.0.1"
+    on_disconnect: Callable[[], None] | None = None
+    status: int = 0
+    answer: bytes = b""
+    content_type: bytes = b""
+    extra: bytes = b""
+    ended: bool = False
+    aborted: bool = False
+
+    def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        """Record a whole response."""
+        assert not self.status, "answered twice"
+        self.status, self.answer, self.ended = status, body, True
+        self.content_type, self.extra = content_type, extra
+
+    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        """Record a head."""
+        assert not self.status, "answered twice"
+        self.status, self.content_type, self.extra = status, content_type, extra
+
+    def write(self, data: bytes) -> None:
+        """Record body bytes."""
+        assert data
+        self.answer += data
+
+    def finish(self) -> None:
+        """Record the end."""
+        assert not self.ended, "ended twice"
+        self.ended = True
+
+    def abort(self) -> None:
+        """Record a break."""
+        self.aborted = True
+
+    def json(self) -> Any:
+        """Decode the answer."""
+        return json.loads(self.answer)
+
+
+@dataclass
+class FakeGateway:
+    """The shard as a surface sees it."""
+
+    plane: Any = None
+    metrics_arena: Any = None
+    names: list[str] = field(default_factory=lambda: ["echo"])
+    stored: dict[tuple[str, str], tuple[bytes | None] | None] = field(default_factory=dict)
+    results: dict[str, bytes] = field(default_factory=dict)
+    submitted: list[Delivery] = field(default_factory=list)
+    accepted: list[Delivery] = field(default_factory=list)
+    ends: list[Terminal] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+    affinities: list[str | None] = field(default_factory=list)
+    table: Sequence[Endpoint] = ()
+
+    def new_call(
+        self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None
+    ) -> Call:
+        """Make a call with a fixed id."""
+        self.affinities.append(affinity)
+        return Call(id="call-1", model=model, body=body, stream=stream, started_at=1000.0)
+
+    def submit(self, delivery: Delivery) -> None:
+        """Keep the delivery; the test decides its outcome."""
+        self.submitted.append(delivery)
+
+    def settled(self, delivery: Delivery) -> None:
+        """Note the end."""
+        self.ends.append(delivery.terminal)
+
+    def serve(self, call: Call) -> Any:
+        """Nothing is served here."""
+        raise AssertionError(call)
+
+    async def models(self) -> Sequence[str]:
+        """The names it was given."""
+        return self.names
+
+    def knows_model(self, model: str) -> bool:
+        """Whether the name was given."""
+        return model in self.names
+
+    def default_model(self) -> str | None:
+        """The first name."""
+        return self.names[0] if self.names else None
+
+    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
+        """What was stored; nobody home when nothing was said."""
+        self.questions.append((table, key))
+        return self.stored.get((table, key))
+
+    async def result(self, call_id: str, wait_s: float) -> bytes | None:
+        """What was kept."""
+        return self.results.get(call_id)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """The surface's own routes."""
+        return self.table
+
+    def accept(self, delivery: Delivery, session_id: str) -> dict[str, Any]:
+        """Keep the delivery and answer a first record."""
+        self.accepted.append(delivery)
+        return {"request_id": delivery.call.id, "session_id": session_id, "status": "processing"}
+
+
+class Surface:
+    """A surface on its own routes."""
+
+    def __init__(self, feature: Feature, **gateway: Any) -> None:
+        self.gateway = FakeGateway(**gateway)
+        built = feature.build(feature.Config(), FakeWorld().env)
+        self.gateway.table = built.endpoints(self.gateway)
+        self._table = EndpointTable(self.gateway.table)
+
+    def ask(
+        self, method: str, target: str, value: Any = None, headers: dict[str, str] | None = None
+    ) -> FakeExchange:
+        """Send one request; errors are raised as the edge would see them."""
+        body = b"" if value is None else json.dumps(value).encode()
+        lines = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body))}
+        raw = build(method, target, lines | (headers or {}))
+        exchange = FakeExchange(parse(raw, self._table, 1 << 20), body)
+        if exchange.head.refusal is not None:
+            raise exchange.head.refusal
+        assert exchange.head.endpoint is not None
+        waiting = exchange.head.endpoint.handler(exchange)
+        if waiting is not None:
+            asyncio.run(waiting)  # type: ignore[arg-type]
+        return exchange
+
+    def refusal(self, method: str, target: str, value: Any = None) -> TpoError:
+        """Send a request that must be refused and answer the error."""
+        try:
+            exchange = self.ask(method, target, value)
+        except TpoError as error:
+            return error
+        raise AssertionError(f"answered {exchange.status}: {exchange.answer!r}")
+
+
+def whole(body: bytes) -> Reply:
+    """Make a finished reply."""
+    return Reply(200, body, backend="fake")
