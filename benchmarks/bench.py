@@ -102,7 +102,9 @@ class Bench:
                 series.skipped = out.stderr.strip()[-400:]
                 say(f"  {target}: skipped: {series.skipped}")
                 break
-            row: Row = json.loads(out.stdout) | {"round": number}
+            printed = json.loads(out.stdout).items()
+            row = {key: value for key, value in printed if isinstance(value, int | float)}
+            row["round"] = number
             series.rows.append(row)
             say(f"  {number + 1} {target}: {short(row)}")
         return {target: series}

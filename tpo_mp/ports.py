@@ -79,9 +79,17 @@ class Timers(Protocol):
     def add(self, entry: Timed, now: float) -> None: ...
 
 
+class WaitingRoom(Protocol):
+    """The bounded queue in front of a stage; who waits holds one place."""
+
+    def enter(self) -> bool: ...
+
+    def leave(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Env:
-    """All a feature gets of the world."""
+    """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name."""
 
     clock: Callable[[], float]
     random: Random
@@ -89,6 +97,7 @@ class Env:
     log: FilteringBoundLogger
     store: Store
     timers: Timers
+    rooms: Mapping[str, WaitingRoom]
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

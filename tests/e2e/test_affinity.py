@@ -61,7 +61,7 @@ def test_calls_without_a_key_stay_on_the_shard_that_took_them(echo_gateway: Gate
 def test_streams_cross_the_mesh_whole(echo_gateway: Gateway) -> None:
     """A long stream is the same from both shards, byte for byte but its id."""
     words = " ".join(f"w{i}" for i in range(400))
-    texts = {}
+    texts: dict[str, set[int]] = {}
     with RawClient(echo_gateway.url) as client:
         for i in range(12):
             body = chat(words, stream=True)

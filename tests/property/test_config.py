@@ -26,6 +26,7 @@ KEYS = st.sampled_from([
     "name", "kind", "models", "base_url", "api_key", "env", "file", "enabled", "host", "port",
     "workers", "stages", "strategy", "backends", "id", "secret", "timeouts", "inference", "rag",
     "model_map", "worker", "node_id", "headers", "total_s",
+    "a`b", "x` - at `$.y`", "a\nb", "a.b", "a[0]", "", "\u2028",
 ])  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
@@ -62,7 +63,7 @@ def attempt(tree: dict[str, Any], flags: dict[str, Any], env: dict[str, str]) ->
     except ConfigError as error:
         lines = error.message.splitlines()
     assert lines
-    assert all(lines)
+    assert all(line.isprintable() and line for line in lines)
     return None
 
 

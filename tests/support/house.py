@@ -89,7 +89,7 @@ class World:
         self.plane = FakePlane(self.house.seats)
         self.hands = FakeHands(self.plane)
         self.log = io.StringIO()
-        self.context = Context(self.house, Times(), self.hands, Events("pretty", self.log))
+        self.context = Context(self.house, Times(), self.hands, Events(stream=self.log))
         self.desired = Desired()
         self.probe = CpuSample(runnable=False, cpu_s=0.0)
 

@@ -81,11 +81,12 @@ def _write_model(folder: Path) -> None:
     mx.random.seed(7)
     model = Model(ModelArgs.from_dict(CONFIG))
     # Wider than the default initialisation, so that the text depends on the whole prompt.
+    parameters: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     weights = {
         name: mx.random.normal(value.shape) * (3.0 / value.shape[-1] ** 0.5)
         if value.ndim == 2
         else value
-        for name, value in tree_flatten(model.parameters())
+        for name, value in parameters
     }
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     special = {"bos_token_id": 0, "eos_token_id": 1}

@@ -133,7 +133,13 @@ def test_facades_hold_no_logic() -> None:
     for path in PRODUCT:
         if path.name != "__init__.py":
             continue
-        allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
+        allowed: tuple[type[ast.stmt], ...] = (
+            ast.Import,
+            ast.ImportFrom,
+            ast.Assign,
+            ast.AnnAssign,
+            ast.Expr,
+        )
         if path == ROOT / "tpo_mp/__init__.py":
             allowed = (*allowed, ast.FunctionDef, ast.If)  # lazy exports
         assert not [n.lineno for n in tree(path).body if not isinstance(n, allowed)], name(path)
@@ -191,8 +197,11 @@ def test_every_module_and_test_says_what_it_is_for() -> None:
     silent = [name(p) for p in PRODUCT + TESTS + SCRIPTS if not ast.get_docstring(tree(p))]
     for path in TESTS:
         for node in ast.walk(tree(path)):
-            is_test = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_test and node.name.startswith("test_") and not ast.get_docstring(node):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.name.startswith("test_")
+                and not ast.get_docstring(node)
+            ):
                 silent.append(f"{name(path)}:{node.name}")
     assert not silent
 

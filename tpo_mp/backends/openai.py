@@ -115,6 +115,7 @@ class OpenAIBackend:
                 wheel=self._env.timers,
                 max_idle=config.max_idle,
                 max_connections=config.max_concurrent,
+                room=self._env.rooms["inference"],
             )
         return self._origin
 

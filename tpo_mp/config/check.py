@@ -24,8 +24,8 @@ from .values import Secret, read_secret
 T = TypeVar("T", bound=Struct)
 
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`$")
-_MISSING: Final = re.compile(r"Object missing required field `(.*)`$")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`$", re.DOTALL)
 _TOKEN: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
 _MOST_PROBLEMS: Final = 50
 
@@ -120,11 +120,9 @@ class _Place:
 
     def value(self, raw: Any) -> object:
         """The value at the place msgspec names."""
-        for token in self._tokens:
-            if token[3]:
-                return "…"
-            raw = raw[token[1] or int(token[2])]
-        return raw
+        if any(token[3] for token in self._tokens):
+            return "…"
+        return _reach(raw, self._tokens)
 
     def remove(self, raw: Any) -> bool:
         """Take the offender out; false when that cannot be done."""
@@ -138,10 +136,21 @@ class _Place:
             key = last[1]
         else:
             key = self._unknown
+        table = _reach(raw, tokens)
+        if not isinstance(table, dict) or key not in table:
+            return False
+        del table[key]
+        return True
+
+
+def _reach(raw: Any, tokens: list[re.Match[str]]) -> Any:
+    """Follow a path; a key with a backtick in it can make msgspec name a place that is none."""
+    try:
         for token in tokens:
             raw = raw[token[1] or int(token[2])]
-        del raw[key]
-        return True
+    except (KeyError, IndexError, TypeError):
+        return "…"
+    return raw
 
 
 def _parts(kind: Any) -> list[Any]:
@@ -169,7 +178,7 @@ def _type_at(kind: Any, tokens: list[re.Match[str]]) -> Any:
         for part in _parts(kind):
             if token[1] and isinstance(part, type) and issubclass(part, Struct):
                 fields = {f.encode_name: f.type for f in msgspec.structs.fields(part)}
-                kind = fields[token[1]]
+                kind = fields.get(token[1])
                 break
             if not token[1] and get_args(part):
                 kind = get_args(part)[-1 if get_origin(part) is dict else 0]

@@ -1,7 +1,8 @@
 """What is wrong with a config, gathered so that one run shows all of it.
 
 Every problem is one line: path, value, where it came from, what was expected, a suggestion.
-Invariants: a value whose key looks like a credential is never shown, nor one inside a URL.
+Invariants: a line has no control characters, whatever a key holds; a value whose key looks like a
+credential is never shown, nor one inside a URL.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ class Problems:
 
     def add(self, path: str, message: str) -> None:
         """Note a problem at a path."""
-        line = f"{path}{self._origin(path)}: {message}"
-        if line not in self.lines:
-            self.lines.append(line)
+        self._note(self.lines, f"{path}{self._origin(path)}: {message}")
 
     def add_value(self, path: str, value: object, message: str) -> None:
         """Note a problem with the value at a path."""
-        line = f"{path} = {shown(path, value)}{self._origin(path)}: {message}"
-        if line not in self.lines:
-            self.lines.append(line)
+        self._note(self.lines, f"{path} = {shown(path, value)}{self._origin(path)}: {message}")
 
     def warn(self, message: str) -> None:
         """Note something that does not stop the config from loading."""
-        if message not in self.warnings:
-            self.warnings.append(message)
+        self._note(self.warnings, message)
 
     def stop(self) -> None:
         """Raise ``ConfigError`` with one line per problem, if there are any."""
         if self.lines:
             raise ConfigError("\n".join(self.lines))
+
+    def _note(self, notes: list[str], line: str) -> None:
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        if line not in notes:
+            notes.append(line)
 
     def _origin(self, path: str) -> str:
         origin = self.origins.get(path)

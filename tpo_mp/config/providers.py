@@ -104,7 +104,7 @@ def resolve(tree: Tree, env: Mapping[str, str], problems: Problems) -> None:
 def stand_in(tree: Tree, problems: Problems) -> None:
     """Reach backends and routes that are not built yet through ones that are, with a warning."""
     for index, entry in enumerate(_tables(tree.get("backends"))):
-        kind = entry.get("kind")
+        kind = str(entry.get("kind"))
         if kind in STAND_INS and "base_url" in entry and not catalog.is_built("backends", kind):
             problems.warn(f"backends[{index}]: kind {kind!r} is not built yet; 'openai' stands in")
             entry["kind"] = "openai"

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .text import Tree
 
-_BARE: Final = re.compile(r"^[A-Za-z0-9_-]+$")
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _LINE: Final = 88
 
 
@@ -46,7 +46,7 @@ def _is_block(value: object) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if _BARE.match(key) else _string(key)
+    return key if _BARE.fullmatch(key) else _string(key)
 
 
 def _string(text: str) -> str:

@@ -163,7 +163,7 @@ _METADATA_NETS = tuple(
         "::/128",
     )
 )
-_URL = re.compile(r"^(https?)://([^/?#\s]+)(/[^?#\s]*)?$")
+_URL = re.compile(r"(https?)://([^/?#\s]+)(/[^?#\s]*)?")
 
 
 def check_url(url: str) -> tuple[str, int]:
@@ -171,7 +171,7 @@ def check_url(url: str) -> tuple[str, int]:
 
     Raises ``ValueError`` for another scheme, credentials, a query, or a metadata address.
     """
-    match = _URL.match(url)
+    match = _URL.fullmatch(url)
     if match is None:
         raise ValueError("expected http:// or https://, a host and a path, without ? or #")
     scheme, authority, _ = match.groups()

@@ -47,6 +47,7 @@ IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
 _AS_LONG_AS_ALLOWED_S = 1e9
+_STATUS_WITHIN = 400
 
 _records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
 _meta = msgspec.msgpack.Decoder(SlotMeta).decode
@@ -271,7 +272,7 @@ def _note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
     if not orphan.flags & SlotFlag.ASYNC:
         return
     _, known = shelf.get(RESULTS, letter.call_id)
-    if known is not None and orjson.loads(known).get("status") != "processing":
+    if known is not None and b'"processing"' not in known[:_STATUS_WITHIN]:
         return
     error = native.error_object(WorkerLost("the worker that ran the call died"), letter.call_id)
     failed = native.record(

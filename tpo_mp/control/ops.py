@@ -3,7 +3,7 @@
 Pages are made on a thread of their own, one at a time, so that neither a scrape nor a crowd of them
 holds the loop.
 
-Invariants: every connection ends after ``LIFETIME_S``, however slowly it is fed, and at most
+Invariants: every connection ends after ``LIFETIME_S`` and a grace, however slowly it is fed, and at most
 ``MAX_CONNECTIONS`` exist.
 Weakness: no authentication; the port is meant for loopback or a private network.
 """
@@ -27,6 +27,7 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LIFETIME_S = 60.0
+GRACE_S = 2.0
 MAX_CONNECTIONS = 256
 STOP_S = 1.0
 
@@ -64,7 +65,10 @@ class OpsPort:
         if server is None or len(server.connections) >= MAX_CONNECTIONS:
             return _Refused()
         connection = server()
-        asyncio.get_running_loop().call_later(self._lifetime_s, connection.close)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._lifetime_s, connection.close)
+        # ``close`` lets an answer finish, but does not end one who sends half a request.
+        loop.call_later(self._lifetime_s + GRACE_S, connection.force_close)
         return connection
 
     def _app(self) -> web.Application:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Closable(Protocol):
     """A connection of either lane, as the drain sees it."""
 
-    def close_when_idle(self) -> None: ...
+    def close_when_idle(self, linger_s: float) -> None: ...
 
 
 RenderError = Callable[["Exchange", TpoError], None]
@@ -128,11 +128,15 @@ class Edge:
             % (status, REASON.get(status, b"Bad Request"), len(body), self.date_line, body)
         )
 
-    def drain(self) -> None:
-        """Stop keeping connections alive; idle ones leave now."""
+    def drain(self, linger_s: float) -> None:
+        """Stop keeping connections alive.
+
+        Idle ones may send one more request within ``linger_s``: a client that is just sending it
+        would otherwise see a reset.
+        """
         self.closing = True
         for connection in list(self.connections):
-            connection.close_when_idle()
+            connection.close_when_idle(linger_s)
         self.drain_full_lane()
 
     @property

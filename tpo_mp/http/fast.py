@@ -304,10 +304,13 @@ class FastConnection(asyncio.Protocol):
         self.open = False
         self.transport.abort()
 
-    def close_when_idle(self) -> None:
-        """Draining: leave now if nothing is open, else after the current reply."""
+    def close_when_idle(self, linger_s: float) -> None:
+        """Draining: leave after the current reply, or when nothing comes for ``linger_s``."""
         if not self.open and self._body is None and not self._pending:
-            self.transport.close()
+            if linger_s:
+                self._await_bytes(linger_s)
+            else:
+                self.transport.close()
 
     def _close_request(self, keep: bool) -> None:
         self.open = False

@@ -22,7 +22,7 @@ from typing import cast
 import httptools
 
 from tpo_mp.errors import BackendFailure, BackendRefused, BackendTimeout, TpoError
-from tpo_mp.ports import Timers
+from tpo_mp.ports import Timers, WaitingRoom
 
 from .dechunk import ChunkError, Dechunker
 
@@ -150,14 +150,14 @@ class Origin:
         wheel: Timers,
         max_idle: int = 1024,
         max_connections: int = 0,
-        max_waiting: int = 1024,
+        room: WaitingRoom | None = None,
     ) -> None:
         self.host, self.port, self.tls = host, port, tls
         self.deadlines = deadlines
         self.loop, self.wheel = loop, wheel
         self.max_idle = max_idle
         self.max_connections = max_connections
-        self.max_waiting = max_waiting
+        self.room = room
         self.idle: list[UpstreamConnection] = []
         self.count = 0
         self.closed = False
@@ -168,14 +168,15 @@ class Origin:
     def send(self, exchange: Exchange) -> None:
         """Send one request.
 
-        Raises ``OverflowError`` when ``max_connections`` are busy and ``max_waiting`` calls wait.
+        Raises ``OverflowError`` when ``max_connections`` are busy and the waiting room is full.
         """
         idle = self.idle
         if idle:
             idle.pop().start(exchange)
         elif self.max_connections and self.count >= self.max_connections:
-            if len(self.waiting) >= self.max_waiting:
+            if self.room is not None and not self.room.enter():
                 raise OverflowError
+            exchange.queued_at = self
             self.waiting.append(exchange)
         else:
             self.dial(exchange)
@@ -218,11 +219,26 @@ class Origin:
     def gone(self) -> None:
         """A connection ended; a waiting call may open another."""
         self.count -= 1
-        while self.waiting:
-            exchange = self.waiting.popleft()
-            if not exchange.over:
-                self.dial(exchange)
-                return
+        exchange = self.next_waiting()
+        if exchange is not None:
+            self.dial(exchange)
+
+    def next_waiting(self) -> Exchange | None:
+        """The call that waited longest and still wants its turn."""
+        if not self.waiting:
+            return None
+        exchange = self.waiting.popleft()
+        exchange.queued_at = None
+        if self.room is not None:
+            self.room.leave()
+        return exchange
+
+    def unqueue(self, exchange: Exchange) -> None:
+        """A waiting call gave up."""
+        exchange.queued_at = None
+        self.waiting.remove(exchange)
+        if self.room is not None:
+            self.room.leave()
 
     def head(self, raw: bytes) -> ResponseHead:
         """Parse a head, or remember one seen before byte for byte."""
@@ -249,13 +265,14 @@ class Exchange(ABC):
     ``failed`` at any point.  ``over`` is set once nothing more will be delivered.
     """
 
-    __slots__ = ("connection", "over", "request", "retried")
+    __slots__ = ("connection", "over", "queued_at", "request", "retried")
 
     def __init__(self, request: bytes) -> None:
         self.request = request
         self.connection: UpstreamConnection | None = None
         self.over = False
         self.retried = False
+        self.queued_at: Origin | None = None
 
     def cancel(self) -> None:
         """Stop; the upstream sees its client leave.  Nothing more is delivered."""
@@ -263,6 +280,8 @@ class Exchange(ABC):
             self.over = True
             if self.connection is not None:
                 self.connection.drop()
+            elif self.queued_at is not None:
+                self.queued_at.unqueue(self)
 
     def pause(self) -> None:
         """Read no more of the answer for now."""
@@ -348,12 +367,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = None
         self._state = _IDLE
         self.deadline = NEVER
-        while origin.waiting:
-            exchange = origin.waiting.popleft()
-            if not exchange.over:
-                self.start(exchange)
-                return
-        if origin.closed or len(origin.idle) >= origin.max_idle:
+        exchange = origin.next_waiting()
+        if exchange is not None:
+            self.start(exchange)
+        elif origin.closed or len(origin.idle) >= origin.max_idle:
             self.transport.close()
         else:
             origin.idle.append(self)

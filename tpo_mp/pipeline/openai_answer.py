@@ -52,6 +52,7 @@ class Answer(Exchange):
         self.connection = None
         self.over = False
         self.retried = False
+        self.queued_at = None
         self.promise: Promise[Reply] = Promise(self.cancel)
         self._call = call
         self._backend = backend
@@ -137,7 +138,8 @@ class Events:
     """The ``Stream`` of a reply: events as they come, watched but not re-written."""
 
     __slots__ = ("_answer", "_backend", "_buffer", "_call", "_carry", "_ended", "_error",
-                 "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip", "_tail")  # fmt: skip
+                 "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip",
+                 "_tail")  # fmt: skip
 
     def __init__(
         self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
@@ -266,12 +268,11 @@ class Events:
 
     def _without_usage(self, chunk: bytes) -> bytes:
         """Read and take out the usage event the gateway asked for."""
-        kept = []
         separator = b"\r\n\r\n" if chunk.endswith(b"\r\n\r\n") else b"\n\n"
-        for block in chunk.split(separator)[:-1]:
-            if b'"usage"' not in block or not self._is_usage(block):
-                kept.append(block + separator)
-        return b"".join(kept)
+        blocks = chunk.split(separator)[:-1]
+        return b"".join(
+            b + separator for b in blocks if b'"usage"' not in b or not self._is_usage(b)
+        )
 
     def _is_usage(self, block: bytes) -> bool:
         """Note the usage in an event; answers whether it holds nothing else."""

@@ -35,7 +35,6 @@ class Kind(IntEnum):
     DATA = 5
     END = 6
     BOUNCE = 7
-    BODY = 8
     RESULT_QUERY = 9
     RESULT_ANSWER = 10
     RECORDS = 20
@@ -44,7 +43,6 @@ class Kind(IntEnum):
     STORE_ANSWER = 23
     DEAD_LETTER = 24
     RERUN = 25
-    FORGET = 26
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):

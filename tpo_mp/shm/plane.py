@@ -16,6 +16,7 @@
           supervisor  +0 epoch  +8 command  +16 pid  +24 slot (0xFFFF parked)
           occupant   +64 beat  +72 state  +80 config_ack  +88 config_nack
                      +96 open_calls  +104 loop_lag_us  +112 now_us
+                     +120 waiting
 
 All words are native u64 at offsets divisible by 8, so they do not tear, and each writer's words
 lie on lines of their own.  Every word has exactly one writer at a time: the supervisor, or the
@@ -142,6 +143,7 @@ class SeatLines:
     open_calls = _Word(12)
     loop_lag_us = _Word(13)
     now_us = _Word(14)
+    waiting = _Word(15)
 
     def __init__(self, words: memoryview, base: int) -> None:
         self.words = words

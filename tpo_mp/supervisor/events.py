@@ -12,12 +12,13 @@ import json
 import select
 import sys
 from datetime import UTC, datetime
-from typing import Literal, TextIO, TypeAlias
+from typing import Literal, TextIO, TypeAlias, get_args
 
-Level: TypeAlias = Literal["info", "warning", "error"]
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 Format: TypeAlias = Literal["pretty", "json"]
 Value: TypeAlias = str | int | float | bool | None
 
+LEVELS: tuple[Level, ...] = get_args(Level)
 MAX_LINE_BYTES = 4000
 """Below PIPE_BUF, so that a writable pipe takes the whole line."""
 
@@ -25,13 +26,18 @@ MAX_LINE_BYTES = 4000
 class Events:
     """Writes events in the configured format."""
 
-    def __init__(self, log_format: Format = "pretty", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, log_format: Format = "pretty", least: Level = "info", stream: TextIO | None = None
+    ) -> None:
         self.log_format: Format = log_format
+        self.least: Level = least
         self.dropped = 0
         self._stream = stream
 
     def __call__(self, event: str, level: Level = "info", /, **fields: Value) -> None:
-        """Write one line: time, level, event and those of its fields that are not None."""
+        """Write one line, unless it is below the least level: those fields that are not None."""
+        if LEVELS.index(level) < LEVELS.index(self.least):
+            return
         fields = {key: value for key, value in fields.items() if value is not None}
         fields["process"] = "supervisor"
         at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -49,7 +55,8 @@ def write_line(stream: TextIO, line: str) -> bool:
     try:
         if not _writable(stream):
             return False
-        stream.write(line[:MAX_LINE_BYTES] + "\n")
+        told = line.encode("ascii", "backslashreplace")[:MAX_LINE_BYTES]
+        stream.write(told.decode() + "\n")
         stream.flush()
     except (OSError, ValueError):  # the reader left, or the stream is closed
         return False
@@ -63,7 +70,8 @@ def _writable(stream: TextIO) -> bool:
         return True
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    return any(seen & select.POLLOUT for _, seen in poll.poll(0))
+    # Any answer will do: on an error the write tells, and macOS calls terminals invalid here.
+    return bool(poll.poll(0))
 
 
 def _plain(value: Value) -> str:

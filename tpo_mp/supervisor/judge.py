@@ -48,7 +48,7 @@ def _weigh(context: Context, child: Child, now: float) -> None:
 
 def _condemn(context: Context, child: Child, why: str, now: float) -> None:
     context.events(
-        "worker_hangs" if child.role == "shard" else "control hangs", "error",
+        "worker_hangs" if child.role == "shard" else "control_hangs", "error",
         pid=child.pid, seat=child.seat, why=why,
         silent_s=round(child.watch.silence_s(now), 2), action="abort",
     )  # fmt: skip
@@ -82,7 +82,7 @@ def bury(context: Context, child: Child, status: int, now: float) -> None:
         context.events("process_ended", pid=child.pid, seat=child.seat, role=child.role)
         return
     context.events(
-        f"{'worker' if child.role == 'shard' else 'control'} died",
+        f"{'worker' if child.role == 'shard' else 'control'}_died",
         "warning" if expected else "error",
         where=child.berth, pid=child.pid, seat=child.seat,
         **_cause(child, status), lived_s=round(now - child.started_at, 2), last_words=words or None,

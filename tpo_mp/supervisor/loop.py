@@ -24,7 +24,7 @@ from tpo_mp.shm.plane import HostState
 
 from .beats import cpu_sample
 from .ctl import CommandSocket, Respond
-from .events import write_line
+from .events import Level, write_line
 from .hands import Context
 from .intensity import Limits
 from .judge import bury, judge
@@ -90,6 +90,7 @@ class HostLoop:
         """Go by the spans of a new configuration from now on."""
         self._context.times = times_of(view)
         self._context.events.log_format = view.observability.log_format
+        self._context.events.least = view.observability.log_level
         limits = limits_of(view)
         for berth in self._house.berths:
             berth.intensity.limits = limits
@@ -269,9 +270,8 @@ class HostLoop:
             return
         for reply in self._restart_replies:
             reply({"ok": not failure, "error": failure} if failure else {"ok": True})
-        if self._restart_replies:
-            self._context.events("rolling_restart_ended", "error" if failure else "info",
-                                 failure=failure or None)  # fmt: skip
+        level: Level = "error" if failure else "info"
+        self._context.events("rolling_restart_ended", level, failure=failure or None)
         self._restart_replies.clear()
 
     # the end

@@ -157,7 +157,7 @@ class Reloader:
     def _finish(self, context: Context, *, ok: bool, **fields: Any) -> None:
         self.last = {"ok": ok, **fields}
         told = {name: str(value) for name, value in fields.items() if value not in ([], None)}
-        context.events("reloaded" if ok else "reload refused", "info" if ok else "error", **told)
+        context.events("reloaded" if ok else "reload_refused", "info" if ok else "error", **told)
         serving, self._serving = self._serving, []
         for reply in serving:
             reply(self.last)

@@ -78,9 +78,9 @@ def _run(
     stack: contextlib.ExitStack, blob: bytes, config_path: Path | None, compile_now: Compile
 ) -> int:
     view = process_view(blob)
-    events = Events(view.observability.log_format)
+    events = Events(view.observability.log_format, view.observability.log_level)
     for warning in view.warnings:
-        events("config", "warning", warning=warning)
+        events("config_warning", "warning", warning=warning)
     asked = view.server.workers
     cpus = placement.plan(placement.auto_workers() if asked == "auto" else asked)
     house = House.build(cpus, limits_of(view))

@@ -23,6 +23,8 @@ from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.types import STAGES, Terminal
 
+from .letters import Letters
+
 if TYPE_CHECKING:
     from tpo_mp.pipeline.delivery import Delivery
 
@@ -95,6 +97,7 @@ class Account:
         metrics: MetricsBlock,
         registry: RegistryWriter,
         push: Callable[[bytes], bool],
+        letters: Letters,
         on_crash: Callable[[BaseException], None],
     ) -> None:
         """``push`` sends one RECORDS frame to control; False means its ring is full."""
@@ -103,6 +106,7 @@ class Account:
         self._cells = metrics.cells
         self._registry = registry
         self._push = push
+        self._letters = letters
         self._on_crash = on_crash
         self._queue: list[Delivery] = []
         self._records: list[tuple[object, ...]] = []
@@ -221,6 +225,7 @@ class Account:
         return row
 
     def _note_error(self, delivery: Delivery) -> None:
+        self._letters.add(delivery)
         self._terminal[delivery.terminal].inc()
         if delivery.terminal is Terminal.SHED:
             self._shed.inc()
@@ -249,7 +254,7 @@ class Account:
             lost = len(self._records) - MAX_KEPT
             del self._records[:lost]
             self._dropped.inc(lost)
-        if not self._records:
+        if self._letters.flush() and not self._records:
             close = self._registry.close
             for slot in self._slots:
                 close(slot)

@@ -99,7 +99,7 @@ class Links:
         self.poll()
 
     def poll(self) -> int:
-        """Take everything that waits in the rings into this seat; answers the damage seen so far."""
+        """Take everything that waits in the rings into this seat; answers damage so far."""
         take = self._take
         for source, reader in self._readers:
             while reader.pending():
@@ -113,6 +113,11 @@ class Links:
             self._corrupt.inc(corrupt - self._corrupt_seen)
             self._corrupt_seen = corrupt
         return corrupt
+
+    def republish(self) -> None:
+        """Store this end's ring words again, which heals damage to them."""
+        for writer in self._writers.values():
+            writer.republish()
 
     def corrupt_sources(self) -> dict[int, int]:
         """Damage per source seat; a growth means the calls on that ring are lost."""

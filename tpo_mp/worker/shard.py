@@ -22,12 +22,13 @@ from setproctitle import setproctitle
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
 from tpo_mp.errors import ConfigError, Draining, TpoError
-from tpo_mp.http.edge import Edge
+from tpo_mp.http.edge import Edge as HttpEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
+from tpo_mp.pipeline.edges import Edge, make_edges
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -35,7 +36,7 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
 from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.shm.plane import NO_SLOT, Command, Plane, SeatState
+from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.store.client import StoreClient
@@ -44,6 +45,7 @@ from .account import Account
 from .asyncs import Asyncs
 from .build import Pipeline, build
 from .errors_out import render_error
+from .letters import Letters
 from .links import Links
 from .listen import Listening
 from .mesh import Mesh
@@ -54,6 +56,7 @@ from .sweep import Sweep
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
 RECHECK_S = 0.01
+LINGER_S = 1.0
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 SURFACES = ("openai_api", "native_api", "ops_api")
 
@@ -99,6 +102,7 @@ class Shard:
             log=self.log,
             store=self.store,
             timers=self.wheel,
+            rooms=self._make_edges(config),
         )
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
@@ -145,6 +149,11 @@ class Shard:
             metrics=self.metrics,
             registry=writer,
             push=lambda record: self.links.send(control, record),
+            letters=Letters(
+                lambda record: self.links.send(control, record),
+                self.links.max_record,
+                self.metrics,
+            ),
             on_crash=self._crashed,
         )
         self.owner = Owner(
@@ -187,10 +196,22 @@ class Shard:
         )
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
 
+    def _make_edges(self, config: Any) -> dict[str, Edge]:
+        lines, plane, seat = self.lines, self.plane, self.handoff.seat
+
+        def publish(n: int) -> None:
+            lines.waiting = n
+
+        def others() -> int:
+            return sum(plane.seat(s).waiting for s in range(plane.seats) if s != seat)
+
+        capacities = msgspec.structs.asdict(config.pipeline.edges)
+        return make_edges(capacities, self.metrics, publish, others)
+
     def _build_edge(self, config: Any) -> None:
         m, server = self.metrics, config.server
         text = "Requests by the lane that framed them."
-        self.edge = Edge(
+        self.edge = HttpEdge(
             loop=self.loop,
             wheel=self.wheel,
             table=self._endpoints(),
@@ -281,6 +302,7 @@ class Shard:
         while self.stage is not Stage.STOPPED:
             await asyncio.sleep(RECHECK_S if self.mesh.busy else BEAT_S)
             if self.mesh.busy:
+                self.links.republish()
                 self.links.poll()
                 self.mesh.tick()
 
@@ -350,19 +372,19 @@ class Shard:
         self.lines.state = SeatState.DRAINING
         await self.listening.drain()
         self.listening.close()
-        self.owner.draining = self.plane.host_state >= 2
-        self.edge.drain()
+        leaving = self.plane.host_state >= HostState.DRAINING
+        self.owner.draining = leaving
+        self.edge.drain(0.0 if leaving else LINGER_S)
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""
-        self.edge.drain()
         return not self.owner.open and not self.mesh.busy and not self.edge.open_connections
 
     async def _stop(self) -> None:
         """End what is open with an error its client can read, account for it, leave."""
         self.owner.draining = True
         self.listening.close()
-        self.edge.drain()
+        self.edge.drain(0.0)
         self.owner.stop_all(
             Draining("this gateway is shutting down", reason="draining", retry_after_s=1)
         )

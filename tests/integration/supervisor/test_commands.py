@@ -172,7 +172,7 @@ def test_usr2_does_the_same_as_the_command(fakes: Fakes) -> None:
     gateway = fakes()
     before = set(gateway.worker_pids())
     gateway.send_signal(signal.SIGUSR2)
-    wait_for(lambda: "rolling restart ended" in gateway.stderr, 10, "the end of the restart")
+    wait_for(lambda: "rolling_restart_ended" in gateway.stderr, 10, "the end of the restart")
     assert not before & set(gateway.worker_pids())
 
 

@@ -39,8 +39,8 @@ def test_a_killed_worker_is_replaced_by_the_spare(fakes: Fakes, env: dict[str, s
     served = {gateway.knock() for _ in range(50)}
     assert served
     wait_for(lambda: gateway.slot(0)["pid"] == spare, 5, "the spare in slot 0")
-    wait_for(lambda: "worker replaced" in gateway.stderr, 5, "the replacement in the log")
-    took = re.search(r"worker replaced slot=0 .*in_ms=(\d+)", gateway.stderr)
+    wait_for(lambda: "worker_replaced" in gateway.stderr, 5, "the replacement in the log")
+    took = re.search(r"worker_replaced slot=0 .*in_ms=(\d+)", gateway.stderr)
     assert took is not None
     assert int(took[1]) < 500
     assert "signal=SIGKILL" in gateway.stderr
@@ -61,7 +61,7 @@ def test_a_stopped_worker_leaves_a_traceback_and_is_replaced(
     wait_for(lambda: gateway.slot(1)["pid"] not in (None, victim), 6, "a new worker")
     wait_for(lambda: victim not in gateway.processes(), 3, "the end of the stopped worker")
     assert "Fatal Python error: Aborted" in gateway.stderr
-    silent = re.search(r"worker hangs .*silent_s=([\d.]+)", gateway.stderr)
+    silent = re.search(r"worker_hangs .*silent_s=([\d.]+)", gateway.stderr)
     assert silent is not None
     assert 1.9 < float(silent[1]) < 3.0
 
@@ -103,7 +103,7 @@ def test_crash_on_boot_of_every_slot_is_exit_3_with_the_reason(
     code, took_s = fails(gateway, 15)
     assert code == 3
     assert took_s < 10
-    assert "giving up" in gateway.stderr
+    assert "giving_up" in gateway.stderr
     assert "RuntimeError: born to die" in gateway.stderr.splitlines()[-1]
     assert gateway.stdout_path.read_text() == ""
 
@@ -113,7 +113,7 @@ def test_a_refusal_at_boot_is_not_tried_again(fakes: Fakes) -> None:
     gateway = fakes(start=False, vice="refuse")
     code, _ = fails(gateway, 15)
     assert code == 3
-    assert gateway.stderr.count("worker died") <= 3
+    assert gateway.stderr.count("worker_died") <= 3
     assert "restart needed" in gateway.stderr.splitlines()[-1]
 
 
@@ -127,7 +127,7 @@ def test_a_crash_loop_after_a_good_start_is_exit_4(fakes: Fakes) -> None:
     for pid in [*gateway.worker_pids(), gateway.status()["spare"]["pid"]]:
         os.kill(pid, signal.SIGKILL)
     assert gateway.wait(20) == 4
-    assert "giving up exit_code=4" in gateway.stderr
+    assert "giving_up exit_code=4" in gateway.stderr
     gateway.close()
 
 
@@ -137,13 +137,13 @@ def test_one_crashing_slot_backs_off_while_the_other_serves(fakes: Fakes) -> Non
     gateway.warm()
     gateway.vice("shard", "crash-boot")
     os.kill(gateway.slot(0)["pid"], signal.SIGKILL)
-    wait_for(lambda: "backing off" in gateway.stderr, 10, "back-off of the spare")
+    wait_for(lambda: "backing_off" in gateway.stderr, 10, "back-off of the spare")
     os.kill(gateway.slot(0)["pid"], signal.SIGKILL)
     wait_for(lambda: gateway.slot(0)["state"] == "backing off", 10, "back-off of slot 0")
-    deaths = gateway.stderr.count("worker died")
+    deaths = gateway.stderr.count("worker_died")
     seat = gateway.slot(1)["seat"]
     assert {gateway.knock() for _ in range(30)} == {f"seat {seat}"}
-    assert gateway.stderr.count("worker died") == deaths
+    assert gateway.stderr.count("worker_died") == deaths
     assert "slot 0" in gateway.status()["degraded"]
     gateway.end()
 

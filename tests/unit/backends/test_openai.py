@@ -17,7 +17,6 @@ from tpo_mp.errors import (
     BackendTimeout,
     Cancelled,
     ConfigError,
-    InvalidRequest,
     RateLimited,
     Rejected,
     Shed,
@@ -29,7 +28,7 @@ from tpo_mp.types import Call, Reply
 
 
 class FakeOrigin:
-    """Stands for the connection pool: keeps the request, hands out the receiver."""
+    """Stands for the connection pool: keeps the request, and counts what is cancelled."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -37,23 +36,17 @@ class FakeOrigin:
         self.cancelled = 0
         self.full = False
 
-    def send(self, request: bytes, receiver: Any) -> FakeOrigin:
+    def send(self, exchange: Any) -> None:
         """Take a request."""
         if self.full:
             raise OverflowError
-        self.sent.append(request)
-        self.receiver = receiver
-        return self
+        self.sent.append(exchange.request)
+        self.receiver = exchange
+        exchange.connection = self
 
-    def cancel(self) -> None:
-        """Count a cancel."""
+    def drop(self) -> None:
+        """Count a cancelled request."""
         self.cancelled += 1
-
-    def pause(self) -> None:
-        """Nothing flows here."""
-
-    def resume(self) -> None:
-        """Nothing flows here."""
 
 
 class Collected:
@@ -307,15 +300,6 @@ def test_full_pool_sheds() -> None:
     origin.full = True
     with pytest.raises(Shed):
         backend.infer(call_for())
-
-
-def test_unknown_api_is_refused() -> None:
-    """A call of an API this backend does not speak is the caller's error."""
-    backend, _ = build()
-    call = call_for()
-    call.api = "tea"
-    with pytest.raises(InvalidRequest):
-        backend.infer(call)
 
 
 @pytest.mark.parametrize(

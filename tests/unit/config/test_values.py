@@ -103,7 +103,7 @@ def test_operators_url_is_trusted(url: str, place: tuple[str, int]) -> None:
     [
         "ftp://host/v1", "host/v1", "http://", "http://host/v1?key=1", "http://host/v1#x",
         "http://user:pass@host/v1", "http://host:0/v1", "http://host:99999/", "http://ho st/",
-        "http://:80/", "http://host:8o/", "",
+        "http://:80/", "http://host:8o/", "", "http://host/v1\n",
     ],
 )  # fmt: skip
 def test_malformed_url_is_refused(url: str) -> None:

@@ -77,7 +77,7 @@ def test_a_host_without_processes_left_tries_again_later() -> None:
     world.die(world.house.slots[0].child)
     world.turn(0.2)
     assert world.house.slots[0].child is None
-    assert "cannot start a process" in world.log.getvalue()
+    assert "cannot_start_a_process" in world.log.getvalue()
     world.hands.no_process = False
     world.turn(0.2)
     assert world.house.slots[0].child is not None

@@ -78,9 +78,10 @@ def test_affinity_is_the_first_key_of_the_body(
 
 def test_usage_is_wanted_only_when_asked() -> None:
     """``stream_options.include_usage`` sets the call's wish."""
-    for options, wanted in (({}, False), ({"stream_options": {"include_usage": True}}, True)):
+    for include_usage, wanted in ((None, False), (False, False), (True, True)):
         surface = Surface(FEATURE)
-        surface.ask("POST", CHAT, chat("hi", stream=True, **options))
+        options = {"include_usage": include_usage}
+        surface.ask("POST", CHAT, chat("hi", stream=True, stream_options=options))
         assert surface.gateway.submitted[0].call.usage_wanted is wanted
 
 

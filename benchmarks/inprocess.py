@@ -1,0 +1,85 @@
+"""Calls per second through a pipeline in this process; prints one row as JSON.
+
+Uses ``tpo_mp.spawn_pipeline("echo")`` as an asynchronous context manager whose value answers
+``await pipeline.infer(body)`` with a reply of the given chat body, 64 callers at a time.
+A build without it says so and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+import tpo_mp
+
+from .load import tag
+from .payload import DIGITS, Payload
+from .report import Row
+from .stats import percentile
+
+CALLERS = 64
+WARM_UP_S = 0.5
+
+
+async def calls(pipeline: Any, secs: float) -> tuple[array[float], float]:
+    """Keep the callers busy; answer the latency of every call and the CPU seconds they took."""
+    latencies = array("d")
+    head, after = Payload(tag()).pieces("http://in.process")
+    before = head.partition(b"\r\n\r\n")[2]
+    clock = time.perf_counter
+    sent = 0
+    cpu, end = time.process_time(), clock() + secs
+
+    async def caller() -> None:
+        nonlocal sent
+        now = clock()
+        while now < end:
+            sent += 1
+            reply = await pipeline.infer(b"%b%0*d%b" % (before, DIGITS, sent, after))
+            if reply.status != 200:
+                raise RuntimeError(f"status {reply.status}")
+            began, now = now, clock()
+            latencies.append(now - began)
+
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return latencies, time.process_time() - cpu
+
+
+async def measure(spawn: Callable[[str], Any], secs: float) -> Row:
+    """Warm a pipeline and measure it."""
+    async with spawn("echo") as pipeline:
+        await calls(pipeline, min(WARM_UP_S, secs))
+        began = time.perf_counter()
+        latencies, cpu = await calls(pipeline, secs)
+        elapsed = time.perf_counter() - began
+    ordered = sorted(latencies)
+    return {
+        "requests": len(ordered),
+        "rps": round(len(ordered) / elapsed, 1),
+        "cpu_us": round(cpu / len(ordered) * 1e6, 2),
+        "p50_ms": round(percentile(ordered, 0.5) * 1e3, 4),
+        "p99_ms": round(percentile(ordered, 0.99) * 1e3, 4),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="benchmarks.inprocess", description=__doc__)
+    parser.add_argument("--secs", type=float, default=4.0)
+    options = parser.parse_args()
+    spawn = getattr(tpo_mp, "spawn_pipeline", None)
+    if spawn is None:
+        sys.exit("tpo_mp.spawn_pipeline is not built yet")
+    print(json.dumps(uvloop.run(measure(spawn, options.secs))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The waiting rooms in front of the stages.
+
+An edge bounds calls *waiting in front of* a stage; calls inside a stage hold no place, so ten
+thousand open streams are normal.  A call that finds its edge full is shed.
+The inference edge counts for the whole host: each shard publishes its own number and adds the
+others' up before it lets one more wait.
+
+Invariants: ``enter`` and ``leave`` pair; the host-wide sum never exceeds the capacity by more than
+the shards that entered in the same instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tpo_mp.ports import Metrics
+from tpo_mp.types import STAGES
+
+CAPACITY_OF = {
+    "rag": "rag_to_assemble",
+    "assemble": "assemble_to_inference",
+    "inference": "inference_to_post",
+    "post_process": "post_to_stream",
+    "stream": "stream_output",
+}
+"""Which configured capacity bounds the room in front of each stage."""
+
+
+class Edge:
+    """The waiting room in front of one stage."""
+
+    __slots__ = ("_depth", "_others", "_publish", "capacity", "depth", "stage")
+
+    def __init__(
+        self,
+        stage: str,
+        capacity: int,
+        metrics: Metrics,
+        *,
+        publish: Callable[[int], None] = lambda _n: None,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """``publish`` tells other shards our number, ``others`` answers the sum of theirs."""
+        self.stage = stage
+        self.capacity = capacity
+        self.depth = 0
+        self._publish = publish
+        self._others = others
+        self._depth = metrics.gauge(
+            "orchestrator_queue_depth", "Calls waiting in front of a stage.", stage=stage
+        )
+        metrics.gauge(
+            "orchestrator_channel_capacity", "Calls that may wait per shard.", queue=stage
+        ).set(capacity)
+
+    def enter(self) -> bool:
+        """Take a place; False when the edge is full."""
+        self.depth += 1
+        self._publish(self.depth)
+        if self.depth + self._others() > self.capacity:
+            self.depth -= 1
+            self._publish(self.depth)
+            return False
+        self._depth.set(self.depth)
+        return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.depth -= 1
+        self._publish(self.depth)
+        self._depth.set(self.depth)
+
+
+def make_edges(
+    capacities: Mapping[str, int],
+    metrics: Metrics,
+    publish: Callable[[int], None],
+    others: Callable[[], int],
+) -> dict[str, Edge]:
+    """One edge per stage; only inference counts host-wide."""
+    edges = {}
+    for stage in STAGES:
+        capacity = capacities[CAPACITY_OF[stage]]
+        if stage == "inference":
+            edges[stage] = Edge(stage, capacity, metrics, publish=publish, others=others)
+        else:
+            edges[stage] = Edge(stage, capacity, metrics)
+    return edges
