@@ -117,12 +117,12 @@ class Bench:
         seen = self.load.run(live.url, shape, self.options.secs, pids)
         secs, busy = time.monotonic() - began, core_busy_s(self.cores.gateway) - busy
         row = seen.row()
-        if live.process is None:
-            del row["cpu_us"]
-            return row
-        row["pss_mib"] = round(live.process.pss_mib(), 1)
         # What others took of the gateway's core: a round with much of it is a noisy one.
         row["others_share"] = round(max(0.0, busy - seen.cpu_s) / secs, 3)
+        if live.process is None:
+            del row["cpu_us"]
+        else:
+            row["pss_mib"] = round(live.process.pss_mib(), 1)
         return row
 
 

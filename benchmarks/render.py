@@ -12,12 +12,11 @@ from pathlib import Path
 
 from . import plots
 from .gates import GATES, Gate, Verdict
-from .report import Report, load_all
+from .report import NOISY, Report, load_all
 from .scenario import NAMES, Column, Scenario, find
 from .targets import LABELS
 
 DASH = "\u2013"
-NOISY = 0.1
 
 HEAD = """\
 # Benchmarks

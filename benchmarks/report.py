@@ -14,6 +14,8 @@ import msgspec
 from .stats import median, spread
 
 Row = dict[str, float]
+NOISY = 0.1
+"""The share of the gateway's core beyond which other processes spoil a measurement."""
 
 
 class Series(msgspec.Struct, kw_only=True):
@@ -69,6 +71,11 @@ class Report(msgspec.Struct, kw_only=True):
         """Count the requests of some targets that did not succeed."""
         found = (self.targets[name] for name in targets if name in self.targets)
         return round(sum(sum(series.values("failed")) for series in found))
+
+    def busy(self, targets: Iterable[str]) -> bool:
+        """Say whether others took much of the gateway's core in most rounds of some target."""
+        shares = (self.median(name, "others_share") for name in targets)
+        return any(share is not None and share > NOISY for share in shares)
 
     def save(self, directory: Path) -> Path:
         """Write ``SCENARIO.json``."""

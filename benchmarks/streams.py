@@ -1,7 +1,7 @@
 """Many open streams: ask for N of them, take the first byte of each, and hold them.
 
-Prints ``holding N`` once every stream has begun, or the number that did when the time is up,
-and keeps them open until it is ended.
+Prints ``holding N`` once every stream has begun, or the number that did when the time is up or no
+more begin, and keeps them open until it is ended.
 
 Known weakness: one loopback address has about 28 000 source ports per destination.
 """
@@ -20,6 +20,7 @@ import uvloop
 from .payload import DIGITS, Payload
 
 BATCH = 50
+QUIET_S = 3.0
 
 
 class Holder(asyncio.Protocol):
@@ -56,10 +57,14 @@ async def hold(url: str, tag: str, count: int, secs: float) -> None:
 
     for start in range(0, count, BATCH):
         await asyncio.gather(*(begin(i) for i in range(start, min(start + BATCH, count))))
-        while Holder.begun < start and time.monotonic() < deadline:
+        waited_from = time.monotonic()
+        while Holder.begun < start and time.monotonic() < min(deadline, waited_from + QUIET_S):
             await asyncio.sleep(0.005)
-    while Holder.begun < count and time.monotonic() < deadline:
+    seen, quiet_since = Holder.begun, time.monotonic()
+    while Holder.begun < count and time.monotonic() < min(deadline, quiet_since + QUIET_S):
         await asyncio.sleep(0.05)
+        if Holder.begun > seen:
+            seen, quiet_since = Holder.begun, time.monotonic()
     print(f"holding {Holder.begun}", flush=True)
     await asyncio.Event().wait()
 

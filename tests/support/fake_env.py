@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from tpo_mp.ports import Env, Timed
-from tpo_mp.types import Call
+from tpo_mp.types import STAGES, Call
 
 
 class FakeWorld:
@@ -21,6 +21,7 @@ class FakeWorld:
     def __init__(self, seed: int = 0) -> None:
         self.now = 1000.0
         self.filed: list[Timed] = []
+        self.rooms = {stage: FakeRoom() for stage in STAGES}
         self.env = Env(
             clock=lambda: self.now,
             random=random.Random(seed),
@@ -28,6 +29,7 @@ class FakeWorld:
             log=structlog.get_logger(),
             store=EmptyStore(),
             timers=self,
+            rooms=self.rooms,
         )
 
     def add(self, entry: Timed, now: float) -> None:
@@ -42,6 +44,24 @@ class FakeWorld:
         for entry in due:
             entry.deadline = float("inf")
             entry.expire()
+
+
+class FakeRoom:
+    """A waiting room with as many places as a test leaves it."""
+
+    def __init__(self, places: int = 1000) -> None:
+        self.places = places
+
+    def enter(self) -> bool:
+        """Take a place, if one is left."""
+        if self.places == 0:
+            return False
+        self.places -= 1
+        return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.places += 1
 
 
 class SilentSeries:

@@ -41,7 +41,7 @@ class Gateway:
         config: str | Path | None = None,
         workers: int = 1,
         env: Mapping[str, str] | None = None,
-        ready_s: float = 15.0,
+        ready_s: float = 30.0,
     ) -> None:
         self.folder = folder
         self.state_dir = folder / "state"
@@ -163,7 +163,8 @@ class Gateway:
         """Stop; it must exit 0, leave no process and have met no surprise."""
         assert self._child is not None
         session = self.pid
-        self._child.send_signal(number)
+        if self._child.poll() is None:
+            self._child.send_signal(number)
         try:
             code = self._child.wait(timeout_s)
             assert code == 0, f"exit code {code}:\n{self.stderr}"

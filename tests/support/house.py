@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tpo_mp.shm.plane import HostState, SeatState
 from tpo_mp.supervisor.beats import BeatWatch, CpuSample
-from tpo_mp.supervisor.events import Events
+from tpo_mp.supervisor.events import EventLog
 from tpo_mp.supervisor.hands import Context
 from tpo_mp.supervisor.intensity import Limits
 from tpo_mp.supervisor.judge import bury, judge
@@ -89,7 +89,7 @@ class World:
         self.plane = FakePlane(self.house.seats)
         self.hands = FakeHands(self.plane)
         self.log = io.StringIO()
-        self.context = Context(self.house, Times(), self.hands, Events(stream=self.log))
+        self.context = Context(self.house, Times(), self.hands, EventLog(stream=self.log))
         self.desired = Desired()
         self.probe = CpuSample(runnable=False, cpu_s=0.0)
 

@@ -21,7 +21,7 @@ from tpo_mp import __version__
 from tpo_mp.config.values import Secret, Timeouts
 from tpo_mp.dialects import openai_chat as dialect
 from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
-from tpo_mp.http.upstream import Deadlines, Exchange, Origin, ResponseHead
+from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
 from tpo_mp.pipeline.openai_answer import Answer
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import BackendConfig, Env, Feature
@@ -173,7 +173,7 @@ class _ModelList(msgspec.Struct):
     data: list[_Model]
 
 
-class _Whole(Exchange):
+class _Whole(UpstreamExchange):
     """One whole small body."""
 
     def __init__(self, request: bytes) -> None:

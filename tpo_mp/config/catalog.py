@@ -45,7 +45,7 @@ UNBUILT: Final = (
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""
 
 
-INERT: Final = ("distributed", "pipeline.edges")
+INERT: Final = ("distributed",)
 """Settings that are checked, but that nothing acts upon yet; given, they are kept and warn."""
 
 

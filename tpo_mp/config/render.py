@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from . import toml_out
 from .problems import is_private
-from .sections import Edges
 from .text import Tree
 from .tree import Config
 from .values import Secret
@@ -36,8 +35,6 @@ def canonical(config: Config) -> Tree:
     }
     if not config.ops_port_given:
         del tree["server"]["ops_port"]  # written down, the default would count as chosen
-    if config.pipeline.edges == Edges():
-        del tree["pipeline"]["edges"]  # given, they would warn that nothing heeds them yet
     tree["pipeline"]["stages"] = list(config.stage_order)
     if config.distributed is not None:
         tree["distributed"] = _plain(config.distributed)

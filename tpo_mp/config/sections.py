@@ -127,11 +127,21 @@ class SupervisorSection(Section, frozen=True, kw_only=True):
 class Edges(Section, frozen=True, kw_only=True):
     """How many calls may wait at each edge of the pipeline; a full edge sheds."""
 
-    rag_to_assemble: Annotated[Capacity, Meta(description="First edge.")] = 512
-    assemble_to_inference: Annotated[Capacity, Meta(description="Second edge.")] = 512
-    inference_to_post: Annotated[Capacity, Meta(description="Third edge, the widest.")] = 1024
-    post_to_stream: Annotated[Capacity, Meta(description="Fourth edge.")] = 512
-    stream_output: Annotated[Capacity, Meta(description="Last edge.")] = 256
+    rag_to_assemble: Annotated[
+        Capacity, Meta(description="Calls waiting in front of rag, per shard.")
+    ] = 512
+    assemble_to_inference: Annotated[
+        Capacity, Meta(description="Calls waiting in front of assemble, per shard.")
+    ] = 512
+    inference_to_post: Annotated[
+        Capacity, Meta(description="Calls waiting in front of inference, on the whole host.")
+    ] = 1024
+    post_to_stream: Annotated[
+        Capacity, Meta(description="Calls waiting in front of post_process, per shard.")
+    ] = 512
+    stream_output: Annotated[
+        Capacity, Meta(description="Calls waiting in front of stream, per shard.")
+    ] = 256
 
 
 class PipelineSection(Section, frozen=True, kw_only=True):

@@ -85,17 +85,19 @@ class _Out:
             self._fd = -1
 
     def _ready(self, path: Path) -> None:
-        if self._fd >= 0:
-            mine = os.fstat(self._fd)
-            try:
-                there = path.stat()
-            except FileNotFoundError:
-                there = None
-            if there is None or (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
-                self.close()
-            elif mine.st_size >= MAX_FILE_BYTES:
-                path.replace(path.with_name(path.name + ".1"))
-                self.close()
+        self._open(path)
+        mine = os.fstat(self._fd)
+        if mine.st_size >= MAX_FILE_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        try:
+            same = os.path.samestat(path.stat(), mine)
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self.close()
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o600)

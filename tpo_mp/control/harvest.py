@@ -63,7 +63,7 @@ def record_ids(batches: Iterable[bytes]) -> Iterator[str]:
 
 
 @dataclass(slots=True)
-class Sweep:
+class SweepReport:
     """What one sweep found."""
 
     found: int = 0
@@ -172,10 +172,10 @@ class Harvest:
         possible = rerun and self._reruns.possible()
         recent = [batch for batches in self._recent.values() for batch in batches]
 
-        def work(shelf: Shelf) -> Sweep:
+        def work(shelf: Shelf) -> SweepReport:
             return self._sweep(source, shelf, recent, skip, rerun=rerun, possible=possible)
 
-        def done(sweep: Sweep | None) -> None:
+        def done(sweep: SweepReport | None) -> None:
             source.busy = False
             if sweep is not None:
                 self._swept(source, sweep)
@@ -183,7 +183,7 @@ class Harvest:
 
         self._keeper.submit(work, done, writes=True)
 
-    def _swept(self, source: _Source, sweep: Sweep) -> None:
+    def _swept(self, source: _Source, sweep: SweepReport) -> None:
         for seat, slot in sweep.done_slots:
             source.registry.harvested(seat, slot)
         for orphan in sweep.to_rerun:
@@ -208,8 +208,8 @@ class Harvest:
         *,
         rerun: bool,
         possible: bool,
-    ) -> Sweep:
-        sweep = Sweep()
+    ) -> SweepReport:
+        sweep = SweepReport()
         named = ((to_text(o.call_id), o) for o in source.registry.orphans())
         orphans = list(islice(((i, o) for i, o in named if i not in skip), SWEEP))
         sweep.found = len(orphans)

@@ -151,10 +151,11 @@ class Keeper:
         if state is not None:
             self.state = state
         self._queued_jobs -= len(jobs)
-        try:
-            for job, result in zip(jobs, results, strict=True):
-                self._queued_bytes -= job.cost
-                if job.done is not None:
-                    job.done(None if job.writes and not committed else result)
-        except Exception as error:  # noqa: BLE001 - an answer that cannot be given is a defect
-            self._on_crash(error)
+        for job, result in zip(jobs, results, strict=True):
+            self._queued_bytes -= job.cost
+            if job.done is None:
+                continue
+            try:
+                job.done(None if job.writes and not committed else result)
+            except Exception as error:  # noqa: BLE001 - an answer that cannot be given is a defect
+                self._on_crash(error)

@@ -3,8 +3,8 @@
 Pages are made on a thread of their own, one at a time, so that neither a scrape nor a crowd of them
 holds the loop.
 
-Invariants: every connection ends after ``LIFETIME_S`` and a grace, however slowly it is fed, and at most
-``MAX_CONNECTIONS`` exist.
+Invariants: every connection ends after ``LIFETIME_S`` and a grace, however slowly it is fed, and at
+most ``MAX_CONNECTIONS`` exist.
 Weakness: no authentication; the port is meant for loopback or a private network.
 """
 

@@ -28,10 +28,27 @@ class Closable(Protocol):
     def close_when_idle(self, linger_s: float) -> None: ...
 
 
+class Limits(Protocol):
+    """The limits of ``[server]`` that the edge keeps."""
+
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def max_header_bytes(self) -> int: ...
+    @property
+    def header_timeout_s(self) -> float: ...
+    @property
+    def body_timeout_s(self) -> float: ...
+    @property
+    def idle_timeout_s(self) -> float: ...
+
+
+SLOW_READER_S = 30.0
+MAX_REQUESTS = 1_000_000
 RenderError = Callable[["Exchange", TpoError], None]
 
 
-class Edge:
+class ClientEdge:
     """The shared half of the HTTP edge; one per shard.
 
     ``render_error`` answers an exchange in its family's dialect.
@@ -45,26 +62,16 @@ class Edge:
         table: EndpointTable,
         render_error: RenderError,
         on_crash: Callable[[BaseException], None],
-        max_body_bytes: int,
-        max_header_bytes: int,
-        header_timeout_s: float,
-        body_timeout_s: float,
-        idle_timeout_s: float,
-        slow_reader_s: float = 30.0,
-        max_requests: int = 1_000_000,
+        limits: Limits,
         count_fast: Callable[[], None],
         count_full: Callable[[], None],
         count_bad: Callable[[], None],
     ) -> None:
         self.loop = loop
         self.wheel = wheel
-        self.max_body_bytes = max_body_bytes
-        self.max_header_bytes = max_header_bytes
-        self.header_timeout_s = header_timeout_s
-        self.body_timeout_s = body_timeout_s
-        self.idle_timeout_s = idle_timeout_s
-        self.slow_reader_s = slow_reader_s
-        self.max_requests = max_requests
+        self.slow_reader_s = SLOW_READER_S
+        self.max_requests = MAX_REQUESTS
+        self.configure(limits)
         self.count_fast = count_fast
         self.count_full = count_full
         self.count_bad = count_bad
@@ -79,6 +86,14 @@ class Edge:
         self._tasks: set[asyncio.Task[None]] = set()
         self.use(table)
         self.tick()
+
+    def configure(self, limits: Limits) -> None:
+        """Take over limits; open requests keep theirs."""
+        self.max_body_bytes = limits.max_body_bytes
+        self.max_header_bytes = limits.max_header_bytes
+        self.header_timeout_s = limits.header_timeout_s
+        self.body_timeout_s = limits.body_timeout_s
+        self.idle_timeout_s = limits.idle_timeout_s
 
     def use(self, table: EndpointTable) -> None:
         """Switch to a new route table; remembered heads of the old one are forgotten."""

@@ -19,7 +19,7 @@ from typing import Any, cast
 from tpo_mp.errors import TpoError
 from tpo_mp.types import Stream
 
-from .edge import Edge
+from .edge import ClientEdge
 from .exchange import JSON, REASON
 from .head import BadHead, Head
 
@@ -37,7 +37,7 @@ class FastConnection(asyncio.Protocol):
         "peer", "requests", "source", "transport",
     )  # fmt: skip
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: ClientEdge) -> None:
         self._edge = edge
         self.head: Head = cast("Head", None)
         self.body = b""

@@ -23,7 +23,7 @@ from multidict import CIMultiDict
 from tpo_mp.errors import InvalidRequest, TooLarge, TpoError
 from tpo_mp.types import Stream
 
-from .edge import Edge
+from .edge import ClientEdge
 from .exchange import JSON
 from .head import BadHead, Head, check
 
@@ -38,7 +38,7 @@ HIGH_WATER_BYTES = 65536
 class FullLane:
     """Takes over connections from the fast lane of one edge."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: ClientEdge) -> None:
         self._edge = edge
         self._server = web.Server(
             self._handle,

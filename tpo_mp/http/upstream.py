@@ -1,7 +1,7 @@
 """The upstream client: kept-alive connections to one origin, no task per request.
 
-``send`` writes an ``Exchange``'s request on an idle connection (or opens one) and tells it what
-comes back.  A whole small reply is one callback.
+``send`` writes an ``UpstreamExchange``'s request on an idle connection (or opens one) and tells it
+what comes back.  A whole small reply is one callback.
 
 Invariants: a connection carries one request at a time and returns to the pool only after a
 complete, well-framed reply; a request is repeated by the pool only when a *reused* connection
@@ -161,11 +161,11 @@ class Origin:
         self.idle: list[UpstreamConnection] = []
         self.count = 0
         self.closed = False
-        self.waiting: deque[Exchange] = deque()
+        self.waiting: deque[UpstreamExchange] = deque()
         self._memo: dict[bytes, ResponseHead] = {}
         self._dials: set[asyncio.Task[None]] = set()
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, exchange: UpstreamExchange) -> None:
         """Send one request.
 
         Raises ``OverflowError`` when ``max_connections`` are busy and the waiting room is full.
@@ -181,14 +181,14 @@ class Origin:
         else:
             self.dial(exchange)
 
-    def dial(self, exchange: Exchange) -> None:
+    def dial(self, exchange: UpstreamExchange) -> None:
         """Open a connection for ``exchange``."""
         self.count += 1
         task = self.loop.create_task(self._dial(exchange))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)
 
-    async def _dial(self, exchange: Exchange) -> None:
+    async def _dial(self, exchange: UpstreamExchange) -> None:
         error: TpoError
         try:
             async with asyncio.timeout(self.deadlines.connect_s):
@@ -223,7 +223,7 @@ class Origin:
         if exchange is not None:
             self.dial(exchange)
 
-    def next_waiting(self) -> Exchange | None:
+    def next_waiting(self) -> UpstreamExchange | None:
         """The call that waited longest and still wants its turn."""
         if not self.waiting:
             return None
@@ -233,7 +233,7 @@ class Origin:
             self.room.leave()
         return exchange
 
-    def unqueue(self, exchange: Exchange) -> None:
+    def unqueue(self, exchange: UpstreamExchange) -> None:
         """A waiting call gave up."""
         exchange.queued_at = None
         self.waiting.remove(exchange)
@@ -258,7 +258,7 @@ class Origin:
         self.idle.clear()
 
 
-class Exchange(ABC):
+class UpstreamExchange(ABC):
     """One request under way: the handle to pause, resume or cancel it, and who takes the answer.
 
     A subclass takes the response: ``whole`` alone, or ``started``, ``data``…, ``ended``; or
@@ -333,7 +333,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
-        self.exchange: Exchange | None = None
+        self.exchange: UpstreamExchange | None = None
         self.deadline = NEVER
         self.filed_at = 0.0
         self.reused = False
@@ -348,7 +348,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
-    def start(self, exchange: Exchange) -> None:
+    def start(self, exchange: UpstreamExchange) -> None:
         """Send one request."""
         exchange.connection = self
         self.exchange = exchange

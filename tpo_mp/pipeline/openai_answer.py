@@ -17,7 +17,7 @@ import msgspec
 
 from tpo_mp.dialects import openai_chat as dialect
 from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected, TpoError
-from tpo_mp.http.upstream import Exchange, ResponseHead
+from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink, Usage
 
 from .promise import Promise
@@ -32,7 +32,7 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
 
 
-class Answer(Exchange):
+class Answer(UpstreamExchange):
     """One request to the upstream and the reply it becomes."""
 
     __slots__ = ("_backend", "_call", "_client_key", "_clock", "_events", "_head", "_parts",

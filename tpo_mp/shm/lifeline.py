@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import select
 import signal
 import sys
 import threading
@@ -93,9 +94,10 @@ def _ask_for_death_signal() -> bool:
 
 
 def _watch(fd: int) -> None:
-    # Nobody ever writes: the read returns when the last write end is closed.
-    while os.read(fd, 1):
-        pass
+    # Not a read: event loops make the pipe non-blocking, for every process that has it.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
     os._exit(1)
 
 

@@ -13,16 +13,19 @@ that says nothing, too much, or reads nothing is dropped and never waited for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, TypeAlias
 
 from .statedir import StateDir, socket_address
 
 MAX_CLIENTS = 16
 MAX_REQUEST_BYTES = 64 * 1024
-ASK_WITHIN_S = 10.0
+PATIENCE_S = 10.0
+"""How long a client may take to ask, and then to read its answer."""
 
 Answer: TypeAlias = dict[str, Any]
 Respond: TypeAlias = Callable[[Answer], None]
@@ -37,11 +40,12 @@ class _Client:
         self.received = b""
         self.reply = b""
         self.asked = False
-        self.give_up_at = now + ASK_WITHIN_S
+        self.give_up_at = now + PATIENCE_S
 
     def respond(self, answer: Answer) -> None:
         """Queue the answer; it leaves with the next turn."""
         self.reply = json.dumps(answer).encode() + b"\n"
+        self.give_up_at = monotonic() + PATIENCE_S
 
 
 class CommandSocket:
@@ -60,7 +64,9 @@ class CommandSocket:
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
         waiting = [client.connection.fileno() for client in self._clients if not client.asked]
-        return [self._listener.fileno(), *waiting]
+        # With all places taken a waiting client must not wake us for nothing.
+        full = len(self._clients) >= MAX_CLIENTS
+        return waiting if full else [self._listener.fileno(), *waiting]
 
     def turn(self, now: float) -> None:
         """Accept, read, and answer whatever is possible without waiting."""
@@ -95,9 +101,11 @@ class CommandSocket:
         if not client.asked and self._read(client):
             return True
         if client.reply:
-            client.reply = client.reply[client.connection.send(client.reply) :]
-            return not client.reply
-        return not client.asked and now >= client.give_up_at
+            with contextlib.suppress(BlockingIOError):
+                client.reply = client.reply[client.connection.send(client.reply) :]
+            if not client.reply:
+                return True
+        return now >= client.give_up_at
 
     def _read(self, client: _Client) -> bool:
         """Read a request; True when the client is to be dropped."""
@@ -109,6 +117,7 @@ class CommandSocket:
         if b"\n" not in client.received:
             return not data or len(client.received) > MAX_REQUEST_BYTES
         client.asked = True
+        client.give_up_at = float("inf")
         try:
             request = json.loads(client.received.partition(b"\n")[0])
             if not isinstance(request, dict):

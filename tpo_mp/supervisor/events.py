@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 4000
 """Below PIPE_BUF, so that a writable pipe takes the whole line."""
 
 
-class Events:
+class EventLog:
     """Writes events in the configured format."""
 
     def __init__(

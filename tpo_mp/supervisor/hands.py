@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import placement
-from .events import Events
+from .events import EventLog
 from .memory import HostMemory
 from .spawn import Nursery
 from .state import Berth, Child, House, Intent, Times
@@ -75,7 +75,7 @@ class Context:
     house: House
     times: Times
     hands: Hands
-    events: Events
+    events: EventLog
 
     def tell(self, child: Child, intent: Intent, now: float) -> None:
         """Move a child's intent to the right and start its deadline; else do nothing."""

@@ -26,7 +26,7 @@ from tpo_mp.errors import ExitCode, TpoError
 
 from . import placement
 from .compiling import Compilation
-from .events import Events, write_line
+from .events import EventLog, write_line
 from .hands import Context, RealHands
 from .loop import HostLoop, Parts, limits_of, times_of
 from .memory import HostMemory
@@ -78,7 +78,7 @@ def _run(
     stack: contextlib.ExitStack, blob: bytes, config_path: Path | None, compile_now: Compile
 ) -> int:
     view = process_view(blob)
-    events = Events(view.observability.log_format, view.observability.log_level)
+    events = EventLog(view.observability.log_format, view.observability.log_level)
     for warning in view.warnings:
         events("config_warning", "warning", warning=warning)
     asked = view.server.workers
@@ -108,7 +108,7 @@ def _run(
 
 
 def _claim(
-    stack: contextlib.ExitStack, view: ProcessView, workers: int, events: Events
+    stack: contextlib.ExitStack, view: ProcessView, workers: int, events: EventLog
 ) -> tuple[StateDir, Listeners]:
     """Lock the state directory and bind the ports, whichever can come first."""
     server = view.server

@@ -35,6 +35,7 @@ PASSED = frozenset({
     "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_TEST",
 })  # fmt: skip
 PASSED_PREFIXES = ("CUDA_", "HF_", "LC_", "MLX_", "NVIDIA_", "PYTHON", "SSL_CERT_", "XDG_")
+REAP_S = 5.0
 MODULES: dict[Role, str] = {"shard": "tpo_mp.worker", "control": "tpo_mp.control"}
 _OVERRIDES: dict[Role, str] = {"shard": "TPO_WORKER_MODULE", "control": "TPO_CONTROL_MODULE"}
 
@@ -141,7 +142,9 @@ class Nursery:
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
-            process.wait()
+            # One that the kernel cannot end (a dead disk) is left to whoever inherits it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(REAP_S)
         self._processes.clear()
         os.close(self._held_fd)
         os.close(self._lifeline_fd)

@@ -32,7 +32,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling used when a native request does not say."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
-        description="Tokens a native reply may have when the request does not say.")] = 256  # fmt: skip
+        description="Tokens of a native reply when the request does not say.")] = 256  # fmt: skip
     temperature: Annotated[float, Meta(ge=0, le=2,
         description="Temperature of native requests that do not say.")] = 0.7  # fmt: skip
 

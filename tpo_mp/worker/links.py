@@ -35,12 +35,14 @@ class Links:
         loop: asyncio.AbstractEventLoop,
         metrics: Metrics,
         take: Take,
+        rung: Callable[[], None],
     ) -> None:
-        """``take(source seat, record)`` receives what arrives."""
+        """``take(source seat, record)`` receives what arrives; ``rung`` hears every bell."""
         self._seat = seat
         self._plane = plane
         self._loop = loop
         self._take = take
+        self._on_rung = rung
         self._writers: dict[int, RingWriter] = {
             d: mesh.writer(seat, d, epoch) for d in range(plane.seats) if d != seat
         }
@@ -97,6 +99,7 @@ class Links:
     def _rung(self) -> None:
         self._bells[self._seat].clear()
         self.poll()
+        self._on_rung()
 
     def poll(self) -> int:
         """Take everything that waits in the rings into this seat; answers damage so far."""

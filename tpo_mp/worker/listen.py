@@ -37,7 +37,7 @@ class Listening:
         self._listeners = listeners
         self._protocol = protocol
         self._servers: dict[int, asyncio.Server] = {}
-        self._version = -1
+        self.version = -1
         self._busy = False
 
     @property
@@ -48,11 +48,11 @@ class Listening:
     async def follow(self) -> None:
         """Accept on exactly the listeners the plane gives this seat."""
         version = self._plane.acceptor_version
-        if version == self._version or self._busy:
+        if version == self.version or self._busy:
             return
         self._busy = True
         try:
-            self._version = version
+            self.version = version
             plane, listeners = self._plane, self._listeners
             # Portable hosts share one socket between all slots: accept on it once.
             wanted = {
@@ -80,7 +80,7 @@ class Listening:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
-        self._version = -1
+        self.version = -1
 
     def close(self) -> None:
         """Close this process's copies of all listeners."""

@@ -58,6 +58,7 @@ class Mesh:
         config_epoch: Callable[[], int],
         credit_bytes: int,
         inline_bytes: int,
+        on_busy: Callable[[], None],
     ) -> None:
         self.links = links
         self._placing = placing
@@ -73,6 +74,7 @@ class Mesh:
         self._served: dict[tuple[int, int], Served] = {}
         self.blocked: set[Served] = set()
         self._corrupt: dict[int, int] = {}
+        self._on_busy = on_busy
 
     @property
     def busy(self) -> bool:
@@ -123,6 +125,7 @@ class Mesh:
             )
         remote = Remote(self, call, seat, number, self.links.life_of(seat))
         self._remotes[seat, number] = remote
+        self._on_busy()
         return remote
 
     def forget(self, remote: Remote) -> None:
@@ -177,6 +180,7 @@ class Mesh:
             return
         served = Served(self, source, number, self.links.life_of(source))
         self._served[source, number] = served
+        self._on_busy()
         body = frame.body or self._registry.read_body(source, frame.arena_offset, frame.body_length)
         call = Call(
             id=frame.call_id,

@@ -1,4 +1,4 @@
-"""One shard: beat · listen · read rings · watch command word and config.
+"""One shard: beat · listen · read rings · obey the command word and the config.
 
 Everything runs on one uvloop; a call needs no task.  The beat is written by the loop itself, so a
 blocked loop is a silent one.
@@ -22,7 +22,7 @@ from setproctitle import setproctitle
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
 from tpo_mp.errors import ConfigError, Draining, TpoError
-from tpo_mp.http.edge import Edge as HttpEdge
+from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
@@ -51,7 +51,7 @@ from .listen import Listening
 from .mesh import Mesh
 from .owner import Owner
 from .placing import Placing
-from .sweep import Sweep
+from .sweep import IdleSweep
 
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
@@ -61,7 +61,7 @@ LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 SURFACES = ("openai_api", "native_api", "ops_api")
 
 
-class Stage(Enum):
+class Life(Enum):
     """Where this process is in its life."""
 
     RUNNING = 1
@@ -80,8 +80,10 @@ class Shard:
         self.lines.state = SeatState.BOOTING
         self._words = self.plane.words
         self._beat_at = self.plane.beat_index(handoff.seat)
-        self.stage = Stage.RUNNING
-        self.stopped = asyncio.Event()
+        self.stage = Life.RUNNING
+        self._news = asyncio.Event()
+        self._command = -1
+        self._rechecking = False
         self._lifeline_fd = lifeline_fd
         self._configs = ConfigBuffer.attach(handoff.config_fd)
         self._epoch_seen = 0
@@ -142,6 +144,7 @@ class Shard:
             loop=self.loop,
             metrics=self.metrics,
             take=self._take,
+            rung=self._rung,
         )
         control = handoff.seats - 1
         self.account = Account(
@@ -177,6 +180,7 @@ class Shard:
             config_epoch=lambda: self.pipeline.epoch,
             credit_bytes=config.rings.credit_bytes,
             inline_bytes=config.rings.inline_bytes,
+            on_busy=self._busy,
         )
         self.store = StoreClient(
             lambda record: self.links.send(control, record),
@@ -211,17 +215,13 @@ class Shard:
     def _build_edge(self, config: Any) -> None:
         m, server = self.metrics, config.server
         text = "Requests by the lane that framed them."
-        self.edge = HttpEdge(
+        self.edge = ClientEdge(
             loop=self.loop,
             wheel=self.wheel,
             table=self._endpoints(),
             render_error=render_error,
             on_crash=self._crashed,
-            max_body_bytes=server.max_body_bytes,
-            max_header_bytes=server.max_header_bytes,
-            header_timeout_s=server.header_timeout_s,
-            body_timeout_s=server.body_timeout_s,
-            idle_timeout_s=server.idle_timeout_s,
+            limits=server,
             count_fast=m.counter("tpo_lane_requests_total", text, lane="fast").inc,
             count_full=m.counter("tpo_lane_requests_total", text, lane="full").inc,
             count_bad=m.counter(
@@ -253,11 +253,10 @@ class Shard:
     async def run(self) -> None:
         """Serve until told to stop."""
         now = monotonic()
-        self.sweep = Sweep(self.metrics, now)
+        self.sweep = IdleSweep(self.metrics, now)
         self.loop.add_reader(self._lifeline_fd, self._orphaned)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat(), name="beat")
-            tasks.create_task(self._recheck(), name="read rings")
             tasks.create_task(self._obey(), name="obey")
 
     def _orphaned(self) -> None:
@@ -266,7 +265,7 @@ class Shard:
     async def _beat(self) -> None:
         """Beat, and do what is due every 50 ms."""
         due = monotonic()
-        while self.stage is not Stage.STOPPED:
+        while self.stage is not Life.STOPPED:
             now = monotonic()
             self._words[self._beat_at] += 1
             lag_s = max(now - due, 0.0)
@@ -290,6 +289,8 @@ class Shard:
         self._open_gauge.set(open_now)
         self._connections_gauge.set(self.edge.open_connections)
         self.sweep.tick(now, idle=open_now == 0)
+        if self._changed():
+            self._news.set()
 
     def _count_others(self) -> None:
         plane, seat = self.plane, self.handoff.seat
@@ -297,14 +298,33 @@ class Shard:
             plane.seat(s).open_calls for s in range(plane.seats) if s != seat
         )
 
-    async def _recheck(self) -> None:
-        """A doorbell may be lost: look again soon while calls are under way."""
-        while self.stage is not Stage.STOPPED:
-            await asyncio.sleep(RECHECK_S if self.mesh.busy else BEAT_S)
-            if self.mesh.busy:
-                self.links.republish()
-                self.links.poll()
-                self.mesh.tick()
+    def _busy(self) -> None:
+        """The mesh has calls under way: a doorbell may be lost, so look again soon."""
+        if not self._rechecking:
+            self._rechecking = True
+            self.loop.call_later(RECHECK_S, self._recheck)
+
+    def _recheck(self) -> None:
+        self._rechecking = False
+        if self.mesh.busy:
+            self.links.republish()
+            self.links.poll()
+            self.mesh.tick()
+            self._busy()
+
+    def _rung(self) -> None:
+        """Somebody rang: a record, or a word of the supervisor's."""
+        if self._changed():
+            self._news.set()
+
+    def _changed(self) -> bool:
+        plane, lines = self.plane, self.lines
+        return (
+            lines.command != self._command
+            or plane.config_epoch != self._epoch_seen
+            or plane.acceptor_version != self.listening.version
+            or self.stage is Life.DRAINING
+        )
 
     def _take(self, source: int, record: bytes) -> None:
         """Dispatch one record from a ring."""
@@ -323,22 +343,28 @@ class Shard:
     # -- command word and config --------------------------------------------------------------
 
     async def _obey(self) -> None:
+        """Act on the command word and the config epoch whenever one of them changed."""
         lines = self.lines
-        while self.stage is not Stage.STOPPED:
-            command = lines.command
+        while not self._stopped():
+            self._news.clear()
+            self._command = command = lines.command
             if command == Command.STOP:
                 await self._stop()
-            elif command == Command.DRAIN and self.stage is Stage.RUNNING:
+            elif command == Command.DRAIN and self.stage is Life.RUNNING:
                 await self._begin_drain()
             elif command == Command.PARK:
                 lines.state = SeatState.PARKED
-            elif command == Command.RUN and self.stage is Stage.RUNNING:
+            elif command == Command.RUN and self.stage is Life.RUNNING:
                 await self._serve_slot()
-            if self.stage is Stage.DRAINING and self._empty():
+            if self.stage is Life.DRAINING and self._empty():
                 await self._stop()
             if self.plane.config_epoch != self._epoch_seen:
                 self._adopt_config()
-            await asyncio.sleep(RECHECK_S if lines.state != SeatState.READY else 0.02)
+            if not self._stopped():
+                await self._news.wait()
+
+    def _stopped(self) -> bool:
+        return self.stage is Life.STOPPED
 
     async def _serve_slot(self) -> None:
         slot = self.lines.slot
@@ -362,13 +388,15 @@ class Shard:
             return
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
+        self.edge.configure(config.server)
+        self.edge.use(self.edge.table)
         for name, backend in old.backends.items():
             if built.backends.get(name) is not backend:
                 backend.close()
         self.lines.config_ack = epoch
 
     async def _begin_drain(self) -> None:
-        self.stage = Stage.DRAINING
+        self.stage = Life.DRAINING
         self.lines.state = SeatState.DRAINING
         await self.listening.drain()
         self.listening.close()
@@ -394,7 +422,7 @@ class Shard:
             if not self.edge.open_connections:
                 break
         self.account.flush()
-        self.stage = Stage.STOPPED
+        self.stage = Life.STOPPED
         self.lines.state = SeatState.STOPPED
 
 

@@ -17,7 +17,7 @@ GROWTH_CAP = 500_000
 IDLE_EVERY_S = 30.0
 
 
-class Sweep:
+class IdleSweep:
     """Decides when the full collection runs."""
 
     def __init__(self, metrics: Metrics, now: float) -> None:

@@ -64,8 +64,13 @@ class FakeShard:
 
     def send(self, record: bytes) -> None:
         """Push one record to control, waiting for room."""
-        wait_for(lambda: self._out.push(record), what="room on the ring to control")
+        wait_for(lambda: self.offer(record), what="room on the ring to control")
+
+    def offer(self, record: bytes) -> bool:
+        """Push one record if there is room."""
+        pushed = self._out.push(record)
         self.host.memory.doorbells[CONTROL].ring()
+        return pushed
 
     def finish(self, *call_ids: str) -> None:
         """Report calls as finished, one batch."""

@@ -150,8 +150,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_a_clean_log(start_host: StartHos
     process = host.process
     assert process is not None
     while process.poll() is None:
-        sent.append(shard.ids.new())
-        shard.send(letter_frame(sent[-1]))
+        call_id = shard.ids.new()
+        if shard.offer(letter_frame(call_id)):
+            sent.append(call_id)
     host.env = {}
     host.kill()
     host.start()

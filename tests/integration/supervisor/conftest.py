@@ -41,6 +41,12 @@ class FakeGateway(Gateway):
         found: dict[str, Any] = self.status()["slots"][index]
         return found
 
+    def close(self) -> None:
+        """Kill what is left, and drop the registry that a killed gateway leaves on the tmpfs."""
+        super().close()
+        for link in self.state_dir.glob("registry*"):
+            link.resolve().unlink(missing_ok=True)
+
     def end(self) -> None:
         """Stop in good order although tracebacks of its fakes were wanted."""
         self.send_signal(signal.SIGTERM)

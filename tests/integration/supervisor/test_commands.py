@@ -9,11 +9,13 @@ import subprocess
 import threading
 import time
 
+import psutil
 import pytest
 
 from tests.integration.supervisor.conftest import Fakes
 from tests.support.wait import accepts, wait_for
 from tpo_mp.supervisor.client import NotRunning, request
+from tpo_mp.supervisor.ctl import MAX_CLIENTS
 
 MODES = [pytest.param({}, id="native"), pytest.param({"TPO_PORTABLE": "1"}, id="portable")]
 
@@ -124,17 +126,25 @@ def test_a_client_that_talks_nonsense_disturbs_nobody(fakes: Fakes, text: bytes)
     assert gateway.status()["state"] == "running"
 
 
-def test_silent_clients_do_not_keep_others_out(fakes: Fakes) -> None:
-    """A few connections that say nothing cost nobody anything."""
+def test_silent_clients_cost_neither_time_nor_cpu(fakes: Fakes) -> None:
+    """Places are few; more silent clients than places wait, the supervisor does not spin."""
     gateway = fakes(workers=1)
-    silent = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(MAX_CLIENTS + 4)]
     try:
         for client in silent:
             client.connect(str(gateway.state_dir / "control.sock"))
-        assert gateway.status()["state"] == "running"
+        began, used = time.monotonic(), _cpu_s(gateway.pid)
+        wait_for(lambda: time.monotonic() - began > 1, 5, "a second to pass")
+        assert _cpu_s(gateway.pid) - used < 0.3
     finally:
         for client in silent:
             client.close()
+    assert gateway.status()["state"] == "running"
+
+
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 @pytest.mark.parametrize("env", MODES)

@@ -58,6 +58,17 @@ def test_figure_from_too_small_a_run_is_shown_and_not_judged():
     assert small.verdict(seen) is Verdict.UNKNOWN
 
 
+def test_figure_from_a_busy_machine_is_shown_and_not_judged():
+    """One loud round of three is noise in the spread, two are no measurement."""
+
+    def verdict(*shares: float) -> Verdict:
+        rows = [{"cpu_us": 20.0, "others_share": share} for share in shares]
+        return gate().verdict({"relay": report("relay", tpo=rows)})
+
+    assert verdict(0.0, 0.5, 0.0) is Verdict.STRETCH
+    assert verdict(0.5, 0.5, 0.0) is Verdict.BUSY
+
+
 def test_every_gate_reads_a_scenario_that_exists():
     """A gate on nothing would never be missed."""
     assert {gate.scenario for gate in GATES} <= set(NAMES)
