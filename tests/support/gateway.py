@@ -163,8 +163,7 @@ class Gateway:
         """Stop; it must exit 0, leave no process and have met no surprise."""
         assert self._child is not None
         session = self.pid
-        if self._child.poll() is None:
-            self._child.send_signal(number)
+        self._child.send_signal(number)
         try:
             code = self._child.wait(timeout_s)
             assert code == 0, f"exit code {code}:\n{self.stderr}"

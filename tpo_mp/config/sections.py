@@ -81,6 +81,14 @@ class ServerSection(Section, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=86_400, description="Seconds an idle keep-alive connection stays open."),
     ] = 75.0
+    slow_reader_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="Seconds a client may leave a full buffer unread before it is cut off.",
+        ),
+    ] = 30.0
 
 
 class SupervisorSection(Section, frozen=True, kw_only=True):

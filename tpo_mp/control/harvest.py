@@ -15,6 +15,7 @@ Sweeps are made after the plane showed a death, while orphans are left, and ever
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import deque
@@ -46,6 +47,7 @@ ALERT_S = 3.0
 IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
+SETTLE_STEP_S = 0.01
 _AS_LONG_AS_ALLOWED_S = 1e9
 _STATUS_WITHIN = 400
 
@@ -147,6 +149,16 @@ class Harvest:
                 source.busy = True
                 source.swept_at = now
                 self._start(source)
+
+    async def settle(self, wait_s: float) -> bool:
+        """Sweep until nothing is left or the time is over; answers whether nothing is."""
+        until = self._alert_until = self._clock() + wait_s
+        while self._clock() < until:
+            self.tick()
+            await asyncio.sleep(SETTLE_STEP_S)
+            if not any(source.busy or source.left for source in self._sources):
+                return True
+        return False
 
     def _deaths(self) -> tuple[int, ...]:
         plane = self._plane

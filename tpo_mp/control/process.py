@@ -26,7 +26,7 @@ from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.handoff import Handoff
 from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.shm.plane import Command, Plane, SeatState
+from tpo_mp.shm.plane import Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.store.shelf import Shelf
@@ -48,6 +48,7 @@ RETRY_S = 0.001
 HARVEST_S = 0.25
 FLUSH_S = 3.0
 LAST_ROUNDS = 64
+SETTLE_S = 0.4
 
 
 class ControlProcess:
@@ -97,9 +98,14 @@ class ControlProcess:
         self.line.state = SeatState.READY
         self.log.info("control_ready", pid=os.getpid(), previous_registries=previous)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._beat(), name="beat")
-            group.create_task(self._mail(), name="mail")
-            group.create_task(self._harvest(), name="harvest")
+            tasks = [
+                group.create_task(self._beat(), name="beat"),
+                group.create_task(self._mail(), name="mail"),
+                group.create_task(self._harvest(), name="harvest"),
+            ]
+            await self.ending.wait()
+            for task in tasks:
+                task.cancel()
         await self._end()
         return self.exit_code
 
@@ -108,7 +114,7 @@ class ControlProcess:
     async def _beat(self) -> None:
         words, beat = self.plane.words, self.plane.beat_index(self.handoff.seat)
         due = self._loop.time()
-        while not self.ending.is_set():
+        while True:
             now = self._loop.time()
             words[beat] += 1
             self.line.loop_lag_us = max(0, int((now - due) * 1e6))
@@ -120,13 +126,13 @@ class ControlProcess:
             await asyncio.sleep(BEAT_S)
 
     async def _mail(self) -> None:
-        while not self.ending.is_set():
+        while True:
             self._turn()
             self.desk.flush()
             await asyncio.sleep(MAIL_S)
 
     async def _harvest(self) -> None:
-        while not self.ending.is_set():
+        while True:
             self.harvest.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
@@ -188,6 +194,9 @@ class ControlProcess:
             if not self.mail.drain():
                 break
         self.desk.flush()
+        if self.plane.host_state > HostState.RUNNING:
+            # No successor comes: what the workers left is written down now.
+            await self.harvest.settle(SETTLE_S)
         await self._ops.close()
         self._access.close(timeout_s=0.5)
         kept = await self._loop.run_in_executor(None, self.keeper.close, FLUSH_S)

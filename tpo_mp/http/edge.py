@@ -41,9 +41,10 @@ class Limits(Protocol):
     def body_timeout_s(self) -> float: ...
     @property
     def idle_timeout_s(self) -> float: ...
+    @property
+    def slow_reader_s(self) -> float: ...
 
 
-SLOW_READER_S = 30.0
 MAX_REQUESTS = 1_000_000
 RenderError = Callable[["Exchange", TpoError], None]
 
@@ -69,7 +70,6 @@ class ClientEdge:
     ) -> None:
         self.loop = loop
         self.wheel = wheel
-        self.slow_reader_s = SLOW_READER_S
         self.max_requests = MAX_REQUESTS
         self.configure(limits)
         self.count_fast = count_fast
@@ -94,6 +94,7 @@ class ClientEdge:
         self.header_timeout_s = limits.header_timeout_s
         self.body_timeout_s = limits.body_timeout_s
         self.idle_timeout_s = limits.idle_timeout_s
+        self.slow_reader_s = limits.slow_reader_s
 
     def use(self, table: EndpointTable) -> None:
         """Switch to a new route table; remembered heads of the old one are forgotten."""

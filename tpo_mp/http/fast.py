@@ -245,16 +245,17 @@ class FastConnection(asyncio.Protocol):
         head = self.head
         keep = head.keep_alive and not self._edge.closing
         self.transport.write(
-            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b"
-            % (
-                status,
-                REASON.get(status, b"Status"),
-                content_type,
-                len(body),
-                extra,
-                self._edge.date_line,
-                b"" if keep and not head.version_10 else _connection(keep),
-                b"" if head.method == "HEAD" else body,
+            b"".join(
+                (
+                    STATUS_LINE.get(status) or _status_line(status),
+                    b"content-type: ",
+                    content_type,
+                    b"\r\ncontent-length: %d\r\n" % len(body),
+                    extra,
+                    self._edge.date_line,
+                    b"\r\n" if keep and not head.version_10 else _connection(keep),
+                    b"" if head.method == "HEAD" else body,
+                )
             )
         )
         self._close_request(keep)
@@ -338,4 +339,11 @@ class FastConnection(asyncio.Protocol):
 
 
 def _connection(keep: bool) -> bytes:
-    return b"connection: keep-alive\r\n" if keep else b"connection: close\r\n"
+    return b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
+
+
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, REASON.get(status, b"Status"))
+
+
+STATUS_LINE = {status: _status_line(status) for status in REASON}

@@ -68,7 +68,7 @@ class FullLane:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         edge = self._edge
-        exchange = FullExchange(request)
+        exchange = FullExchange(request, edge.slow_reader_s)
         try:
             # aiohttp splits and strips; our checks see the same names and values.
             exchange.head = check(
@@ -99,6 +99,9 @@ class FullLane:
             edge.crash(exchange, e)
         try:
             return await exchange.carry()
+        except TimeoutError:  # the client stopped reading
+            exchange.left()
+            return exchange.cut()
         except (asyncio.CancelledError, ConnectionError):
             exchange.left()
             raise
@@ -140,8 +143,9 @@ class FullLane:
 class FullExchange:
     """One request on the full lane; writes are queued for ``carry``."""
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, slow_reader_s: float) -> None:
         self._request = request
+        self._slow_reader_s = slow_reader_s
         self.head = Head()
         self.body = b""
         self.peer = request.remote or ""
@@ -197,14 +201,17 @@ class FullExchange:
             left()
 
     async def carry(self) -> web.StreamResponse:
-        """Send what is queued until the response is complete."""
+        """Send what is queued until the response is complete; raises ``TimeoutError``."""
         await self._ready.wait()
         if self._whole is not None:
             self._whole.force_close()
+            async with asyncio.timeout(self._slow_reader_s):
+                await self._whole.prepare(self._request)
+                await self._whole.write_eof()
             return self._whole
         stream = self._stream
         if stream is None or self._aborted:
-            return self._break()
+            return self.cut()
         stream.force_close()
         stream.enable_chunked_encoding()
         await stream.prepare(self._request)
@@ -212,12 +219,14 @@ class FullExchange:
             while self._queue:
                 data = self._queue.popleft()
                 self._queued -= len(data)
-                await stream.write(data)
+                async with asyncio.timeout(self._slow_reader_s):
+                    await stream.write(data)
                 self._relax()
             if self._aborted:
-                return self._break()
+                return self.cut()
             if self._finished and not self._queue:
-                await stream.write_eof()
+                async with asyncio.timeout(self._slow_reader_s):
+                    await stream.write_eof()
                 return stream
             self._ready.clear()
             await self._ready.wait()
@@ -228,7 +237,8 @@ class FullExchange:
             if self._source is not None:
                 self._source.resume()
 
-    def _break(self) -> web.StreamResponse:
+    def cut(self) -> web.StreamResponse:
+        """Break the connection so that the client sees the body is incomplete."""
         if self._request.transport is not None:
             self._request.transport.abort()
         return self._stream or web.Response(status=500)

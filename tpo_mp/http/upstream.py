@@ -29,6 +29,7 @@ from .dechunk import ChunkError, Dechunker
 NEVER = float("inf")
 MAX_HEAD_BYTES = 65536
 MAX_HEADERS = 256
+MAX_PASSED_BYTES = 8192
 _MEMO_CAP = 256
 _HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te",
@@ -105,8 +106,11 @@ def parse_response_head(raw: bytes) -> ResponseHead:
 
 def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
     passed: list[bytes] = []
+    room = MAX_PASSED_BYTES
     for name, value in pairs:
         name = name.lower()
+        if b"\r" in value or b"\n" in value or b"\0" in value:
+            raise BackendFailure("upstream sent a malformed head", reason="bad_upstream_head")
         if name == b"content-length":
             if not value.isdigit() or head.content_length not in (-1, int(value)):
                 raise BackendFailure("upstream sent a bad length", reason="bad_upstream_head")
@@ -116,9 +120,12 @@ def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
                 raise BackendFailure("upstream used an unknown coding", reason="bad_upstream_head")
             head.chunked = True
         elif name == b"content-type":
-            head.content_type = value
-        elif _passes(name) and b"\r" not in value and b"\n" not in value and b"\0" not in value:
-            passed.append(b"%b: %b\r\n" % (name, value))
+            head.content_type = value[:256]
+        elif _passes(name):
+            line = b"%b: %b\r\n" % (name, value)
+            room -= len(line)
+            if room >= 0:
+                passed.append(line)
             if name == b"retry-after" and value.isdigit():
                 head.retry_after = float(value)
     if head.chunked and head.content_length >= 0:
@@ -208,7 +215,10 @@ class Origin:
         except OSError:
             error = BackendRefused("upstream refused the connection", reason="connect_refused")
         else:
-            if exchange.over:
+            if connection.lost:
+                early = "upstream closed the connection early"
+                exchange.fail(BackendFailure(early, reason="no_reply"))
+            elif exchange.over:
                 connection.offer()
             else:
                 connection.start(exchange)
@@ -328,7 +338,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_dechunker", "_head", "_left", "_paused", "_state", "_total_at", "deadline",
-        "exchange", "filed_at", "origin", "reused", "transport",
+        "exchange", "filed_at", "lost", "origin", "reused", "transport",
     )  # fmt: skip
 
     def __init__(self, origin: Origin) -> None:
@@ -336,6 +346,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange: UpstreamExchange | None = None
         self.deadline = NEVER
         self.filed_at = 0.0
+        self.lost = False
         self.reused = False
         self._state = _IDLE
         self._buffer = b""
@@ -542,6 +553,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         origin, exchange = self.origin, self.exchange
+        self.lost = True
         self.exchange = None
         self.deadline = NEVER
         if self._state == _IDLE and self in origin.idle:

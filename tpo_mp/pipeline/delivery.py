@@ -67,7 +67,7 @@ class Delivery:
             if reply is not None and reply.stream is not None:
                 reply.stream.cancel()
         elif reply is None:
-            self.fail(_as_tpo(error))
+            self.fail(as_tpo(error))
         else:
             self.reply = reply
             if reply.stream is None:
@@ -191,7 +191,8 @@ def retry_lines(error: TpoError) -> bytes:
     return b""
 
 
-def _as_tpo(error: BaseException | None) -> TpoError:
+def as_tpo(error: BaseException | None) -> TpoError:
+    """The error a client may see for whatever ended a call."""
     if isinstance(error, TpoError):
         return error
     if isinstance(error, asyncio.CancelledError):

@@ -239,9 +239,8 @@ class Events:
         if self._event_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
             self._break(BackendFailure("upstream sent an endless event", reason="endless_reply"))
             return b""
-        if not self._strip and self._reply is not None:
-            return chunk
-        # Whole events only: the first is checked, and a usage event may have to go.
+        # Whole events only: the first is checked, a usage event may have to go, and an error event
+        # must not land in the middle of another.
         cut = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\r\n\r\n") + 4)
         cut = cut if cut >= 4 else 0
         self._carry = chunk[cut:]

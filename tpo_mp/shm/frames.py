@@ -10,7 +10,8 @@ unique while the call lives.  Data frames carry raw body bytes so that no codec 
 others carry one msgpack struct of this file.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
-is pickled.  Control frames (credit, cancel, end, error, bounce) use the ring's reserved eighth.
+is pickled.  Control frames (credit, cancel, end, error, bounce, broken) use the ring's reserved
+eighth.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Kind(IntEnum):
     DATA = 5
     END = 6
     BOUNCE = 7
+    BROKEN = 8
     RESULT_QUERY = 9
     RESULT_ANSWER = 10
     RECORDS = 20
@@ -50,7 +52,10 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class CallFrame(_Frame, frozen=True):
-    """A→B: run this call; ``body`` is inline, or lies in A's arena at ``arena_offset``."""
+    """A→B: run this call; ``body`` is inline, or lies in A's arena at ``arena_offset``.
+
+    ``body_crc`` proves that the arena still holds this call's body when B reads it.
+    """
 
     call_id: str
     config_epoch: int
@@ -71,6 +76,7 @@ class CallFrame(_Frame, frozen=True):
     body: bytes
     arena_offset: int
     body_length: int
+    body_crc: int = 0
 
 
 class CreditFrame(_Frame, frozen=True):
@@ -95,7 +101,7 @@ class ReplyFrame(_Frame, frozen=True):
 
 
 class EndFrame(_Frame, frozen=True):
-    """B→A: the body is complete, or the call failed."""
+    """B→A: the body is complete, or the call failed (with an upstream's own error body)."""
 
     error: WireError | None
     prompt_tokens: int
@@ -103,6 +109,7 @@ class EndFrame(_Frame, frozen=True):
     finish_reason: str
     attempts: int = 0
     backend: str = ""
+    error_body: bytes | None = None
 
 
 class RecordFrame(_Frame, frozen=True):

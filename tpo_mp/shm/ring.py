@@ -130,15 +130,22 @@ class RingMesh:
         self._drop_unread(src, dst)
         self._raise_epoch(src, dst)
 
-    def reset_seat(self, seat: int) -> None:
+    def reset_seat(self, seat: int, *, heir: int = -1) -> None:
         """Prepare a dead seat's rings for its next occupant; the other ends may live.
 
         Supervisor only, after the occupant was reaped and before its successor exists.
+        ``heir`` may still read what the dead seat sent it, until ``expire`` is called.
         """
         for other in range(self.seats):
             if other != seat:
                 self._drop_unread(other, seat)
-                self._raise_epoch(seat, other)
+                if other != heir:
+                    self._raise_epoch(seat, other)
+
+    def expire(self, seat: int, heir: int) -> None:
+        """Make what ``heir`` has not read of a dead seat stale: its successor comes now."""
+        if seat != heir:
+            self._raise_epoch(seat, heir)
 
     def close(self) -> None:
         """Unmap."""

@@ -45,12 +45,14 @@ class HostMemory:
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
         """Prepare a seat for a new process; return its epoch."""
+        self.rings.expire(seat, self.plane.seats - 1)
         return self.plane.seat(seat).occupy(slot, _COMMANDS[intent])
 
     def vacate(self, child: Child) -> None:
         """Clear up after a process that is reaped, and have control collect what it left open."""
         self.registry.orphan_seat(child.seat, child.epoch)
-        self.rings.reset_seat(child.seat)
+        # Call records and dead letters on their way to control are worth reading still.
+        self.rings.reset_seat(child.seat, heir=self.plane.seats - 1)
         self.metrics.retire(child.seat)
         lines = self.plane.seat(child.seat)
         lines.vacate()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpo_mp.pipeline.delivery import UnexpectedError
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
@@ -97,6 +98,7 @@ class Account:
         metrics: MetricsBlock,
         registry: RegistryWriter,
         push: Callable[[bytes], bool],
+        max_record: int,
         letters: Letters,
         on_crash: Callable[[BaseException], None],
     ) -> None:
@@ -106,6 +108,8 @@ class Account:
         self._cells = metrics.cells
         self._registry = registry
         self._push = push
+        self._max_record = max_record
+        self._batch = BATCH
         self._letters = letters
         self._on_crash = on_crash
         self._queue: list[Delivery] = []
@@ -226,6 +230,8 @@ class Account:
 
     def _note_error(self, delivery: Delivery) -> None:
         self._letters.add(delivery)
+        if isinstance(delivery.error, UnexpectedError) and delivery.error.__cause__ is not None:
+            self._on_crash(delivery.error.__cause__)
         self._terminal[delivery.terminal].inc()
         if delivery.terminal is Terminal.SHED:
             self._shed.inc()
@@ -246,10 +252,13 @@ class Account:
     def flush(self) -> None:
         """Push what waits to control, then release the slots it accounts for."""
         while self._records:
-            batch = self._records[:BATCH]
-            if not self._push(HEAD.pack(Kind.RECORDS, 0) + self._encode(batch)):
+            frame = HEAD.pack(Kind.RECORDS, 0) + self._encode(self._records[: self._batch])
+            if len(frame) > self._max_record and self._batch > 1:
+                self._batch //= 2  # long names, or the small rings of a host with many seats
+                continue
+            if len(frame) <= self._max_record and not self._push(frame):
                 break
-            del self._records[:BATCH]
+            del self._records[: self._batch]
         if len(self._records) > MAX_KEPT:
             lost = len(self._records) - MAX_KEPT
             del self._records[:lost]

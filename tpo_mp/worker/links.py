@@ -51,7 +51,9 @@ class Links:
         ]
         self._bells = [Doorbell.attach(r, w) for r, w in doorbells]
         self._to_ring: set[int] = set()
-        self._corrupt_seen = 0
+        self._corrupt_seen = {source: 0 for source, _ in self._readers}
+        self.damaged: Callable[[int], None] = lambda _source: None
+        """Called with a source seat before anything that came after the damage is taken."""
         self.max_record = self._writers[(seat + 1) % plane.seats].max_record
         self._sent = metrics.counter("tpo_ring_records_total", "Records pushed to other seats.")
         self._full = metrics.counter("tpo_ring_full_total", "Records refused by a full ring.")
@@ -71,10 +73,14 @@ class Links:
             self._full.inc()
         return went
 
-    def send(self, seat: int, record: bytes, *, control: bool = False) -> bool:
-        """Send one whole record; False when the ring is full."""
+    def send(self, seat: int, record: bytes, *, control: bool = False, ring: bool = True) -> bool:
+        """Send one whole record; False when the ring is full.
+
+        Without ``ring`` the reader finds it at its next look (control looks every 20 ms).
+        """
         went = self._writers[seat].push(record, control=control)
-        self._ring(seat)
+        if ring or not went:
+            self._ring(seat)
         if went:
             self._sent.inc()
         else:
@@ -101,30 +107,25 @@ class Links:
         self.poll()
         self._on_rung()
 
-    def poll(self) -> int:
-        """Take everything that waits in the rings into this seat; answers damage so far."""
+    def poll(self) -> None:
+        """Take everything that waits in the rings into this seat."""
         take = self._take
         for source, reader in self._readers:
             while reader.pending():
                 records = reader.drain(_BATCH)
                 for record in records:
                     take(source, record)
+                if reader.corrupt != self._corrupt_seen[source]:
+                    self._corrupt.inc(reader.corrupt - self._corrupt_seen[source])
+                    self._corrupt_seen[source] = reader.corrupt
+                    self.damaged(source)
                 if len(records) < _BATCH:
                     break
-        corrupt = sum(reader.corrupt for _, reader in self._readers)
-        if corrupt > self._corrupt_seen:
-            self._corrupt.inc(corrupt - self._corrupt_seen)
-            self._corrupt_seen = corrupt
-        return corrupt
 
     def republish(self) -> None:
         """Store this end's ring words again, which heals damage to them."""
         for writer in self._writers.values():
             writer.republish()
-
-    def corrupt_sources(self) -> dict[int, int]:
-        """Damage per source seat; a growth means the calls on that ring are lost."""
-        return {source: reader.corrupt for source, reader in self._readers if reader.corrupt}
 
     def close(self) -> None:
         """Stop listening to the doorbell."""

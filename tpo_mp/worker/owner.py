@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,9 @@ from tpo_mp.types import Call, Priority, Reply
 
 from .account import Account
 from .build import Pipeline
-from .mesh import Bounced, Mesh
+from .mesh import Mesh
 from .placing import Placing
+from .remote import Bounced
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .asyncs import Asyncs
 
 MAX_PLACINGS = 3
+MAX_AFFINITY = 512
 MAX_DEADLINE_MS = 604_800_000
 _PRIORITIES = {
     b"critical": Priority.CRITICAL,
@@ -105,24 +108,27 @@ class Owner:
                 "too many open calls on this host", reason="too_many_open_calls", retry_after_s=1
             )
         head = exchange.head
+        if affinity is not None and len(affinity) > MAX_AFFINITY:
+            # Any string may be a key, but it travels in one ring record.
+            affinity = blake2b(affinity.encode("utf-8", "surrogatepass")).hexdigest()
         call = Call(
             id=self._ids.new(), model=model, body=body, stream=stream, started_at=monotonic()
         )
         call.client_request_id = head.request_id
         call.session = head.session
-        call.affinity = head.session or affinity
+        call.affinity = head.session or affinity or None
         call.shard = self.slot
         headers = head.headers
         call.authorization = headers.get(b"authorization")
         if head.special:
-            self._steer(call, headers, affinity)
+            self._steer(call, headers)
         return call
 
-    def _steer(self, call: Call, headers: dict[bytes, bytes], affinity: str | None) -> None:
+    def _steer(self, call: Call, headers: dict[bytes, bytes]) -> None:
         """Apply the headers that few requests have."""
         call.traceparent = headers.get(b"traceparent")
-        if b"x-litellm-session-id" in headers and call.affinity is affinity:
-            call.affinity = headers[b"x-litellm-session-id"].decode("latin-1")
+        if b"x-litellm-session-id" in headers and call.session is None:
+            call.affinity = headers[b"x-litellm-session-id"].decode("latin-1") or call.affinity
         if b"x-tpo-priority" in headers:
             priority = _PRIORITIES.get(headers[b"x-tpo-priority"].lower())
             if priority is None:

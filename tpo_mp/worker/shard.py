@@ -151,7 +151,8 @@ class Shard:
             loop=self.loop,
             metrics=self.metrics,
             registry=writer,
-            push=lambda record: self.links.send(control, record),
+            push=lambda record: self.links.send(control, record, ring=False),
+            max_record=self.links.max_record,
             letters=Letters(
                 lambda record: self.links.send(control, record),
                 self.links.max_record,
@@ -182,6 +183,7 @@ class Shard:
             inline_bytes=config.rings.inline_bytes,
             on_busy=self._busy,
         )
+        self.links.damaged = self._damaged
         self.store = StoreClient(
             lambda record: self.links.send(control, record),
             self.loop.time,
@@ -325,6 +327,11 @@ class Shard:
             or plane.acceptor_version != self.listening.version
             or self.stage is Life.DRAINING
         )
+
+    def _damaged(self, source: int) -> None:
+        self.log.warning("ring_damaged", source=source)
+        if source != self.handoff.seats - 1:
+            self.mesh.damaged(source)
 
     def _take(self, source: int, record: bytes) -> None:
         """Dispatch one record from a ring."""

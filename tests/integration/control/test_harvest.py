@@ -13,7 +13,10 @@ from tests.support.wait import wait_for
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import to_bytes
 from tpo_mp.shm.frames import HEAD, Kind
+from tpo_mp.shm.plane import HostState
 from tpo_mp.shm.registry import SlotFlag
+from tpo_mp.store.letters import Letter
+from tpo_mp.store.segments import LogLimits, SegmentLog
 
 
 def reruns(shard: FakeShard) -> list[frames.RerunFrame]:
@@ -193,3 +196,16 @@ def test_calls_of_an_earlier_run_become_letters(start_host: StartHost) -> None:
     wait_for(lambda: shard.letter_ids() == sorted(ids), what="forty letters")
     wait_for(lambda: not list(second.state_dir.glob("registry.previous*")), what="files removed")
     assert shard.letter_ids() == sorted(ids)
+
+
+def test_what_a_drain_leaves_is_written_before_the_end(host: ControlHost) -> None:
+    """Workers killed at the drain's deadline: control writes their calls down, then stops."""
+    host.memory.plane.host_state = HostState.DRAINING
+    ids = [shard.open(flags=SlotFlag.ASYNC) for shard in host.shards for _ in range(20)]
+    for shard in host.shards:
+        shard.die()
+    assert host.stop() == 0
+    assert not list(host.memory.registry.orphans())
+    log = SegmentLog(host.state_dir / "store/letters", LogLimits(), "no")
+    written = [msgspec.msgpack.decode(payload, type=Letter).call_id for _, payload in log.scan()]
+    assert sorted(written) == sorted(ids)

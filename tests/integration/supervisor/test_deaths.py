@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.integration.supervisor.conftest import FakeGateway, Fakes
-from tests.support.gateway import ROOT
+from tests.support.gateway import ROOT, Gateway
 from tests.support.wait import wait_for
 
 MODES = [pytest.param({}, id="native"), pytest.param({"TPO_PORTABLE": "1"}, id="portable")]
@@ -150,22 +150,19 @@ def test_one_crashing_slot_backs_off_while_the_other_serves(fakes: Fakes) -> Non
 
 def test_a_killed_supervisor_takes_everyone_along(fakes: Fakes) -> None:
     """Within a second no process is left, and the next start works at once."""
-    gateway = fakes(start=False)
-    gateway.start()
+    gateway = fakes()
     gateway.warm()
     supervisor = gateway.pid
     os.kill(supervisor, signal.SIGKILL)
     wait_for(lambda: not gateway.processes() - {supervisor}, 1.0, "no process left")
-    gateway.close()
+    Gateway.close(gateway)  # ours would also remove the registry
     gateway.start()
     assert (gateway.state_dir / "registry.previous").exists()
-    gateway.stop()
 
 
 def test_a_killed_portable_supervisor_takes_everyone_along(fakes: Fakes) -> None:
     """The lifeline does it where the kernel does not."""
-    gateway = fakes(start=False, env={"TPO_PORTABLE": "1"})
-    gateway.start()
+    gateway = fakes(env={"TPO_PORTABLE": "1"})
     supervisor = gateway.pid
     os.kill(supervisor, signal.SIGKILL)
     wait_for(lambda: not gateway.processes() - {supervisor}, 1.0, "no process left")

@@ -1,0 +1,198 @@
+"""Workers that are killed, crash or leave: nothing accepted is lost, and the slot is soon back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from random import Random
+
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import Host, kill, logged_at
+from tests.support.load import Crowd, Load
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+RELAY = """
+[[backends]]
+name = "up"
+kind = "openai"
+base_url = "{url}/v1"
+models = ["*"]
+"""
+
+
+def kills(host: Host, upstream: Upstream, rng: Random, number: int) -> tuple[list[float], int]:
+    """Kill one worker after the other at random moments.
+
+    Answers the instants of the kills, and how many connections the killed held then: a call that
+    failed was one of those.
+    """
+    instants, in_flight = [], 0
+    for _ in range(number):
+        host.warm()
+        victim = host.slot(rng.randrange(2))["pid"]
+        wait_for(lambda: rng.random() < 0.1, 5, "a random moment")
+        # Stopped while it is counted, so that it takes nothing more.
+        kill(victim, signal.SIGSTOP)
+        in_flight += host.connections_of(victim, host.port, upstream.port)
+        instants.append(time.time())
+        kill(victim)
+        wait_for(lambda: host.events("worker_died")[len(instants) - 1 :], 5, "the death noticed")
+    return instants, in_flight
+
+
+def check_kills(
+    host: Host, load: Load, upstream: Upstream, instants: list[float], in_flight: int, slack: float
+) -> None:
+    """Check the promises about kills under load."""
+    failed = load.failed()
+    print(f"{len(instants)} kills: {load.outcomes()}, {in_flight} in flight; lost sight of:")
+    for attempt in failed:
+        print(f"  {attempt.id} {attempt.outcome} in {attempt.phase}: {attempt.why}")
+    assert not [a for a in failed if a.outcome == "refused"]
+    assert len(failed) <= in_flight
+    accepted = {seen.json()["messages"][-1]["content"].split()[0] for seen in list(upstream.seen)}
+    host.check_ledger(load.attempts, accepted, within_s=2.0 * slack)
+    back = host.events("worker_replaced")
+    took_s = sorted(
+        logged_at(event) - killed_at for event, killed_at in zip(back, instants, strict=True)
+    )
+    print(f"slots back after {[round(s, 3) for s in took_s]} s")
+    assert took_s[-1] < 0.5 * slack
+    assert len(host.events("worker_died")) == len(instants)
+
+
+def test_killed_workers_lose_no_accepted_call(
+    start_host: StartHost, upstream: Upstream, rng: Random, slack: float
+) -> None:
+    """Six kills under load: the ledger balances, no connection is refused, slots are soon back."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    upstream.play(first_s=0.02, delay_s=0.01)
+    with Load(host.url, rng, model="up-1") as load:
+        instants, in_flight = kills(host, upstream, rng, 6)
+        load.more(50)
+        load.stop()
+        host.warm()
+        check_kills(host, load, upstream, instants, in_flight, slack)
+    host.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_five_hundred_kills_lose_no_accepted_call(
+    start_host: StartHost, upstream: Upstream, rng: Random, slack: float
+) -> None:
+    """The long form: 0 bad of 500 kills bounds the chance of a loss below 0.6 %."""
+    config = RELAY.format(url=upstream.url) + "\n[supervisor]\nintensity = 1000\n"
+    host = start_host(config=config)
+    upstream.play(first_s=0.02, delay_s=0.01)
+    with Load(host.url, rng, model="up-1", pause_s=0.05) as load:
+        instants, in_flight = kills(host, upstream, rng, 500)
+        load.stop()
+        host.warm()
+        check_kills(host, load, upstream, instants, in_flight, slack)
+    host.end()
+
+
+def test_every_call_of_a_dead_worker_is_one_dead_letter(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """Killed in the middle of streams: broken bodies, one letter per call within two seconds."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    upstream.play(chunks=100, delay_s=0.1, pad_bytes=400)
+    with Crowd(host.url, 24, model="up-1", text="long") as crowd:
+        crowd.flowing()
+        victim = host.slot(0)
+        theirs = {a.id for a in crowd.attempts if a.slot == 0}
+        assert theirs, "the victim has streams"
+        kill(victim["pid"])
+        killed_at = time.monotonic()
+        wait_for(lambda: set(host.letters_by_request()) >= theirs, 2 * slack, "their letters")
+        print(f"{len(theirs)} letters after {time.monotonic() - killed_at:.2f} s")
+        assert dict(host.letters_by_request()) == dict.fromkeys(theirs, 1)
+        for attempt in crowd.attempts:
+            if attempt.id in theirs:
+                assert attempt.outcome == "cut", attempt
+                assert not attempt.done
+            else:
+                assert attempt.outcome == "open", attempt
+    letters = host.letters()
+    assert {letter["reason"] for letter in letters} == {"worker_lost"}
+    one = host.ask(f"/api/v1/dlq/{letters[0]['request_id']}")
+    assert "long" in one.body.decode()
+    host.replaced(0, victim["pid"])
+    host.end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_crash_is_named_and_the_worker_replaced(
+    start_host: StartHost, rng: Random, number: signal.Signals
+) -> None:
+    """A segmentation fault or an abort leaves its signal and a traceback in the log."""
+    host = start_host()
+    with Load(host.url, rng, clients=8) as load:
+        host.warm()
+        victim = host.slot(1)["pid"]
+        kill(victim, number)
+        died = host.event("worker_died", pid=victim)
+        assert died["signal"] == number.name
+        host.replaced(1, victim)
+        load.more(20)
+        load.stop()
+        assert load.count("refused", "hung") == 0
+    assert "Fatal Python error" in host.stderr
+    host.end()
+
+
+def test_a_worker_that_leaves_by_itself_is_replaced(start_host: StartHost) -> None:
+    """Exit code 0 without an order is a death like any other."""
+    host = start_host(env={"TPO_TEST": "1", "TPO_FAILPOINTS": "inflight.accepted=exit:1:20"})
+    host.warm()
+    victims = set(host.worker_pids())
+    with Crowd(host.url, 60, stream=False) as crowd:
+        crowd.ended()
+    died = host.event("worker_died", exit_code=0)
+    assert died["pid"] in victims
+    assert host.status()["restarts"] >= 1
+    wait_for(lambda: host.ask("/ready").json()["degraded"] == [], 10, "a whole host")
+    host.end()
+
+
+def test_sessions_of_a_dead_worker_are_served_elsewhere_meanwhile(
+    start_host: StartHost, upstream: Upstream
+) -> None:
+    """Calls under way on the dead shard for a living one are tried again; no byte was sent."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    upstream.play(first_s=0.7)
+    sessions = [f"session-{i}" for i in range(24)]
+    with Crowd(host.url, 48, model="up-1", stream=False, sessions=sessions) as crowd:
+        wait_for(lambda: upstream.counters.open == 48, 10, "every call upstream")
+        victim = host.slot(0)["pid"]
+        held = host.connections_of(victim, host.port)
+        kill(victim)
+        attempts = crowd.ended()
+    failed = [a for a in attempts if a.outcome != "ok"]
+    assert len(failed) <= held
+    assert upstream.counters.requests > 48, "some were tried again"
+    assert all(a.outcome == "cut" for a in failed), crowd.outcomes()
+    host.end()
+
+
+def test_both_workers_killed_at_once_refuse_nobody(
+    start_host: StartHost, rng: Random, slack: float
+) -> None:
+    """With no worker left, connections wait in the supervisor's listeners until one is back."""
+    host = start_host()
+    host.warm()
+    for pid in [*host.worker_pids(), host.status()["spare"]["pid"]]:
+        os.kill(pid, signal.SIGKILL)
+    with Crowd(host.url, 50, stream=False, patience_s=20) as crowd:
+        crowd.ended()
+        assert crowd.outcomes() == {"ok": 50}
+    host.warm()
+    host.end()

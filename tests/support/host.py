@@ -1,0 +1,198 @@
+"""A gateway that is about to be hurt: what its supervisor logged, who runs, what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tpo_mp.supervisor import client
+
+from .gateway import Gateway
+from .wait import wait_for
+from .wire import Attempt
+
+TMPFS = Path("/dev/shm")
+
+
+class Host(Gateway):
+    """A gateway with JSON logs; leaving its context needs no good end, but finds every leftover."""
+
+    def __init__(self, folder: Path, *args: str, **options: Any) -> None:
+        super().__init__(folder, "--log-format", "json", *args, **options)
+
+    # -- who runs -----------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Ask the control socket directly."""
+        return client.request(self.state_dir, "status", timeout_s=10)
+
+    def slot(self, index: int) -> dict[str, Any]:
+        """One slot of the status."""
+        found: dict[str, Any] = self.status()["slots"][index]
+        return found
+
+    @property
+    def control_pid(self) -> int:
+        """Process id of control."""
+        return int(self.status()["control"]["pid"])
+
+    def warm(self) -> None:
+        """Wait until every slot serves and a spare is parked."""
+
+        def calm() -> bool:
+            seen = self.status()
+            ready = all(slot["state"] == "ready" for slot in [*seen["slots"], seen["control"]])
+            return ready and seen["spare"].get("state") == "parked"
+
+        wait_for(calm, 30, "every slot ready and a parked spare", every_s=0.05)
+
+    def replaced(self, slot: int, old: int, timeout_s: float = 10.0) -> int:
+        """Wait for a serving process in the slot that is not ``old``; answer its pid."""
+
+        def other() -> int | None:
+            seen = self.slot(slot)
+            return seen["pid"] if seen["pid"] not in (None, old) and seen["state"] == "ready" else 0
+
+        return wait_for(other, timeout_s, f"another process in slot {slot}") or 0
+
+    # -- what the log says --------------------------------------------------------------------
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        """Lines of the log with that event name, oldest first."""
+        found = []
+        for line in self.stderr_path.read_text(errors="replace").splitlines():
+            if line.startswith("{"):
+                event = json.loads(line)
+                if not name or event.get("event") == name:
+                    found.append(event)
+        return found
+
+    def event(self, name: str, timeout_s: float = 10.0, **fields: Any) -> dict[str, Any]:
+        """Wait for a line of that name with those fields."""
+
+        def seen() -> dict[str, Any] | None:
+            for event in self.events(name):
+                if all(event.get(key) == value for key, value in fields.items()):
+                    return event
+            return None
+
+        found = wait_for(seen, timeout_s, f"event {name} {fields}")
+        assert found is not None
+        return found
+
+    # -- the dead-letter queue ----------------------------------------------------------------
+
+    def letters(self) -> list[dict[str, Any]]:
+        """Every dead letter."""
+        entries: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            reply = self.ask(f"/api/v1/dlq?limit=1000{after}")
+            assert reply.status == 200, reply
+            page = reply.json()
+            entries += page["entries"]
+            if page.get("next") is None:
+                return entries
+            after = f"&after={page['next']}"
+
+    def letters_by_request(self) -> Counter[str]:
+        """How many letters each request id has; one call never has two."""
+        entries = self.letters()
+        calls = Counter(entry["request_id"] for entry in entries)
+        assert set(calls.values()) <= {1}, calls
+        return Counter(entry["client_request_id"] for entry in entries)
+
+    def check_ledger(
+        self, attempts: Iterable[Attempt], accepted: Iterable[str], *, within_s: float
+    ) -> None:
+        """Fail unless every attempt was answered, refused with an error, or kept as one letter.
+
+        ``accepted`` names the requests that someone behind the gateway saw: those were accepted.
+        """
+        attempts = list(attempts)
+        assert not [a for a in attempts if a.outcome in ("open", "hung")], (
+            "neither answer nor error"
+        )
+        unfinished = {a.id for a in attempts if a.outcome == "cut"} & set(accepted)
+        wait_for(
+            lambda: not unfinished - set(self.letters_by_request()),
+            within_s, f"a dead letter for each of {len(unfinished)} unfinished requests",
+        )  # fmt: skip
+        letters = self.letters_by_request()
+        assert not [i for i, n in letters.items() if n > 1], letters
+
+    # -- what is left -------------------------------------------------------------------------
+
+    def shared_names(self) -> set[str]:
+        """Names below ``/dev/shm`` that this gateway's state directory leads to."""
+        if not TMPFS.is_dir():
+            return set()
+        links = [link.resolve() for link in self.state_dir.glob("registry*")]
+        return {link.name for link in links if link.parent == TMPFS and link.exists()}
+
+    def ports_free(self) -> bool:
+        """Whether both ports can be bound again, exclusively."""
+        for url in (self.url, self.ops):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+                except OSError:
+                    return False
+        return True
+
+    def connections_of(self, pid: int, *ports: int) -> int:
+        """How many established connections a process has from or to those ports."""
+        try:
+            held = psutil.Process(pid).net_connections("tcp")
+        except psutil.Error:
+            return 0
+        return sum(
+            c.status == psutil.CONN_ESTABLISHED
+            and bool({c.laddr.port, c.raddr.port if c.raddr else 0} & set(ports))
+            for c in held
+        )
+
+    def end(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> None:
+        """Stop with exit code 0 although tracebacks were wanted."""
+        session = self.pid
+        self.send_signal(number)
+        assert self.wait(timeout_s) == 0, self.stderr
+        wait_for(lambda: not self.processes() - {session}, 3.0, "no process left")
+        self.close()
+
+    def close(self) -> None:
+        """Kill what is left, and drop the registry that a killed gateway leaves on the tmpfs."""
+        super().close()
+        for link in self.state_dir.glob("registry*"):
+            link.resolve().unlink(missing_ok=True)
+
+
+def logged_at(event: dict[str, Any]) -> float:
+    """Wall-clock time of a line of the log."""
+    return datetime.fromisoformat(event["timestamp"]).timestamp()
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to one process."""
+    os.kill(pid, number)
+
+
+def metric(page: str, name: str, **labels: str) -> float:
+    """Sum the samples of a metric whose labels include those."""
+    total = 0.0
+    for line in page.splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
+            total += float(match[2])
+    return total
