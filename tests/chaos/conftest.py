@@ -17,7 +17,7 @@ import pytest
 from tests.support.host import Host
 
 IDLE_START_S = 0.15
-"""What a fresh interpreter with asyncio takes on the machine that the figures are for, when idle."""
+"""What a fresh interpreter takes on the machine that the figures are for, when idle."""
 MOST_SLACK = 8.0
 
 StartHost = Callable[..., Host]

@@ -121,7 +121,7 @@ class Host(Gateway):
         """
         attempts = list(attempts)
         assert not [a for a in attempts if a.outcome in ("open", "hung")], (
-            "neither answer nor error"
+            "no answer, no error"
         )
         unfinished = {a.id for a in attempts if a.outcome == "cut"} & set(accepted)
         wait_for(

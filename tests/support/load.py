@@ -49,6 +49,7 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # aborted transports close in the next turn
 
 
 class Load(LoopThread):
@@ -94,7 +95,7 @@ class Load(LoopThread):
 
     async def _start(self) -> None:
         self._running = [
-            asyncio.create_task(self._client(number), name=f"client-{number}")
+            asyncio.create_task(self._client(number, Wire(self._url)), name=f"client-{number}")
             for number in range(self._clients)
         ]
 
@@ -106,10 +107,14 @@ class Load(LoopThread):
     async def _join(self) -> None:
         await asyncio.gather(*self._running)
 
-    async def _client(self, number: int) -> None:
+    async def _client(self, number: int, wire: Wire) -> None:
+        try:
+            await self._ask_on(number % 4, wire)
+        finally:
+            wire.close()
+
+    async def _ask_on(self, manner: int, wire: Wire) -> None:
         """One of four manners: kept connection, one per request, streams, sessions."""
-        manner = number % 4
-        wire = Wire(self._url)
         while not self._stopping:
             attempt = Attempt(f"{self._prefix}-{len(self.attempts)}")
             attempt.stream = self._streams and manner == 2
@@ -124,7 +129,6 @@ class Load(LoopThread):
             if attempt.outcome == "refused":
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self._pause_s * self._rng.random() * 2)
-        wire.close()
 
     def count(self, *outcomes: str) -> int:
         """How many attempts ended so, up to now."""
@@ -184,9 +188,13 @@ class Crowd(LoopThread):
             request = attempt.request(
                 f"{wire.host}:{wire.port}", self._text, self._model, CHAT, **self._body
             )
-            self._running.append(
-                asyncio.create_task(wire.run(attempt, request, patience_s=self._patience_s))
-            )
+            self._running.append(asyncio.create_task(self._run(wire, attempt, request)))
+
+    async def _run(self, wire: Wire, attempt: Attempt, request: bytes) -> None:
+        try:
+            await wire.run(attempt, request, patience_s=self._patience_s)
+        finally:
+            wire.close()
 
     def flowing(self, timeout_s: float = 20.0) -> Self:
         """Wait until every one has received something and none has ended."""

@@ -27,6 +27,11 @@ JSON = b"application/json"
 SSE = b"text/event-stream; charset=utf-8"
 
 
+def id_line(head: Head) -> bytes:
+    """Echo the client's request id, if it sent one."""
+    return b"x-request-id: %b\r\n" % head.request_id.encode() if head.request_id else b""
+
+
 class Exchange(Protocol):
     """A request to answer exactly once.
 

@@ -12,6 +12,8 @@ first.  ``TPO_FAILPOINTS_SEED`` makes the dice repeatable.
 kill9      SIGKILL to itself: no clean-up of any kind runs
 stop       SIGSTOP to itself: alive but silent
 abort      SIGABRT to itself: the death with a traceback
+exit       leaves with exit code 0, without an order and without clean-up
+spin       a busy loop for ever: runs, and does nothing
 raise      ``Fault(reason="failpoint")``
 sleep      the thread is blocked for ``SLEEP_S``
 drop       ``hit`` answers True: the caller leaves the next step out
@@ -33,7 +35,9 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from tpo_mp.errors import ConfigError, Fault
 
-Action: TypeAlias = Literal["kill9", "stop", "abort", "raise", "sleep", "drop"]
+Action: TypeAlias = Literal[
+    "kill9", "stop", "abort", "exit", "spin", "raise", "sleep", "drop"
+]  # fmt: skip
 SLEEP_S = 0.05
 
 
@@ -103,6 +107,11 @@ def hit(name: str) -> bool:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "abort":
             os.abort()
+        case "exit":
+            os._exit(0)
+        case "spin":
+            while True:
+                pass
         case "raise":
             raise Fault(f"failpoint {name}", reason="failpoint")
         case "sleep":

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from tpo_mp.dialects import native
 from tpo_mp.errors import InvalidRequest, NotFound, Shed
 from tpo_mp.http.endpoints import Endpoint
-from tpo_mp.http.exchange import Exchange
+from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.ports import Env, Feature
@@ -105,7 +105,7 @@ class NativeApi:
         if record is None:
             raise NotFound("no such request", reason="request_not_found")
         unfinished = msgspec.json.decode(record, type=_Status).status in ("processing", "pending")
-        exchange.respond(202 if unfinished else 200, record)
+        exchange.respond(202 if unfinished else 200, record, extra=id_line(exchange.head))
 
     async def dead_letters(self, exchange: Exchange) -> None:
         """List dead letters, newest first; reading does not remove them."""
@@ -127,7 +127,7 @@ class NativeApi:
             raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
         if answer[0] is None:
             raise NotFound("no such dead letter", reason="not_found")
-        exchange.respond(200, answer[0])
+        exchange.respond(200, answer[0], extra=id_line(exchange.head))
 
 
 class _Status(Struct):

@@ -13,7 +13,7 @@ from msgspec import Struct
 from tpo_mp.dialects import openai_chat as dialect
 from tpo_mp.errors import NotFound
 from tpo_mp.http.endpoints import Endpoint
-from tpo_mp.http.exchange import Exchange
+from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
@@ -58,7 +58,8 @@ class OpenAIApi:
     async def models(self, exchange: Exchange) -> None:
         """List every model a client may name."""
         data = [self._entry(name) for name in await self._gateway.models()]
-        exchange.respond(200, orjson.dumps({"object": "list", "data": data}))
+        body = orjson.dumps({"object": "list", "data": data})
+        exchange.respond(200, body, extra=id_line(exchange.head))
 
     async def model(self, exchange: Exchange) -> None:
         """Describe one model; any name a backend serves is known."""
@@ -67,7 +68,7 @@ class OpenAIApi:
             raise NotFound(
                 f"the model {name[:120]!r} does not exist", reason="model_not_found", param="model"
             )
-        exchange.respond(200, orjson.dumps(self._entry(name)))
+        exchange.respond(200, orjson.dumps(self._entry(name)), extra=id_line(exchange.head))
 
     def _entry(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "tpo-mp"}

@@ -13,7 +13,11 @@ def _boot() -> int:
     lifeline_fd = bind_to_parent(handoff)
     from tpo_mp import __version__
     from tpo_mp.errors import ExitCode, TpoError
+    from tpo_mp.shm import failpoints
     from tpo_mp.shm.plane import LAYOUT
+
+    if failpoints.ACTIVE:
+        failpoints.hit("sup.after_spawn")
 
     if (handoff.version, handoff.layout) != (__version__, LAYOUT):
         last_words(

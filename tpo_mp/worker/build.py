@@ -41,12 +41,25 @@ class Pipeline:
             backend.close()
 
 
-def build(config: Config, env: Env, epoch: int, keep: Pipeline | None = None) -> Pipeline:
-    """Build a pipeline; backends whose options did not change are taken over from ``keep``."""
+def build(
+    config: Config,
+    env: Env,
+    epoch: int,
+    keep: Pipeline | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """Build a pipeline.
+
+    Backends whose options did not change are taken over from ``keep``; those named in ``given``
+    exist already.
+    """
+    given = given or {}
     old = {b.name: b for b in keep.config.backends} if keep is not None else {}
     backends: dict[str, Any] = {}
     for entry in config.backends:
-        if keep is not None and old.get(entry.name) == entry:
+        if entry.name in given:
+            backends[entry.name] = given[entry.name]
+        elif keep is not None and old.get(entry.name) == entry:
             backends[entry.name] = keep.backends[entry.name]
         else:
             backends[entry.name] = registry.find("backends", entry.kind).build(entry, env)

@@ -20,10 +20,11 @@ import msgspec
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.shm import failpoints
 from tpo_mp.shm.callid import CallIds, to_bytes
 from tpo_mp.shm.frames import SlotMeta
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.shm.plane import NO_SEAT, Plane
+from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
 from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
 from tpo_mp.store.client import StoreClient
 from tpo_mp.types import Call, Priority, Reply
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .asyncs import Asyncs
 
 MAX_PLACINGS = 3
+_SERVING = (SeatState.READY, SeatState.DRAINING)
 MAX_AFFINITY = 512
 MAX_DEADLINE_MS = 604_800_000
 _PRIORITIES = {
@@ -151,6 +153,8 @@ class Owner:
                 "too many open calls on this shard", reason="too_many_open_calls", retry_after_s=1
             )
         self.open.add(delivery)
+        if failpoints.ACTIVE:
+            failpoints.hit("inflight.accepted")
         if delivery.deadline != float("inf"):
             self._add_timer(delivery, call.started_at)
         try:
@@ -211,15 +215,19 @@ class Owner:
         if affinity is None or self.plane.workers == 1:
             return self.pipeline.chain.serve(call)
         seat = self._placing.seat_of(call.tenant, affinity)
-        if seat in (self._seat, NO_SEAT):
+        if seat == self._seat or not self._reachable(seat):
             return self.pipeline.chain.serve(call)
         return self._away(call, seat)
+
+    def _reachable(self, seat: int) -> bool:
+        """Whether a living shard sits there; between a death and its replacement none does."""
+        return seat != NO_SEAT and self.plane.seat(seat).state in _SERVING
 
     async def _away(self, call: Call, seat: int) -> Reply:
         """Forward; when the other shard dies before a byte was sent, place the call again."""
         assert call.affinity is not None
         for _ in range(MAX_PLACINGS):
-            if seat in (self._seat, NO_SEAT):
+            if seat == self._seat or not self._reachable(seat):
                 break
             remote = self.mesh.forward(call, seat)
             if remote is None:
@@ -233,8 +241,6 @@ class Owner:
                 if e.reason == "poison":
                     raise
             seat = self._placing.seat_of(call.tenant, call.affinity)
-            if seat == remote.seat and self.mesh.links.life_of(seat) == remote.life:
-                break
         call.shard = self.slot
         return await self.pipeline.chain.serve(call)
 

@@ -72,6 +72,7 @@ def fakes(short_tmp: Path) -> Iterator[Fakes]:
             vice = options.pop("vice", "")
             gateway = FakeGateway(Path(tempfile.mkdtemp(dir=short_tmp)), *args, env=env, **options)
             gateway.vice("shard", vice)
+            running.callback(gateway.close)  # also when the test fails half-way
             return running.enter_context(gateway) if start else gateway
 
         yield make

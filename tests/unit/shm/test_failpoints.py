@@ -105,6 +105,15 @@ def test_abort_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [True]
 
 
+def test_exit_leaves_without_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``exit`` is a process that goes by itself, with a code that says all is well."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    arm("a=exit")
+    failpoints.hit("a")
+    assert codes == [0]
+
+
 def test_sleep_blocks_the_thread_for_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole loop stalls, as a slow disk would make it."""
     slept: list[float] = []
