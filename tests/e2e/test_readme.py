@@ -49,17 +49,20 @@ def test_curl_line_of_the_readme_answers(echo_gateway: Gateway, line: str) -> No
 def test_readme_has_the_lines_this_file_runs() -> None:
     """A README without examples would pass everything else."""
     assert len(CURLS) >= 5
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 2
     assert len(blocks("toml")) == 1
 
 
-def test_sdk_script_of_the_readme_runs(echo_gateway: Gateway) -> None:
-    """The Python block prints the words it sent."""
-    script = here(blocks("python")[0], echo_gateway)
+@pytest.mark.parametrize(
+    ("block", "printed"), [(0, "hello from the SDK"), (1, "three little words\n")]
+)
+def test_script_of_the_readme_runs(echo_gateway: Gateway, block: int, printed: str) -> None:
+    """The Python blocks print the words they sent."""
+    script = here(blocks("python")[block], echo_gateway)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
     )
-    assert done.stdout == "hello from the SDK", done
+    assert done.stdout == printed, done
 
 
 def test_config_of_the_readme_is_valid(tmp_path: Path) -> None:

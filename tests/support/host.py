@@ -7,8 +7,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import psutil
 
 from tpo_mp.supervisor import client
 
-from .gateway import Gateway
+from .gateway import ROOT, Gateway
 from .wait import wait_for
 from .wire import Attempt
 
@@ -27,8 +29,28 @@ TMPFS = Path("/dev/shm")
 class Host(Gateway):
     """A gateway with JSON logs; leaving its context needs no good end, but finds every leftover."""
 
-    def __init__(self, folder: Path, *args: str, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, *args: str, prefix: Sequence[str] = (), **options: Any
+    ) -> None:
+        """``prefix`` is a command that runs the gateway's, with limits for example."""
         super().__init__(folder, "--log-format", "json", *args, **options)
+        self._prefix = list(prefix)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line it is started with."""
+        return [*self._prefix, *super().command]
+
+    def fails(self, timeout_s: float = 20.0) -> tuple[int, float]:
+        """Run a gateway that is to give up; answer its exit code and how long it took."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        with self.stdout_path.open("wb") as out, self.stderr_path.open("wb") as err:
+            done = subprocess.run(
+                self.command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, check=False,
+                timeout=timeout_s, cwd=ROOT, env=self._env,
+            )  # fmt: skip
+        return done.returncode, time.monotonic() - began
 
     # -- who runs -----------------------------------------------------------------------------
 
@@ -120,9 +142,7 @@ class Host(Gateway):
         ``accepted`` names the requests that someone behind the gateway saw: those were accepted.
         """
         attempts = list(attempts)
-        assert not [a for a in attempts if a.outcome in ("open", "hung")], (
-            "no answer, no error"
-        )
+        assert not [a for a in attempts if a.outcome in ("open", "hung")], "no answer, no error"
         unfinished = {a.id for a in attempts if a.outcome == "cut"} & set(accepted)
         wait_for(
             lambda: not unfinished - set(self.letters_by_request()),

@@ -10,7 +10,7 @@ from tpo_mp.shm.plane import HostState, SeatState
 from tpo_mp.supervisor.beats import BeatWatch, CpuSample
 from tpo_mp.supervisor.events import EventLog
 from tpo_mp.supervisor.hands import Context
-from tpo_mp.supervisor.intensity import Limits
+from tpo_mp.supervisor.intensity import RestartLimits
 from tpo_mp.supervisor.judge import bury, judge
 from tpo_mp.supervisor.reconcile import reconcile
 from tpo_mp.supervisor.state import Berth, Child, Desired, House, Intent, Times
@@ -85,7 +85,7 @@ class World:
 
     def __init__(self, workers: int = 2) -> None:
         self.now = 100.0
-        self.house = House.build(tuple(range(workers)), Limits())
+        self.house = House.build(tuple(range(workers)), RestartLimits())
         self.plane = FakePlane(self.house.seats)
         self.hands = FakeHands(self.plane)
         self.log = io.StringIO()

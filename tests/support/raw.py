@@ -219,3 +219,14 @@ def ask(
         if value is None:
             return client.request("GET", target, headers)
         return client.post_json(target, value, headers)
+
+
+def parse_request_length(data: bytes) -> int | None:
+    """Bytes of the request at the start of ``data``, head included; ``None`` before its end."""
+    head, end, _ = data.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return len(head) + 4 + int(line.partition(b":")[2])
+    return len(head) + 4

@@ -13,10 +13,12 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -57,7 +59,10 @@ class Script:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far; ``aborted`` counts requests whose client left too early."""
+    """What happened so far; ``aborted`` counts requests whose client left too early.
+
+    ``sent_bytes`` stands still while the client reads nothing and the kernel's buffers are full.
+    """
 
     connections: int = 0
     requests: int = 0
@@ -65,6 +70,10 @@ class Counters:
     aborted: int = 0
     open: int = 0
     max_open: int = 0
+    sent_bytes: int = 0
+
+
+_counters: ContextVar[Counters] = ContextVar("counters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +93,14 @@ class Seen:
 class Upstream:
     """The server; a context manager.  Its methods may be called from any thread."""
 
-    def __init__(self, models: tuple[str, ...] = ("up-1", "up-2"), port: int = 0) -> None:
+    def __init__(
+        self,
+        models: tuple[str, ...] = ("up-1", "up-2"),
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.models = models
+        self._tls = tls
         self.counters = Counters()
         self.seen: deque[Seen] = deque(maxlen=10_000)
         self.port = port
@@ -99,7 +114,7 @@ class Upstream:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     @property
     def base_url(self) -> str:
@@ -141,7 +156,9 @@ class Upstream:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, backlog=1024, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:
@@ -157,6 +174,7 @@ class Upstream:
         assert task is not None
         self._tasks.add(task)
         self.counters.connections += 1
+        _counters.set(self.counters)
         try:
             while (request := await _read_request(reader)) and await self._answer(
                 request, reader, writer
@@ -251,6 +269,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
     await writer.drain()
+    _counters.get().sent_bytes += len(data)
 
 
 def _head(status: int, kind: str, framing: str, more: dict[str, str] | None = None) -> bytes:
@@ -408,6 +427,25 @@ async def _events(script: Script, body: dict[str, Any], number: int) -> AsyncIte
         }
         yield _event(_stream_chunk(body, number, choices=[], usage=usage))
     yield _chunk(b"data: [DONE]\n\n") + _chunk(b"")
+
+
+def stream_body(body: dict[str, Any], number: int, **script: Any) -> bytes:
+    """The SSE body of a proper reply, as the ``number``-th request gets it."""
+
+    async def collect() -> bytes:
+        script["delay_s"] = 0.0
+        chunks = [event async for event in _events(Script(**script), body, number)]
+        return b"".join(_unchunk(b"".join(chunks)))
+
+    return asyncio.run(collect())
+
+
+def _unchunk(data: bytes) -> list[bytes]:
+    parts = []
+    while (cut := data.index(b"\r\n")) and (size := int(data[:cut], 16)):
+        parts.append(data[cut + 2 : cut + 2 + size])
+        data = data[cut + 4 + size :]
+    return parts
 
 
 async def _send_paced(script: Script, data: bytes, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""What an outside author may rely on: each door takes a feature written like this.
+"""What an outside author may rely on: the library, and doors that take features written like this.
 
 Type-checked only, by pyright and mypy; nothing runs it.
 """
@@ -6,10 +6,12 @@ Type-checked only, by pyright and mypy; nothing runs it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from msgspec import Struct
 
+import tpo_mp
 from tpo_mp.errors import BackendRefused, ExitCode, TpoError
 from tpo_mp.ports import (
     Backend,
@@ -114,6 +116,27 @@ def fits(env: Env) -> tuple[Stage, Route, Backend, Controller, Stream]:
     words = Words(name="words", kind="greeting")
     options = Options(limit=1)
     return Counted(options, env), First(options, env), Greeting(words, env), Calm(), Once()
+
+
+class Parrot:
+    """The least a backend of one's own needs."""
+
+    async def infer(self, call: Call, /) -> str:
+        return call.model
+
+
+async def in_process() -> tuple[str, int, list[str]]:
+    """The chain as a library, from a kind, an object, a file and tables."""
+    async with tpo_mp.spawn_pipeline("echo") as pipeline:
+        reply = await pipeline.infer("three little words", session="s", temperature=0)
+        pieces = [piece async for piece in pipeline.stream([{"role": "user", "content": "hi"}])]
+        answer = await pipeline.chat({"model": "echo", "messages": []})
+        assert isinstance(answer["choices"], list)
+    async with tpo_mp.spawn_pipeline(Parrot(), {"pipeline": {"stages": []}}, model="m") as own:
+        names = await own.models()
+    async with tpo_mp.spawn_pipeline(Path("tpo.toml")):
+        status: int = reply.status
+    return "".join([reply.text, *pieces]), status, names
 
 
 FEATURE = Feature(Options, Counted)

@@ -195,14 +195,14 @@ def test_nothing_is_left_for_later() -> None:
 def test_every_module_and_test_says_what_it_is_for() -> None:
     """Each module opens with a docstring; each test has one."""
     silent = [name(p) for p in PRODUCT + TESTS + SCRIPTS if not ast.get_docstring(tree(p))]
-    for path in TESTS:
-        for node in ast.walk(tree(path)):
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                and node.name.startswith("test_")
-                and not ast.get_docstring(node)
-            ):
-                silent.append(f"{name(path)}:{node.name}")
+    silent += [
+        f"{name(path)}:{node.name}"
+        for path in TESTS
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and not ast.get_docstring(node)
+    ]
     assert not silent
 
 
@@ -216,6 +216,22 @@ def test_no_test_sleeps() -> None:
         if isinstance(node, ast.Call) and dotted(node.func) == "time.sleep"
     ]
     assert not found
+
+
+def test_every_dependency_has_a_reason() -> None:
+    """The table of ``tpo_mp/README.md`` has a row per runtime dependency, and no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[>=<;]", line)[0].strip() for line in project["dependencies"]}
+    table = (ROOT / "tpo_mp/README.md").read_text().partition("## Dependencies")[2]
+    assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == wanted
+
+
+def test_every_room_is_described() -> None:
+    """The tour of ``tpo_mp/README.md`` names every folder and file at the top."""
+    text = (ROOT / "tpo_mp/README.md").read_text()
+    rooms = [p.name for p in (ROOT / "tpo_mp").iterdir() if not p.name.startswith("_")]
+    named = [room for room in rooms if (ROOT / "tpo_mp" / room).is_dir() or room.endswith(".py")]
+    assert not [room for room in named if room not in text]
 
 
 def test_readme_is_short() -> None:

@@ -3,7 +3,8 @@
 Chunk extensions are dropped (bounded with their line), trailers are read and dropped.
 
 Invariants: ``feed`` returns exactly the body bytes in order; after ``done`` it takes no more and
-``rest`` holds what followed the body; anything outside the grammar of RFC 9112 §7.1 raises.
+``rest`` holds what followed the body; anything outside the grammar of RFC 9112 §7.1 raises, except
+blanks behind a size, which old servers pad it with.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 _MAX_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 16384
 _HEX = frozenset(b"0123456789abcdefABCDEF")
+_CONTROL = frozenset(range(32)) - {9} | {127}
 
 
 class ChunkError(Exception):
@@ -84,6 +86,8 @@ class Dechunker:
         if eol == at:
             self.done = True
             self.rest = data[eol + 2 :]
+        elif data.find(b":", at, eol) <= at or not _CONTROL.isdisjoint(data[at:eol]):
+            raise ChunkError("malformed trailer")
         self._trailer_bytes += eol - at + 2
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
             raise ChunkError("trailers too long")
@@ -91,8 +95,10 @@ class Dechunker:
 
 
 def _size(line: bytes) -> int:
-    digits, _, _extension = line.partition(b";")
+    digits, _, extension = line.partition(b";")
     digits = digits.rstrip(b" \t")
     if not digits or len(digits) > 8 or not _HEX.issuperset(digits) or len(line) > _MAX_LINE_BYTES:
         raise ChunkError("invalid chunk size")
+    if extension and not _CONTROL.isdisjoint(extension):
+        raise ChunkError("control character in a chunk extension")
     return int(digits, 16)

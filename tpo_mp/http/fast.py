@@ -4,9 +4,10 @@ Bytes in → head found, remembered or parsed → body complete → handler call
 Chunked, ``Expect`` and upgrade requests, which need a whole HTTP server, leave for the full lane
 with their unread bytes once every earlier reply is written.
 
-Invariants: at most one request of a connection is being answered; what a client pipelines behind
-it waits unread in ``_pending`` (at most 64 KiB, then the connection closes); reading is never
-paused, because a paused reader does not see the client leave; deadlines are absolute.
+Invariants: at most one request of a connection is being answered, and none while the client leaves
+an earlier answer unread; what it pipelines meanwhile waits in ``_pending`` (at most 64 KiB, then
+the connection closes); reading is never paused, because a paused reader does not see the client
+leave; deadlines are absolute, and a closing connection has one too.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ class FastConnection(asyncio.Protocol):
     """A client connection; also the ``Exchange`` of its current request."""
 
     __slots__ = (
-        "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_paused_at", "_pending",
-        "_started", "_writing", "body", "deadline", "filed_at", "head", "on_disconnect", "open",
-        "peer", "requests", "source", "transport",
+        "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_pending", "body", "deadline",
+        "filed_at", "head", "on_disconnect", "open", "peer", "requests", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, edge: ClientEdge) -> None:
@@ -52,7 +52,6 @@ class FastConnection(asyncio.Protocol):
         self._body_got = 0
         self._chunked = False
         self._client_paused = False
-        self._writing = False
 
     # -- asyncio.Protocol -------------------------------------------------------------------
 
@@ -95,36 +94,39 @@ class FastConnection(asyncio.Protocol):
             self.source.resume()
         elif not self.open:
             self._idle()
+            if self._pending:
+                self._edge.loop.call_soon(self._next)
 
     def expire(self) -> None:
         """The deadline passed: idle, a slow head or body, or a client that stopped reading."""
-        if self.open or self._client_paused:
+        if self.open or self._client_paused or self.transport.is_closing():
             self.transport.abort()
         elif self._body is not None or self._pending:
             self._refuse(408, "request took too long to arrive")
         else:
-            self.transport.close()
+            self._close()
 
     def data_received(self, data: bytes) -> None:
-        if self.open:
+        if self.open or self._client_paused:
             self._pending += data
             if len(self._pending) > MAX_PIPELINED_BYTES:
                 self.transport.abort()
         elif self._body is not None:
             self._more_body(data)
+        elif self._pending:
+            data = self._pending + data
+            self._pending = b""
+            self._feed(data, begun=True)
         else:
-            if self._pending:
-                data = self._pending + data
-                self._pending = b""
             self._feed(data)
 
     # -- requests in ------------------------------------------------------------------------
 
-    def _feed(self, data: bytes) -> None:
-        """Take requests from ``data`` until one is open or bytes run out."""
+    def _feed(self, data: bytes, *, begun: bool = False) -> None:
+        """Take a request from ``data``; ``begun``: its first bytes came earlier."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
-            self._partial_head(data)
+            self._partial_head(data, begun=begun)
             return
         raw = data[: end + 4]
         head = self._edge.heads.get(raw)
@@ -163,7 +165,6 @@ class FastConnection(asyncio.Protocol):
         self.deadline = NEVER
         self.requests += 1
         self._edge.count_fast()
-        self._writing = False
         endpoint = head.endpoint
         assert endpoint is not None
         try:
@@ -177,7 +178,7 @@ class FastConnection(asyncio.Protocol):
         if waiting is not None:
             self._edge.adopt(self, cast("Any", waiting))
 
-    def _partial_head(self, data: bytes) -> None:
+    def _partial_head(self, data: bytes, *, begun: bool) -> None:
         if data and data[0] not in _FIRST:
             self._refuse(400, "not an HTTP request")
         elif len(data) > self._edge.max_header_bytes:
@@ -185,10 +186,9 @@ class FastConnection(asyncio.Protocol):
         elif data.count(b"\n") != data.count(b"\r\n"):
             self._refuse(400, "bare line feed in request head")
         else:
-            first = not self._pending
             self._pending = data
             # The clock of a head starts at its first byte, not at each one after it.
-            if first and self.requests:
+            if self.requests and not begun:
                 self._await_bytes(self._edge.header_timeout_s)
 
     def _more_body(self, data: bytes) -> None:
@@ -210,6 +210,7 @@ class FastConnection(asyncio.Protocol):
         if refusal is not None:
             # Its body may never come or be huge: answer now, skip it only when it is at hand.
             total = body_at + head.content_length
+            self.requests += 1
             self.open = True
             self.body = b""
             if head.full_lane or len(data) < total:
@@ -232,9 +233,8 @@ class FastConnection(asyncio.Protocol):
         """Answer a request whose framing is in doubt, and close."""
         self._pending = b""
         self._body = None
-        self.deadline = NEVER
         self.transport.write(self._edge.bad_request(status, message))
-        self.transport.close()
+        self._close()
         self._edge.count_bad()
 
     # -- responses out ----------------------------------------------------------------------
@@ -263,7 +263,6 @@ class FastConnection(asyncio.Protocol):
     def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
         head = self.head
         self._chunked = not head.version_10
-        self._writing = True
         keep = head.keep_alive and not self._edge.closing and self._chunked
         self.transport.write(
             b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b%b%b\r\n"
@@ -287,14 +286,6 @@ class FastConnection(asyncio.Protocol):
         else:
             self.transport.write(data)
 
-    def write_last(self, data: bytes) -> None:
-        """``write`` and ``finish`` in one transport write."""
-        if self._chunked:
-            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
-        else:
-            self.transport.write(data)
-        self._close_request(self.head.keep_alive and self._chunked and not self._edge.closing)
-
     def finish(self) -> None:
         if self._chunked:
             self.transport.write(b"0\r\n\r\n")
@@ -311,18 +302,17 @@ class FastConnection(asyncio.Protocol):
             if linger_s:
                 self._await_bytes(linger_s)
             else:
-                self.transport.close()
+                self._close()
 
     def _close_request(self, keep: bool) -> None:
         self.open = False
         self.on_disconnect = self.source = None
         self.body = b""
         if not keep or self.requests >= self._edge.max_requests:
-            self.deadline = NEVER
-            self.transport.close()
+            self._close()
             return
         self._idle()
-        if self._pending:
+        if self._pending and not self._client_paused:
             # Not from inside the handler's stack: a long pipeline would recurse.
             self._edge.loop.call_soon(self._next)
 
@@ -332,8 +322,14 @@ class FastConnection(asyncio.Protocol):
             if self.filed_at == 0.0:
                 self._edge.wheel.add(self, now)
 
+    def _close(self) -> None:
+        """Close once everything written has left; a client that does not read it is cut off."""
+        self._await_bytes(self._edge.slow_reader_s)
+        self.transport.close()
+
     def _next(self) -> None:
-        if not self.open and self._pending and not self.transport.is_closing():
+        waits = self._pending and not self.open and not self._client_paused
+        if waits and not self.transport.is_closing():
             data, self._pending = self._pending, b""
             self._feed(data)
 

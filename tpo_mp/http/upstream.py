@@ -132,6 +132,7 @@ def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
         raise BackendFailure("upstream sent both length and chunked", reason="bad_upstream_head")
     if head.status in (204, 304):
         head.content_length = 0
+        head.chunked = False
     head.passed = b"".join(passed)
 
 
@@ -416,6 +417,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._break(e)
             return
         if head.status < 200:
+            self.reused = False  # it has the request: it must not be sent again
             rest = data[end + 4 :]
             if head.status == 101:
                 self._break(

@@ -5,7 +5,8 @@ Moving a deadline *later* is just an assignment: the entry is looked at when its
 up and filed again.  Moving it earlier needs ``add`` again.
 
 Invariants: an entry expires at most one bucket (50 ms) late and never early; entries whose
-deadline is ``inf`` when looked at are dropped, and must be added again.
+deadline is ``inf`` when looked at are dropped, and must be added again.  An entry that was filed
+twice, because its deadline moved earlier, is looked at twice and filed once.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Wheel:
         for bucket in due:
             for entry in self._buckets.pop(bucket):
                 deadline = entry.deadline
+                if entry.filed_at > now and deadline > now:
+                    continue  # an older filing: the newer one will meet the deadline
                 if deadline <= now:
                     entry.filed_at = 0.0
                     entry.deadline = float("inf")

@@ -9,7 +9,8 @@ Runs of synchronous stages become a flat tuple called in line; a coroutine exist
 asynchronous stage is configured.
 
 Invariants: the order is exactly the configured list; a list that contradicts the phases is an
-error, never a silent sort; an ``after`` runs in reverse order and only when its ``before`` ran.
+error, never a silent sort; an ``after`` runs in reverse order, and only when its ``before`` ran and
+passed the call on: a stage that answers by itself has done its part.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from .promise import Promise, run
 
 Serve: TypeAlias = Callable[[Call], Awaitable[Reply]]
 Named: TypeAlias = tuple[str, Any]
+Before: TypeAlias = Callable[[Call], Reply | None]
+After: TypeAlias = Callable[[Call, Reply], Reply | None]
 
 
 def check_order(stages: Sequence[Named]) -> None:
@@ -65,46 +68,77 @@ def _layer(stage: Any, inner: Serve) -> Serve:
 
 def _flatten(stages: list[Any], core: Serve) -> Serve:
     """Run synchronous stages in line round ``core``."""
-    if not stages:
-        return core
-    befores = tuple(s.before for s in stages if hasattr(s, "before"))
-    afters = tuple(s.after for s in reversed(stages) if hasattr(s, "after"))
+    befores: list[tuple[Before, tuple[After, ...]]] = []
+    afters: tuple[After, ...] = ()
+    for stage in stages:
+        if hasattr(stage, "before"):
+            befores.append((stage.before, afters))
+        if hasattr(stage, "after"):
+            afters = (stage.after, *afters)
+    if afters:
+        return _around(tuple(befores), afters, core)
+    return _in_front(tuple(before for before, _ in befores), core) if befores else core
 
+
+def _in_front(befores: tuple[Before, ...], core: Serve) -> Serve:
     def flat(call: Call) -> Awaitable[Reply]:
         for before in befores:
             answered = before(call)
             if answered is not None:
-                return _ready(answered)
+                out: Promise[Reply] = Promise()
+                out.resolve(answered)
+                return out
         return core(call)
 
-    if not afters:
-        return flat
-
-    def flat_with_afters(call: Call) -> Awaitable[Reply]:
-        out: Promise[Reply] = Promise()
-
-        def done(reply: Reply | None, error: BaseException | None) -> None:
-            if reply is None:
-                out.reject(error or RuntimeError("a stage answered nothing"))
-                return
-            try:
-                for after in afters:
-                    reply = after(call, reply) or reply
-            except Exception as e:  # noqa: BLE001 - becomes the call's error
-                out.reject(e)
-            else:
-                out.resolve(reply)
-
-        out.cancel_with = run(flat(call), done)
-        return out
-
-    return flat_with_afters
+    return flat
 
 
-def _ready(reply: Reply) -> Promise[Reply]:
-    out: Promise[Reply] = Promise()
-    out.resolve(reply)
-    return out
+def _around(
+    befores: tuple[tuple[Before, tuple[After, ...]], ...], afters: tuple[After, ...], core: Serve
+) -> Serve:
+    """Each ``before`` comes with the afters that are due when it answers by itself."""
+
+    def flat(call: Call) -> Awaitable[Reply]:
+        way = _WayBack(call, afters)
+        for before, outer in befores:
+            answered = before(call)
+            if answered is not None:
+                way.afters = outer
+                way.done(answered, None)
+                return way.out
+        way.out.cancel_with = run(core(call), way.done)
+        return way.out
+
+    return flat
+
+
+class _WayBack:
+    """A reply's way out through the ``after`` functions."""
+
+    __slots__ = ("_call", "afters", "out")
+
+    def __init__(self, call: Call, afters: tuple[After, ...]) -> None:
+        self._call = call
+        self.afters = afters
+        self.out: Promise[Reply] = Promise()
+
+    def done(self, reply: Reply | None, error: BaseException | None) -> None:
+        if self.out.done:  # given up meanwhile
+            if reply is not None and reply.stream is not None:
+                reply.stream.cancel()
+            return
+        if reply is None:
+            self.out.reject(error or RuntimeError("a stage answered nothing"))
+            return
+        try:
+            for after in self.afters:
+                reply = after(self._call, reply) or reply
+        except Exception as e:  # noqa: BLE001 - becomes the call's error
+            if reply.stream is not None:
+                reply.stream.cancel()
+            self.out.reject(e)
+        else:
+            self.out.resolve(reply)
 
 
 class Chain:

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from tpo_mp.dialects import openai_chat
-from tpo_mp.errors import Cancelled, DeadlineExceeded, Fault, Shed, TpoError
+from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, Fault, Shed, TpoError
 from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
 
 from .gateway import Gateway
@@ -67,14 +67,26 @@ class Delivery:
             if reply is not None and reply.stream is not None:
                 reply.stream.cancel()
         elif reply is None:
-            self.fail(as_tpo(error))
+            self.fail(_answerable(as_tpo(error)))
         else:
-            self.reply = reply
-            if reply.stream is None:
-                self.send(reply)
-            else:
-                self.begin(reply)
-                reply.stream.attach(self)
+            try:
+                self._deliver(reply)
+            except Exception as e:  # a malformed reply must not leave the client waiting
+                if self.settled:
+                    raise
+                self.fail(UnexpectedError(e))
+
+    def _deliver(self, reply: Reply) -> None:
+        self.reply = reply
+        if reply.stream is None:
+            self.send(reply)
+        elif self.call.stream:
+            self.begin(reply)
+            reply.stream.attach(self)
+        else:
+            reply.stream.cancel()
+            said = "the backend streamed what nobody asked to be streamed"
+            self.fail(BackendFailure(said, reason="bad_upstream_body"))
 
     def send(self, reply: Reply) -> None:
         """Send a whole reply."""
@@ -125,7 +137,7 @@ class Delivery:
 
     def end(self, error: TpoError | None) -> None:
         if error is not None:
-            self.fail(error)
+            self.fail(_answerable(error))
         elif not self.settled:
             self.exchange.finish()
             self.settle(Terminal.DONE, None)
@@ -198,6 +210,13 @@ def as_tpo(error: BaseException | None) -> TpoError:
     if isinstance(error, asyncio.CancelledError):
         return Cancelled("the call was cancelled")
     return UnexpectedError(error)
+
+
+def _answerable(error: TpoError) -> TpoError:
+    """Something inside gave the call up, yet the client is there: it must hear of it."""
+    if isinstance(error, Cancelled):
+        return Fault("the call was given up inside the gateway", reason="given_up")
+    return error
 
 
 class UnexpectedError(Fault):

@@ -28,6 +28,7 @@ MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 30
 _TAIL_BYTES = 4096
 _SSE = b"text/event-stream"
+_DONE = (b"data: [DONE]", b"data:[DONE]")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
 
@@ -73,11 +74,16 @@ class Answer(UpstreamExchange):
             if body:
                 self.data(body)
             self.ended()
+        elif call.stream:
+            said = "upstream answered a stream request with another media type"
+            self.promise.reject(BackendFailure(said, reason="bad_upstream_body"))
         else:
             self._unary(head, body)
 
     def _unary(self, head: ResponseHead, body: bytes) -> None:
         try:
+            if not body.isascii():
+                body.decode()
             usage = dialect.usage_of(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = "upstream answered 200 with a body that is no JSON object"
@@ -114,9 +120,6 @@ class Answer(UpstreamExchange):
     def ended(self) -> None:
         if self._events is not None:
             self._events.ended()
-        elif self._head.status == 200 and self._call.stream:
-            said = "upstream answered a stream request with another media type"
-            self.failed(BackendFailure(said, reason="bad_upstream_body"))
         else:
             assert self._parts is not None
             self.whole(self._head, b"".join(self._parts))
@@ -139,7 +142,7 @@ class Events:
 
     __slots__ = ("_answer", "_backend", "_buffer", "_call", "_carry", "_ended", "_error",
                  "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip",
-                 "_tail")  # fmt: skip
+                 "_tail", "_usage")  # fmt: skip
 
     def __init__(
         self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
@@ -158,6 +161,7 @@ class Events:
         self._buffer: list[bytes] = []
         self._ended = False
         self._error: TpoError | None = None
+        self._usage: Usage | None = None
 
     # -- from upstream ------------------------------------------------------------------------
 
@@ -187,15 +191,15 @@ class Events:
 
     def ended(self) -> None:
         """The upstream's body is complete."""
-        if self._carry:
-            rest, self._carry = self._carry, b""
-            self._tail = (self._tail + rest)[-_TAIL_BYTES:]
-            if self._reply is not None:
-                self._pass(rest)
+        rest, self._carry = self._carry, b""
+        if rest.strip() in _DONE and self._reply is not None:
+            # Only its blank line is missing.  Half an event is dropped: an error event follows it.
+            self._tail += rest
+            self._pass(rest)
         if self._reply is None:
             said = "upstream ended the stream before its first event"
             self.failed(BackendFailure(said, reason="truncated_stream"))
-        elif self._tail.rstrip().endswith((b"data: [DONE]", b"data:[DONE]")):
+        elif self._tail.rstrip().rpartition(b"\n")[2] in _DONE:
             self._read_tail(self._reply)
             self._finish(None)
         else:
@@ -256,6 +260,7 @@ class Events:
         head = self._head
         reply = Reply(200, None, stream=self, content_type=head.content_type, headers=head.passed)
         reply.backend = self._backend
+        reply.usage = self._usage
         self._reply = reply
         self._answer.promise.resolve(reply)
 
@@ -278,10 +283,9 @@ class Events:
         for data in dialect.event_data(block):
             seen = self._seen(data)
             if seen is not None and seen.usage is not None:
+                self._usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
                 if self._reply is not None:
-                    self._reply.usage = Usage(
-                        seen.usage.prompt_tokens, seen.usage.completion_tokens
-                    )
+                    self._reply.usage = self._usage
                 return not seen.choices
         return False
 
@@ -318,7 +322,11 @@ class Events:
 
 
 def _is_sound(chunk: bytes) -> bool:
-    """Whether the first data payload is an object or the terminator."""
+    """Whether it is text, and the first data payload an object or the terminator."""
+    try:
+        chunk.decode()
+    except UnicodeDecodeError:
+        return False
     for data in dialect.event_data(chunk):
         if data == b"[DONE]":
             return True

@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
-from tpo_mp.errors import Cancelled
-
 T = TypeVar("T")
 Done = Callable[[Any, "BaseException | None"], object]
 
@@ -113,22 +111,22 @@ class _Run:
         self._task: asyncio.Task[Any] | None = None
         self.finished = False
 
-    def step(self, _value: Any, error: BaseException | None) -> None:
+    def step(self) -> None:
+        """Run to the next wait, or to the end."""
         self._waits = None
+        value: Any = None
+        error: BaseException | None = None
         try:
-            if error is None:
-                waits = self._coro.send(None)
-            else:
-                waits = self._coro.throw(error)
+            waits = self._coro.send(None)
         except StopIteration as stop:
+            value = stop.value
             self.finished = True
-            self._done(stop.value, None)
-            return
         except BaseException as e:  # noqa: BLE001 - it belongs to whoever waits
+            error = e
             self.finished = True
-            self._done(None, e)
-            return
-        if type(waits) is Promise:
+        if self.finished:
+            self._done(value, error)
+        elif type(waits) is Promise:
             waits._asyncio_future_blocking = False
             self._waits = waits
             waits.then(self._again)
@@ -139,15 +137,11 @@ class _Run:
     def _again(self, _value: Any, _error: BaseException | None) -> None:
         # The awaiting coroutine reads value or error from the promise itself.
         if not self.finished:
-            self.step(None, None)
+            self.step()
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self.finished = True
-        if task.cancelled():
-            self._done(None, asyncio.CancelledError())
-        else:
-            error = task.exception()
-            self._done(None if error else task.result(), error)
+        self._done(*_outcome(task))
 
     def cancel(self) -> None:
         """Throw ``CancelledError`` where the coroutine waits."""
@@ -195,23 +189,23 @@ def run(awaitable: Awaitable[Any], done: Done) -> Callable[[], object] | None:
     if type(awaitable) is Promise:
         awaitable.then(done)
         return None if awaitable.done else awaitable.cancel
+    if isinstance(awaitable, asyncio.Future):
+        awaitable.add_done_callback(lambda future: done(*_outcome(future)))
+        return awaitable.cancel
     if asyncio.iscoroutine(awaitable):
         step = _Run(awaitable, done)
     else:
         step = _Run(_as_coroutine(awaitable), done)
-    step.step(None, None)
+    step.step()
     return None if step.finished else step.cancel
+
+
+def _outcome(future: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
+    if future.cancelled():
+        return None, asyncio.CancelledError()
+    error = future.exception()
+    return (None if error else future.result()), error
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
-
-
-async def bridge(promise: Promise[T]) -> T:
-    """Await a promise from ordinary asyncio code."""
-    return await promise
-
-
-def cancelled(error: BaseException | None) -> bool:
-    """Whether ``error`` only says that nobody wants the answer any more."""
-    return isinstance(error, (asyncio.CancelledError, Cancelled))

@@ -9,9 +9,11 @@ Known weakness: decisions per model are remembered for at most 4 096 models.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from inspect import iscoroutinefunction
 from typing import Any
 
 from tpo_mp.errors import NotFound, Shed
@@ -58,7 +60,13 @@ class Rule:
 
 def wrap(backend: Any, attempt_stages: Sequence[Any]) -> Serve:
     """One try of ``backend`` inside the ATTEMPT stages."""
-    return fold(attempt_stages, backend.infer)
+    infer: Serve = backend.infer
+    return fold(attempt_stages, _in_task(infer) if iscoroutinefunction(infer) else infer)
+
+
+def _in_task(infer: Callable[[Call], Coroutine[Any, Any, Reply]]) -> Serve:
+    """Clients written for asyncio ask for the current task: give a coroutine backend one."""
+    return lambda call: asyncio.get_running_loop().create_task(infer(call))
 
 
 class Router:

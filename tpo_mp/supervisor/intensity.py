@@ -17,7 +17,7 @@ LOOP_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RestartLimits:
     """When to back off, and for how long."""
 
     deaths: int = 5
@@ -31,7 +31,7 @@ class Intensity:
 
     __slots__ = ("_deaths", "_retry_at", "level", "limits")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RestartLimits) -> None:
         self.level = 0
         self.limits = limits
         self._deaths: deque[float] = deque()

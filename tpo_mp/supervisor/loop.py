@@ -26,7 +26,7 @@ from .beats import cpu_sample
 from .ctl import CommandSocket, Respond
 from .events import Level, write_line
 from .hands import Context
-from .intensity import Limits
+from .intensity import RestartLimits
 from .judge import bury, judge
 from .memory import HostMemory
 from .publish import Publisher
@@ -306,10 +306,10 @@ def times_of(view: ProcessView) -> Times:
     )
 
 
-def limits_of(view: ProcessView) -> Limits:
+def limits_of(view: ProcessView) -> RestartLimits:
     """Return the restart limits a configuration asks for."""
     options = view.supervisor
-    return Limits(
+    return RestartLimits(
         deaths=options.intensity,
         window_s=options.intensity_window_s,
         backoff_min_s=options.backoff_min_s,

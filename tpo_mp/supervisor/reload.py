@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from tpo_mp.config.blob import ProcessView, process_view
 from tpo_mp.errors import ConfigError
+from tpo_mp.shm.lifeline import RESTART_NEEDED
 
 from .compiling import Compilation, Compiled
 from .hands import Context
@@ -105,8 +106,9 @@ class Reloader:
     def _publish(self, context: Context, compiled: Compiled, now: float) -> None:
         try:
             view = process_view(compiled.blob) if compiled.exit_code == 0 else None
-        except ConfigError as error:
-            view, compiled = None, Compiled(b"", (error.message,), 2)
+        except (ConfigError, ValueError) as error:
+            # The compiler child runs the code on disk, which may be newer than ours.
+            view, compiled = None, Compiled(b"", (f"{RESTART_NEEDED}: {error}",), 2)
         if view is None:
             self._finish(context, ok=False, problems=list(compiled.problems))
             return

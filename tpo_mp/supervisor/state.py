@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 from tpo_mp.shm.plane import HostState, SeatState
 
 from .beats import BeatWatch
-from .intensity import Intensity, Limits
+from .intensity import Intensity, RestartLimits
 from .placement import UNPINNED
 
 Role: TypeAlias = Literal["shard", "control"]
@@ -125,7 +125,7 @@ class House:
     roll_failure: str = ""
 
     @classmethod
-    def build(cls, cpus: tuple[int, ...], limits: Limits) -> House:
+    def build(cls, cpus: tuple[int, ...], limits: RestartLimits) -> House:
         """Return the empty house of ``len(cpus)`` slots."""
         return cls(
             slots=[

@@ -35,6 +35,7 @@ class Remote:
         "_buffer",
         "_ended",
         "_error",
+        "_grant_at",
         "_mesh",
         "_over",
         "_owed",
@@ -64,6 +65,8 @@ class Remote:
         self._sink: Sink | None = None
         self._paused = False
         self._owed = 0
+        # Always less than the credit: at zero credit nothing comes that would raise the debt.
+        self._grant_at = min(GRANT_BYTES, mesh.credit_bytes // 2)
         self._ended = False
         self._error: TpoError | None = None
         self._over = False
@@ -105,13 +108,13 @@ class Remote:
         else:
             self._buffer.append(chunk)
             return
-        if self._owed >= GRANT_BYTES and not self._paused:
+        if self._owed >= self._grant_at and not self._paused:
             self._grant()
 
     def tick(self) -> None:
         """Grant what a full ring refused to take: at zero credit no chunk comes to do it."""
         taken = self._sink is not None or self._whole is not None
-        if taken and self._owed >= GRANT_BYTES and not self._paused:
+        if taken and self._owed >= self._grant_at and not self._paused:
             self._grant()
 
     def ended(self, frame: frames.EndFrame) -> None:
@@ -163,7 +166,7 @@ class Remote:
         if self._ended:
             self._sink = None
             sink.end(self._error)
-        elif self._owed >= GRANT_BYTES and not self._paused:
+        elif self._owed >= self._grant_at and not self._paused:
             self._grant()
 
     def pause(self) -> None:

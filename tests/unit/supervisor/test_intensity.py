@@ -7,9 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo_mp.supervisor.intensity import SPACING_S, Intensity, Limits
+from tpo_mp.supervisor.intensity import SPACING_S, Intensity, RestartLimits
 
-LIMITS = Limits(deaths=5, window_s=10.0, backoff_min_s=1.0, backoff_max_s=30.0)
+LIMITS = RestartLimits(deaths=5, window_s=10.0, backoff_min_s=1.0, backoff_max_s=30.0)
 
 
 def crash(intensity: Intensity, now: float, times: int, every_s: float = 0.1) -> float:

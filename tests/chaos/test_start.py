@@ -1,0 +1,123 @@
+"""Starting: in under three seconds, ready when it says so, and a clear no when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.conftest import require
+from tests.support.host import Host
+from tests.support.mounts import can_mount, tmpfs
+from tests.support.raw import RawClient
+from tests.support.wait import accepts, free_port, wait_for
+
+COLD_START_S = 3.0
+REFUSAL_S = 2.0
+
+
+def test_a_cold_start_is_ready_within_three_seconds(start_host: StartHost, slack: float) -> None:
+    """From the command to the ready line, which every slot's acknowledgement precedes."""
+    host = start_host()
+    boot_s = host.events("ready")[0]["boot_ms"] / 1000
+    print(f"booted in {boot_s:.2f} s")
+    assert boot_s < COLD_START_S * slack
+    host.stop()
+
+
+def test_ready_is_said_only_when_every_slot_serves(start_host: StartHost) -> None:
+    """Whoever asks during the boot gets a connection that waits, or 503, never a false yes."""
+    port = free_port()
+    host = start_host("--port", str(port), start=False, workers=2)
+    host.folder.mkdir(parents=True, exist_ok=True)
+    with host.stdout_path.open("wb") as out, host.stderr_path.open("wb") as err:
+        child = subprocess.Popen(
+            host.command, stdout=out, stderr=err, env=host._env, start_new_session=True
+        )
+    try:
+        wait_for(lambda: accepts("127.0.0.1", port), 20, "the port")
+        answers = []
+
+        def ready() -> bool:
+            with RawClient(f"http://127.0.0.1:{port}") as client:
+                answers.append(client.request("GET", "/ready").status)
+            return answers[-1] == 200
+
+        wait_for(ready, 20, "readiness")
+        assert {slot["state"] for slot in host.status()["slots"]} == {"ready"}
+        assert set(answers[:-1]) <= {503}, answers
+        wait_for(lambda: "tpo-mp ready" in host.stdout_path.read_text(), 2, "the ready line")
+    finally:
+        child.terminate()
+        assert child.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ("[server]\nprot = 1\n", "server.prot", "port"),
+        ("[server]\nport = 99999\n", "server.port", "65535"),
+        ("[server]\nport = \n", "tpo.toml", "line 2"),
+        ('[[backends]]\nname = "a"\nkind = "telepathy"\n', "backends[0].kind", "telepathy"),
+    ],
+)
+def test_a_wrong_config_is_refused_with_file_key_and_reason(
+    start_host: StartHost, slack: float, text: str, key: str, reason: str
+) -> None:
+    """Exit 2 in under two seconds, before anything was bound or started."""
+    host = start_host(start=False)
+    host.folder.mkdir(parents=True, exist_ok=True)
+    host.config_path = host.folder / "tpo.toml"
+    host.config_path.write_text(text)
+    code, took_s = host.fails()
+    print(f"{took_s:.2f} s: {host.stderr}")
+    assert code == 2
+    assert took_s < REFUSAL_S * slack
+    for part in (str(host.config_path), key, reason):
+        assert part in host.stderr
+    assert "Traceback" not in host.stderr
+    assert not host.state_dir.exists() or not list(host.state_dir.iterdir())
+
+
+def check_no_memory(host: Host) -> None:
+    """A host without room for its memory says so and leaves nothing; no process dies of it."""
+    code, _ = host.fails()
+    print(host.stderr)
+    assert code == 3
+    assert "Traceback" not in host.stderr
+    assert "Fatal" not in host.stderr
+    assert "memory" in host.stderr
+    assert host.stdout_path.read_text() == ""
+    assert not host.shared_names()
+    assert not [path for path in host.state_dir.iterdir() if path.name.startswith("registry")]
+
+
+def test_shared_memory_that_does_not_fit_is_refused(start_host: StartHost) -> None:
+    """A limit on sizes: allocation fails at the start, not a write in the middle of a call."""
+    check_no_memory(start_host(start=False, prefix=["prlimit", "--fsize=1048576"]))
+
+
+def test_a_state_directory_without_room_is_refused(start_host: StartHost) -> None:
+    """The registry lies on a tmpfs of 64 KiB: no bus error, one line."""
+    require(can_mount(), "the right to mount")
+    host = start_host(start=False)
+    with tmpfs(host.state_dir, "64k"):
+        check_no_memory(host)
+
+
+def test_ports_that_are_taken_are_named(start_host: StartHost) -> None:
+    """A second host on the same port, and on the same state directory, gets its own exit code."""
+    first = start_host(workers=1)
+    second = start_host("--port", str(first.port), start=False, workers=1)
+    code, _ = second.fails()
+    assert code == 6
+    assert f"address in use: 127.0.0.1:{first.port}" in second.stderr
+    third = start_host(start=False, workers=1)
+    third.state_dir = Path(first.state_dir)
+    code, _ = third.fails()
+    assert code == 5
+    assert "already running" in third.stderr
+    assert first.ask("/ready").status == 200
+    first.stop()

@@ -1,0 +1,86 @@
+"""Workers that do not boot: back-off while others serve, an exit code when nobody does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import Host, kill, logged_at
+from tests.support.load import Crowd, Load
+from tests.support.wait import wait_for
+
+CRASH = {"TPO_TEST": "1", "TPO_FAILPOINTS": "sup.after_spawn=raise"}
+SPACING_S = 0.1
+
+
+def starts_of(host: Host, where: str) -> list[float]:
+    """When a berth's processes were started, by the lines about their deaths."""
+    died = [event for event in host.events("worker_died") if event["where"] == where]
+    return [logged_at(event) - event["lived_s"] for event in died]
+
+
+def test_workers_that_never_boot_end_the_host_with_the_reason(
+    start_host: StartHost, slack: float
+) -> None:
+    """Exit 3 in under ten seconds, the worker's own words last, no spinning before."""
+    host = start_host(start=False, env=CRASH)
+    code, took_s = host.fails(60)
+    print(f"exit {code} after {took_s:.1f} s")
+    assert code == 3
+    assert took_s < 10 * slack
+    assert "failpoint sup.after_spawn" in host.events("giving_up")[0]["reason"]
+    assert host.stdout_path.read_text() == ""
+    for slot in ("slot 0", "slot 1"):
+        starts = starts_of(host, slot)
+        assert 1 <= len(starts) <= 10
+        # ``lived_s`` is rounded to 10 ms.
+        assert all(later - sooner > SPACING_S - 0.02 for sooner, later in pairwise(starts)), starts
+    assert not host.shared_names()
+
+
+def test_no_connection_waits_for_a_slot_that_backs_off(
+    start_host: StartHost, rng: Random, slack: float
+) -> None:
+    """One slot keeps dying; of a thousand new connections none waits for it."""
+    host = start_host(config="[supervisor]\nintensity = 2\nbackoff_min_s = 30\n")
+    for _ in range(3):
+        host.warm()
+        victim = host.slot(0)["pid"]
+        kill(victim)
+        wait_for(lambda pid=victim: host.slot(0)["pid"] != pid, 5, "the death noticed")
+    waits: list[float] = []
+    for batch in range(50):
+        with Crowd(host.url, 20, prefix=f"batch{batch}", stream=False) as crowd:
+            attempts = crowd.ended()
+        assert crowd.outcomes() == {"ok": 20}
+        waits += [a.ended_at - a.began_at for a in attempts]
+    print(f"slowest of {len(waits)}: {max(waits) * 1000:.0f} ms")
+    assert host.slot(0)["state"] == "backing off"
+    assert max(waits) < 0.3 * slack
+    assert host.ask("/ready").json()["degraded"]
+    assert len(host.events("worker_died")) == 3
+    with Load(host.url, rng, clients=4) as load:
+        load.more(20)
+    host.end()
+
+
+@pytest.mark.parametrize("what", ["other-version", "other-layout"])
+def test_a_worker_of_another_version_refuses_to_attach(start_host: StartHost, what: str) -> None:
+    """It exits before it touches shared memory; the host serves on and says: restart needed."""
+    host = start_host(env={"TPO_TEST": "1", "TPO_WORKER_MODULE": "tests.support.other_version"})
+    host.warm()
+    (host.state_dir / what).touch()
+    spare = host.status()["spare"]["pid"]
+    victim = host.slot(0)["pid"]
+    kill(victim)
+    assert host.replaced(0, victim) == spare
+    refused = host.event("worker_died", exit_code=3)
+    assert "restart needed" in refused["last_words"]
+    assert any("restart needed" in why for why in host.status()["restart_needed"])
+    with Crowd(host.url, 20, stream=False) as crowd:
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 20}
+    host.end()

@@ -1,0 +1,109 @@
+"""Ways through a host of two shards: which shard takes a connection, which one holds a session.
+
+A call is *local* when the shard that took its connection holds its session, else *forwarded*.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .messages import CHUNKED, chunked
+from .raw import RawClient, RawReply, build, chat
+
+CHAT = "/v1/chat/completions"
+ECHO = "echo"
+Place = Literal["local", "forwarded"]
+Lane = Literal["fast", "full"]
+
+
+def shard_of(client: RawClient, session: str = "", model: str = ECHO) -> int:
+    """The shard that serves a session, or without one the shard that took the connection."""
+    headers = {"X-Session-Id": session} if session else None
+    reply = client.post_json(CHAT, chat("where", model), headers)
+    assert reply.status == 200, reply
+    return int(reply.headers["x-tpo-shard"])
+
+
+def connect_to(url: str, shard: int, **options: Any) -> RawClient:
+    """Open connections until that shard takes one."""
+    others = []
+    try:
+        for _ in range(200):
+            client = RawClient(url, **options)
+            if shard_of(client) == shard:
+                return client
+            # Kept open: the kernel and the loops then choose another shard sooner.
+            others.append(client)
+    finally:
+        for client in others:
+            client.close()
+    raise AssertionError(f"shard {shard} took none of 200 connections")
+
+
+def session_on(url: str, shard: int, prefix: str = "s") -> str:
+    """Name a session that lives on that shard."""
+    with RawClient(url) as client:
+        for number in range(200):
+            if shard_of(client, f"{prefix}-{number}") == shard:
+                return f"{prefix}-{number}"
+    raise AssertionError(f"no session lives on shard {shard}")
+
+
+def render(host: str, value: Any, headers: dict[str, str], lane: Lane, target: str = CHAT) -> bytes:
+    """Write a POST, chunked for the full lane."""
+    body = json.dumps(value).encode()
+    headers = {"Host": host, "Content-Type": "application/json"} | headers
+    if lane == "fast":
+        return build("POST", target, headers, body)
+    name, _, coding = CHUNKED.decode().partition(": ")
+    return build("POST", target, headers | {name: coding}) + chunked(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way through the host, for any number of calls."""
+
+    url: str
+    session: str
+    place: Place
+    lane: Lane
+    taker: int = 0
+
+    def open(self, **options: Any) -> RawClient:
+        """Connect so that calls of this session go the way."""
+        return connect_to(self.url, self.taker, **options)
+
+    def request(
+        self, client: RawClient, value: Any, headers: dict[str, str] | None = None
+    ) -> bytes:
+        """Write a chat request that goes this way."""
+        named = {"X-Session-Id": self.session} | (headers or {})
+        return render(client.host, value, named, self.lane)
+
+    def ask(self, value: Any, headers: dict[str, str] | None = None, **options: Any) -> RawReply:
+        """Ask once, on a connection of its own; the reply names the shard it must."""
+        with self.open(**options) as client:
+            client.send(self.request(client, value, headers))
+            reply = client.read_reply("POST")
+        assert "x-tpo-shard" in reply.headers, reply
+        return reply
+
+    def on(self, lane: Lane) -> Way:
+        """The same way on another lane."""
+        return replace(self, lane=lane)
+
+
+def ways(url: str) -> dict[str, Way]:
+    """All four ways through a host whose echo backend serves ``echo``, named place-lane."""
+    places: dict[Place, str] = {"local": session_on(url, 0), "forwarded": session_on(url, 1)}
+    lanes: tuple[Lane, ...] = ("fast", "full")
+    return {
+        f"{place}-{lane}": Way(url, session, place, lane)
+        for place, session in places.items()
+        for lane in lanes
+    }
+
+
+WAYS = ("local-fast", "local-full", "forwarded-fast", "forwarded-full")
