@@ -57,8 +57,8 @@ def test_ready_is_said_only_when_every_slot_serves(start_host: StartHost) -> Non
 @pytest.mark.parametrize(
     ("text", "key", "reason"),
     [
-        ("[server]\nprot = 1\n", "server.prot", "port"),
-        ("[server]\nport = 99999\n", "server.port", "65535"),
+        ("[server]\nmax_bdy_bytes = 1\n", "server.max_bdy_bytes", "max_body_bytes"),
+        ("[server]\nmax_body_bytes = 1\n", "server.max_body_bytes", "1024"),
         ("[server]\nport = \n", "tpo.toml", "line 2"),
         ('[[backends]]\nname = "a"\nkind = "telepathy"\n', "backends[0].kind", "telepathy"),
     ],

@@ -28,6 +28,22 @@ def wait_for(
         time.sleep(every_s)
 
 
+def wait_still(
+    value: Callable[[], T], still_s: float, timeout_s: float = 10.0, what: str = "value"
+) -> T:
+    """Poll until ``value()`` stayed the same for ``still_s`` and answer it."""
+    seen, since = value(), time.monotonic()
+    deadline = since + timeout_s
+    while time.monotonic() - since < still_s:
+        time.sleep(0.01)
+        now = value()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not still within {timeout_s} s: {what}; last seen: {seen!r}")
+    return seen
+
+
 def accepts(host: str, port: int) -> bool:
     """Say whether something listens there."""
     with socket.socket() as probe:

@@ -34,6 +34,16 @@ def _ms(old: str, new: str) -> Alias:
     return Alias(old, new, _from_ms, "milliseconds become seconds")
 
 
+def _origins(enabled: object) -> object:
+    return (["*"] if enabled else []) if isinstance(enabled, bool) else enabled
+
+
+def _tls(value: object) -> object:
+    """``{cert, key}`` as the reference spells it."""
+    names = {"cert": "cert_file", "key": "key_file"}
+    return {names.get(k, k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
 _EDGES: Final = {
     "rag": "rag_to_assemble",
     "assemble": "assemble_to_inference",
@@ -84,7 +94,7 @@ GATEWAY_YAML: Final = (
     Alias("load_balancing.max_retries", "stages.retry.attempts"),
     Alias("security.request_timeout", "stages.deadline.timeout_s"),
     Alias("security.max_request_size", "server.max_body_bytes"),
-    Alias("security.ssl", "server.tls"),
+    Alias("security.ssl", "server.tls", _tls),
     Alias("monitoring", "observability.monitoring"),
 )
 
@@ -94,13 +104,19 @@ _SERVER_KEYS: Final = {
     "keepalive_timeout": "server.idle_timeout_s",
     "shutdown_timeout": "server.drain_s",
     "enable_compression": "server.compression",
-    "enable_cors": "server.cors",
-    "tls_config": "server.tls",
 }
 
 SIMULATOR: Final = (
     Alias("host", "server.host"),
     Alias("port", "server.port"),
+    *(
+        row
+        for at in ("", "server.")
+        for row in (
+            Alias(f"{at}enable_cors", "server.cors.origins", _origins, "true is any origin"),
+            Alias(f"{at}tls_config", "server.tls", _tls, "cert and key are file names"),
+        )
+    ),
     *(Alias(old, new) for old, new in _SERVER_KEYS.items()),
     *(Alias(f"server.{old}", new) for old, new in _SERVER_KEYS.items()),
     *(

@@ -12,6 +12,7 @@ Invariants: nothing goes to stdout unless the whole config is sound; a secret ne
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tpo_mp.errors import ConfigError, ExitCode
 
 from .blob import to_blob
 from .load import load
+
+_ELSEWHERE = re.compile(r" \(from (--[a-z-]+|[A-Z_]+)\): ")
 
 
 class CompileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,14 +38,22 @@ def main() -> int:
     """Compile one config; answers the exit code."""
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=CompileRequest)
-        path = Path(request.path) if request.path is not None else None
-        blob = to_blob(load(path, request.flags, os.environ))
-    except ConfigError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return ExitCode.USAGE
     except msgspec.MsgspecError as error:
         sys.stderr.write(f"compile request: {error}\n")
+        return ExitCode.USAGE
+    path = Path(request.path) if request.path is not None else None
+    try:
+        blob = to_blob(load(path, request.flags, os.environ))
+    except ConfigError as error:
+        for line in error.message.splitlines():
+            sys.stderr.write(f"{_place(path, line)}{line}\n")
         return ExitCode.USAGE
     sys.stdout.buffer.write(blob)
     sys.stdout.buffer.flush()
     return ExitCode.OK
+
+
+def _place(path: Path | None, line: str) -> str:
+    """Name the file where it is to blame: not for what a flag or the environment said."""
+    named = path is None or line.startswith(str(path)) or _ELSEWHERE.search(line)
+    return "" if named else f"{path}: "

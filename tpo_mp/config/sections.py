@@ -20,6 +20,33 @@ Capacity: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$(?!\n)"
 
 
+class CorsSection(Section, frozen=True, kw_only=True):
+    """Browsers of other origins; off until an origin is named."""
+
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(description='Origins that may call, globs allowed; "*" is any.'),
+    ] = ()
+    credentials: Annotated[
+        bool, Meta(description="Allow cookies and HTTP authentication from those origins.")
+    ] = False
+    max_age_s: Annotated[
+        int, Meta(ge=0, le=86_400, description="Seconds a browser may remember a preflight.")
+    ] = 600
+
+
+class TlsSection(Section, frozen=True, kw_only=True):
+    """TLS on the main port; off until a certificate is named.  A reload reads the files again."""
+
+    cert_file: Annotated[
+        str, Meta(max_length=4096, description="PEM file of the certificate chain.")
+    ] = ""
+    key_file: Annotated[
+        str,
+        Meta(max_length=4096, description="PEM file of the key; empty: it is in cert_file."),
+    ] = ""
+
+
 class ServerSection(Section, frozen=True, kw_only=True):
     """The main port: where clients connect, and what they may send."""
 
@@ -89,6 +116,12 @@ class ServerSection(Section, frozen=True, kw_only=True):
             description="Seconds a client may leave a full buffer unread before it is cut off.",
         ),
     ] = 30.0
+    trusted_hosts: Annotated[
+        tuple[str, ...],
+        Meta(description="Host names served, globs allowed; empty means any."),
+    ] = ()
+    cors: Annotated[CorsSection, Meta(description="Browsers of other origins.")] = CorsSection()
+    tls: Annotated[TlsSection, Meta(description="TLS on the main port.")] = TlsSection()
 
 
 class SupervisorSection(Section, frozen=True, kw_only=True):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from tpo_mp.shm import failpoints
-from tpo_mp.store.segments import flush_to_disk
-from tpo_mp.store.shelf import Disk
+from tpo_mp.store.framing import Disk, flush_to_disk
 
 
 def faulty_disk() -> Disk:

@@ -48,6 +48,8 @@ class Dechunker:
                 if eol < 0:
                     if size - at > _MAX_LINE_BYTES:
                         raise ChunkError("line too long")
+                    if data.find(b"\n", at) >= 0:
+                        raise ChunkError("bare line feed")
                     self._carry = data[at:]
                     break
                 if self._in_trailer:

@@ -20,6 +20,7 @@ from .wheel import Wheel
 if TYPE_CHECKING:
     from .endpoints import EndpointTable
     from .exchange import Exchange
+    from .policy import Policy
 
 
 class Closable(Protocol):
@@ -64,6 +65,7 @@ class ClientEdge:
         render_error: RenderError,
         on_crash: Callable[[BaseException], None],
         limits: Limits,
+        policy: Policy | None = None,
         count_fast: Callable[[], None],
         count_full: Callable[[], None],
         count_bad: Callable[[], None],
@@ -71,7 +73,7 @@ class ClientEdge:
         self.loop = loop
         self.wheel = wheel
         self.max_requests = MAX_REQUESTS
-        self.configure(limits)
+        self.configure(limits, policy)
         self.count_fast = count_fast
         self.count_full = count_full
         self.count_bad = count_bad
@@ -87,8 +89,9 @@ class ClientEdge:
         self.use(table)
         self.tick()
 
-    def configure(self, limits: Limits) -> None:
-        """Take over limits; open requests keep theirs."""
+    def configure(self, limits: Limits, policy: Policy | None) -> None:
+        """Take over limits and policy; open requests keep theirs.  ``use`` must follow."""
+        self.policy = policy
         self.max_body_bytes = limits.max_body_bytes
         self.max_header_bytes = limits.max_header_bytes
         self.header_timeout_s = limits.header_timeout_s
@@ -99,7 +102,7 @@ class ClientEdge:
     def use(self, table: EndpointTable) -> None:
         """Switch to a new route table; remembered heads of the old one are forgotten."""
         self.table = table
-        self.heads = HeadMemo(table, self.max_body_bytes)
+        self.heads = HeadMemo(table, self.max_body_bytes, self.policy)
 
     def tick(self) -> None:
         """Refresh the date header line."""

@@ -252,6 +252,7 @@ class FastConnection(asyncio.Protocol):
                     content_type,
                     b"\r\ncontent-length: %d\r\n" % len(body),
                     extra,
+                    head.extra,
                     self._edge.date_line,
                     b"\r\n" if keep and not head.version_10 else _connection(keep),
                     b"" if head.method == "HEAD" else body,
@@ -265,13 +266,14 @@ class FastConnection(asyncio.Protocol):
         self._chunked = not head.version_10
         keep = head.keep_alive and not self._edge.closing and self._chunked
         self.transport.write(
-            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b%b%b\r\n"
+            b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b%b%b%b\r\n"
             % (
                 status,
                 REASON.get(status, b"Status"),
                 content_type,
                 b"transfer-encoding: chunked\r\n" if self._chunked else b"",
                 extra,
+                head.extra,
                 self._edge.date_line,
                 b"" if keep else b"connection: close\r\n",
             )

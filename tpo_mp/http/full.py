@@ -78,6 +78,7 @@ class FullLane:
                 request.version < (1, 1),
                 edge.table,
                 edge.max_body_bytes,
+                edge.policy,
             )
         except BadHead as e:
             return self._bad(e.status, e.message)
@@ -165,12 +166,16 @@ class FullExchange:
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
     ) -> None:
-        self._whole = web.Response(status=status, body=body, headers=_headers(content_type, extra))
+        self._whole = web.Response(
+            status=status, body=body, headers=_headers(content_type, extra + self.head.extra)
+        )
         self.on_disconnect = None
         self._ready.set()
 
     def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
-        self._stream = web.StreamResponse(status=status, headers=_headers(content_type, extra))
+        self._stream = web.StreamResponse(
+            status=status, headers=_headers(content_type, extra + self.head.extra)
+        )
         self._source = source
         self._ready.set()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -32,11 +32,17 @@ _SAFE_TARGET = re.compile(rb"/[!-~]*")
 _SINGLE = frozenset(
     (b"host", b"content-length", b"content-type", b"transfer-encoding", b"authorization",
      b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
-     b"x-tpo-deadline-ms", b"x-request-id")
+     b"x-tpo-deadline-ms", b"x-request-id", b"origin")
 )  # fmt: skip
 _SPECIAL = (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent")
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+
+
+class Judge(Protocol):
+    """Has the last word on a checked head; see ``policy``."""
+
+    def apply(self, head: Head) -> None: ...
 
 
 class BadHead(Exception):
@@ -52,14 +58,15 @@ class Head:
     """One checked request head.
 
     ``full_lane`` names why the fast lane must not take the request ("" when it may).
+    ``extra`` are header lines every response to it carries (CORS).
     ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
     """
 
     __slots__ = (
-        "content_length", "endpoint", "full_lane", "headers", "keep_alive", "method", "params",
-        "path", "query", "refusal", "request_id", "session", "special", "version_10",
+        "content_length", "endpoint", "extra", "full_lane", "headers", "keep_alive", "method",
+        "params", "path", "query", "refusal", "request_id", "session", "special", "version_10",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -77,6 +84,7 @@ class Head:
         self.session: str | None = None
         self.request_id = ""
         self.special = False
+        self.extra = b""
 
 
 class _Collector:
@@ -102,22 +110,27 @@ class _Collector:
 class HeadMemo:
     """Parses heads for one endpoint table and remembers the verdicts."""
 
-    def __init__(self, table: EndpointTable, max_body_bytes: int) -> None:
+    def __init__(
+        self, table: EndpointTable, max_body_bytes: int, policy: Judge | None = None
+    ) -> None:
         self._table = table
         self._max_body = max_body_bytes
+        self._policy = policy
         self._seen: dict[bytes, Head] = {}
         self.get = self._seen.get
 
     def parse(self, raw: bytes) -> Head:
         """Check ``raw`` (through its CRLFCRLF); raises ``BadHead`` when framing is in doubt."""
-        head = parse(raw, self._table, self._max_body)
+        head = parse(raw, self._table, self._max_body, self._policy)
         if len(self._seen) >= _MEMO_CAP:
             self._seen.clear()
         self._seen[raw] = head
         return head
 
 
-def parse(raw: bytes, table: EndpointTable, max_body_bytes: int) -> Head:
+def parse(
+    raw: bytes, table: EndpointTable, max_body_bytes: int, policy: Judge | None = None
+) -> Head:
     """Parse and check one head; see ``HeadMemo.parse``."""
     _check_lines(raw)
     seen = _Collector()
@@ -133,16 +146,15 @@ def parse(raw: bytes, table: EndpointTable, max_body_bytes: int) -> Head:
     version = parser.get_http_version()
     if version not in ("1.0", "1.1"):
         raise BadHead(505, "HTTP version must be 1.0 or 1.1")
-    head = check(
+    return check(
         parser.get_method().decode("latin-1"),
         seen.target,
         seen.headers,
         version == "1.0",
         table,
         max_body_bytes,
+        policy,
     )
-    head.keep_alive = head.keep_alive and parser.should_keep_alive()
-    return head
 
 
 def check(
@@ -152,6 +164,7 @@ def check(
     version_10: bool,
     table: EndpointTable,
     max_body_bytes: int,
+    policy: Judge | None = None,
 ) -> Head:
     """Check what a parser found, whichever lane's; raises ``BadHead``."""
     head = Head()
@@ -159,8 +172,13 @@ def check(
     head.version_10 = version_10
     _index(head, pairs)
     _check_framing(head)
+    # The parser's own answer is no use: it forgets the headers of a request without a body.
+    options = {o.strip() for o in head.headers.get(b"connection", b"").lower().split(b",")}
+    head.keep_alive = b"close" not in options and (not version_10 or b"keep-alive" in options)
     _check_target(head, target)
     _route(head, table, max_body_bytes)
+    if policy is not None:
+        policy.apply(head)
     return head
 
 

@@ -3,6 +3,7 @@
 ::
 
     file     0      magic u64 | layout u64 | seats u64 | slots per seat u64 | arena bytes u64
+             40     run u64          random; names this registry and its copy on disk
              4 096  area of seat 0 | area of seat 1 | …        (worker seats only)
     area     slots * 1 024 B | arena (power of two, pages of 2 048 B)
     slot     0      started_ns u64   wall clock
@@ -37,7 +38,8 @@ after the dead letter and before HARVESTED, its successor meets the same orphan 
 know dead letters by call id.
 
 Memory order: slots are read by others only after their writer was reaped, which orders all its
-stores.  A body read by reference (``read_body``) is ordered by the ring that carried the reference.
+stores; ``open_slots``, which reads beside a living writer, says itself how it dares.  A body read
+by reference (``read_body``) is ordered by the ring that carried the reference.
 
 Invariants: one writer per area at a time; a new occupant leaves every slot that is not FREE, and
 its pages, alone until it is HARVESTED.  The arena's free list lives in the occupant's own memory.
@@ -53,33 +55,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from struct import Struct as Layout
 from time import time_ns
 
 from tpo_mp.errors import Fault
 
 from .pages import Pages
+from .registry_layout import (
+    ATTEMPTS_AT,
+    BEFORE_AT,
+    INLINE_AT,
+    INLINE_BYTES,
+    LAYOUT,
+    MAGIC,
+    NS_PER_MS,
+    PAGE_BYTES,
+    RUN_WORD,
+    SLOT,
+    SLOT_BYTES,
+    SLOT_SHIFT,
+    STATE_AT,
+    RegistryGeometry,
+    geometry_in,
+    page_order,
+)
 from .segment import Segment
-
-MAGIC = int.from_bytes(b"TPOREGS1", "little")
-LAYOUT = 1
-HEADER_BYTES = 4096
-SLOT_BYTES = 1024
-INLINE_AT = 34
-INLINE_BYTES = 982
-PAGE_BYTES = 2048
-MIN_SLOTS = 1024
-MIN_ARENA = 4 << 20
-MAX_ARENA = 16 << 20
-HOST_ARENAS = 256 << 20
-NS_PER_MS = 1_000_000
-
-_SLOT = Layout(f"@QII16sH{INLINE_BYTES}sIBBBB")
-_SLOT_SHIFT = 10
-_ATTEMPTS_AT = 1020
-_BEFORE_AT = 1022
-_STATE_AT = 1023
-assert _SLOT.size == SLOT_BYTES == 1 << _SLOT_SHIFT
 
 
 class SlotState(IntEnum):
@@ -129,36 +128,6 @@ class Orphan:
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Geometry:
-    seats: int
-    slots: int
-    arena: int
-
-    @classmethod
-    def of(cls, seats: int, max_open: int) -> _Geometry:
-        """Room for ``max_open`` calls and a quarter more, however the workers share them."""
-        workers = max(1, seats - 3)
-        slots = max(MIN_SLOTS, -(-max_open * 5 // (workers * 4)))
-        arena = MAX_ARENA
-        while arena > MIN_ARENA and arena * (seats - 1) > HOST_ARENAS:
-            arena //= 2
-        return cls(seats, slots, arena)
-
-    @property
-    def area(self) -> int:
-        return self.slots * SLOT_BYTES + self.arena
-
-    @property
-    def size(self) -> int:
-        return HEADER_BYTES + (self.seats - 1) * self.area
-
-    def base(self, seat: int) -> int:
-        if not 0 <= seat < self.seats - 1:
-            raise IndexError(f"seat {seat} has no registry area")
-        return HEADER_BYTES + seat * self.area
-
-
 class RegistryWriter:
     """The occupant's side of one area: opens and closes its calls' slots.
 
@@ -169,7 +138,7 @@ class RegistryWriter:
         "_base", "_epoch", "_free", "_geometry", "_map", "_pages", "_quarantine", "_runs"
     )  # fmt: skip
 
-    def __init__(self, segment: Segment, geometry: _Geometry, seat: int, epoch: int) -> None:
+    def __init__(self, segment: Segment, geometry: RegistryGeometry, seat: int, epoch: int) -> None:
         self._map = segment.map
         self._geometry = geometry
         self._base = geometry.base(seat)
@@ -181,7 +150,7 @@ class RegistryWriter:
         self._take_over()
 
     def _take_over(self) -> None:
-        first = self._base + _STATE_AT
+        first = self._base + STATE_AT
         states = self._map[first : first + self._geometry.slots * SLOT_BYTES : SLOT_BYTES]
         for slot in reversed(range(self._geometry.slots)):
             if states[slot] in _REUSABLE:
@@ -193,10 +162,10 @@ class RegistryWriter:
 
     def _reserve(self, slot: int) -> None:
         """Keep the pages of a predecessor's slot."""
-        _, at, length, *_ = _SLOT.unpack_from(self._map, self._base + slot * SLOT_BYTES)
+        _, at, length, *_ = SLOT.unpack_from(self._map, self._base + slot * SLOT_BYTES)
         page, rest = divmod(at - self._geometry.slots * SLOT_BYTES, PAGE_BYTES)
         if page >= 0 and not rest and length:
-            order = _order(length)
+            order = page_order(length)
             if self._pages.reserve(page, order):
                 self._runs[slot] = (page, order)
 
@@ -217,8 +186,8 @@ class RegistryWriter:
         if n + length > INLINE_BYTES:
             return self._open_large(call_id, meta, body, flags, attempts)
         slot = free.pop()
-        at = slot << _SLOT_SHIFT
-        _SLOT.pack_into(
+        at = slot << SLOT_SHIFT
+        SLOT.pack_into(
             self._map, self._base + at, time_ns(), at + INLINE_AT + n, length, call_id, n,
             meta + body, self._epoch, attempts, flags, 0, _ACCEPTED,
         )  # fmt: skip
@@ -227,7 +196,7 @@ class RegistryWriter:
     def _open_large(
         self, call_id: bytes, meta: bytes, body: bytes, flags: int, attempts: int
     ) -> int:
-        n, order = len(meta), _order(len(body))
+        n, order = len(meta), page_order(len(body))
         if n > INLINE_BYTES:
             raise ValueError(f"meta has {n} bytes; at most {INLINE_BYTES} fit")
         page = self._pages.take(order)
@@ -240,25 +209,25 @@ class RegistryWriter:
         self._runs[slot] = (page, order)
         at = self._geometry.slots * SLOT_BYTES + page * PAGE_BYTES
         self._map[self._base + at : self._base + at + len(body)] = body
-        _SLOT.pack_into(
-            self._map, self._base + (slot << _SLOT_SHIFT), time_ns(), at, len(body), call_id, n,
+        SLOT.pack_into(
+            self._map, self._base + (slot << SLOT_SHIFT), time_ns(), at, len(body), call_id, n,
             meta, self._epoch, attempts, flags, 0, _ACCEPTED,
         )  # fmt: skip
         return slot
 
     def set_state(self, slot: int, state: int) -> None:
         """Move an open slot on; a closed one stays closed."""
-        at = self._base + (slot << _SLOT_SHIFT) + _STATE_AT
+        at = self._base + (slot << SLOT_SHIFT) + STATE_AT
         if self._map[at]:
             self._map[at] = state
 
     def set_attempts(self, slot: int, attempts: int) -> None:
         """Note how often the call was tried (at most 255)."""
-        self._map[self._base + (slot << _SLOT_SHIFT) + _ATTEMPTS_AT] = min(attempts, 255)
+        self._map[self._base + (slot << SLOT_SHIFT) + ATTEMPTS_AT] = min(attempts, 255)
 
     def close(self, slot: int) -> None:
         """Forget a call; idempotent until the slot is used again."""
-        at = self._base + (slot << _SLOT_SHIFT) + _STATE_AT
+        at = self._base + (slot << SLOT_SHIFT) + STATE_AT
         if not self._map[at]:
             return
         self._map[at] = _FREE
@@ -268,12 +237,12 @@ class RegistryWriter:
 
     def body_ref(self, slot: int) -> tuple[int, int]:
         """Where the body lies, for ``Registry.read_body``; shorter than the body if truncated."""
-        _, at, length, *_ = _SLOT.unpack_from(self._map, self._base + (slot << _SLOT_SHIFT))
+        _, at, length, *_ = SLOT.unpack_from(self._map, self._base + (slot << SLOT_SHIFT))
         return at, length
 
     def reclaim(self) -> int:
         """Take back predecessors' slots that control has harvested; answers how many."""
-        first, waiting = self._base + _STATE_AT, []
+        first, waiting = self._base + STATE_AT, []
         before = len(self._quarantine)
         for slot in self._quarantine:
             at = first + slot * SLOT_BYTES
@@ -291,23 +260,26 @@ class RegistryWriter:
 class Registry:
     """All areas: gives one to its occupant, orphans the dead one's calls, reads them out."""
 
-    def __init__(self, segment: Segment, geometry: _Geometry) -> None:
-        self._segment = segment
-        self._geometry = geometry
+    def __init__(self, segment: Segment, geometry: RegistryGeometry) -> None:
+        self.segment = segment
+        self.geometry = geometry
         self.fd = segment.fd
         self.slots_per_seat = geometry.slots
+        self.run = segment.words[RUN_WORD]
+        """Names this registry among all there ever were."""
 
     @staticmethod
     def size(seats: int, max_open: int) -> int:
         """Bytes of a registry."""
-        return _Geometry.of(seats, max_open).size
+        return RegistryGeometry.of(seats, max_open).size
 
     @classmethod
     def create_file(cls, path: Path, seats: int, max_open: int) -> Registry:
         """Make the host's registry as a file that outlives every process (supervisor only)."""
-        geometry = _Geometry.of(seats, max_open)
+        geometry = RegistryGeometry.of(seats, max_open)
         segment = Segment.create_file(path, geometry.size)
-        words = (MAGIC, LAYOUT, seats, geometry.slots, geometry.arena)
+        run = int.from_bytes(os.urandom(8))
+        words = (MAGIC, LAYOUT, seats, geometry.slots, geometry.arena, run)
         for i, word in enumerate(words):
             segment.words[i] = word
         return cls(segment, geometry)
@@ -315,9 +287,9 @@ class Registry:
     @classmethod
     def attach(cls, fd: int, seats: int, max_open: int) -> Registry:
         """Map an inherited registry; raises ``Fault`` when it is not ours."""
-        geometry = _Geometry.of(seats, max_open)
+        geometry = RegistryGeometry.of(seats, max_open)
         segment = Segment.attach(fd, geometry.size)
-        if _geometry_in(segment) != geometry:
+        if geometry_in(segment) != geometry:
             raise Fault("call registry has another layout", reason="shm_layout")
         return cls(segment, geometry)
 
@@ -327,7 +299,7 @@ class Registry:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             segment = Segment.attach(fd, os.fstat(fd).st_size & ~7)
-            geometry = _geometry_in(segment)
+            geometry = geometry_in(segment)
         except (ValueError, Fault) as error:
             os.close(fd)
             raise Fault(f"{path} is not a call registry", reason="shm_layout") from error
@@ -338,7 +310,7 @@ class Registry:
 
     def writer(self, seat: int, epoch: int) -> RegistryWriter:
         """Occupy a seat's area."""
-        return RegistryWriter(self._segment, self._geometry, seat, epoch)
+        return RegistryWriter(self.segment, self.geometry, seat, epoch)
 
     def read_body(self, seat: int, offset: int, length: int) -> bytes:
         """Copy a body by its reference; the caller knows that the call is open."""
@@ -348,53 +320,53 @@ class Registry:
         return body
 
     def _body(self, seat: int, offset: int, length: int) -> bytes | None:
-        if offset < INLINE_AT or offset + length > self._geometry.area:
+        if offset < INLINE_AT or offset + length > self.geometry.area:
             return None
-        at = self._geometry.base(seat) + offset
-        return self._segment.map[at : at + length]
+        at = self.geometry.base(seat) + offset
+        return self.segment.map[at : at + length]
 
     def orphan_seat(self, seat: int, epoch: int) -> int:
         """Mark a reaped occupant's open slots (supervisor only); answers how many.
 
         A seat without an area, control's, has none.
         """
-        if seat == self._geometry.seats - 1:
+        if seat == self.geometry.seats - 1:
             return 0
-        memory, base, marked = self._segment.map, self._geometry.base(seat), 0
+        memory, base, marked = self.segment.map, self.geometry.base(seat), 0
         for slot in self._slots_in(seat, _OPEN_STATES):
             at = base + slot * SLOT_BYTES
-            if _SLOT.unpack_from(memory, at)[6] <= epoch:
-                memory[at + _BEFORE_AT] = memory[at + _STATE_AT]
-                memory[at + _STATE_AT] = SlotState.ORPHANED
+            if SLOT.unpack_from(memory, at)[6] <= epoch:
+                memory[at + BEFORE_AT] = memory[at + STATE_AT]
+                memory[at + STATE_AT] = SlotState.ORPHANED
                 marked += 1
         return marked
 
     def orphan_all(self) -> int:
         """Mark every open slot (cold start: whoever wrote this file is gone)."""
-        return sum(self.orphan_seat(seat, 0xFFFFFFFF) for seat in range(self._geometry.seats - 1))
+        return sum(self.orphan_seat(seat, 0xFFFFFFFF) for seat in range(self.geometry.seats - 1))
 
     def orphans(self) -> Iterator[Orphan]:
         """Copy out every orphan that is not harvested yet."""
-        for seat in range(self._geometry.seats - 1):
+        for seat in range(self.geometry.seats - 1):
             for slot in self._slots_in(seat, _ORPHANED_STATE):
                 yield self._orphan(seat, slot)
 
     def harvested(self, seat: int, slot: int) -> None:
         """Give an orphan's slot back (control only, once the dead letter is written)."""
-        at = self._geometry.base(seat) + slot * SLOT_BYTES + _STATE_AT
-        if self._segment.map[at] == SlotState.ORPHANED:
-            self._segment.map[at] = SlotState.HARVESTED
+        at = self.geometry.base(seat) + slot * SLOT_BYTES + STATE_AT
+        if self.segment.map[at] == SlotState.ORPHANED:
+            self.segment.map[at] = SlotState.HARVESTED
 
     def _slots_in(self, seat: int, wanted: re.Pattern[bytes]) -> list[int]:
-        first = self._geometry.base(seat) + _STATE_AT
-        end = first + self._geometry.slots * SLOT_BYTES
-        states = self._segment.map[first:end:SLOT_BYTES]
+        first = self.geometry.base(seat) + STATE_AT
+        end = first + self.geometry.slots * SLOT_BYTES
+        states = self.segment.map[first:end:SLOT_BYTES]
         return [found.start() for found in wanted.finditer(states)]
 
     def _orphan(self, seat: int, slot: int) -> Orphan:
-        at = self._geometry.base(seat) + slot * SLOT_BYTES
+        at = self.geometry.base(seat) + slot * SLOT_BYTES
         started_ns, offset, length, call_id, n, inline, epoch, attempts, flags, before, _ = (
-            _SLOT.unpack_from(self._segment.map, at)
+            SLOT.unpack_from(self.segment.map, at)
         )
         return Orphan(
             seat=seat,
@@ -411,16 +383,4 @@ class Registry:
 
     def close(self) -> None:
         """Unmap; the file stays."""
-        self._segment.close()
-
-
-def _order(length: int) -> int:
-    """Pages of a body, as a power of two."""
-    return (-(-length // PAGE_BYTES) - 1).bit_length()
-
-
-def _geometry_in(segment: Segment) -> _Geometry | None:
-    if segment.size < HEADER_BYTES:
-        return None
-    magic, layout, seats, slots, arena = segment.words[:5].tolist()
-    return _Geometry(seats, slots, arena) if (magic, layout) == (MAGIC, LAYOUT) else None
+        self.segment.close()

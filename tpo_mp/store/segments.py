@@ -5,7 +5,7 @@ One log is a directory of files ``00000001.seg``, ``00000002.seg``, …; only th
 ::
 
     file    magic 8 bytes "TPOSEG1\\n", then records back to back
-    record  length u32 · crc32 u32 (of the payload) · payload (length bytes; one msgpack value)
+    record  as ``framing`` draws it; the payload is one msgpack value
 
 A batch is one ``write()``.  A torn tail is possible only in the newest file: opening cuts
 it at the first bad record and keeps the rest in ``NAME.corrupt``, so what is read is always a clean
@@ -25,24 +25,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from .framing import HEAD_BYTES, flush_to_disk, framed, sync_directory, walk
+
 Durability: TypeAlias = Literal["no", "everysec", "always"]
 
 MAGIC = b"TPOSEG1\n"
-_HEAD = struct.Struct("<II")
-MAX_RECORD = 64 << 20
 _UNSYNCED_CAP = 8 << 20
 _CORRUPT_FILES = 8
-_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +66,6 @@ class SegmentError(Exception):
         super().__init__(str(cause))
         self.cause = cause
         self.lost = lost
-
-
-def flush_to_disk(fd: int) -> None:
-    """Sync a descriptor as far as the platform can (macOS needs F_FULLFSYNC)."""
-    if _FULL_SYNC is not None:
-        fcntl.fcntl(fd, _FULL_SYNC)
-    else:
-        os.fsync(fd)
-
-
-def walk(data: bytes | memoryview, start: int = len(MAGIC)) -> Iterator[tuple[int, bytes]]:
-    """Yield ``(offset, payload)`` of each whole, intact record; stops at the first that is not."""
-    size = len(data)
-    at = start
-    while at + _HEAD.size <= size:
-        length, crc = _HEAD.unpack_from(data, at)
-        end = at + _HEAD.size + length
-        if not 0 < length <= MAX_RECORD or end > size:
-            return
-        payload = bytes(data[at + _HEAD.size : end])
-        if zlib.crc32(payload) != crc:
-            return
-        yield at, payload
-        at = end
 
 
 class SegmentLog:
@@ -219,7 +191,7 @@ class SegmentLog:
         try:
             with self._path(place.segment).open("rb") as file:
                 file.seek(place.offset)
-                blob = file.read(_HEAD.size + place.length)
+                blob = file.read(HEAD_BYTES + place.length)
         except OSError:
             return None
         return next((payload for _, payload in walk(blob, 0)), None)
@@ -264,8 +236,8 @@ class SegmentLog:
         for payload in batch:
             length = len(payload)
             places.append(Place(self._newest, at, length))
-            parts += (_HEAD.pack(length, zlib.crc32(payload)), payload)
-            at += _HEAD.size + length
+            parts += framed(payload)
+            at += HEAD_BYTES + length
         return places, b"".join(parts)
 
     def _rotate(self) -> None:
@@ -282,14 +254,7 @@ class SegmentLog:
             raise OSError(errno.ENOSPC, "no room for a new segment")
         self._size = self._synced = self._sizes[number] = len(MAGIC)
         if self.durability != "no":
-            self._sync_directory()
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            sync_directory(self.directory)
 
     def _mark_synced(self) -> None:
         self._synced = self._size
@@ -344,7 +309,7 @@ class SegmentLog:
         good = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
         if good:
             for at, payload in walk(data):
-                good = at + _HEAD.size + len(payload)
+                good = at + HEAD_BYTES + len(payload)
         if good < len(data):
             self.cut_bytes += len(data) - good
             with path.with_suffix(".corrupt").open("ab") as rest:

@@ -17,7 +17,6 @@ Weakness: a call record that finds neither disk nor memory is dropped and counte
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections import deque
@@ -25,8 +24,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .framing import Disk
 from .letters import DeadLetters, Letter, LetterCaps
-from .segments import Durability, LogLimits, SegmentError, SegmentLog, flush_to_disk
+from .segments import Durability, LogLimits, SegmentError, SegmentLog
 from .tables import TableCaps, Tables
 
 _REOPEN_S = 5.0
@@ -63,14 +63,6 @@ class ShelfState:
     """Per keyed table: name, rows, bytes, evicted."""
     broken: tuple[str, ...]
     """Parts that cannot write now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """The two system calls that a test or a failpoint may replace."""
-
-    write: Callable[[int, bytes], int] = os.write
-    fsync: Callable[[int], None] = flush_to_disk
 
 
 class Shelf:

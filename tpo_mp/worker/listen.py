@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import Callable
 
 from tpo_mp.shm.plane import Plane
@@ -30,12 +31,14 @@ class Listening:
         seat: int,
         listeners: list[int],
         protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._loop = loop
         self._plane = plane
         self._seat = seat
         self._listeners = listeners
         self._protocol = protocol
+        self._tls = tls
         self._servers: dict[int, asyncio.Server] = {}
         self.version = -1
         self._busy = False
@@ -70,7 +73,9 @@ class Listening:
     async def _open(self, fd: int) -> asyncio.Server:
         listener = socket.socket(fileno=os.dup(fd))
         listener.setblocking(False)
-        return await self._loop.create_server(self._protocol, sock=listener, backlog=4096)
+        return await self._loop.create_server(
+            self._protocol, sock=listener, backlog=4096, ssl=self._tls
+        )
 
     async def drain(self) -> None:
         """Take what the kernel has queued, then stop accepting."""

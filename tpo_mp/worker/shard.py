@@ -21,11 +21,13 @@ from setproctitle import setproctitle
 
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
+from tpo_mp.config.sections import ServerSection
 from tpo_mp.errors import ConfigError, Draining, TpoError
 from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
+from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
 from tpo_mp.pipeline.edges import Edge, make_edges
@@ -52,6 +54,8 @@ from .mesh import Mesh
 from .owner import Owner
 from .placing import Placing
 from .sweep import IdleSweep
+from .tls import expires_at, server_context
+from .tls import load as load_certificate
 
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
@@ -224,6 +228,7 @@ class Shard:
             render_error=render_error,
             on_crash=self._crashed,
             limits=server,
+            policy=_policy(server),
             count_fast=m.counter("tpo_lane_requests_total", text, lane="fast").inc,
             count_full=m.counter("tpo_lane_requests_total", text, lane="full").inc,
             count_bad=m.counter(
@@ -231,12 +236,18 @@ class Shard:
             ).inc,
         )
         FullLane(self.edge)
+        self.tls = server_context(server.tls)
+        self._tls_expiry = m.gauge(
+            "tpo_tls_certificate_expires_seconds", "Epoch second the certificate expires."
+        )
+        self._tls_expiry.set(expires_at(server.tls))
         self.listening = Listening(
             loop=self.loop,
             plane=self.plane,
             seat=self.handoff.seat,
             listeners=self.handoff.listeners,
             protocol=lambda: FastConnection(self.edge),
+            tls=self.tls,
         )
 
     def _endpoints(self) -> EndpointTable:
@@ -388,6 +399,8 @@ class Shard:
         try:
             config, epoch = self._read_config()
             built = build(config, self.env, epoch, keep=self.pipeline)
+            if self.tls is not None:
+                load_certificate(self.tls, config.server.tls)
         except (TpoError, OSError, ValueError) as e:
             self._epoch_seen = epoch
             last_words(self.handoff, str(e))
@@ -395,7 +408,8 @@ class Shard:
             return
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
-        self.edge.configure(config.server)
+        self.edge.configure(config.server, _policy(config.server))
+        self._tls_expiry.set(expires_at(config.server.tls))
         self.edge.use(self.edge.table)
         for name, backend in old.backends.items():
             if built.backends.get(name) is not backend:
@@ -431,6 +445,19 @@ class Shard:
         self.account.flush()
         self.stage = Life.STOPPED
         self.lines.state = SeatState.STOPPED
+
+
+def _policy(server: ServerSection) -> Policy | None:
+    """The edge's policy; ``None`` when nothing is restricted, so that heads skip it."""
+    cors = server.cors
+    if not cors.origins and not server.trusted_hosts:
+        return None
+    return Policy(
+        origins=cors.origins,
+        credentials=cors.credentials,
+        max_age_s=cors.max_age_s,
+        hosts=server.trusted_hosts,
+    )
 
 
 def _title(slot: int, cpu: int) -> None:

@@ -14,13 +14,19 @@ from tests.support.deaths import dies_at
 from tpo_mp.errors import Fault
 from tpo_mp.shm import registry
 from tpo_mp.shm.registry import (
-    INLINE_BYTES,
-    PAGE_BYTES,
     Registry,
     RegistryWriter,
     SlotFlag,
     SlotState,
 )  # fmt: skip
+from tpo_mp.shm.registry_layout import (
+    HEADER_BYTES,
+    INLINE_BYTES,
+    MAX_ARENA,
+    PAGE_BYTES,
+    SLOT_BYTES,
+    RegistryGeometry,
+)
 
 SEATS = 4  # one worker, a spare, an overlap, control
 META = b"meta" * 10
@@ -53,7 +59,7 @@ def fill(writer: RegistryWriter, n: int) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2, 4, 8, 64])
 def test_a_host_has_room_for_all_its_calls(workers: int) -> None:
     """The active seats alone hold ``max_open_calls`` and a quarter more, in bounded memory."""
-    geometry = registry._Geometry.of(workers + 3, 16_384)
+    geometry = RegistryGeometry.of(workers + 3, 16_384)
     assert geometry.slots * workers >= 16_384 * 5 // 4
     assert geometry.arena in (1 << 22, 1 << 23, 1 << 24)
     limit = 128 if workers <= 2 else 512
@@ -132,8 +138,8 @@ def test_a_body_that_finds_no_room_is_cut_and_flagged(calls: Registry) -> None:
     """A full arena costs the body its end, never the call its slot."""
     writer = calls.writer(0, 1)
     small = writer.open(call_id(1), META, b"s" * 5000, 0)
-    huge = writer.open(call_id(2), META, b"h" * (registry.MAX_ARENA + 1), SlotFlag.STREAM)
-    assert writer.body_ref(huge)[1] < registry.MAX_ARENA
+    huge = writer.open(call_id(2), META, b"h" * (MAX_ARENA + 1), SlotFlag.STREAM)
+    assert writer.body_ref(huge)[1] < MAX_ARENA
     calls.orphan_all()
     found = {orphan.slot: orphan for orphan in calls.orphans()}
     assert found[small].body == b"s" * 5000
@@ -294,7 +300,7 @@ def test_another_geometry_is_refused(calls: Registry) -> None:
     """A process started with other numbers must not write here."""
     with pytest.raises(Fault):
         Registry.attach(os.dup(calls.fd), SEATS, 1 << 15)
-    calls._segment.words[3] += 1
+    calls.segment.words[3] += 1
     with pytest.raises(Fault, match="another layout"):
         Registry.attach(os.dup(calls.fd), SEATS, 64)
 
@@ -349,11 +355,11 @@ def test_a_supervisor_that_dies_while_orphaning_is_repeated(calls: Registry) -> 
 def test_damage_never_raises(calls: Registry, rng: random.Random) -> None:
     """Random bytes in the slots cost those calls, not the walk."""
     fill(calls.writer(0, 1), 200)
-    base = registry.HEADER_BYTES
+    base = HEADER_BYTES
     for _ in range(5000):
-        at = base + rng.randrange(220 * registry.SLOT_BYTES)
-        calls._segment.map[at] = rng.randrange(256)
+        at = base + rng.randrange(220 * SLOT_BYTES)
+        calls.segment.map[at] = rng.randrange(256)
     calls.orphan_all()
     for orphan in calls.orphans():
-        assert orphan.body is None or len(orphan.body) <= registry.MAX_ARENA * 2
+        assert orphan.body is None or len(orphan.body) <= MAX_ARENA * 2
     calls.writer(0, 2).open(call_id(1), META, b"x", 0)

@@ -1,0 +1,149 @@
+"""The end that was ordered: open streams finish, late ones are told, nobody overstays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from random import Random
+
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import Host
+from tests.support.load import Crowd, Load
+from tests.support.wait import accepts, wait_for
+
+STREAMS = 200
+WORDS = "w " * 20
+ECHO = """
+[server]
+drain_s = {drain_s}
+
+[[backends]]
+name = "echo"
+kind = "echo"
+delay_ms = {delay_ms}
+"""
+
+
+def slow_echo(delay_ms: int, drain_s: float = 30) -> str:
+    """A gateway whose streams take their time."""
+    return ECHO.format(delay_ms=delay_ms, drain_s=drain_s)
+
+
+def ends(host: Host, ordered_at: float, timeout_s: float) -> float:
+    """Wait for exit code 0 with nobody left; answer how long it took since the order."""
+    session = host.pid
+    code = host.wait(timeout_s)
+    took_s = time.monotonic() - ordered_at
+    print(f"ended after {took_s:.2f} s")
+    assert code == 0, host.stderr
+    wait_for(lambda: not host.processes() - {session}, 3, "no process left")
+    assert "Traceback" not in host.stderr
+    return took_s
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["supervisor", "group"])
+def test_term_lets_two_hundred_streams_finish(
+    start_host: StartHost, slack: float, whole_group: bool
+) -> None:
+    """New connections are refused at once; every stream ends with [DONE]; exit 0 soon after."""
+    host = start_host(config=slow_echo(150))
+    with Crowd(host.url, STREAMS, text=WORDS) as crowd:
+        crowd.flowing()
+        ordered_at = time.monotonic()
+        os.killpg(host.pid, signal.SIGTERM) if whole_group else host.send_signal(signal.SIGTERM)
+        wait_for(lambda: not accepts("127.0.0.1", host.port), 1.0 * slack, "a refused connection")
+        closed_s = time.monotonic() - ordered_at
+        assert all(a.outcome == "open" for a in crowd.attempts), crowd.outcomes()
+        attempts = crowd.ended()
+        last_s = max(a.ended_at for a in attempts) - ordered_at
+    print(f"port closed after {closed_s:.3f} s, last stream after {last_s:.2f} s")
+    assert crowd.outcomes() == {"ok": STREAMS}
+    assert all(a.done for a in attempts)
+    assert ends(host, ordered_at, 30) < last_s + 2.0 * slack
+    assert host.ports_free()
+    assert not host.shared_names()
+
+
+def test_requests_on_kept_connections_are_answered_while_draining(
+    start_host: StartHost, rng: Random
+) -> None:
+    """A kept connection is never cut under a request: it is told to close, or 503."""
+    host = start_host()
+    with Load(host.url, rng, clients=12) as load:
+        ordered_at = time.monotonic()
+        host.send_signal(signal.SIGTERM)
+        wait_for(lambda: load.count("refused") > 20, 10, "refused connections")
+        ends(host, ordered_at, 20)
+        load.stop()
+    print(load.outcomes())
+    assert not [a for a in load.attempts if a.outcome in ("cut", "hung")], load.outcomes()
+    assert {a.status for a in load.attempts if a.outcome == "error"} <= {503}
+
+
+def test_streams_past_the_drain_deadline_are_told(start_host: StartHost, slack: float) -> None:
+    """At the deadline: an error event and a proper end; exit 0 within a second; a dead letter."""
+    drain_s = 1.0
+    host = start_host(config=slow_echo(500, drain_s))
+    with Crowd(host.url, 20, text=WORDS) as crowd:
+        crowd.flowing()
+        ordered_at = time.monotonic()
+        host.send_signal(signal.SIGTERM)
+        attempts = crowd.ended()
+        told_s = [a.ended_at - ordered_at for a in attempts]
+    print(f"told after {min(told_s):.2f} to {max(told_s):.2f} s: {crowd.outcomes()}")
+    assert {a.outcome for a in attempts} == {"error"}
+    assert all(a.error and a.error["code"] == "draining" for a in attempts)
+    assert not any(a.done for a in attempts), "an error is no success"
+    assert min(told_s) >= drain_s - 0.1
+    assert ends(host, ordered_at, 20) <= drain_s + 1.0 * slack
+    host.close()
+    host.start()
+    wait_for(lambda: set(host.letters_by_request()) == {a.id for a in attempts}, 5, "their letters")
+    host.stop()
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT,),
+        (signal.SIGQUIT,),
+    ],
+    ids=["term-term", "int", "quit"],
+)
+def test_a_quick_stop_takes_two_seconds(
+    start_host: StartHost, slack: float, signals: tuple[signal.Signals, ...]
+) -> None:
+    """A second TERM, INT or QUIT: streams get their error event, exit 0."""
+    host = start_host(config=slow_echo(500))
+    with Crowd(host.url, 20, text=WORDS) as crowd:
+        crowd.flowing()
+        for number in signals:
+            ordered_at = time.monotonic()
+            os.killpg(host.pid, number) if number is signal.SIGINT else host.send_signal(number)
+            if number is not signals[-1]:
+                host.event("draining")
+        attempts = crowd.ended()
+        took_s = ends(host, ordered_at, 20)
+    assert took_s <= 2.0 * slack
+    assert {a.outcome for a in attempts} == {"error"}, crowd.outcomes()
+    assert all(a.error and a.error["code"] == "draining" for a in attempts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_group_signal_at_any_moment_of_the_boot_ends_it(
+    start_host: StartHost, rng: Random, number: signal.Signals
+) -> None:
+    """Ctrl-C while interpreters start: no process hangs, none is left, no traceback."""
+    host = start_host()
+    host.warm()
+    victim = host.slot(0)["pid"]
+    os.kill(victim, signal.SIGKILL)  # a replacement for the spare starts to boot
+    wait_for(lambda: host.slot(0)["pid"] != victim, 5, "the spare in its place")
+    wait_for(lambda: rng.random() < 0.1, 5, "a random moment of the boot")
+    ordered_at = time.monotonic()
+    os.killpg(host.pid, number)
+    ends(host, ordered_at, 20)

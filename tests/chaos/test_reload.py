@@ -1,0 +1,101 @@
+"""Reloads under load: good ones disturb nobody, bad ones change nothing."""
+
+from __future__ import annotations
+
+import signal
+from random import Random
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import kill
+from tests.support.load import Crowd, Load
+from tests.support.wait import wait_for
+
+TIMES = 20
+CONFIG = """
+[server]
+drain_s = {drain_s}
+
+[[backends]]
+name = "echo"
+kind = "echo"
+models = ["echo", "echo-{drain_s}"]
+delay_ms = 20
+
+[pipeline.edges]
+rag_to_assemble = {edge}
+"""
+
+
+def config(number: int) -> str:
+    """The n-th of many configurations, no two of them alike."""
+    return CONFIG.format(drain_s=10 + number, edge=500 + number)
+
+
+def test_twenty_reloads_under_load_fail_nothing(start_host: StartHost, rng: Random) -> None:
+    """No request fails, no stream drops, and each change is adopted by every process."""
+    host = start_host(config=config(0))
+    assert host.config_path is not None
+    with (
+        Load(host.url, rng, clients=12) as load,
+        Crowd(host.url, 20, text="w " * 150, prefix="long") as crowd,
+    ):
+        crowd.flowing()
+        for number in range(1, TIMES + 1):
+            host.config_path.write_text(config(number))
+            host.send_signal(signal.SIGHUP)
+            wait_for(lambda n=number: host.events("reloaded")[n - 1 :], 10, f"reload {number}")
+        models = {model["id"] for model in host.ask("/v1/models").json()["data"]}
+        assert models == {"echo", f"echo-{10 + TIMES}"}
+        status = host.status()
+        epochs = {slot["config_epoch"] for slot in [*status["slots"], status["control"]]}
+        assert epochs == {status["config_epoch"]} == {TIMES + 1}
+        load.more(20)
+        load.stop()
+        print(load.outcomes(), crowd.outcomes())
+        assert not load.failed()
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 20}
+    assert not host.events("worker_died")
+    host.stop()
+
+
+def test_a_bad_config_keeps_the_old_and_says_so(start_host: StartHost, rng: Random) -> None:
+    """Of a broken file nothing is adopted; ``reload`` fails with the reason; calls go on."""
+    host = start_host(config=config(0))
+    assert host.config_path is not None
+    with Load(host.url, rng, clients=6) as load:
+        for broken in ("[server]\ndrain_s = -1\n", "[[[", '[[backends]]\nkind = "none"\n'):
+            host.config_path.write_text(broken)
+            done = host.tpo("reload")
+            assert done.returncode == 1, done
+            assert done.stderr.strip(), "a reason"
+        assert host.status()["config_epoch"] == 1
+        load.more(20)
+        host.config_path.write_text(config(1))
+        assert host.tpo("reload").returncode == 0
+        load.more(20)
+        load.stop()
+        assert not load.failed()
+    assert len(host.events("reload_refused")) == 3
+    host.stop()
+
+
+def test_a_worker_that_dies_in_a_reload_does_not_hold_it_up(start_host: StartHost) -> None:
+    """Stopped, it cannot acknowledge; it dies while it is asked; its successor is up to date."""
+    host = start_host(config=config(0))
+    host.warm()
+    assert host.config_path is not None
+    victim = host.slot(0)["pid"]
+    host.config_path.write_text(config(1))
+    kill(victim, signal.SIGSTOP)
+    host.send_signal(signal.SIGHUP)
+    wait_for(lambda: host.status()["config_epoch"] == 2, 5, "the new configuration published")
+    assert not host.events("reloaded")
+    kill(victim)
+    host.event("reloaded")
+    host.replaced(0, victim)
+    wait_for(
+        lambda: {slot["config_epoch"] for slot in host.status()["slots"]} == {2},
+        5, "the new configuration everywhere",
+    )  # fmt: skip
+    host.end()
