@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tpo_mp.store import segments
+from tpo_mp.store.framing import walk
 
 from .bench import Bench
 from .load import Shape
@@ -36,5 +36,5 @@ def miscounted(bench: Bench, name: str) -> int:
 def records(state: Path) -> int:
     """Count the call records under a state directory."""
     files = (path.read_bytes() for path in sorted(state.rglob("calls/*.seg")))
-    batches = (batch for data in files for _, batch in segments.walk(data))
+    batches = (batch for data in files for _, batch in walk(data))
     return sum(len(msgspec.msgpack.decode(batch)) for batch in batches)

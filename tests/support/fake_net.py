@@ -113,12 +113,10 @@ class FakeTransport:
 
     def pause_reading(self) -> None:
         """Stop the far side."""
-        assert self.reading, "paused twice"
         self.reading = False
 
     def resume_reading(self) -> None:
         """Let the far side go on."""
-        assert not self.reading, "resumed twice"
         self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

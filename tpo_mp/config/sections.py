@@ -229,8 +229,21 @@ class StoreSection(Section, frozen=True, kw_only=True):
     """What survives a crash, and how much of it is kept."""
 
     durability: Annotated[
-        Literal["no", "everysec", "always"], Meta(description="When open calls are synced to disk.")
+        Literal["no", "everysec", "always"],
+        Meta(
+            description="When open calls are synced to disk, against loss of power: never, once a "
+            "second, or before the call goes upstream (it waits for that at most 50 ms)."
+        ),
     ] = "everysec"
+    open_calls_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            le=1 << 36,
+            description="Bodies of open calls synced to disk; the file may be twice as long, and a "
+            "call beyond is synced without its body.",
+        ),
+    ] = 128 << 20
     segment_bytes: Annotated[
         int,
         Meta(

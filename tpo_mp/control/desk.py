@@ -7,6 +7,7 @@ can be decoded is answered once, in as many pieces as its ring needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct as Layout
 from struct import error as StructError  # noqa: N812 - it is a class
 
 import msgspec
@@ -25,6 +26,7 @@ from tpo_mp.store.letters import Letter
 from tpo_mp.store.shelf import Shelf
 
 from . import answers
+from .copies import Copies
 from .keeper import Keeper
 from .mail import Mail
 from .pieces import Pieces
@@ -52,6 +54,8 @@ class Desk:
         self._batch_bytes = 0
         self.mail: Mail | None = None
         """Where answers go; set once both exist."""
+        self.copies: Copies | None = None
+        """Who syncs open calls; set as well."""
         self.batches = 0
         self.malformed = 0
         self.letters = 0
@@ -64,7 +68,7 @@ class Desk:
     def handle(self, seat: int, record: bytes) -> None:
         """Take one record off a ring."""
         try:
-            kind, _ = HEAD.unpack_from(record)
+            kind, number = HEAD.unpack_from(record)
             if kind == Kind.RECORDS:
                 self._records(seat, record[HEAD.size :])
             elif kind == Kind.STORE_GET:
@@ -73,6 +77,9 @@ class Desk:
                 self._put(seat, _put(record[HEAD.size :]))
             elif kind == Kind.DEAD_LETTER:
                 self._dead_letter(seat, _letter(record[HEAD.size :]))
+            elif kind == Kind.SYNC and self.copies is not None:
+                slots = Layout(f"<{(len(record) - HEAD.size) // 4}I").unpack_from(record, HEAD.size)
+                self.copies.ask(seat, number, slots)
             else:
                 self.malformed += 1
         except (msgspec.MsgspecError, StructError):

@@ -23,6 +23,8 @@ _COUNTERS = {
     "tpo_control_letters_total": "Dead letters reported by workers.",
     "tpo_harvest_letters_total": "Calls of dead processes that became dead letters.",
     "tpo_harvest_reruns_total": "Calls of dead processes that were given to another worker.",
+    "tpo_open_copy_errors_total": "Failed writes or syncs of the copy of the open calls.",
+    "tpo_open_copy_cut_total": "Open calls copied without their body: the copy was full.",
     "tpo_access_lines_dropped_total": "Batches missing in the access log.",
 }
 
@@ -39,11 +41,16 @@ class ControlGauges:
         self._letters = metrics.gauge("tpo_dead_letters", "Open dead letters.")
         self._letter_bytes = metrics.gauge("tpo_dead_letter_bytes", "Bytes of the dead-letter log.")
         self._record_bytes = metrics.gauge("tpo_record_bytes", "Bytes of the call-record log.")
+        self._copied = metrics.gauge("tpo_open_copy_calls", "Open calls whose copy is on disk.")
+        self._copy_bytes = metrics.gauge("tpo_open_copy_bytes", "Bytes of that copy's file.")
         self._limit = metrics.gauge("tpo_open_calls_limit", "Open calls allowed on this host.")
         self._broken = {
             part: metrics.gauge("tpo_store_broken", "1 while a part cannot write.", part=part)
             for part in PARTS
         }
+        self._copy_broken = metrics.gauge(
+            "tpo_store_broken", "1 while a part cannot write.", part="open_calls"
+        )
 
     def set_limit(self, max_open_calls: int) -> None:
         """Show the configured limit."""
@@ -56,6 +63,12 @@ class ControlGauges:
             if step > 0:
                 self._counters[name].inc(step)
             self._last[name] = total
+
+    def show_copy(self, *, calls: int, file_bytes: int, broken: bool) -> None:
+        """Show the copy of the open calls."""
+        self._copied.set(calls)
+        self._copy_bytes.set(file_bytes)
+        self._copy_broken.set(broken)
 
     def show(self, state: ShelfState) -> None:
         """Show the store's levels."""

@@ -6,7 +6,8 @@ asynchronous one that was never tried goes to another worker (``reruns``); the r
 A slot is given back one sweep later, when its letter is known to be written.
 
 The registry of a run that died as a whole (``registry.previous*``) is swept the same way, without
-reruns, and removed when nothing is left in it.
+reruns, and removed when nothing is left in it, together with its copy on disk.  Where power was
+lost the copy is all there is, and is swept instead.
 
 Invariants: one letter per call, visible within 2 s of the death; a letter that only memory holds
 keeps its slot.
@@ -19,49 +20,30 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-import orjson
 from structlog.typing import FilteringBoundLogger
 
-from tpo_mp.dialects import native
-from tpo_mp.errors import Fault, WorkerLost
+from tpo_mp.errors import Fault
 from tpo_mp.shm.callid import to_text
-from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import HostState, Plane
 from tpo_mp.shm.registry import Orphan, Registry, SlotFlag
-from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import RESULTS
 from tpo_mp.store.shelf import Shelf
 
+from .copied import CopiedCalls, copies_in
 from .keeper import Keeper
+from .lost import letter_of, note_failure, record_ids
 from .reruns import Reruns
 
-REASON = "worker_lost"
 SWEEP = 256
 ALERT_S = 3.0
 IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
 SETTLE_STEP_S = 0.01
-_AS_LONG_AS_ALLOWED_S = 1e9
-_STATUS_WITHIN = 400
-
-_records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
-_meta = msgspec.msgpack.Decoder(SlotMeta).decode
-_NO_META = SlotMeta("", "", "", "", "", False)
-
-
-def record_ids(batches: Iterable[bytes]) -> Iterator[str]:
-    """Call ids of batches of call records; a damaged batch has none."""
-    for batch in batches:
-        with contextlib.suppress(msgspec.MsgspecError):
-            for record in _records(batch):
-                yield record.call_id
 
 
 @dataclass(slots=True)
@@ -76,11 +58,11 @@ class SweepReport:
 
 @dataclass(slots=True)
 class _Source:
-    """One registry that is swept."""
+    """One registry, or the copy of one, that is swept."""
 
-    registry: Registry
-    path: Path | None = None
-    """Where an earlier run left it; ``None`` for the live one."""
+    calls: Registry | CopiedCalls
+    paths: tuple[Path, ...] = ()
+    """What an earlier run left and goes when it is swept; nothing for the live one."""
     busy: bool = False
     left: bool = True
     swept_at: float = -1e9
@@ -107,6 +89,7 @@ class Harvest:
         self._recent: dict[int, deque[bytes]] = {}
         self._seen: tuple[int, ...] = ()
         self._alert_until = 0.0
+        self._own = registry.run
         self._sources = [_Source(registry)]
         self._logged: frozenset[str] | None = None
         self.letters = 0
@@ -120,7 +103,8 @@ class Harvest:
                 self._reruns.finished(call_id)
 
     def add_previous(self, state_dir: Path) -> int:
-        """Take on the registries that earlier runs left; answers how many."""
+        """Take on the registries, or their copies, that earlier runs left; answers how many."""
+        copies = copies_in(state_dir, self._own)
         for link in sorted(state_dir.glob("registry.previous*")):
             try:
                 registry = Registry.attach_path(link.resolve())
@@ -129,7 +113,13 @@ class Harvest:
                 _remove(link)
                 continue
             registry.orphan_all()
-            self._sources.append(_Source(registry, link))
+            copy = copies.pop(registry.run, None)
+            self._sources.append(_Source(registry, (link,) if copy is None else (link, copy)))
+        for copy in copies.values():
+            try:
+                self._sources.append(_Source(CopiedCalls(copy), (copy,)))
+            except OSError as error:
+                self._log.warning("previous_copy_unreadable", path=str(copy), error=str(error))
         return len(self._sources) - 1
 
     def tick(self) -> None:
@@ -168,16 +158,16 @@ class Harvest:
 
     def _give_up(self, orphan: Orphan) -> None:
         self.letters += 1
-        letter = _letter(orphan)
+        letter = letter_of(orphan)
 
         def work(shelf: Shelf) -> None:
             if shelf.add_letters([letter]):
-                _note_failure(shelf, orphan, letter)
+                note_failure(shelf, orphan, letter)
 
         self._keeper.submit(work)
 
     def _start(self, source: _Source) -> None:
-        live = source.path is None
+        live = not source.paths
         running = self._plane.host_state <= HostState.RUNNING
         rerun = live and running
         skip = self._reruns.underway() if live else frozenset[str]()
@@ -197,16 +187,17 @@ class Harvest:
 
     def _swept(self, source: _Source, sweep: SweepReport) -> None:
         for seat, slot in sweep.done_slots:
-            source.registry.harvested(seat, slot)
+            source.calls.harvested(seat, slot)
         for orphan in sweep.to_rerun:
             self._reruns.start(orphan)
         source.left = sweep.found > 0
         self.letters += sweep.letters
         if sweep.letters:
-            self._log.warning("calls_lost", letters=sweep.letters, previous=source.path is not None)
-        if not source.left and source.path is not None:
-            source.registry.close()
-            _remove(source.path)
+            self._log.warning("calls_lost", letters=sweep.letters, previous=bool(source.paths))
+        if not source.left and source.paths:
+            source.calls.close()
+            for path in source.paths:
+                _remove(path)
             self._sources.remove(source)
 
     # -- on the keeper's thread -------------------------------------------------------------------
@@ -222,13 +213,17 @@ class Harvest:
         possible: bool,
     ) -> SweepReport:
         sweep = SweepReport()
-        named = ((to_text(o.call_id), o) for o in source.registry.orphans())
+        named = ((to_text(o.call_id), o) for o in source.calls.orphans())
         orphans = list(islice(((i, o) for i, o in named if i not in skip), SWEEP))
         sweep.found = len(orphans)
         if not orphans:
             source.first_seen.clear()
+            if source.paths:
+                shelf.letters.sync()  # what they were made from is removed now
             return sweep
         finished = self._before_us(shelf).union(record_ids(recent))
+        if isinstance(source.calls, CopiedCalls):
+            finished |= source.calls.finished(shelf)
         letters = []
         for call_id, orphan in orphans:
             if call_id in finished or shelf.letters.stored(call_id):
@@ -237,8 +232,8 @@ class Harvest:
                 if possible:
                     sweep.to_rerun.append(orphan)
             else:
-                letters.append(_letter(orphan))
-                _note_failure(shelf, orphan, letters[-1])
+                letters.append(letter_of(orphan))
+                note_failure(shelf, orphan, letters[-1])
         sweep.letters = shelf.add_letters(letters)
         return sweep
 
@@ -258,39 +253,6 @@ def _rerunnable(orphan: Orphan) -> bool:
     flags = orphan.flags
     whole = orphan.body is not None and not flags & SlotFlag.TRUNCATED
     return bool(flags & SlotFlag.ASYNC) and orphan.attempts < 1 and whole
-
-
-def _letter(orphan: Orphan) -> Letter:
-    try:
-        meta = _meta(orphan.meta)
-    except msgspec.MsgspecError:
-        meta = _NO_META
-    return Letter(
-        call_id=to_text(orphan.call_id),
-        client_request_id=meta.client_request_id,
-        session=meta.session,
-        reason=REASON,
-        dropped_at=time.time(),
-        model=meta.model,
-        tenant=meta.tenant,
-        path=meta.path,
-        body=orphan.body or b"",
-        truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
-    )
-
-
-def _note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
-    """Tell whoever fetches an asynchronous call's result that there will be none."""
-    if not orphan.flags & SlotFlag.ASYNC:
-        return
-    _, known = shelf.get(RESULTS, letter.call_id)
-    if known is not None and b'"processing"' not in known[:_STATUS_WITHIN]:
-        return
-    error = native.error_object(WorkerLost("the worker that ran the call died"), letter.call_id)
-    failed = native.record(
-        letter.call_id, letter.session or None, "failed", error=error, model=letter.model
-    )
-    shelf.put(RESULTS, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
 
 
 def _remove(link: Path) -> None:

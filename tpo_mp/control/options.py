@@ -19,6 +19,7 @@ class ControlOptions:
     shelf: ShelfOptions
     observability: ObservabilitySection
     max_open_calls: int
+    open_copy_bytes: int
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
@@ -39,4 +40,4 @@ def _options(
         letter_caps=LetterCaps(rows=store.dead_letters),
         tables=TableCaps(rows=store.results, age_s=store.result_age_s),
     )
-    return ControlOptions(shelf, observability, server.max_open_calls)
+    return ControlOptions(shelf, observability, server.max_open_calls, store.open_calls_bytes)

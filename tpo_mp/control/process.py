@@ -2,7 +2,8 @@
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
 **mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
-**harvest** (every 250 ms).  They end together when ``ending`` is set: by the command STOP, by DRAIN
+**harvest** (dead workers' calls, the copy of the open
+ones; every 250 ms).  They end together when ``ending`` is set: by the command STOP, by DRAIN
 once no worker is left, by the lifeline, or by an error nobody expected.
 
 Invariants: nothing on the loop blocks; the disk belongs to the keeper.
@@ -32,6 +33,7 @@ from tpo_mp.shm.ring import RingMesh
 from tpo_mp.store.shelf import Shelf
 
 from .accesslog import AccessLog
+from .copies import Copies
 from .desk import Desk
 from .faults import faulty_disk
 from .gauges import ControlGauges
@@ -80,6 +82,10 @@ class ControlProcess:
         registry = Registry.attach(handoff.registry_fd, handoff.seats, self.options.max_open_calls)
         self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
         self.harvest = Harvest(self.plane, registry, self.keeper, self.reruns, self.log)
+        self.copies = self.desk.copies = Copies(
+            self.plane, registry, self.keeper, self.mail, Path(handoff.state_dir),
+            faulty_disk() if failpoints.ACTIVE else None,
+        )  # fmt: skip
         self._ops = OpsPort(self.plane, self._arena)
         self._turn_booked = False
         self.ending = asyncio.Event()
@@ -134,6 +140,7 @@ class ControlProcess:
     async def _harvest(self) -> None:
         while True:
             self.harvest.tick()
+            self.copies.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
 
@@ -197,6 +204,7 @@ class ControlProcess:
         if self.plane.host_state > HostState.RUNNING:
             # No successor comes: what the workers left is written down now.
             await self.harvest.settle(SETTLE_S)
+            self.copies.end()
         await self._ops.close()
         self._access.close(timeout_s=0.5)
         kept = await self._loop.run_in_executor(None, self.keeper.close, FLUSH_S)
@@ -236,6 +244,7 @@ class ControlProcess:
         )
         self._gauges.set_limit(options.max_open_calls)
         self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
+        self.copies.configure(options.shelf.durability, options.open_copy_bytes)
 
     def _configure_log(self) -> FilteringBoundLogger:
         observability = self.options.observability
@@ -252,8 +261,12 @@ class ControlProcess:
     def _show(self) -> None:
         if self.keeper.state is not None:
             self._gauges.show(self.keeper.state)
+        copy = self.copies.copyist
+        self._gauges.show_copy(calls=copy.calls, file_bytes=copy.file_bytes, broken=copy.broken)
         self._gauges.count(
             {
+                "tpo_open_copy_errors_total": copy.errors,
+                "tpo_open_copy_cut_total": copy.cut,
                 "tpo_control_batches_total": self.desk.batches,
                 "tpo_control_malformed_total": self.desk.malformed + self.desk.given_up,
                 "tpo_control_ring_corrupt_total": self.mail.corrupt,

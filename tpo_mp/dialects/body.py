@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import orjson
+from msgspec import UNSET, Struct
 
 from tpo_mp.errors import InvalidRequest
 
@@ -96,6 +97,28 @@ def with_stream(body: bytes, stream: bool) -> bytes:
 def strip_routing_fields(body: bytes) -> bytes:
     """The body without the fields of ``ROUTING_FIELDS``."""
     return without(body, ROUTING_FIELDS)
+
+
+class RoutedHead(Struct, gc=False, kw_only=True):
+    """Base of request heads: sees whether any of ``ROUTING_FIELDS`` is there."""
+
+    api_base: Any = UNSET
+    base_url: Any = UNSET
+    api_key: Any = UNSET
+    api_version: Any = UNSET
+    extra_headers: Any = UNSET
+    mock_response: Any = UNSET
+    organization: Any = UNSET
+    timeout: Any = UNSET
+
+    def has_routing_fields(self) -> bool:
+        """Whether the client tried to steer the upstream from its body."""
+        return not (
+            self.api_base is UNSET and self.base_url is UNSET and self.api_key is UNSET
+            and self.api_version is UNSET and self.extra_headers is UNSET
+            and self.mock_response is UNSET and self.organization is UNSET
+            and self.timeout is UNSET
+        )  # fmt: skip
 
 
 def user_id(metadata: object) -> str | None:

@@ -209,7 +209,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
 
 
 class TokenUsage(Struct, frozen=True):
-    """Token counts; ``prompt`` includes ``cached`` and ``cache_write``, ``completion`` reasoning."""
+    """Token counts; ``prompt`` includes cache reads and writes, ``completion`` the reasoning."""
 
     prompt: int = 0
     completion: int = 0
@@ -389,8 +389,8 @@ def _require_parts(request: ModelRequest, target: str) -> None:
         _require_keys(tool.extra, f"tools[{i}]", target)
     if request.tool_choice is not None and request.tool_choice.mode == "raw":
         raise unsupported("tool_choice", target)
-    for block in request.system:
-        _require_keys(block.extra, "system", target)
+    for words in request.system:
+        _require_keys(words.extra, "system", target)
     for message in request.messages:
         _require_keys(message.extra, message.path, target)
         for j, block in enumerate(message.blocks):

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from tpo_mp.errors import InvalidRequest, TpoError
 from tpo_mp.types import Usage
 
-from .openai_chat import check_json_size, split_path
+from .body import check_json_size, split_path
 
 _Key = Annotated[str, Meta(min_length=1, max_length=128)]
 _Value = Annotated[str, Meta(max_length=1024)]

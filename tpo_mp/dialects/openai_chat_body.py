@@ -9,6 +9,7 @@ come out as thoughts, text, calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -355,7 +356,7 @@ def _user_out(message: Message, own: bool) -> list[dict[str, Any]]:
     return out
 
 
-def _content_out(blocks: tuple[Block, ...] | list[Block], own: bool) -> Any:
+def _content_out(blocks: Sequence[Block], own: bool) -> Any:
     """One plain text as a string, which every engine reads; else parts."""
     if not blocks:
         return ""
@@ -498,7 +499,10 @@ def _reply_choice(choice: object, path: str) -> ReplyChoice:
     return ReplyChoice(tuple(_said(message, f"{path}.message")), stop, None, logprobs or None)
 
 
-def reply_from_canonical(reply: ModelReply, request: ModelRequest | None = None) -> bytes:
+def reply_from_canonical(
+    reply: ModelReply,
+    request: ModelRequest | None = None,  # noqa: ARG001 - every codec's signature
+) -> bytes:
     """Write a whole reply."""
     out: dict[str, Any] = {
         "id": own_id(reply.id, ID),

@@ -20,6 +20,7 @@ from .canonical import (
     BlockStart,
     BlockStop,
     ModelRequest,
+    Ping,
     RedactedBlock,
     RefusalBlock,
     ReplyEnd,
@@ -45,6 +46,7 @@ from .openai_wire import (
     FINISH_OF_STOP,
     STOP_OF_FINISH,
     TokenCounts,
+    error_event,
     usage_out,
 )
 from .sse import EventCutter
@@ -187,13 +189,12 @@ class ChatDecoder:
             if state is None:
                 state = self._choices[choice.index] = ChoiceState(choice.index)
             delta = choice.delta
-            if delta is not None:
-                if delta.content and state.open == "text" and not choice.logprobs:
-                    out.append(TextDelta(state.count - 1, delta.content, state.index))
-                    if delta.tool_calls is None:
-                        delta = None
-                if delta is not None:
-                    _read_delta(state, delta, choice.logprobs, out)
+            if delta is None:
+                pass
+            elif state.open == "text" and choice.logprobs is None and _is_text(delta):
+                out.append(TextDelta(state.count - 1, delta.content or "", state.index))
+            else:
+                _read_delta(state, delta, choice.logprobs, out)
             if choice.finish_reason and not state.stopped:
                 state.finish(out)
                 state.stopped = True
@@ -201,6 +202,10 @@ class ChatDecoder:
                 out.append(ReplyStop(stop, None, state.index))
         if chunk.usage is not None:
             out.append(ReplyUsage(chunk.usage.canonical()))
+
+
+def _is_text(delta: _Delta) -> bool:
+    return bool(delta.content) and delta.tool_calls is None and delta.reasoning_content is None
 
 
 def _read_delta(
@@ -250,24 +255,26 @@ def _read_call(state: ChoiceState, call: _ToolDelta, out: list[StreamEvent]) -> 
 class ChatEncoder:
     """Events to chunks."""
 
-    __slots__ = ("_delta_head", "_head", "_roles", "_tail", "_tools", "_usage", "_usage_wanted")
+    __slots__ = ("_head", "_refusals", "_roles", "_text_head", "_text_index", "_tools", "_usage",
+                 "_usage_wanted")  # fmt: skip
 
     def __init__(self, request: ModelRequest) -> None:
         """Only whether ``request`` wants usage matters."""
         self._usage_wanted = request.usage_wanted
         self._usage: TokenUsage | None = None
         self._tools: dict[tuple[int, int], int] = {}
+        self._refusals: set[tuple[int, int]] = set()
         self._roles: set[int] = set()
+        self._text_index = -1
         self._head = b""
-        self._delta_head = b""
-        self._tail = b""
+        self._text_head = b""
 
     def encode(self, event: StreamEvent) -> bytes:
         """The bytes of one event; empty where chat says nothing."""
         if isinstance(event, TextDelta):
-            if event.choice or event.logprobs or 0 not in self._roles:
-                return self._text(event)
-            return self._delta_head + orjson.dumps(event.text) + _TEXT_TAIL
+            if event.index == self._text_index and not event.choice and event.logprobs is None:
+                return self._text_head + orjson.dumps(event.text) + _TEXT_TAIL
+            return self._text(event)
         if isinstance(event, ToolInputDelta):
             number = self._tools.get((event.choice, event.index), 0)
             call = {"index": number, "function": {"arguments": event.json}}
@@ -292,7 +299,7 @@ class ChatEncoder:
             return self._end()
         elif isinstance(event, ReplyFailed):
             return error_event(event.error)
-        elif event.__class__.__name__ == "Ping":
+        elif isinstance(event, Ping):
             return b": ping\n\n"
         return b""
 
@@ -304,24 +311,29 @@ class ChatEncoder:
             "model": event.model,
         }
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
-        self._delta_head = self._head + b'{"index":0,"delta":{"content":'
+        self._text_head = self._head + b'{"index":0,"delta":{"content":'
         self._usage = event.usage
-        return b""
+        return self._chunk(0, {})
 
     def _text(self, event: TextDelta) -> bytes:
         logprobs = None if event.logprobs is None else {"content": event.logprobs}
-        key = "refusal" if (event.choice, event.index) in self._tools else "content"
+        key = "refusal" if (event.choice, event.index) in self._refusals else "content"
         return self._chunk(event.choice, {key: event.text}, None, logprobs)
 
     def _begin(self, event: BlockStart) -> bytes:
         block = event.block
-        if isinstance(block, ToolUseBlock):
+        if isinstance(block, TextBlock):
+            if not event.choice:
+                self._text_index = event.index
+        elif isinstance(block, ToolUseBlock):
             number = sum(choice == event.choice for choice, _ in self._tools)
             self._tools[event.choice, event.index] = number
             function = {"name": block.name, "arguments": block.arguments}
             call = {"index": number, "id": block.id, "type": "function", "function": function}
             return self._chunk(event.choice, {"tool_calls": [call]})
-        if isinstance(block, RedactedBlock):
+        elif isinstance(block, RefusalBlock):
+            self._refusals.add((event.choice, event.index))
+        elif isinstance(block, RedactedBlock):
             redacted = {"type": "redacted_thinking", "data": block.data}
             return self._chunk(event.choice, {"thinking_blocks": [redacted]})
         return b""
@@ -342,7 +354,9 @@ class ChatEncoder:
         return self._head + orjson.dumps(entry) + b"]}\n\n"
 
     def _end(self) -> bytes:
-        if not self._usage_wanted:
+        if not self._usage_wanted or self._usage is None:
             return DONE
-        usage = orjson.dumps(usage_out(self._usage or TokenUsage()))
-        return self._head + b'],"usage":' + usage + b"}\n\n" + DONE
+        return self._head + b'],"usage":' + orjson.dumps(usage_out(self._usage)) + b"}\n\n" + DONE
+
+
+_TEXT_TAIL = b'},"finish_reason":null}]}\n\n'

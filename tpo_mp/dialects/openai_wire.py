@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import orjson
 from msgspec import Struct
 
-from .body import Fields
+from tpo_mp.errors import TpoError
+from tpo_mp.types import Usage
+
+from .body import Fields, parse, with_fields
 from .canonical import StopReason, TokenUsage
+from .watch import StreamWatch
 
 DONE = b"data: [DONE]\n\n"
 
@@ -97,3 +102,113 @@ def usage_out(usage: TokenUsage) -> dict[str, Any]:
 def data_event(chunk: dict[str, Any]) -> bytes:
     """One server-sent event without a name."""
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def with_usage(body: bytes, request_has_options: bool) -> bytes:
+    """The body asking for a final usage chunk."""
+    if request_has_options:
+        options = parse(body).get("stream_options") or {}
+        return with_fields(body, stream_options={**options, "include_usage": True})
+    end = body.rstrip()
+    return end[:-1] + b',"stream_options":{"include_usage":true}}'
+
+
+class _Counts(Struct, gc=False):
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+
+
+class _Head(Struct, gc=False):
+    usage: _Counts | None = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """Token counts of a whole reply; raises ``ValueError`` when the body is not a JSON object."""
+    usage = _decode_head(body).usage
+    return None if usage is None else Usage(usage.prompt_tokens, usage.completion_tokens)
+
+
+# -- the passed-through stream --------------------------------------------------------------------
+
+_MARKS = (
+    b"[DONE]", b'"usage":{', b'"usage": {', b'"finish_reason":"', b'"finish_reason": "', b'"error":'
+)  # fmt: skip
+
+
+class _SeenChoice(Struct):
+    finish_reason: str | None = None
+
+
+class _Seen(Struct):
+    choices: list[_SeenChoice] | None = None
+    usage: TokenCounts | None = None
+    error: Any = None
+
+
+_decode_seen = msgspec.json.Decoder(_Seen).decode
+
+
+def watch() -> StreamWatch:
+    """A tap; the stream must end with ``data: [DONE]``."""
+    return StreamWatch(_MARKS, _look)
+
+
+def _look(seen: StreamWatch, _name: bytes, data: bytes) -> None:
+    if data == b"[DONE]":
+        seen.ended = True
+        return
+    try:
+        chunk = _decode_seen(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if chunk.error:
+        seen.failed = True
+    if chunk.usage is not None:
+        counts = chunk.usage
+        prompt, completion = counts.prompt_tokens, counts.completion_tokens
+        seen.usage = Usage(
+            -1 if prompt is None else prompt, -1 if completion is None else completion
+        )
+    for choice in chunk.choices or ():
+        seen.finish_reason = choice.finish_reason or seen.finish_reason
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+    404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error",
+    415: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error",
+}  # fmt: skip
+
+
+def error_object(error: TpoError) -> dict[str, Any]:
+    """The ``error`` object of a body or an in-band stream event."""
+    return {
+        "message": error.message,
+        "type": _TYPES.get(
+            error.status, "server_error" if error.status >= 500 else "invalid_request_error"
+        ),
+        "param": error.param,
+        "code": error.reason,
+    }
+
+
+def error_body(error: TpoError, request_id: str = "") -> bytes:  # noqa: ARG001
+    """A whole error response body; an upstream's own body is passed as it came."""
+    if error.body is not None:
+        return error.body
+    return orjson.dumps({"error": error_object(error)})
+
+
+def error_event(error: TpoError) -> bytes:
+    """The in-band event that makes SDKs raise, instead of a stream that just stops."""
+    return data_event({"error": error_object(error)})
+
+
+def error_status(error: TpoError) -> int:
+    """The HTTP status of an error."""
+    return error.status

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
+from struct import pack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo_mp.errors import Fault, TpoError
@@ -47,6 +49,7 @@ class Limits(Protocol):
 
 
 MAX_REQUESTS = 1_000_000
+_NO_LINGER = pack("ii", 1, 0)
 RenderError = Callable[["Exchange", TpoError], None]
 
 
@@ -162,6 +165,17 @@ class ClientEdge:
     def open_connections(self) -> int:
         """Client connections of both lanes."""
         return len(self.connections) + self.count_full_lane()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection whose peer does not read.
+
+    A plain close would leave the kernel holding megabytes for it until it reads them or dies.
+    """
+    peer = transport.get_extra_info("socket")
+    if peer is not None:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

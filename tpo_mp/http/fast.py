@@ -20,7 +20,7 @@ from typing import Any, cast
 from tpo_mp.errors import TpoError
 from tpo_mp.types import Stream
 
-from .edge import ClientEdge
+from .edge import ClientEdge, reset
 from .exchange import JSON, REASON
 from .head import BadHead, Head
 
@@ -100,7 +100,7 @@ class FastConnection(asyncio.Protocol):
     def expire(self) -> None:
         """The deadline passed: idle, a slow head or body, or a client that stopped reading."""
         if self.open or self._client_paused or self.transport.is_closing():
-            self.transport.abort()
+            reset(self.transport)
         elif self._body is not None or self._pending:
             self._refuse(408, "request took too long to arrive")
         else:

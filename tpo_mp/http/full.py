@@ -23,7 +23,7 @@ from multidict import CIMultiDict
 from tpo_mp.errors import InvalidRequest, TooLarge, TpoError
 from tpo_mp.types import Stream
 
-from .edge import ClientEdge
+from .edge import ClientEdge, reset
 from .exchange import JSON
 from .head import BadHead, Head, check
 
@@ -245,7 +245,7 @@ class FullExchange:
     def cut(self) -> web.StreamResponse:
         """Break the connection so that the client sees the body is incomplete."""
         if self._request.transport is not None:
-            self._request.transport.abort()
+            reset(self._request.transport)
         return self._stream or web.Response(status=500)
 
 

@@ -99,7 +99,11 @@ def parse_response_head(raw: bytes) -> ResponseHead:
         raise BackendFailure("upstream sent a malformed head", reason="bad_upstream_head")
     head = ResponseHead()
     head.status = parser.get_status_code()
-    head.keep_alive = parser.should_keep_alive()
+    # The parser's own answer is no use: it forgets the headers of an answer without a body.
+    said = b",".join(value for name, value in seen.headers if name.lower() == b"connection")
+    options = {option.strip() for option in said.lower().split(b",")}
+    modern = parser.get_http_version() == "1.1"
+    head.keep_alive = b"close" not in options and (modern or b"keep-alive" in options)
     _read_headers(head, seen.headers)
     return head
 
@@ -212,8 +216,9 @@ class Origin:
                 "upstream did not accept a connection in time", reason="connect_timeout"
             )
         except ssl.SSLError as e:
-            error = BackendRefused(f"TLS to the upstream failed: {e.reason}", reason="tls_failed")
-        except OSError:
+            why = getattr(e, "reason", None) or type(e).__name__
+            error = BackendRefused(f"TLS to the upstream failed: {why}", reason="tls_failed")
+        except (OSError, ValueError):  # a host name no resolver takes is a ValueError
             error = BackendRefused("upstream refused the connection", reason="connect_refused")
         else:
             if connection.lost:

@@ -7,7 +7,9 @@
 
 ``stream`` numbers a forwarded call on its owner's side; together with the ring's source seat it is
 unique while the call lives.  Data frames carry raw body bytes so that no codec touches them; all
-others carry one msgpack struct of this file.
+others carry one msgpack struct of this file, but for two.  SYNC, worker→control: the calls in these
+registry slots (u32 LE each) wait until they are on disk; SYNCED answers it and is empty.  Their
+stream is the worker's number of the question.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
 is pickled.  Control frames (credit, cancel, end, error, bounce, broken) use the ring's reserved
@@ -45,6 +47,8 @@ class Kind(IntEnum):
     STORE_ANSWER = 23
     DEAD_LETTER = 24
     RERUN = 25
+    SYNC = 26
+    SYNCED = 27
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -68,6 +68,11 @@ class RegistryGeometry:
         return HEADER_BYTES + seat * self.area
 
 
+def copy_name(run: int | None = None) -> str:
+    """File name of the copy on disk of the registry named ``run``; by default a pattern for all."""
+    return "registry.synced-" + ("?" * 16 if run is None else f"{run:016x}")
+
+
 def page_order(length: int) -> int:
     """Pages of a body, as a power of two."""
     return (-(-length // PAGE_BYTES) - 1).bit_length()

@@ -80,6 +80,7 @@ class DeadLetters:
         self._waiting: dict[str, _Waiting] = {}
         self._waiting_bytes = 0
         self._staged: list[str] = []
+        self._dropping = False
         self._changes: list[bytes] = []
         self._recount = True
         self._open = 0
@@ -155,6 +156,7 @@ class DeadLetters:
                 if call_id in self._waiting:
                     self._waiting_bytes -= len(self._waiting.pop(call_id).payload)
             self._recount = True
+        self._dropping = self._dropping and not done
         self._staged = []
 
     def sync(self) -> None:
@@ -172,6 +174,9 @@ class DeadLetters:
                 self._wait(record, payload)
             else:
                 self._changes = [*self._changes[-self.caps.waiting :], payload]
+        # What this transaction indexed is dropped from it again: its end must free none of it.
+        self._staged = []
+        self._dropping = True
         if self._tables is not None:
             try:
                 self._tables.drop_letters(self._waiting)
@@ -251,6 +256,8 @@ class DeadLetters:
         if tables is None or not written:
             return
         try:
+            if self._dropping:  # a transaction that failed may have kept their old places
+                tables.drop_letters([letter.call_id for letter, _ in written])
             tables.index([(_header(letter), place) for letter, place in written])
             self._set_mark(tables)
         except sqlite3.Error:

@@ -129,6 +129,15 @@ class Shelf:
                 size -= len(kept.popleft())
         return list(kept)
 
+    @property
+    def records_end(self) -> tuple[int, int]:
+        """Segment and offset where the next batch of call records will lie."""
+        return self._calls.position
+
+    def records_after(self, segment: int, offset: int) -> Iterator[bytes]:
+        """The batches of call records from a position on."""
+        return (batch for _, batch in self._calls.scan(segment, offset))
+
     # -- keyed values ---------------------------------------------------------------------------
 
     def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:

@@ -154,7 +154,7 @@ def _memory(
 
     def drop_registry() -> None:
         if memory.nothing_left_open():
-            state_dir.drop_registry()
+            state_dir.drop_registry(memory.registry.run)
 
     stack.callback(drop_registry)
     return memory

@@ -8,6 +8,7 @@
       install.key               16 random bytes; sessions keep their slot over restarts
       registry                  in-flight registry, or a link to it on a tmpfs
       registry.previous[-N]     registries of runs that died; control harvests and removes them
+      registry.synced-RUN       a registry's copy on disk, for when power is lost; control's
       seat-NN.words             last words of a child that would not boot
 
 Invariants: the lock, not the file's existence, says whether a supervisor runs; only the holder of
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tpo_mp.errors import ExitCode, Fault
+from tpo_mp.shm.registry_layout import copy_name
 
 PID_FILE = "supervisor.pid"
 SOCKET = "control.sock"
@@ -85,10 +87,10 @@ class StateDir:
         if path.parent != self.path:
             (self.path / REGISTRY).symlink_to(path)
 
-    def drop_registry(self) -> None:
-        """Remove the registry after a clean end."""
+    def drop_registry(self, run: int = 0) -> None:
+        """Remove the registry, and the copy of the one named ``run``, after a clean end."""
         link = self.path / REGISTRY
-        for path in (link.resolve(), link):
+        for path in (link.resolve(), link, self.path / copy_name(run)):
             path.unlink(missing_ok=True)
 
     def install_key(self) -> bytes:

@@ -62,7 +62,7 @@ def test_no_body_at_all() -> None:
         b"zz\r\n",
         b"5 5\r\nhello\r\n",
         b"FFFFFFFFF\r\n",
-        "٥\r\nhello\r\n".encode(),
+        "\u0665\r\nhello\r\n".encode(),
         b"5;a\nb\r\nhello\r\n",
         b"5;a\x00b\r\nhello\r\n",
         b"5;" + b"x" * 1100,

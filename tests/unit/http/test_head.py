@@ -229,11 +229,10 @@ def test_well_framed_requests_are_refused_with_their_reason(
 def test_odd_session_ids_are_refused(value: bytes) -> None:
     """A session id is a short safe word, or the request is refused, never a 500."""
     try:
-        error = refusal_of(post(LENGTH, b"X-Session-Id: " + value))
+        refused = refusal_of(post(LENGTH, b"X-Session-Id: " + value)).status
     except BadHead as e:
-        assert e.status in (400, 431)
-    else:
-        assert (error.status, error.param) == (400, "x-session-id")
+        refused = e.status
+    assert refused in (400, 431)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,41 @@ def test_letters_of_a_failed_sync_are_written_again(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_sync_that_fails_between_index_and_commit_loses_nothing(tmp_path: Path) -> None:
+    """The letters are indexed in the transaction whose end would free them: they stay in memory."""
+    office = Office(tmp_path)
+    office.letters.add([letter("a"), letter("b")])
+    office.disk.unsyncable = True
+    office.letters.sync()
+    office.commit()
+    assert office.letters.waiting == 2
+    assert office.listed() == ["a", "b"]
+    office.disk.unsyncable = False
+    office.letters.flush()
+    office.commit()
+    assert office.letters.waiting == 0
+    assert office.listed() == ["a", "b"]
+    assert office.letters.read("a") is not None
+    office.close()
+
+
+def test_a_place_that_a_failed_commit_kept_is_replaced(tmp_path: Path) -> None:
+    """Taken back, and the transaction that forgot the old place was rolled back."""
+    office = Office(tmp_path)
+    office.add("a")
+    office.disk.unsyncable = True
+    office.letters.sync()
+    office.tables.rollback()
+    office.letters.committed(False)
+    office.disk.unsyncable = False
+    office.letters.flush()
+    office.commit()
+    found = office.letters.read("a")
+    assert found is not None
+    assert found[1] == letter("a")
+    office.close()
+
+
 def test_a_failed_commit_keeps_the_letter_waiting(tmp_path: Path) -> None:
     """The index must be committed before memory lets go."""
     office = Office(tmp_path)

@@ -1,0 +1,99 @@
+"""Control stopped or killed under load: no request waits for it, and its port is soon back."""
+
+from __future__ import annotations
+
+import signal
+import time
+from random import Random
+
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import Host, kill, logged_at
+from tests.support.load import Crowd, Load
+from tests.support.raw import ask
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+OPS_BACK_S = 5.0
+RELAY = """
+[[backends]]
+name = "up"
+kind = "openai"
+base_url = "{url}/v1"
+models = ["*"]
+"""
+
+
+def ops_answers(host: Host) -> bool:
+    """Whether the ops port answers within a second."""
+    try:
+        return ask(host.ops, "/ready").status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_no_request_fails_without_control(
+    start_host: StartHost, rng: Random, slack: float, number: signal.Signals
+) -> None:
+    """Workers serve on; another control is there within five seconds."""
+    host = start_host()
+    host.warm()
+    workers, victim = host.worker_pids(), host.control_pid
+    with Load(host.url, rng, clients=12) as load:
+        hurt_at = time.time()
+        kill(victim, number)
+        died = host.event("control_died", 6 * slack, pid=victim)
+        wait_for(lambda: ops_answers(host), 5 * slack, "the ops port")
+        back_s = time.time() - hurt_at
+        print(f"dead after {logged_at(died) - hurt_at:.2f} s, back after {back_s:.2f} s")
+        load.more(50)
+        load.stop()
+        print(load.outcomes())
+        assert not load.failed()
+    assert back_s <= OPS_BACK_S * slack
+    assert host.worker_pids() == workers
+    if number is signal.SIGSTOP:
+        assert host.event("control_hangs")["silent_s"] <= 3.0 * slack
+    host.end()
+
+
+def test_letters_written_while_control_is_away_arrive(
+    start_host: StartHost, upstream: Upstream
+) -> None:
+    """They wait with the workers until another control takes them."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    upstream.play("status", status=500)
+    kill(host.control_pid, signal.SIGSTOP)
+    with Crowd(host.url, 40, model="up-1", stream=False) as crowd:
+        attempts = crowd.ended()
+    assert {a.outcome for a in attempts} == {"error"}, crowd.outcomes()
+    host.event("control_died")
+    ids = {a.id for a in attempts}
+    wait_for(lambda: host.ask("/api/v1/dlq").status == 200, 10, "a store that answers")
+    wait_for(lambda: set(host.letters_by_request()) == ids, 10, "every letter")
+    assert set(host.letters_by_request().values()) == {1}
+    host.end()
+
+
+def test_control_and_a_worker_killed_together_lose_nothing(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """Orphans wait in shared memory for the next control."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    upstream.play(chunks=100, delay_s=0.1, pad_bytes=400)
+    with Crowd(host.url, 20, model="up-1") as crowd:
+        crowd.flowing()
+        workers = host.worker_pids()
+        kill(host.control_pid)
+        for pid in workers:
+            kill(pid)
+        attempts = crowd.ended()
+    assert {a.outcome for a in attempts} == {"cut"}, crowd.outcomes()
+    wait_for(lambda: host.ask("/api/v1/dlq").status == 200, 5 * slack, "a store that answers")
+    host.check_ledger(attempts, [a.id for a in attempts], within_s=5 * slack)
+    assert set(host.letters_by_request().values()) == {1}
+    host.end()

@@ -1,0 +1,98 @@
+"""No descriptor left, and more connections than a queue holds: slow, never spinning, never down."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos.conftest import StartHost
+from tests.support.load import Crowd
+from tests.support.raw import RawClient, ask, chat
+from tests.support.wait import wait_for
+
+MOST_CPU = 0.2
+SPARE_FDS = 4
+
+
+def cpu_share(pid: int, seconds: float = 1.5) -> float:
+    """The share of a core that a process uses over that time."""
+    process = psutil.Process(pid)
+    before, began = process.cpu_times(), time.monotonic()
+    wait_for(lambda: time.monotonic() - began >= seconds, seconds + 5, "the time to pass")
+    after = process.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return used / (time.monotonic() - began)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_a_worker_without_descriptors_waits_and_recovers(start_host: StartHost) -> None:
+    """Accepting pauses without a busy loop; open connections are served; then all is well."""
+    host = start_host(workers=1)
+    host.warm()
+    worker = host.slot(0)["pid"]
+    limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        served = stack.enter_context(RawClient(host.url))
+        assert served.post_json("/v1/chat/completions", chat()).status == 200
+        fds = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (fds + SPARE_FDS, limits[1]))
+        late = [stack.enter_context(RawClient(host.url, timeout_s=20)) for _ in range(40)]
+        wait_for(
+            lambda: len(list(Path(f"/proc/{worker}/fd").iterdir())) >= fds + SPARE_FDS - 1,
+            5, "the last descriptor taken",
+        )  # fmt: skip
+        share = cpu_share(worker)
+        print(f"used {share:.3f} of a core without a descriptor")
+        assert share < MOST_CPU
+        assert served.post_json("/v1/chat/completions", chat()).status == 200
+        assert ask(host.ops, "/ready").status == 200
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+        for client in late:
+            assert client.post_json("/v1/chat/completions", chat()).status == 200
+    assert host.slot(0)["pid"] == worker
+    host.stop()
+
+
+def test_a_storm_of_connections_is_weathered(start_host: StartHost) -> None:
+    """Two thousand at once: every one answered, nobody dies, the host stays ready."""
+    host = start_host()
+    host.warm()
+    with Crowd(host.url, 2000, stream=False, patience_s=30) as crowd:
+        ready = [ask(host.ops, "/ready").status for _ in range(5)]
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 2000}
+    assert set(ready) == {200}
+    assert not host.events("worker_died")
+    assert not host.events("worker_hangs")
+    host.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a small backlog queue")
+def test_a_queue_that_overflows_delays_and_loses_nothing(start_host: StartHost) -> None:
+    """Connections beyond the backlog of stopped workers are taken up once those go on."""
+    host = start_host(workers=1)
+    host.warm()
+    worker = psutil.Process(host.slot(0)["pid"])
+    limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    print(f"backlog at most {limit}")
+    with ExitStack() as stack:
+        worker.suspend()
+        waiting = []
+        for _ in range(min(limit, 4096) + 64):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", host.port))
+            waiting.append(client)
+        worker.resume()
+    with Crowd(host.url, 50, stream=False) as crowd:
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 50}
+    assert host.slot(0)["pid"] == worker.pid
+    host.stop()

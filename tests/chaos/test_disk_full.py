@@ -1,0 +1,111 @@
+"""A disk that is full or failing under the state directory: service goes on, letters are kept."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+from tests.chaos.conftest import StartHost
+from tests.conftest import require
+from tests.support.host import Host, kill, metric
+from tests.support.load import Crowd, Load
+from tests.support.mounts import can_mount, tmpfs
+from tests.support.raw import ask
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+RELAY = """
+[[backends]]
+name = "up"
+kind = "openai"
+base_url = "{url}/v1"
+models = ["*"]
+"""
+FAULTS = {
+    "TPO_TEST": "1",
+    "TPO_FAILPOINTS": "dlq.half=drop:0.3;dlq.before_fsync=drop:0.5",
+}
+
+
+def fill(folder: Path) -> Path:
+    """Take every byte that is left."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def metrics(host: Host) -> str:
+    """The ops port's page."""
+    return ask(host.ops, "/metrics").body.decode()
+
+
+def fails(host: Host, upstream: Upstream, number: int, prefix: str) -> set[str]:
+    """Make calls that the upstream refuses; each is to become a dead letter."""
+    upstream.play("status", status=500)
+    with Crowd(
+        host.url, number, model="up-1", text="x" * 2000, stream=False, prefix=prefix
+    ) as crowd:
+        attempts = crowd.ended()
+    assert {a.outcome for a in attempts} == {"error"}, crowd.outcomes()
+    upstream.play()
+    return {a.id for a in attempts}
+
+
+def test_a_full_disk_stops_nothing_and_loses_no_letter(
+    start_host: StartHost, upstream: Upstream, rng: Random, slack: float
+) -> None:
+    """Letters wait in memory, the host says degraded, and writes them when there is room."""
+    require(can_mount(), "the right to mount")
+    host = start_host(start=False, config=RELAY.format(url=upstream.url))
+    with tmpfs(host.state_dir, "192m"):
+        host.start()
+        host.warm()
+        ids = fails(host, upstream, 10, "before")
+        wait_for(lambda: set(host.letters_by_request()) == ids, 5, "the first letters")
+        filler = fill(host.state_dir)
+        ids |= fails(host, upstream, 60, "full")
+        wait_for(lambda: metric(metrics(host), "tpo_dlq_write_errors_total") > 0, 5, "an error")
+        with Load(host.url, rng, clients=8, model="up-1") as load:
+            load.more(50)
+            victim = host.slot(0)["pid"]
+            kill(victim)
+            host.replaced(0, victim)
+            load.more(50)
+            load.stop()
+            assert load.count("refused", "hung") == 0, load.outcomes()
+        assert ids <= set(host.letters_by_request())
+        ready = host.ask("/ready")
+        assert ready.status == 200
+        assert ready.json()["degraded"], "a store that cannot write"
+        filler.unlink()
+        wait_for(lambda: not host.ask("/ready").json()["degraded"], 10 * slack, "recovery")
+        host.end()
+        # What memory held is on the disk now.
+        host.start()
+        letters = host.letters_by_request()
+        assert ids <= set(letters)
+        assert set(letters.values()) == {1}
+        assert metric(metrics(host), "tpo_dlq_dropped_total") == 0
+        host.stop()
+
+
+def test_torn_writes_and_failed_syncs_lose_and_double_nothing(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """Writes are short and syncs fail at random: one letter per call, before and after."""
+    host = start_host(config=RELAY.format(url=upstream.url), env=FAULTS)
+    host.warm()
+    ids: set[str] = set()
+    for batch in range(6):
+        ids |= fails(host, upstream, 15, f"batch{batch}")
+        wait_for(lambda seen=set(ids): set(host.letters_by_request()) == seen, 5 * slack, "letters")
+    assert metric(metrics(host), "tpo_dlq_write_errors_total") > 0, "writes failed"
+    kill(host.control_pid)
+    wait_for(lambda: host.events("control_died"), 5, "its death")
+    wait_for(lambda: host.ask("/api/v1/dlq").status == 200, 5 * slack, "a store that answers")
+    wait_for(lambda: set(host.letters_by_request()) == ids, 5 * slack, "every letter")
+    assert set(host.letters_by_request().values()) == {1}
+    host.end()

@@ -1,0 +1,84 @@
+"""A rolling restart on the same sockets: every process is another one, and no client notices."""
+
+from __future__ import annotations
+
+import signal
+from random import Random
+
+from tests.chaos.conftest import StartHost
+from tests.support.host import Host, kill, metric
+from tests.support.load import Crowd, Load
+from tests.support.raw import ask
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+RELAY = """
+[[backends]]
+name = "up"
+kind = "openai"
+base_url = "{url}/v1"
+models = ["*"]
+"""
+STREAMS = 200
+
+
+def everyone(host: Host) -> set[int]:
+    """Process ids of slots, spare and control."""
+    seen = host.status()
+    return {seen[name]["pid"] for name in ("spare", "control")} | {
+        slot["pid"] for slot in seen["slots"]
+    }
+
+
+def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
+    start_host: StartHost, upstream: Upstream, rng: Random
+) -> None:
+    """Two hundred streams, half of them forwarded to a shard that retires, all end [DONE]."""
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    before = everyone(host)
+    upstream.play(chunks=40, delay_s=0.12, pad_bytes=400)
+    sessions = [f"session-{i}" for i in range(64)]
+    with Crowd(host.url, STREAMS, model="up-1", sessions=sessions) as crowd:
+        crowd.flowing()
+        upstream.play(first_s=0.01)
+        with Load(host.url, rng, clients=12, model="up-1") as load:
+            host.send_signal(signal.SIGUSR2)
+            host.event("rolling_restart_ended", 40)
+            load.more(20)
+            load.stop()
+        attempts = crowd.ended()
+    forwarded = metric(ask(host.ops, "/metrics").body.decode(), "tpo_ring_records_total")
+    print(f"{forwarded:.0f} records crossed the mesh")
+    assert forwarded > STREAMS * 10, "streams were forwarded"
+    print(load.outcomes(), crowd.outcomes())
+    assert not load.failed(), [(a.outcome, a.phase, a.why) for a in load.failed()]
+    assert crowd.outcomes() == {"ok": STREAMS}
+    assert all(a.done for a in attempts)
+    host.warm()
+    assert not before & everyone(host), "every process is another one"
+    assert not host.events("worker_died")
+    assert host.status()["restarts"] == 0
+    host.stop()
+
+
+def test_a_worker_that_dies_in_a_rolling_restart_is_replaced(
+    start_host: StartHost, rng: Random
+) -> None:
+    """The restart ends one way or the other, and the host is whole afterwards."""
+    host = start_host()
+    host.warm()
+    with Load(host.url, rng, clients=8) as load:
+        host.send_signal(signal.SIGUSR2)
+        host.event("rolling_restart")
+        wait_for(lambda: rng.random() < 0.05, 5, "a random moment of the restart")
+        victim = host.slot(1)["pid"]
+        kill(victim)
+        host.event("rolling_restart_ended", 30)
+        host.event("worker_died", pid=victim)
+        host.warm()
+        load.more(20)
+        load.stop()
+        assert load.count("refused", "hung") == 0, load.outcomes()
+    assert host.ask("/ready").json()["degraded"] == []
+    host.end()

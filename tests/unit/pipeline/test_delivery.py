@@ -1,0 +1,299 @@
+"""Delivery: one terminal state on every path, and never a client left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.fake_env import make_call
+from tests.support.fake_gateway import FakeExchange, FakeGateway
+from tests.support.fake_net import HeldStream
+from tpo_mp.errors import (
+    BackendFailure,
+    Cancelled,
+    CircuitOpen,
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    OverBudget,
+    RateLimited,
+    Shed,
+    TpoError,
+    WorkerLost,
+)
+from tpo_mp.http.head import Head
+from tpo_mp.pipeline.delivery import Delivery, as_tpo, retry_lines
+from tpo_mp.pipeline.promise import Promise
+from tpo_mp.types import Reply, Terminal
+
+
+class Scene:
+    """A delivery, its exchange, its stream, and what became of them."""
+
+    def __init__(self, *, stream: bool = False, **more: Any) -> None:
+        self.gateway = FakeGateway()
+        self.exchange = FakeExchange(Head(), b"body")
+        self.call = make_call(b"{}", stream=stream, **more)
+        self.delivery = Delivery(self.gateway, self.exchange, self.call)  # type: ignore[arg-type]
+        self.held = HeldStream()
+
+    def flow(self) -> None:
+        """Begin a streamed reply."""
+        self.delivery.done(Reply(200, None, stream=self.held), None)
+
+    @property
+    def ends(self) -> list[Terminal]:
+        """Terminal states the gateway was told."""
+        return self.gateway.ends
+
+    @property
+    def in_band(self) -> dict[str, Any]:
+        """The error event at the end of a stream."""
+        event = self.exchange.answer.rpartition(b"data: ")[2]
+        error: dict[str, Any] = json.loads(event)["error"]
+        return error
+
+
+def test_whole_reply() -> None:
+    """Sent, counted, settled."""
+    scene = Scene()
+    scene.delivery.done(Reply(200, b"hello", headers=b"x-up: 1\r\n"), None)
+    assert (scene.exchange.status, scene.exchange.answer) == (200, b"hello")
+    assert b"x-up: 1\r\n" in scene.exchange.extra
+    assert scene.ends == [Terminal.DONE]
+    assert (scene.delivery.bytes_in, scene.delivery.bytes_out) == (4, 5)
+    assert scene.delivery.status == 200
+    assert scene.delivery.finished_at > 0
+    assert scene.delivery.deadline == float("inf")
+
+
+def test_stream() -> None:
+    """Head, bytes, end."""
+    scene = Scene(stream=True)
+    scene.flow()
+    assert scene.exchange.status == 200
+    scene.held.data(b"one")
+    scene.held.data(b"two")
+    assert scene.ends == []
+    scene.held.end()
+    assert scene.exchange.answer == b"onetwo"
+    assert scene.exchange.ended
+    assert scene.ends == [Terminal.DONE]
+    assert scene.delivery.bytes_out == 6
+
+
+ERRORS = [
+    (RateLimited("a"), 429, Terminal.FAILED),
+    (InvalidRequest("a"), 400, Terminal.FAILED),
+    (Shed("a"), 503, Terminal.SHED),
+    (Draining("a"), 503, Terminal.FAILED),
+    (BackendFailure("a"), 502, Terminal.FAILED),
+    (WorkerLost("a"), 502, Terminal.FAILED),
+    (DeadlineExceeded("a"), 504, Terminal.EXPIRED),
+    (Cancelled("inside"), 500, Terminal.FAILED),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "terminal"), ERRORS)
+def test_error_before_the_first_byte(error: TpoError, status: int, terminal: Terminal) -> None:
+    """A whole error response, whoever gave up: the client is there and must hear of it."""
+    scene = Scene()
+    scene.delivery.done(None, error)
+    assert scene.exchange.status == status
+    assert scene.exchange.json()["error"]["message"]
+    assert scene.ends == [terminal]
+    assert scene.delivery.status == status
+
+
+@pytest.mark.parametrize(("error", "status", "terminal"), ERRORS)
+def test_error_in_mid_stream(error: TpoError, status: int, terminal: Terminal) -> None:
+    """An event that makes SDKs raise, then a proper end of the body."""
+    scene = Scene(stream=True)
+    scene.flow()
+    scene.held.data(b"data: 1\n\n")
+    scene.held.end(error)
+    assert scene.exchange.answer.startswith(b"data: 1\n\ndata: {")
+    assert scene.in_band["message"]
+    assert scene.exchange.ended
+    assert scene.ends == [terminal]
+
+
+@pytest.mark.parametrize("error", [KeyError("secret"), None, asyncio.CancelledError()])
+def test_defect_inside_is_an_error_without_detail(error: BaseException | None) -> None:
+    """And its cause is kept for the log."""
+    scene = Scene()
+    scene.delivery.done(None, error)
+    assert scene.exchange.status == 500
+    assert b"secret" not in scene.exchange.answer
+    assert scene.ends == [Terminal.FAILED]
+    if isinstance(error, KeyError):
+        assert scene.delivery.error is not None
+        assert scene.delivery.error.__cause__ is error
+
+
+@pytest.mark.parametrize("reply", [Reply(200, None), "not a reply", object()])
+def test_malformed_reply_is_an_error(reply: Any) -> None:
+    """A feature that answers nonsense fails its call; nobody waits for ever."""
+    scene = Scene()
+    scene.delivery.done(reply, None)
+    assert scene.exchange.status == 500
+    assert scene.ends == [Terminal.FAILED]
+
+
+def test_stream_nobody_asked_for_is_refused() -> None:
+    """A client that wants one body cannot be sent events."""
+    scene = Scene(stream=False)
+    scene.flow()
+    assert scene.exchange.status == 502
+    assert scene.held.told == ["cancel"]
+    assert scene.ends == [Terminal.FAILED]
+
+
+def leave(scene: Scene) -> None:
+    """The client goes."""
+    assert scene.exchange.on_disconnect is not None
+    scene.exchange.on_disconnect()
+
+
+def expire(scene: Scene) -> None:
+    """The deadline passes."""
+    scene.delivery.expire()
+
+
+def stop(scene: Scene) -> None:
+    """The host stops."""
+    scene.delivery.stop(Draining("leaving"))
+
+
+STOPS: list[tuple[Callable[[Scene], None], int, Terminal]] = [
+    (leave, 0, Terminal.CANCELLED),
+    (expire, 504, Terminal.EXPIRED),
+    (stop, 503, Terminal.FAILED),
+]
+
+
+@pytest.mark.parametrize(("act", "status", "terminal"), STOPS)
+def test_call_is_ended_while_it_waits(
+    act: Callable[[Scene], None], status: int, terminal: Terminal
+) -> None:
+    """What works on it is told; its late outcome is nobody's."""
+    scene = Scene()
+    told: list[bool] = []
+    promise: Promise[Reply] = Promise(lambda: told.append(True))
+    scene.delivery.promise = promise
+    promise.then(scene.delivery.done)
+    act(scene)
+    assert told == [True]
+    assert scene.exchange.status == status
+    assert scene.ends == [terminal]
+    scene.delivery.done(Reply(200, None, stream=scene.held), None)
+    assert scene.held.told == ["cancel"]
+    assert scene.ends == [terminal]
+    assert scene.exchange.status == status
+
+
+@pytest.mark.parametrize(("act", "_status", "terminal"), STOPS)
+def test_call_is_ended_in_mid_stream(
+    act: Callable[[Scene], None], _status: int, terminal: Terminal
+) -> None:
+    """The upstream is let go; a client that is there gets an error event and an end."""
+    scene = Scene(stream=True)
+    scene.flow()
+    scene.held.data(b"data: 1\n\n")
+    act(scene)
+    assert scene.held.told == ["cancel"]
+    assert scene.ends == [terminal]
+    assert scene.exchange.ended is (act is not leave)
+    if act is leave:
+        assert scene.exchange.answer == b"data: 1\n\n"
+    else:
+        assert scene.in_band["message"]
+
+
+@pytest.mark.parametrize(("first", "_s", "terminal"), STOPS)
+@pytest.mark.parametrize(("second", "_s2", "_t2"), STOPS)
+def test_nothing_ends_twice(
+    first: Callable[[Scene], None], second: Callable[[Scene], None], terminal: Terminal,
+    _s: int, _s2: int, _t2: Terminal,
+) -> None:  # fmt: skip
+    """The first reason stands; the second changes nothing."""
+    for stream in (False, True):
+        scene = Scene(stream=stream)
+        if stream:
+            scene.flow()
+        first(scene)
+        answer, told = scene.exchange.answer, list(scene.held.told)
+        second(scene)
+        scene.delivery.end(None)
+        scene.delivery.end(BackendFailure("late"))
+        scene.delivery.done(None, BackendFailure("late"))
+        assert scene.ends == [terminal]
+        assert scene.exchange.answer == answer
+        assert scene.held.told == told
+
+
+def test_stops_after_the_end_are_nothing() -> None:
+    """A call that is done is done."""
+    scene = Scene()
+    scene.delivery.done(Reply(200, b"x"), None)
+    for act in (leave, expire, stop):
+        act(scene)
+    assert scene.ends == [Terminal.DONE]
+    assert scene.exchange.answer == b"x"
+
+
+def test_error_while_settling_is_not_hidden() -> None:
+    """The books are the gateway's affair: their defect is not answered a second time."""
+    scene = Scene()
+
+    def broken(delivery: Delivery) -> None:
+        raise RuntimeError("books")
+
+    scene.gateway.settled = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="books"):
+        scene.delivery.done(Reply(200, b"x"), None)
+    assert scene.exchange.status == 200
+
+
+def test_header_lines_identify_the_call() -> None:
+    """The client's own id, ours, where it ran, how long each side took."""
+    scene = Scene(client_request_id="r-1", shard=3, upstream_at=1000.5, first_byte_at=1001.0)
+    scene.call.backend = "up"
+    scene.delivery.done(Reply(200, b"x"), None)
+    lines = scene.exchange.extra.split(b"\r\n")
+    assert b"x-request-id: r-1" in lines
+    assert b"x-tpo-call-id: call-1" in lines
+    assert b"x-tpo-shard: 3" in lines
+    assert b"x-tpo-backend: up" in lines
+    assert b"upstream;dur=500.00" in scene.exchange.extra
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (RateLimited("x", retry_after_s=2), b"retry-after: 2\r\nretry-after-ms: 2000\r\n"),
+        (RateLimited("x", retry_after_s=0.05), b"retry-after: 1\r\nretry-after-ms: 50\r\n"),
+        (RateLimited("x"), b"retry-after: 1\r\n"),
+        (Shed("x"), b"retry-after: 1\r\n"),
+        (CircuitOpen("x"), b"retry-after: 1\r\n"),
+        (OverBudget("x"), b""),
+        (InvalidRequest("x"), b""),
+        (BackendFailure("x"), b""),
+    ],
+)
+def test_clients_are_told_when_to_come_back(error: TpoError, lines: bytes) -> None:
+    """In both spellings SDKs read; never when waiting does not help."""
+    assert retry_lines(error).startswith(lines)
+    assert bool(retry_lines(error)) == bool(lines)
+
+
+def test_every_outcome_has_a_clients_word() -> None:
+    """A defect is internal, a cancellation is one, our errors are themselves."""
+    ours = RateLimited("x")
+    assert as_tpo(ours) is ours
+    assert isinstance(as_tpo(asyncio.CancelledError()), Cancelled)
+    assert as_tpo(ValueError("x")).reason == "internal_error"

@@ -1,0 +1,69 @@
+"""What becomes of a call whose process died: its letter, and the failed result of an async one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import orjson
+
+from tpo_mp.dialects import native
+from tpo_mp.errors import WorkerLost
+from tpo_mp.shm.callid import to_text
+from tpo_mp.shm.frames import RecordFrame, SlotMeta
+from tpo_mp.shm.registry import Orphan, SlotFlag
+from tpo_mp.store.letters import Letter
+from tpo_mp.store.questions import RESULTS
+from tpo_mp.store.shelf import Shelf
+
+REASON = "worker_lost"
+_AS_LONG_AS_ALLOWED_S = 1e9
+_STATUS_WITHIN = 400
+
+_records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
+_meta = msgspec.msgpack.Decoder(SlotMeta).decode
+_NO_META = SlotMeta("", "", "", "", "", False)
+
+
+def record_ids(batches: Iterable[bytes]) -> Iterator[str]:
+    """Call ids of batches of call records; a damaged batch has none."""
+    for batch in batches:
+        with contextlib.suppress(msgspec.MsgspecError):
+            for record in _records(batch):
+                yield record.call_id
+
+
+def letter_of(orphan: Orphan) -> Letter:
+    """Write the letter of a call that nobody will finish."""
+    try:
+        meta = _meta(orphan.meta)
+    except msgspec.MsgspecError:
+        meta = _NO_META
+    return Letter(
+        call_id=to_text(orphan.call_id),
+        client_request_id=meta.client_request_id,
+        session=meta.session,
+        reason=REASON,
+        dropped_at=time.time(),
+        model=meta.model,
+        tenant=meta.tenant,
+        path=meta.path,
+        body=orphan.body or b"",
+        truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
+    )
+
+
+def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
+    """Tell whoever fetches an asynchronous call's result that there will be none."""
+    if not orphan.flags & SlotFlag.ASYNC:
+        return
+    _, known = shelf.get(RESULTS, letter.call_id)
+    if known is not None and b'"processing"' not in known[:_STATUS_WITHIN]:
+        return
+    error = native.error_object(WorkerLost("the worker that ran the call died"), letter.call_id)
+    failed = native.record(
+        letter.call_id, letter.session or None, "failed", error=error, model=letter.model
+    )
+    shelf.put(RESULTS, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
