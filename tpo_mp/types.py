@@ -54,6 +54,11 @@ class Dialect(StrEnum):
     """Wire dialect of a body."""
 
     OPENAI_CHAT = "openai_chat"
+    OPENAI_COMPLETIONS = "openai_completions"
+    OPENAI_EMBEDDINGS = "openai_embeddings"
+    OPENAI_RESPONSES = "openai_responses"
+    ANTHROPIC_MESSAGES = "anthropic_messages"
+    ANTHROPIC_COUNT = "anthropic_count"
 
 
 class Tap(Enum):
@@ -138,16 +143,17 @@ class Call:
     """One request on its way; written by the shard that holds it.
 
     Instants are ``time.monotonic`` seconds.
-    ``body`` is the request body in ``dialect``; ``api`` names the upstream endpoint ("chat").
+    ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
+    ``authorization`` is the client's own credential.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``abort`` is set by whatever currently waits for the call (a backend, a queue) and cancels it.
     """
 
     __slots__ = (
-        "abort", "affinity", "api", "attempts", "authorization", "backend", "body",
-        "client_request_id", "deadline", "dialect", "first_byte_at", "id", "key_id", "model",
-        "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "traceparent",
-        "tried", "upstream_at", "usage_wanted",
+        "abort", "affinity", "attempts", "authorization", "backend", "body",
+        "client_request_id", "deadline", "dialect", "first_byte_at", "forward", "id", "key_id",
+        "model", "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "tried",
+        "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -159,7 +165,6 @@ class Call:
         self.stream = stream
         self.started_at = started_at
         self.dialect = Dialect.OPENAI_CHAT
-        self.api = "chat"
         self.tenant = ""
         self.key_id = ""
         self.session: str | None = None
@@ -168,7 +173,7 @@ class Call:
         self.deadline = NO_DEADLINE
         self.client_request_id = ""
         self.authorization: bytes | None = None
-        self.traceparent: bytes | None = None
+        self.forward = b""
         self.usage_wanted = False
         self.slot = -1
         self.shard = -1

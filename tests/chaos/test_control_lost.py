@@ -60,7 +60,7 @@ def test_no_request_fails_without_control(
 
 
 def test_letters_written_while_control_is_away_arrive(
-    start_host: StartHost, upstream: Upstream
+    start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:
     """They wait with the workers until another control takes them."""
     host = start_host(config=RELAY.format(url=upstream.url))
@@ -72,9 +72,7 @@ def test_letters_written_while_control_is_away_arrive(
     assert {a.outcome for a in attempts} == {"error"}, crowd.outcomes()
     host.event("control_died")
     ids = {a.id for a in attempts}
-    wait_for(lambda: host.ask("/api/v1/dlq").status == 200, 10, "a store that answers")
-    wait_for(lambda: set(host.letters_by_request()) == ids, 10, "every letter")
-    assert set(host.letters_by_request().values()) == {1}
+    host.lettered(ids, 10 * slack)
     host.end()
 
 
@@ -93,7 +91,6 @@ def test_control_and_a_worker_killed_together_lose_nothing(
             kill(pid)
         attempts = crowd.ended()
     assert {a.outcome for a in attempts} == {"cut"}, crowd.outcomes()
-    wait_for(lambda: host.ask("/api/v1/dlq").status == 200, 5 * slack, "a store that answers")
     host.check_ledger(attempts, [a.id for a in attempts], within_s=5 * slack)
     assert set(host.letters_by_request().values()) == {1}
     host.end()

@@ -83,6 +83,27 @@ def test_requests_on_kept_connections_are_answered_while_draining(
     assert {a.status for a in load.attempts if a.outcome == "error"} <= {503}
 
 
+def test_connections_queued_when_term_comes_are_answered(start_host: StartHost) -> None:
+    """They were accepted by the kernel before the order: each gets an answer, none a reset."""
+    host = start_host()
+    host.warm()
+    workers = host.worker_pids()
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    with Crowd(host.url, 60, stream=False) as crowd:
+        wait_for(lambda: all(a.phase == "head" for a in crowd.attempts), 5, "sent requests")
+        ordered_at = time.monotonic()
+        host.send_signal(signal.SIGTERM)
+        host.event("draining")
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        attempts = crowd.ended()
+    print(crowd.outcomes())
+    assert {a.outcome for a in attempts} <= {"ok", "error"}, crowd.outcomes()
+    assert {a.status for a in attempts} <= {200, 503}
+    ends(host, ordered_at, 20)
+
+
 def test_streams_past_the_drain_deadline_are_told(start_host: StartHost, slack: float) -> None:
     """At the deadline: an error event and a proper end; exit 0 within a second; a dead letter."""
     drain_s = 1.0
@@ -101,7 +122,7 @@ def test_streams_past_the_drain_deadline_are_told(start_host: StartHost, slack: 
     assert ends(host, ordered_at, 20) <= drain_s + 1.0 * slack
     host.close()
     host.start()
-    wait_for(lambda: set(host.letters_by_request()) == {a.id for a in attempts}, 5, "their letters")
+    host.lettered({a.id for a in attempts}, 5 * slack)
     host.stop()
 
 
@@ -124,7 +145,7 @@ def test_a_quick_stop_takes_two_seconds(
         for sent, number in enumerate(signals, 1):
             ordered_at = time.monotonic()
             os.killpg(host.pid, number) if number is signal.SIGINT else host.send_signal(number)
-            wait_for(lambda n=sent: len(host.events("signal")) == n, 5, "the signal taken")
+            host.logged("signal", sent)
         attempts = crowd.ended()
         took_s = ends(host, ordered_at, 20)
     assert took_s <= 2.0 * slack

@@ -70,8 +70,7 @@ def test_a_killed_supervisor_takes_everyone_along_and_forgets_nothing(
     print(f"next start took {time.monotonic() - began:.2f} s")
     assert time.monotonic() - began < NEXT_START_S * slack
     ids = {a.id for a in attempts}
-    wait_for(lambda: set(host.letters_by_request()) == ids, 2 * slack, "their dead letters")
-    assert set(host.letters_by_request().values()) == {1}
+    host.lettered(ids, 2 * slack)
     wait_for(lambda: len(names_on_tmpfs(host)) <= 1, 5, "the old registry gone")
     check_clean(host)
 
@@ -85,7 +84,7 @@ def test_a_supervisor_killed_right_after_a_spawn_leaves_no_orphan(
         host.warm()
         for pid in host.worker_pids():
             kill(pid)
-        wait_for(lambda h=host: len(h.events("worker_died")) == 2, 5, "deaths", every_s=0.001)
+        host.logged("worker_died", 2)
         wait_for(lambda: rng.random() < 0.3, 5, "a random moment", every_s=0.002)
         kill(host.pid)
         check_gone(host, slack)

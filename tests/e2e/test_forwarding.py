@@ -136,7 +136,6 @@ def test_replies_of_every_size_reach_the_client_whole(bench: Bench, way: Way, si
 
 def test_large_bodies_side_by_side_never_mix(bench: Bench) -> None:
     """Fifty bodies by reference at once: every reply echoes its own."""
-    url = bench.gateway.url
 
     def ask(number: int) -> tuple[str, RawReply]:
         text = f"{number:03d}" * (10_000 + number * 100)

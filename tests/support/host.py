@@ -20,6 +20,7 @@ import psutil
 from tpo_mp.supervisor import client
 
 from .gateway import ROOT, Gateway
+from .raw import RawReply
 from .wait import wait_for
 from .wire import Attempt
 
@@ -112,6 +113,14 @@ class Host(Gateway):
         assert found is not None
         return found
 
+    def logged(self, name: str, times: int, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """Wait until lines of that name are there so many times; answer them."""
+        wait_for(
+            lambda: len(self.events(name)) >= times, timeout_s, f"event {name}, {times} times",
+            every_s=0.002,
+        )  # fmt: skip
+        return self.events(name)
+
     # -- the dead-letter queue ----------------------------------------------------------------
 
     def letters(self) -> list[dict[str, Any]]:
@@ -119,13 +128,29 @@ class Host(Gateway):
         entries: list[dict[str, Any]] = []
         after = ""
         while True:
-            reply = self.ask(f"/api/v1/dlq?limit=1000{after}")
-            assert reply.status == 200, reply
-            page = reply.json()
+            page = self.ask_store(f"/api/v1/dlq?limit=1000{after}")
             entries += page["entries"]
             if page.get("next") is None:
                 return entries
             after = f"&after={page['next']}"
+
+    def ask_store(self, target: str) -> dict[str, Any]:
+        """Ask for what lies in the store, as often as it says that it is not available just now."""
+        replies: list[RawReply] = []
+
+        def answered() -> bool:
+            replies.append(self.ask(target))
+            return replies[-1].status != 503
+
+        wait_for(answered, 10, f"an answer to {target}", every_s=0.05)
+        assert replies[-1].status == 200, replies[-1]
+        found: dict[str, Any] = replies[-1].json()
+        return found
+
+    def lettered(self, ids: set[str], within_s: float) -> None:
+        """Wait until exactly those requests have a dead letter, one each."""
+        wait_for(lambda: set(self.letters_by_request()) == ids, within_s, "their dead letters")
+        assert set(self.letters_by_request().values()) == {1}
 
     def letters_by_request(self) -> Counter[str]:
         """How many letters each request id has; one call never has two."""

@@ -2,9 +2,9 @@
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
 **mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
-**harvest** (dead workers' calls, the copy of the open
-ones; every 250 ms).  They end together when ``ending`` is set: by the command STOP, by DRAIN
-once no worker is left, by the lifeline, or by an error nobody expected.
+**harvest** (calls of dead workers, and the copy of the open ones on disk; every 250 ms).  They end
+together when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by the
+lifeline, or by an error nobody expected.
 
 Invariants: nothing on the loop blocks; the disk belongs to the keeper.
 """

@@ -8,6 +8,7 @@ refused in a request and a failure in a reply.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -64,8 +65,8 @@ NAMES = {
     Trait.REASONING: "thinking", Trait.STOP: "stop_sequences", Trait.TOP_K: "top_k",
 }  # fmt: skip
 _HINTS = (
-    "cache_control", "service_tier", "inference_geo", "diagnostics", "speed", "user_profile_id",
-    "workspace_id",
+    "cache_control", "context_management", "service_tier", "inference_geo", "diagnostics", "speed",
+    "user_profile_id", "workspace_id",
 )  # fmt: skip
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 
@@ -339,7 +340,8 @@ def _content_out(blocks: Sequence[Block], own: bool, message: Message) -> Any:
 def _block_out(block: Block, own: bool, path: str) -> dict[str, Any]:
     extra = (block.extra or {}) if own else {}
     if isinstance(block, ToolResultBlock):
-        out: dict[str, Any] = {"type": "tool_result", "tool_use_id": block.tool_use_id}
+        tool_id = block.tool_use_id if own else _tool_id(block.tool_use_id)
+        out: dict[str, Any] = {"type": "tool_result", "tool_use_id": tool_id}
         if block.content:
             out["content"] = _content_out(block.content, own, Message("user", (), path))
         if block.is_error:
@@ -349,7 +351,14 @@ def _block_out(block: Block, own: bool, path: str) -> dict[str, Any]:
         return {"type": "image", "source": _source_out(block, path)} | extra
     if isinstance(block, ToolUseBlock) and not _is_object(block.arguments):
         raise unsupported(f"{path}.arguments", NAME, "tool arguments must be a JSON object")
+    if isinstance(block, ToolUseBlock) and not own:
+        return block_out(block) | {"id": _tool_id(block.id)}
     return block_out(block) | extra
+
+
+def _tool_id(given: str) -> str:
+    """An id as this wire takes it; some engines' ids have dots and colons."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", given) or "tool"
 
 
 def _is_object(arguments: str) -> bool:

@@ -28,7 +28,7 @@ from .anthropic_messages_body import (
     usage_out,
 )
 from .anthropic_wire import error_event, named_event
-from .body import Fields
+from .body import Fields, Index
 from .canonical import (
     Block,
     BlockStart,
@@ -71,7 +71,7 @@ class _Delta(Struct):
 
 class _Wire(Struct):
     type: str
-    index: int = 0
+    index: Index = 0
     delta: _Delta | None = None
     content_block: dict[str, Any] | None = None
     message: dict[str, Any] | None = None

@@ -7,16 +7,23 @@ or null reads as None; what no one took is left over and can be passed on untouc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Meta, Struct
 
 from tpo_mp.errors import InvalidRequest
 
 MAX_BRACKETS = 20_000
 """More `{` and `[` than this is not a request but an attack on the parser."""
+
+MAX_INT = 2**53
+"""What every JSON parser reads as the same integer."""
+
+Count = Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)]
+Index = Annotated[int, Meta(ge=0, le=1_000_000)]
+Seconds = Annotated[int, Meta(ge=0, le=MAX_INT)] | Annotated[float, Meta(ge=0, le=MAX_INT)]
 
 ROUTING_FIELDS = (
     "api_base", "base_url", "api_key", "api_version", "extra_headers", "mock_response",
@@ -171,10 +178,12 @@ class Fields:
     def whole(self, name: str) -> int | None:
         """An integer."""
         value = self._left.pop(name, None)
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-            return value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
+        if value is None:
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_INT:
+            whole = int(value)
+            if whole == value:
+                return whole
         raise wrong(self.at(name), "an integer")
 
     def number(self, name: str) -> float | None:
@@ -183,6 +192,11 @@ class Fields:
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         raise wrong(self.at(name), "a number")
+
+    def seconds(self, name: str) -> int:
+        """Epoch seconds; 0 when absent or absurd."""
+        value = self.number(name)
+        return int(value) if value is not None and 0 <= value <= MAX_INT else 0
 
     def items(self, name: str) -> list[Any]:
         """An array; empty when absent."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -456,6 +457,13 @@ def own_id(reply_id: str, prefix: str) -> str:
         if reply_id.startswith(known):
             return prefix + reply_id[len(known) :]
     return prefix + reply_id
+
+
+def short_user(user: str | None) -> str | None:
+    """A user's name as OpenAI takes it (64 characters); a longer one becomes its hash."""
+    if user is None or len(user) <= 64:
+        return user
+    return blake2b(user.encode(), digest_size=16).hexdigest()
 
 
 def image_of_url(url: str, detail: str | None, extra: dict[str, Any] | None) -> ImageBlock:

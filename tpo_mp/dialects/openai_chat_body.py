@@ -39,6 +39,7 @@ from .canonical import (
     image_of_url,
     own_id,
     require,
+    short_user,
     url_of_image,
 )
 from .failure import bad_body
@@ -303,7 +304,7 @@ def request_from_canonical(request: ModelRequest) -> bytes:
         "response_format": _format_out(request.response_format),
         "reasoning_effort": effort_of(reasoning) if reasoning else None,
         "verbosity": request.verbosity,
-        "user": request.user,
+        "user": short_user(request.user),
         "metadata": request.metadata if own else None,
         "prompt_cache_key": request.cache_key,
     }
@@ -480,7 +481,7 @@ def reply_to_canonical(body: bytes) -> ModelReply:
         return ModelReply(
             id=fields.text("id") or "",
             model=fields.text("model") or "",
-            created=fields.whole("created") or 0,
+            created=fields.seconds("created"),
             choices=tuple(_reply_choice(c, f"choices[{i}]") for i, c in enumerate(choices)),
             usage=usage_in(Fields(usage, "usage")) if usage else None,
             source=NAME,

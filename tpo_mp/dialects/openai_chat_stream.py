@@ -15,6 +15,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from .body import Index, Seconds
 from .canonical import (
     Block,
     BlockStart,
@@ -58,7 +59,7 @@ class _Function(Struct, gc=False):
 
 
 class _ToolDelta(Struct, gc=False):
-    index: int = 0
+    index: Index = 0
     id: str | None = None
     function: _Function | None = None
 
@@ -84,7 +85,7 @@ class _Logprobs(Struct):
 
 
 class _Choice(Struct):
-    index: int = 0
+    index: Index = 0
     delta: _Delta | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
@@ -93,7 +94,7 @@ class _Choice(Struct):
 class _Chunk(Struct):
     id: str | None = None
     model: str | None = None
-    created: int | float | None = None
+    created: Seconds | None = None
     choices: list[_Choice] | None = None
     usage: TokenCounts | None = None
     error: Any = None

@@ -23,6 +23,7 @@ from .canonical import (
     Trait,
     own_id,
     require,
+    short_user,
 )
 from .failure import bad_body
 from .openai_wire import FINISH_OF_STOP, STOP_OF_FINISH, usage_in, usage_out
@@ -105,7 +106,7 @@ def request_from_canonical(request: ModelRequest) -> bytes:
         "presence_penalty": request.presence_penalty,
         "logit_bias": request.logit_bias,
         "logprobs": request.logprobs,
-        "user": request.user,
+        "user": short_user(request.user),
     }
     out |= {name: value for name, value in options.items() if value is not None}
     if request.source == NAME:
@@ -139,7 +140,7 @@ def reply_to_canonical(body: bytes) -> ModelReply:
         return ModelReply(
             id=fields.text("id") or "",
             model=fields.text("model") or "",
-            created=fields.whole("created") or 0,
+            created=fields.seconds("created"),
             choices=tuple(_choice(c, f"choices[{i}]") for i, c in enumerate(choices)),
             usage=usage_in(Fields(usage, "usage")) if usage else None,
             source=NAME,

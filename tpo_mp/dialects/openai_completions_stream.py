@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from tpo_mp.errors import InvalidRequest
 
+from .body import Index, Seconds
 from .canonical import (
     BlockStart,
     BlockStop,
@@ -43,7 +44,7 @@ from .sse import EventCutter
 
 
 class _Choice(Struct):
-    index: int = 0
+    index: Index = 0
     text: str | None = None
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ class _Choice(Struct):
 class _Chunk(Struct):
     id: str | None = None
     model: str | None = None
-    created: int | float | None = None
+    created: Seconds | None = None
     choices: list[_Choice] | None = None
     usage: TokenCounts | None = None
     error: Any = None

@@ -42,6 +42,7 @@ from .canonical import (
     image_of_url,
     own_id,
     require,
+    short_user,
     url_of_image,
 )
 from .failure import bad_body, of_object
@@ -321,7 +322,7 @@ def request_from_canonical(request: ModelRequest) -> bytes:
         "parallel_tool_calls": request.parallel_tool_calls,
         "text": _text_out(request, out.get("text")),
         "reasoning": _reasoning_out(request.reasoning, own),
-        "user": request.user,
+        "user": short_user(request.user),
         "metadata": request.metadata if own else None,
         "prompt_cache_key": request.cache_key,
         "stream": request.stream or None,
@@ -507,13 +508,12 @@ def reply_in(fields: Fields) -> ModelReply:
         else:
             blocks.append(said_item(inner, item, kind))
     usage = fields.table("usage")
-    created = fields.number("created_at")
     details = fields.inner("incomplete_details")
     stop = stop_of(fields.text("status"), details.text("reason"), blocks)
     return ModelReply(
         id=fields.text("id") or "",
         model=fields.text("model") or "",
-        created=int(created or 0),
+        created=fields.seconds("created_at"),
         choices=(ReplyChoice(tuple(blocks), stop, None, logprobs or None),),
         usage=usage_in(Fields(usage, "usage")) if usage is not None else None,
         source=NAME,

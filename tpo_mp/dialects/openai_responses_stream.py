@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tpo_mp.errors import InvalidRequest, TpoError
 
-from .body import Fields
+from .body import Fields, Index
 from .canonical import (
     Block,
     BlockStart,
@@ -47,15 +47,16 @@ from .canonical import (
 )
 from .failure import bad_body, of_object, truncated
 from .openai_responses_body import ID, content_out, item_out, outcome, said_item, shell_of, usage_in
+from .openai_wire import error_object
 from .sse import EventCutter
 
 
 class _Wire(Struct):
     type: str
     delta: str | Any = None
-    output_index: int = 0
-    content_index: int = 0
-    summary_index: int = 0
+    output_index: Index = 0
+    content_index: Index = 0
+    summary_index: Index = 0
     text: str | None = None
     refusal: str | None = None
     arguments: str | None = None
@@ -144,7 +145,7 @@ class ResponsesDecoder:
         if kind == "response.created":
             fields = Fields(wire.response or {}, "response")
             reply_id, model = fields.text("id") or "", fields.text("model") or ""
-            out.append(ReplyStart(reply_id, model, int(fields.number("created_at") or 0)))
+            out.append(ReplyStart(reply_id, model, fields.seconds("created_at")))
         elif kind in ("response.completed", "response.incomplete"):
             self._end(Fields(wire.response or {}, "response"), kind, out)
         elif kind == "response.failed":
@@ -386,7 +387,9 @@ class ResponsesEncoder:
 
     def _fail(self, error: TpoError) -> bytes:
         """The terminal event, and the one that makes SDKs raise."""
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        code = "invalid_prompt" if error.status < 500 else "server_error"
+        if error.status == 429:
+            code = "rate_limit_exceeded"
         told = {"code": code, "message": error.message}
         failed = {"status": "failed", "error": told, "output": self._output}
         return self._event("response.failed", response=self._shell | failed) + error_wire(
@@ -396,7 +399,6 @@ class ResponsesEncoder:
 
 def error_wire(error: TpoError, sequence: int) -> bytes:
     """The event ``error``, with its fields both flat and nested: clients read either."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
     flat = {"code": error.reason, "message": error.message, "param": error.param}
-    wire = {"type": "error", "sequence_number": sequence, **flat, "error": {"type": kind, **flat}}
+    wire = {"type": "error", "sequence_number": sequence, **flat, "error": error_object(error)}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(wire)

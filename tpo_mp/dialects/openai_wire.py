@@ -11,7 +11,7 @@ from msgspec import Struct
 from tpo_mp.errors import TpoError
 from tpo_mp.types import Usage
 
-from .body import Fields, parse, with_fields
+from .body import Count, Fields, parse, with_fields
 from .canonical import StopReason, TokenUsage
 from .watch import StreamWatch
 
@@ -39,21 +39,21 @@ FINISH_OF_STOP: dict[StopReason, str] = {
 class PromptDetails(Struct, gc=False):
     """Where prompt tokens came from."""
 
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
 
 
 class CompletionDetails(Struct, gc=False):
     """Where completion tokens went."""
 
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Count | None = None
 
 
 class TokenCounts(Struct, gc=False):
     """``usage`` of a reply or chunk."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Handler: TypeAlias = Callable[["Exchange"], object]
 """Answers the exchange itself, or returns a coroutine that will."""
 
-Family: TypeAlias = Literal["openai", "native", "ops"]
+Family: TypeAlias = Literal["openai", "anthropic", "native", "ops"]
 
 
 @dataclass(frozen=True, slots=True)

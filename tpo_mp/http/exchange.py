@@ -27,9 +27,9 @@ JSON = b"application/json"
 SSE = b"text/event-stream; charset=utf-8"
 
 
-def id_line(head: Head) -> bytes:
+def id_line(head: Head, name: bytes = b"x-request-id") -> bytes:
     """Echo the client's request id, if it sent one."""
-    return b"x-request-id: %b\r\n" % head.request_id.encode() if head.request_id else b""
+    return b"%b: %b\r\n" % (name, head.request_id.encode()) if head.request_id else b""
 
 
 class Exchange(Protocol):

@@ -34,7 +34,13 @@ _SINGLE = frozenset(
      b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
      b"x-tpo-deadline-ms", b"x-request-id", b"origin")
 )  # fmt: skip
-_SPECIAL = (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent")
+_SPECIAL = (
+    b"x-tpo-priority",
+    b"x-tpo-deadline-ms",
+    b"x-litellm-session-id",
+    b"traceparent",
+    b"x-api-key",
+)
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 

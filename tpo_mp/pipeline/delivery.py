@@ -11,10 +11,11 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from tpo_mp.dialects import openai_chat
 from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, Fault, Shed, TpoError
 from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
 
+from .answer import TOLD
+from .codecs import codec
 from .gateway import Gateway
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 class Delivery:
-    """Carries one call's outcome to one exchange, in the OpenAI dialect.
+    """Carries one call's outcome to one exchange, in the call's own dialect.
 
     Surfaces with other bodies override ``send`` and ``send_error`` (and the stream's three).
     """
@@ -111,7 +112,7 @@ class Delivery:
         if isinstance(error, Cancelled):
             self.settle(Terminal.CANCELLED, error)
             return
-        self.status = error.status
+        self.status = codec(self.call.dialect).error_status(error)
         if self.started:
             self.send_error_event(error)
         else:
@@ -120,13 +121,15 @@ class Delivery:
 
     def send_error(self, error: TpoError) -> None:
         """Send a whole error response."""
-        body = openai_chat.error_body(error)
+        spoken = codec(self.call.dialect)
+        body = spoken.error_body(error, self.call.client_request_id or self.call.id)
         self.bytes_out = len(body)
-        self.exchange.respond(error.status, body, extra=self.lines(None) + retry_lines(error))
+        self.exchange.respond(self.status, body, extra=self.lines(None) + retry_lines(error))
 
     def send_error_event(self, error: TpoError) -> None:
         """Tell a client in mid-stream, then end the body."""
-        self.data(openai_chat.error_event(error))
+        if error.body != TOLD:
+            self.data(codec(self.call.dialect).error_event(error))
         self.exchange.finish()
 
     # -- Sink of the stream -------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tpo_mp.errors import NotFound, Shed
 from tpo_mp.types import Call, Reply
 
 from .chain import Serve, fold
+from .translate import speaking
 
 _REMEMBERED = 4096
 
@@ -61,7 +62,8 @@ class Rule:
 def wrap(backend: Any, attempt_stages: Sequence[Any]) -> Serve:
     """One try of ``backend`` inside the ATTEMPT stages."""
     infer: Serve = backend.infer
-    return fold(attempt_stages, _in_task(infer) if iscoroutinefunction(infer) else infer)
+    direct = _in_task(infer) if iscoroutinefunction(infer) else infer
+    return fold(attempt_stages, speaking(backend, direct))
 
 
 def _in_task(infer: Callable[[Call], Coroutine[Any, Any, Reply]]) -> Serve:

@@ -66,7 +66,7 @@ class CallFrame(_Frame, frozen=True):
     map_version: int
     model: str
     stream: bool
-    api: str
+    dialect: str
     tenant: str
     key_id: str
     session: str | None
@@ -75,7 +75,7 @@ class CallFrame(_Frame, frozen=True):
     budget_s: float
     client_request_id: str
     authorization: bytes | None
-    traceparent: bytes | None
+    forward: bytes
     usage_wanted: bool
     body: bytes
     arena_offset: int

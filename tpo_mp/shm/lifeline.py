@@ -9,7 +9,8 @@ A child lives exactly as long as its supervisor:
    hangs would never see it.
 
 Signals meant for the supervisor reach the whole process group (Ctrl-C, service managers), so a
-child ignores them from its first line on and obeys its command word alone.
+child is started with them blocked, ignores them from its first line on, and obeys its command word
+alone.
 
 *Last words* are one line in ``STATE_DIR/seat-NN.words``: why the child will not boot, or why it
 refused a config.  The supervisor reads them when the child is gone or said no.
@@ -52,6 +53,8 @@ def bind_to_parent(handoff: Handoff) -> int:
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    # The supervisor starts its children with these blocked; ignoring has dropped what was pending.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     # SIGABRT is how the supervisor asks a hung child for its traceback.
     faulthandler.enable(all_threads=True)
     sys.excepthook = _hook(handoff)

@@ -3,11 +3,11 @@
 Control copies them to disk; what it copies must be one whole call, or nothing.  A slot is taken as
 
     1  the slot's bytes      2  its state: open      3  the body, if it lies in the arena
-    4  the slot's bytes again: the same up to the state      5  its state: still open
+    4  its state: still open      5  the slot's bytes again: the same up to the state
 
-The writer stores ``started_ns`` first and the state last, and frees a slot's pages only after its
-state.  So a slot that was reopened anywhere between 1 and 4 differs in 4, one that was being
-written at 1 is not open in 2 or differs in 4, and pages given away before 3 ended fail in 5.
+The writer stores ``started_ns`` first and the state last, and gives a slot's pages away only after
+its state.  So pages that were given away before 3 ended show in 4, unless the slot was opened again
+by then; a slot that was opened, or was being opened, anywhere between 1 and 4 differs in 5.
 
 Places: a call's place is ``seat * slots_per_seat + slot``.
 
@@ -91,7 +91,7 @@ class OpenSlots:
             body = memory[start : start + length]
         else:
             return None
-        if n > INLINE_BYTES or memory[at : at + EPOCH_AT] != seen[:EPOCH_AT] or not self._open(at):
+        if n > INLINE_BYTES or not self._open(at) or memory[at : at + EPOCH_AT] != seen[:EPOCH_AT]:
             return None
         return OpenCall(started_ns, call_id, flags, inline[:n], body)
 

@@ -32,6 +32,7 @@ What the other side sees if the producer dies
     after 4                   a whole record.  It is delivered, unless ``reset_seat`` came first.
 and if the consumer dies
     before 3                  records stay; ``reset_seat`` drops them, their senders own the calls
+                              (those to the heir stay for its successor: nobody else owns them)
     after 3                   they are gone with it
 
 A record whose crc fails is read again for 200 us (a weak CPU may show tail first).  Then it counts
@@ -57,7 +58,8 @@ records of an earlier lap or epoch carry another sequence or epoch.
 
 Recovery, by the supervisor alone, after the dead end was reaped and before its successor exists:
     producer dead   tail is checked against head; epoch +1, so what is still unread becomes stale
-    consumer dead   head = tail, if that is possible; else the successor reads what was not for it
+    consumer dead   head = tail, if that is possible; else the successor reads what was not for it.
+                    Nothing if it was the heir: its successor reads on
 The live end goes on meanwhile; no word of its own is touched.
 
 An eighth of the ring is kept for control records, so that credit, cancel and end pass when data
@@ -134,11 +136,13 @@ class RingMesh:
         """Prepare a dead seat's rings for its next occupant; the other ends may live.
 
         Supervisor only, after the occupant was reaped and before its successor exists.
-        ``heir`` may still read what the dead seat sent it, until ``expire`` is called.
+        ``heir`` may still read what the dead seat sent it, until ``expire`` is called.  When the
+        heir itself died, its successor reads what everybody sent it.
         """
         for other in range(self.seats):
             if other != seat:
-                self._drop_unread(other, seat)
+                if seat != heir:
+                    self._drop_unread(other, seat)
                 if other != heir:
                     self._raise_epoch(seat, other)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tpo_mp
 from tpo_mp.shm.handoff import Handoff
-from tpo_mp.shm.lifeline import words_path
+from tpo_mp.shm.lifeline import IGNORED, words_path
 from tpo_mp.shm.plane import LAYOUT
 
 from . import placement
@@ -87,12 +87,17 @@ class Nursery:
         words_path(str(self.state_dir), seat).unlink(missing_ok=True)
         epoch = self._memory.occupy(seat, slot, intent)
         handoff = self._handoff(seat, role, slot, cpu, epoch)
-        process = subprocess.Popen(
-            module_command(role, os.environ),
-            stdin=subprocess.DEVNULL,
-            env=clean_environment(os.environ) | handoff.to_env(),
-            pass_fds=_descriptors(handoff),
-        )
+        # The child inherits the mask: a Ctrl-C must not meet an interpreter that is still starting.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        try:
+            process = subprocess.Popen(
+                module_command(role, os.environ),
+                stdin=subprocess.DEVNULL,
+                env=clean_environment(os.environ) | handoff.to_env(),
+                pass_fds=_descriptors(handoff),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._processes[process.pid] = process
         self._memory.plane.seat(seat).pid = process.pid
         placement.pin(process.pid, cpu)

@@ -1,4 +1,4 @@
-"""The OpenAI family: chat completions and models.
+"""The OpenAI family: chat completions, legacy completions, embeddings and models.
 
 Source: OpenAI API reference; error envelope and headers as its SDKs read them.
 """
@@ -10,13 +10,16 @@ from time import time
 import orjson
 from msgspec import Struct
 
-from tpo_mp.dialects import openai_chat as dialect
+from tpo_mp.dialects import openai_chat, openai_completions, openai_embeddings
+from tpo_mp.dialects.body import strip_routing_fields
+from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.errors import NotFound
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
+from tpo_mp.types import Dialect
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,24 +38,39 @@ class OpenAIApi:
         self._gateway = gateway
         return [
             Endpoint("POST", "/v1/chat/completions", self.chat, "openai", max_body_bytes=0),
+            Endpoint("POST", "/v1/completions", self.completions, "openai", max_body_bytes=0),
+            Endpoint("POST", "/v1/embeddings", self.embeddings, "openai", max_body_bytes=0),
             Endpoint("GET", "/v1/models", self.models, "openai"),
             Endpoint("GET", "/v1/models/{model}", self.model, "openai"),
         ]
 
     def chat(self, exchange: Exchange) -> None:
         """Run one chat completion, streamed or not."""
+        self._run(exchange, openai_chat.decode_request(exchange.body), Dialect.OPENAI_CHAT)
+
+    def completions(self, exchange: Exchange) -> None:
+        """Run one legacy completion, streamed or not."""
+        request = openai_completions.decode_request(exchange.body)
+        self._run(exchange, request, Dialect.OPENAI_COMPLETIONS)
+
+    def embeddings(self, exchange: Exchange) -> None:
+        """Embed texts."""
+        request = openai_embeddings.decode_request(exchange.body)
+        self._run(exchange, request, Dialect.OPENAI_EMBEDDINGS)
+
+    def _run(self, exchange: Exchange, request: RequestHead, spoken: Dialect) -> None:
         body = exchange.body
-        request = dialect.decode_request(body)
         if request.has_routing_fields():
-            body = dialect.strip_routing_fields(body)
-        affinity = request.prompt_cache_key
-        if affinity is None:
-            affinity = _user_id(request.metadata) or request.user
+            body = strip_routing_fields(body)
         call = self._gateway.new_call(
-            exchange, model=request.model, body=body, stream=bool(request.stream), affinity=affinity
+            exchange,
+            model=request.model,
+            body=body,
+            stream=bool(request.stream),
+            affinity=request.affinity,
         )
-        options = request.stream_options
-        call.usage_wanted = options is not None and bool(options.include_usage)
+        call.dialect = spoken
+        call.usage_wanted = request.usage_wanted
         self._gateway.submit(Delivery(self._gateway, exchange, call))
 
     async def models(self, exchange: Exchange) -> None:
@@ -72,11 +90,6 @@ class OpenAIApi:
 
     def _entry(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "tpo-mp"}
-
-
-def _user_id(metadata: object) -> str | None:
-    user = metadata.get("user_id") if isinstance(metadata, dict) else None
-    return user if isinstance(user, str) and user else None
 
 
 FEATURE = Feature(Config, OpenAIApi)

@@ -2,7 +2,8 @@
 
 Work that no client waits for is queued here and done once per turn of the loop.
 Records leave in batches; a call's registry slot is released only after its record was pushed, so
-a crash can lose neither both nor an unfinished call.
+a crash can lose neither both nor an unfinished call.  Only when control takes no records and the
+slots run out are those of settled calls released early.
 
 Invariants: one row of cells per (path, model, backend, status), at most 1 024 rows, then "other";
 a full ring keeps records here, at most 8 192, then the oldest are dropped and counted.
@@ -264,7 +265,14 @@ class Account:
             del self._records[:lost]
             self._dropped.inc(lost)
         if self._letters.flush() and not self._records:
-            close = self._registry.close
-            for slot in self._slots:
-                close(slot)
-            self._slots.clear()
+            self.release()
+
+    def release(self) -> bool:
+        """Let go of the slots of settled calls; answers whether there were any.
+
+        Without control nobody takes their records, and new calls need the room.
+        """
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            self._registry.close(slot)
+        return bool(slots)

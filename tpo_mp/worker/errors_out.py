@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from tpo_mp.dialects import native, openai_chat
+from tpo_mp.dialects import anthropic_messages, native, openai_chat
 from tpo_mp.errors import TpoError
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import retry_lines
 
 
 def render_error(exchange: Exchange, error: TpoError) -> None:
-    """Answer ``error``; the body has the family's shape."""
+    """Answer ``error``; status and body have the family's shape."""
     head = exchange.head
-    path = head.path
-    is_native = head.endpoint.family == "native" if head.endpoint else path.startswith("/api/")
-    body = native.error_body(error, head.request_id) if is_native else openai_chat.error_body(error)
+    status = error.status
+    family = head.endpoint.family if head.endpoint else _family(head.path)
     extra = retry_lines(error) + id_line(head)
+    if family == "native":
+        body = native.error_body(error, head.request_id)
+    elif family == "anthropic":
+        status = anthropic_messages.error_status(error)
+        body = anthropic_messages.error_body(error, head.request_id)
+        extra += id_line(head, b"request-id")
+    else:
+        body = openai_chat.error_body(error)
     if error.status == 405:
         extra += b"allow: %b\r\n" % error.message.rpartition("use ")[2].encode("latin-1", "replace")
-    exchange.respond(error.status, body, extra=extra)
+    exchange.respond(status, body, extra=extra)
+
+
+def _family(path: str) -> str:
+    """The family a client of an unknown route most likely belongs to."""
+    if path.startswith("/api/"):
+        return "native"
+    return "anthropic" if path.startswith("/v1/messages") else "openai"

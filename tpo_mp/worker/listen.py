@@ -5,7 +5,8 @@ acceptor.  A listener's descriptor is duplicated for the event loop, so that let
 closes the supervisor's socket.
 
 Invariants: before a listener is let go in a drain it is accepted empty, so no queued connection is
-reset.
+reset; while few descriptors are left nothing is accepted, so clients wait in the kernel's queue
+instead of being cut off by a loop that has no descriptor to take them with.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
+import select
 import socket
 import ssl
 from collections.abc import Callable
 
 from tpo_mp.shm.plane import Plane
+
+RESERVED_FDS = 32
+"""Descriptors left to what is accepted already: upstream connections, files."""
+DRAIN_S = 0.2
 
 
 class Listening:
@@ -32,6 +39,7 @@ class Listening:
         listeners: list[int],
         protocol: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None = None,
+        warn: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._loop = loop
         self._plane = plane
@@ -39,6 +47,8 @@ class Listening:
         self._listeners = listeners
         self._protocol = protocol
         self._tls = tls
+        self._warn = warn
+        self._paused = False
         self._servers: dict[int, asyncio.Server] = {}
         self.version = -1
         self._busy = False
@@ -51,7 +61,10 @@ class Listening:
     async def follow(self) -> None:
         """Accept on exactly the listeners the plane gives this seat."""
         version = self._plane.acceptor_version
-        if version == self.version or self._busy:
+        if version == self.version or self._busy or self._paused:
+            return
+        if self._descriptors_left() < RESERVED_FDS:
+            self._paused = True
             return
         self._busy = True
         try:
@@ -70,28 +83,70 @@ class Listening:
         finally:
             self._busy = False
 
+    def tick(self) -> None:
+        """Stop accepting while descriptors are short; ``follow`` accepts again afterwards."""
+        left = self._descriptors_left()
+        if self._paused:
+            if left >= 2 * RESERVED_FDS:
+                self._paused = False
+                self.version = -1
+                self._warn("accepting_again")
+        elif left < RESERVED_FDS:
+            self._pause()
+
+    def _accepted(self) -> asyncio.Protocol:
+        """Make the protocol of a new connection; it may be the last for now."""
+        if not self._paused and self._descriptors_left() < RESERVED_FDS:
+            # The loop takes one connection per turn: this comes before the next.
+            self._loop.call_soon(self._pause)
+        return self._protocol()
+
+    def _pause(self) -> None:
+        if not self._paused and self._servers:
+            self._paused = True
+            self._stop_accepting()
+            self._warn("accepting_paused")
+
+    def _descriptors_left(self) -> int:
+        """How many there are at least: the kernel hands out the lowest that is free."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            lowest = os.dup(self._listeners[0])
+        except OSError:
+            return 0
+        os.close(lowest)
+        return limit - lowest
+
     async def _open(self, fd: int) -> asyncio.Server:
         listener = socket.socket(fileno=os.dup(fd))
         listener.setblocking(False)
         return await self._loop.create_server(
-            self._protocol, sock=listener, backlog=4096, ssl=self._tls
+            self._accepted, sock=listener, backlog=4096, ssl=self._tls
         )
 
     async def drain(self) -> None:
         """Take what the kernel has queued, then stop accepting."""
-        # The loop accepts until EAGAIN whenever a listener is readable: two turns empty the queue.
-        for _ in range(2):
+        give_up_at = self._loop.time() + DRAIN_S
+        # The loop takes one connection per listener and turn.
+        while self._queued() and self._loop.time() < give_up_at:  # noqa: ASYNC110 - a kernel queue
             await asyncio.sleep(0)
+        self._stop_accepting()
+        self.version = -1
+
+    def _queued(self) -> bool:
+        poll = select.poll()
+        for fd in self._servers:
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _stop_accepting(self) -> None:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
-        self.version = -1
 
     def close(self) -> None:
         """Close this process's copies of all listeners."""
-        for server in self._servers.values():
-            server.close()
-        self._servers.clear()
+        self._stop_accepting()
         for fd in set(self._listeners):
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -29,7 +29,7 @@ from tpo_mp.errors import Fault, Shed, WorkerLost
 from tpo_mp.shm import frames
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.registry import Registry, RegistryWriter
-from tpo_mp.types import NO_DEADLINE, Call, Priority
+from tpo_mp.types import NO_DEADLINE, Call, Dialect, Priority
 
 from .links import Links
 from .placing import Placing
@@ -113,7 +113,7 @@ class Mesh:
             self._placing.version,
             call.model,
             call.stream,
-            call.api,
+            call.dialect,
             call.tenant,
             call.key_id,
             call.session,
@@ -122,7 +122,7 @@ class Mesh:
             budget_s,
             call.client_request_id,
             call.authorization,
-            call.traceparent,
+            call.forward,
             call.usage_wanted,
             body,
             offset,
@@ -202,12 +202,12 @@ class Mesh:
             stream=frame.stream,
             started_at=monotonic(),
         )
-        call.api = frame.api
+        call.dialect = Dialect(frame.dialect)
         call.tenant, call.key_id = frame.tenant, frame.key_id
         call.session, call.affinity = frame.session, frame.affinity
         call.priority = Priority(frame.priority)
         call.client_request_id = frame.client_request_id
-        call.authorization, call.traceparent = frame.authorization, frame.traceparent
+        call.authorization, call.forward = frame.authorization, frame.forward
         call.usage_wanted = frame.usage_wanted
         if frame.budget_s:
             call.deadline = call.started_at + frame.budget_s

@@ -34,6 +34,7 @@ from .build import Pipeline
 from .mesh import Mesh
 from .placing import Placing
 from .remote import Bounced
+from .syncs import Syncs
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
@@ -87,6 +88,7 @@ class Owner:
         self.slot = -1
         self.mesh: Mesh
         self.asyncs: Asyncs
+        self.syncs: Syncs
         self.pipeline: Pipeline
         self._run: Callable[[Call], Awaitable[Reply]]
         self.store: StoreClient
@@ -95,7 +97,8 @@ class Owner:
     def use(self, pipeline: Pipeline) -> None:
         """Serve new calls with another chain; open ones keep theirs."""
         self.pipeline = pipeline
-        self._run = pipeline.chain.admit(self._placed)
+        always = pipeline.config.store.durability == "always"
+        self._run = pipeline.chain.admit(self.syncs.first(self._placed) if always else self._placed)
 
     # -- Gateway ------------------------------------------------------------------------------
 
@@ -128,7 +131,10 @@ class Owner:
 
     def _steer(self, call: Call, headers: dict[bytes, bytes]) -> None:
         """Apply the headers that few requests have."""
-        call.traceparent = headers.get(b"traceparent")
+        if b"traceparent" in headers:
+            call.forward = b"traceparent: %b\r\n" % headers[b"traceparent"]
+        if call.authorization is None and b"x-api-key" in headers:
+            call.authorization = b"Bearer " + headers[b"x-api-key"]
         if b"x-litellm-session-id" in headers and call.session is None:
             call.affinity = headers[b"x-litellm-session-id"].decode("latin-1") or call.affinity
         if b"x-tpo-priority" in headers:
@@ -145,9 +151,10 @@ class Owner:
         """Register the call and run it."""
         call = delivery.call
         flags |= SlotFlag.STREAM if call.stream else 0
-        call.slot = self._registry.open(
-            to_bytes(call.id), self._meta(delivery), call.body, flags, attempts
-        )
+        entry = (to_bytes(call.id), self._meta(delivery), call.body, flags, attempts)
+        call.slot = self._registry.open(*entry)
+        if call.slot < 0 and self._account.release():
+            call.slot = self._registry.open(*entry)
         if call.slot < 0:
             raise Shed(
                 "too many open calls on this shard", reason="too_many_open_calls", retry_after_s=1

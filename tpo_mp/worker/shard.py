@@ -54,6 +54,7 @@ from .mesh import Mesh
 from .owner import Owner
 from .placing import Placing
 from .sweep import IdleSweep
+from .syncs import Syncs
 from .tls import expires_at, server_context
 from .tls import load as load_certificate
 
@@ -61,8 +62,9 @@ _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
 RECHECK_S = 0.01
 LINGER_S = 1.0
+LEAVING_LINGER_S = 0.2
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SURFACES = ("openai_api", "native_api", "ops_api")
+SURFACES = ("openai_api", "anthropic_api", "native_api", "ops_api")
 
 
 class Life(Enum):
@@ -204,7 +206,9 @@ class Shard:
             epoch=handoff.epoch,
             ttl_s=config.store.result_age_s,
         )
+        self.syncs = Syncs(lambda record: self.links.send(control, record), self.loop, self.metrics)
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
+        self.owner.syncs = self.syncs
 
     def _make_edges(self, config: Any) -> dict[str, Edge]:
         lines, plane, seat = self.lines, self.plane, self.handoff.seat
@@ -248,6 +252,7 @@ class Shard:
             listeners=self.handoff.listeners,
             protocol=lambda: FastConnection(self.edge),
             tls=self.tls,
+            warn=self.log.warning,
         )
 
     def _endpoints(self) -> EndpointTable:
@@ -302,6 +307,8 @@ class Shard:
         self._open_gauge.set(open_now)
         self._connections_gauge.set(self.edge.open_connections)
         self.sweep.tick(now, idle=open_now == 0)
+        if self.stage is Life.RUNNING:
+            self.listening.tick()
         if self._changed():
             self._news.set()
 
@@ -355,6 +362,8 @@ class Shard:
                 return
             if kind == Kind.STORE_ANSWER:
                 self.store.on_answer(_decode_answer(payload))
+            elif kind == Kind.SYNCED:
+                self.syncs.done(number)
         except Exception as e:  # noqa: BLE001 - one bad record must not stop the others
             self._crashed(e)
 
@@ -423,7 +432,7 @@ class Shard:
         self.listening.close()
         leaving = self.plane.host_state >= HostState.DRAINING
         self.owner.draining = leaving
-        self.edge.drain(0.0 if leaving else LINGER_S)
+        self.edge.drain(LEAVING_LINGER_S if leaving else LINGER_S)
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""

@@ -49,4 +49,8 @@ def test_the_state_of_the_store_is_shown(arena: MetricsArena, tmp_path: Path) ->
     assert seen["tpo_dead_letter_bytes"] > 0
     assert (seen["tpo_store_rows"], seen["tpo_store_bytes"]) == (1, 5)
     assert seen["tpo_store_broken"] == 0
+    gauges.show_copy(calls=3, file_bytes=900, broken=True)
+    seen = levels(arena)
+    assert (seen["tpo_open_copy_calls"], seen["tpo_open_copy_bytes"]) == (3, 900)
+    assert seen["tpo_store_broken"] == 1
     shelf.close()

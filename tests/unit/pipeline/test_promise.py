@@ -24,6 +24,8 @@ class Ends:
     def __eq__(self, other: object) -> bool:
         return self._told == other
 
+    __hash__ = None  # type: ignore[assignment]
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._told)
 

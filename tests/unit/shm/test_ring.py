@@ -225,6 +225,20 @@ def test_records_for_a_dead_seat_do_not_reach_its_successor() -> None:
     assert successor.drain() == [b"for the living"]
 
 
+def test_records_for_a_dead_heir_wait_for_its_successor() -> None:
+    """Nobody else owns what was sent to it; what it sent is stale all the same."""
+    mesh = RingMesh.create(3)
+    writer, answers = mesh.writer(0, 2, 1), mesh.writer(2, 0, 1)
+    writer.push(b"a dead letter")
+    answers.push(b"an answer")
+    asker = mesh.reader(2, 0)
+    mesh.reset_seat(2, heir=2)
+    assert mesh.reader(0, 2).drain() == [b"a dead letter"]
+    mesh.writer(2, 0, 3).push(b"another answer")
+    assert asker.drain() == [b"another answer"]
+    assert asker.stale == 1
+
+
 def test_reset_of_a_dead_seat_mends_a_damaged_tail() -> None:
     """A dead producer's tail that makes no sense is put where its consumer stands."""
     mesh = RingMesh.create(2)

@@ -1,12 +1,12 @@
-"""Turns an OpenAI-compatible upstream's response into a ``Reply``, watching without re-writing.
+"""Turns an upstream's response into a ``Reply``, in any dialect, watching without re-writing.
 
 A whole body is checked and its usage read.
-A stream becomes a ``Reply`` at its first event; from there bytes go to the sink as they came, and
-only its last kilobytes are kept: enough for usage, finish reason and a missing terminator.
+A stream becomes a ``Reply`` at its first event; from there whole events go to the sink as they
+came, and the dialect's watch sees usage, finish reason and the terminal event go by.
 
 Invariants: the reply is resolved or rejected exactly once; after it is resolved, failures reach
-the sink's ``end``; a stream that stops without ``[DONE]`` is an error; a usage count that only
-the gateway asked for never reaches the client.
+the sink's ``end``; a stream that stops without its terminal event is an error; a usage count that
+only the gateway asked for never reaches the client.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Callable
 
 import msgspec
 
-from tpo_mp.dialects import openai_chat as dialect
+from tpo_mp.dialects import openai_chat
 from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected, TpoError
 from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
-from tpo_mp.types import Call, Reply, Sink, Usage
+from tpo_mp.types import Call, Reply, Sink
 
+from .codecs import codec
 from .promise import Promise
 
 MAX_REPLY_BYTES = 32 << 20
 MAX_ERROR_BYTES = 1 << 20
 MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 30
-_TAIL_BYTES = 4096
 _SSE = b"text/event-stream"
-_DONE = (b"data: [DONE]", b"data:[DONE]")
+TOLD = b""
+"""Error body of a failure the client has read already, in the stream itself."""
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
 
@@ -84,7 +85,7 @@ class Answer(UpstreamExchange):
         try:
             if not body.isascii():
                 body.decode()
-            usage = dialect.usage_of(body)
+            usage = codec(self._call.dialect).usage_of(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = "upstream answered 200 with a body that is no JSON object"
             self.promise.reject(BackendFailure(said, reason="bad_upstream_body"))
@@ -142,7 +143,7 @@ class Events:
 
     __slots__ = ("_answer", "_backend", "_buffer", "_call", "_carry", "_ended", "_error",
                  "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip",
-                 "_tail", "_usage")  # fmt: skip
+                 "_watch")  # fmt: skip
 
     def __init__(
         self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
@@ -155,13 +156,12 @@ class Events:
         self._reply: Reply | None = None
         self._size = 0
         self._carry = b""
-        self._tail = b""
         self._event_bytes = 0
         self._sink: Sink | None = None
         self._buffer: list[bytes] = []
         self._ended = False
         self._error: TpoError | None = None
-        self._usage: Usage | None = None
+        self._watch = codec(call.dialect).watch()
 
     # -- from upstream ------------------------------------------------------------------------
 
@@ -171,17 +171,17 @@ class Events:
         if self._carry:
             chunk = self._carry + chunk
             self._carry = b""
-        if chunk.endswith(_EVENT_ENDS):
+        if chunk.endswith(_EVENT_ENDS) and self._size <= MAX_STREAM_BYTES:
             self._event_bytes = 0
         else:
             chunk = self._cut(chunk)
             if not chunk:
                 return
+        self._watch.feed(chunk)
         if self._strip and (b'"usage":{' in chunk or b'"usage": {' in chunk):
-            chunk = self._without_usage(chunk)
+            chunk = _without_usage(chunk)
             if not chunk:
                 return
-        self._tail = chunk if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
         if self._sink is not None:
             self._sink.data(chunk)
         elif self._reply is None:
@@ -192,18 +192,25 @@ class Events:
     def ended(self) -> None:
         """The upstream's body is complete."""
         rest, self._carry = self._carry, b""
-        if rest.strip() in _DONE and self._reply is not None:
-            # Only its blank line is missing.  Half an event is dropped: an error event follows it.
-            self._tail += rest
-            self._pass(rest)
-        if self._reply is None:
+        watch, reply = self._watch, self._reply
+        if rest and reply is not None and not watch.ended:
+            watch.feed(rest.rstrip() + b"\n\n")
+            if watch.ended:
+                # Only its blank line is missing.  Half an event is dropped: an error follows it.
+                self._pass(rest)
+        if reply is None:
             said = "upstream ended the stream before its first event"
             self.failed(BackendFailure(said, reason="truncated_stream"))
-        elif self._tail.rstrip().rpartition(b"\n")[2] in _DONE:
-            self._read_tail(self._reply)
+            return
+        reply.usage = watch.usage or reply.usage
+        reply.finish_reason = watch.finish_reason
+        if watch.failed:
+            said = "upstream reported an error in mid-stream"
+            self._finish(BackendFailure(said, reason="upstream_error_event", body=TOLD))
+        elif watch.ended:
             self._finish(None)
         else:
-            said = "upstream ended the stream without [DONE]"
+            said = "upstream ended the stream without its terminal event"
             self._finish(BackendFailure(said, reason="truncated_stream"))
 
     def failed(self, error: TpoError) -> None:
@@ -260,7 +267,7 @@ class Events:
         head = self._head
         reply = Reply(200, None, stream=self, content_type=head.content_type, headers=head.passed)
         reply.backend = self._backend
-        reply.usage = self._usage
+        reply.usage = self._watch.usage
         self._reply = reply
         self._answer.promise.resolve(reply)
 
@@ -269,42 +276,6 @@ class Events:
             self._sink.data(chunk)
         else:
             self._buffer.append(chunk)
-
-    def _without_usage(self, chunk: bytes) -> bytes:
-        """Read and take out the usage event the gateway asked for."""
-        separator = b"\r\n\r\n" if chunk.endswith(b"\r\n\r\n") else b"\n\n"
-        blocks = chunk.split(separator)[:-1]
-        return b"".join(
-            b + separator for b in blocks if b'"usage"' not in b or not self._is_usage(b)
-        )
-
-    def _is_usage(self, block: bytes) -> bool:
-        """Note the usage in an event; answers whether it holds nothing else."""
-        for data in dialect.event_data(block):
-            seen = self._seen(data)
-            if seen is not None and seen.usage is not None:
-                self._usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
-                if self._reply is not None:
-                    self._reply.usage = self._usage
-                return not seen.choices
-        return False
-
-    def _read_tail(self, reply: Reply) -> None:
-        """Usage and finish reason from the last events."""
-        for data in list(dialect.event_data(self._tail))[-4:]:
-            seen = self._seen(data)
-            if seen is not None:
-                if seen.usage is not None:
-                    reply.usage = Usage(seen.usage.prompt_tokens, seen.usage.completion_tokens)
-                reply.finish_reason = seen.finish() or reply.finish_reason
-
-    def _seen(self, data: bytes) -> dialect.ChatReply | None:
-        if not data.startswith(b"{"):
-            return None
-        try:
-            return dialect.decode_reply(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
 
     def _break(self, error: TpoError) -> None:
         self._answer.cancel()
@@ -321,18 +292,37 @@ class Events:
             sink.end(error)
 
 
+def _without_usage(chunk: bytes) -> bytes:
+    """Take out the usage event the gateway asked for."""
+    separator = b"\r\n\r\n" if chunk.endswith(b"\r\n\r\n") else b"\n\n"
+    blocks = chunk.split(separator)[:-1]
+    return b"".join(b + separator for b in blocks if b'"usage"' not in b or not _only_usage(b))
+
+
+def _only_usage(block: bytes) -> bool:
+    """Whether an event holds usage and no choice."""
+    for data in openai_chat.event_data(block):
+        try:
+            seen = openai_chat.decode_reply(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if seen.usage is not None:
+            return not seen.choices
+    return False
+
+
 def _is_sound(chunk: bytes) -> bool:
     """Whether it is text, and the first data payload an object or the terminator."""
     try:
         chunk.decode()
     except UnicodeDecodeError:
         return False
-    for data in dialect.event_data(chunk):
+    for data in openai_chat.event_data(chunk):
         if data == b"[DONE]":
             return True
         try:
-            dialect.decode_reply(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         return True
     return True

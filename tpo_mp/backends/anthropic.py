@@ -1,0 +1,56 @@
+"""Anthropic's API, or any server that speaks it: messages and token counting.
+
+Source: Anthropic API reference; ``anthropic-version`` and ``anthropic-beta`` of the client are
+forwarded, the configured version stands in when the client named none.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig
+from tpo_mp.ports import Env, Feature
+from tpo_mp.types import Call, Dialect
+
+PATHS = {
+    Dialect.ANTHROPIC_MESSAGES: "messages",
+    Dialect.ANTHROPIC_COUNT: "messages/count_tokens",
+}
+
+
+class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of a backend of kind ``anthropic``."""
+
+    base_url: Annotated[str, Meta(description="Where the API lives, version path included.")] = (
+        "https://api.anthropic.com/v1"
+    )
+    version: Annotated[
+        str,
+        Meta(
+            pattern=r"^\d{4}-\d{2}-\d{2}$(?!\n)",
+            description="Sent as anthropic-version when the client named none.",
+        ),
+    ] = "2023-06-01"
+
+
+class AnthropicBackend(HttpBackend):
+    """One upstream speaking the Anthropic API."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        super().__init__(config, env, paths=PATHS, auth="x-api-key: {}")
+        self._version = b"anthropic-version: %b\r\n" % config.version.encode()
+
+    def extra_lines(self, call: Call) -> bytes:
+        """The client's own version and betas, or the configured version."""
+        if b"anthropic-version:" in call.forward:
+            return call.forward
+        return call.forward + self._version
+
+    def client_line(self, credential: bytes) -> bytes:
+        """The caller's credential as this API wants it."""
+        return b"x-api-key: %b\r\n" % credential.removeprefix(b"Bearer ")
+
+
+FEATURE = Feature(Config, AnthropicBackend)

@@ -1,0 +1,237 @@
+"""What every backend behind HTTP shares: one origin, request templates, one answer per call.
+
+Bytes pass untouched unless the model is mapped or a usage count must be asked for.
+An upstream's refusal of the *request* (400, 404, 413, 422, 429 …) reaches the client as it came;
+its refusal of *our* credential does not, because the client can do nothing about it.
+
+Invariants: the pool belongs to the running loop and is made on first use; a request carries our
+credential, or the caller's own when so configured, never both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from tpo_mp import __version__
+from tpo_mp.config.values import Secret, Timeouts
+from tpo_mp.dialects import openai_wire
+from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
+from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
+from tpo_mp.ports import BackendConfig, Env
+from tpo_mp.types import Call, Dialect, Reply
+
+from .answer import Answer
+from .codecs import codec
+from .promise import Promise
+
+MAX_LIST_BYTES = 4 << 20
+_ASKS_USAGE = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
+
+
+class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of every backend behind HTTP."""
+
+    base_url: Annotated[str, Meta(description="Where the API lives, version path included.")]
+    api_key: Annotated[
+        Secret | None, Meta(description="Credential sent upstream; omitted: none is sent.")
+    ] = None
+    headers: Annotated[dict[str, str], Meta(description="Extra request headers.")] = {}  # noqa: RUF012 - frozen
+    query: Annotated[dict[str, str], Meta(description="Extra query parameters.")] = {}  # noqa: RUF012 - frozen
+    ca_file: Annotated[str | None, Meta(description="PEM file of trusted authorities.")] = None
+    timeouts: Timeouts = Timeouts()
+    max_concurrent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Connections per shard; 0 is unlimited, more calls wait.",
+        ),
+    ] = 0
+    max_idle: Annotated[
+        int, Meta(ge=0, le=65_536, description="Idle connections kept per shard.")
+    ] = 1024
+
+
+class HttpBackend:
+    """One upstream; ``dialects`` are what it speaks, the first is used for all others."""
+
+    def __init__(
+        self,
+        config: HttpBackendConfig,
+        env: Env,
+        *,
+        paths: Mapping[Dialect, str],
+        auth: str = "",
+        fixed: Sequence[str] = (),
+        include_usage: bool = False,
+    ) -> None:
+        """``auth`` is the credential's header line with ``{}`` for it; ``fixed`` are more lines."""
+        if config.ca_file is not None and not Path(config.ca_file).is_file():
+            said = f"backends.{config.name}.ca_file: {config.ca_file!r} is not a file"
+            raise ConfigError(said)
+        self.name = config.name
+        self.dialects = tuple(paths)
+        self._config = config
+        self._env = env
+        self._map = config.model_map
+        self._usage = frozenset(_ASKS_USAGE) if include_usage else frozenset()
+        self._origin: Origin | None = None
+        self._url = url = urlsplit(config.base_url)
+        key = config.api_key
+        self._client_key = key is not None and key.from_client
+        lines = [
+            f"host: {url.netloc}",
+            "accept: */*",
+            f"user-agent: tpo-mp/{__version__}",
+            *fixed,
+            *_extra_lines(config),
+        ]
+        if key is not None and not key.from_client:
+            lines.append(auth.format(key.reveal()))
+        query = f"?{urlencode(config.query)}" if config.query else ""
+        base = url.path.rstrip("/")
+        self._requests = {
+            dialect: _template("POST", f"{base}/{path}{query}", lines)
+            for dialect, path in paths.items()
+        }
+        self._list_request = _template("GET", f"{base}/models{query}", lines) % (b"", 0, b"")
+
+    def _connect(self) -> Origin:
+        """Make the pool."""
+        config, url = self._config, self._url
+        tls = ssl.create_default_context(cafile=config.ca_file) if url.scheme == "https" else None
+        t = config.timeouts
+        self._origin = Origin(
+            host=url.hostname or "",
+            port=url.port or (443 if tls else 80),
+            tls=tls,
+            deadlines=Deadlines(t.connect_s, t.first_byte_s, t.idle_s, t.total_s),
+            loop=asyncio.get_running_loop(),
+            wheel=self._env.timers,
+            max_idle=config.max_idle,
+            max_connections=config.max_concurrent,
+            room=self._env.rooms["inference"],
+        )
+        return self._origin
+
+    def infer(self, call: Call) -> Awaitable[Reply]:
+        """Send the call; resolves with the whole reply, or with the first event of a stream."""
+        origin = self._origin or self._connect()
+        body, dialect = call.body, call.dialect
+        if self._map:
+            upstream_model = self._map.get(call.model)
+            if upstream_model is not None:
+                body = codec(dialect).with_model(body, upstream_model)
+        strip = False
+        if call.stream and not call.usage_wanted and dialect in self._usage:
+            body = openai_wire.with_usage(body, b'"stream_options"' in body)
+            strip = True
+        extra = self.extra_lines(call)
+        if self._client_key and call.authorization is not None:
+            extra += self.client_line(call.authorization)
+        request = self._requests[dialect] % (extra, len(body), body)
+        clock = self._env.clock
+        answer = Answer(call, request, self.name, clock, strip, self._client_key)
+        call.upstream_at = clock()
+        call.abort = answer.stop
+        try:
+            origin.send(answer)
+        except OverflowError:
+            said = f"backend {self.name!r} has too many calls waiting"
+            raise Shed(said, reason="backpressure", retry_after_s=1) from None
+        return answer.promise
+
+    def extra_lines(self, call: Call) -> bytes:
+        """Header lines of the call that go upstream."""
+        return call.forward
+
+    def client_line(self, credential: bytes) -> bytes:
+        """The caller's credential (its Authorization value) as this API wants it."""
+        return b"authorization: %b\r\n" % credential
+
+    async def list_models(self) -> Sequence[str]:
+        """Ask ``GET /models``."""
+        asked = _Whole(self._list_request)
+        (self._origin or self._connect()).send(asked)
+        body = await asked.promise
+        try:
+            listed = msgspec.json.decode(body, type=_ModelList)
+        except msgspec.DecodeError as e:
+            raise BackendFailure("upstream sent no model list", reason="bad_upstream_body") from e
+        return [m.id for m in listed.data]
+
+    def close(self) -> None:
+        """Drop idle connections."""
+        if self._origin is not None:
+            self._origin.close()
+
+
+def _template(method: str, target: str, lines: Sequence[str]) -> bytes:
+    """A request with holes for extra header lines, length and body."""
+    head = [f"{method} {target} HTTP/1.1", *lines]
+    if method == "POST":
+        head.append("content-type: application/json")
+    text = "\r\n".join(head).encode("latin-1").replace(b"%", b"%%")
+    return text + b"\r\n%bcontent-length: %d\r\n\r\n%b"
+
+
+def _extra_lines(config: HttpBackendConfig) -> list[str]:
+    lines = []
+    for name, value in config.headers.items():
+        if not name or any(c in name + value for c in "\r\n\0") or ":" in name:
+            raise ConfigError(f"backends.{config.name}.headers: {name!r} is not a valid header")
+        lines.append(f"{name}: {value}")
+    return lines
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Whole(UpstreamExchange):
+    """One whole small body."""
+
+    def __init__(self, request: bytes) -> None:
+        super().__init__(request)
+        self.promise: Promise[bytes] = Promise(self.cancel)
+        self._status = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        self._status = head.status
+        self._parts = [body]
+        self.ended()
+
+    def started(self, head: ResponseHead) -> None:
+        self._status = head.status
+
+    def data(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size > MAX_LIST_BYTES:
+            self.cancel()
+            self.failed(BackendFailure("upstream's list is too long", reason="bad_upstream_body"))
+        else:
+            self._parts.append(chunk)
+
+    def ended(self) -> None:
+        if self._status == 200:
+            self.promise.resolve(b"".join(self._parts))
+        else:
+            said = f"upstream answered {self._status}"
+            self.promise.reject(BackendFailure(said, reason="upstream_error"))
+
+    def failed(self, error: TpoError) -> None:
+        self.promise.reject(error)

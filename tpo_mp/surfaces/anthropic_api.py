@@ -1,0 +1,85 @@
+"""The Anthropic family: messages and token counting.
+
+Source: Anthropic API reference; ``request-id`` and the error envelope as its SDKs read them.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from tpo_mp.dialects import anthropic_messages as dialect
+from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.exchange import Exchange
+from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.ports import Env, Feature
+from tpo_mp.types import Dialect, Reply
+
+_FORWARDED = (b"anthropic-version", b"anthropic-beta")
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No options."""
+
+
+class AnthropicApi:
+    """Routes under ``/v1`` that Anthropic clients call."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._gateway: Gateway
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        self._gateway = gateway
+        return [
+            Endpoint("POST", "/v1/messages", self.messages, "anthropic", max_body_bytes=0),
+            Endpoint(
+                "POST", "/v1/messages/count_tokens", self.count, "anthropic", max_body_bytes=0
+            ),
+        ]
+
+    def messages(self, exchange: Exchange) -> None:
+        """Answer a conversation, streamed or not."""
+        self._run(exchange, dialect.decode_request(exchange.body), Dialect.ANTHROPIC_MESSAGES)
+
+    def count(self, exchange: Exchange) -> None:
+        """Count a conversation's tokens; only a backend of the same dialect can."""
+        self._run(exchange, dialect.decode_count_request(exchange.body), Dialect.ANTHROPIC_COUNT)
+
+    def _run(
+        self,
+        exchange: Exchange,
+        request: dialect.MessagesRequest | dialect.CountRequest,
+        spoken: Dialect,
+    ) -> None:
+        body = exchange.body
+        if request.has_routing_fields():
+            body = dialect.strip_routing_fields(body)
+        call = self._gateway.new_call(
+            exchange,
+            model=request.model,
+            body=body,
+            stream=bool(request.stream),
+            affinity=request.affinity,
+        )
+        call.dialect = spoken
+        headers = exchange.head.headers
+        for name in _FORWARDED:
+            if name in headers:
+                call.forward += b"%b: %b\r\n" % (name, headers[name])
+        self._gateway.submit(AnthropicDelivery(self._gateway, exchange, call))
+
+
+class AnthropicDelivery(Delivery):
+    """Delivery to an Anthropic SDK, which reads ``request-id``."""
+
+    __slots__ = ()
+
+    def lines(self, reply: Reply | None) -> bytes:
+        """The gateway's own response header lines."""
+        call = self.call
+        own = b"request-id: %b\r\n" % (call.client_request_id or call.id).encode()
+        return own + super().lines(reply)
+
+
+FEATURE = Feature(Config, AnthropicApi)
