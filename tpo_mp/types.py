@@ -42,6 +42,8 @@ class Priority(IntEnum):
 class Terminal(StrEnum):
     """How a call ended; every call gets exactly one."""
 
+    __hash__ = str.__hash__  # the enum's own is a Python function, called per lookup
+
     DONE = "done"
     FAILED = "failed"
     SHED = "shed"
@@ -52,6 +54,8 @@ class Terminal(StrEnum):
 
 class Dialect(StrEnum):
     """Wire dialect of a body."""
+
+    __hash__ = str.__hash__  # the enum's own is a Python function, called per lookup
 
     OPENAI_CHAT = "openai_chat"
     OPENAI_COMPLETIONS = "openai_completions"
