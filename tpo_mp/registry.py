@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+from functools import cache
 from importlib.metadata import entry_points
 
 from .errors import ConfigError
@@ -23,8 +24,13 @@ def names(door: Door) -> list[str]:
     """List every feature behind a door, without importing any."""
     package = importlib.import_module(f"tpo_mp.{door}")
     inside = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    outside = {e.name for e in entry_points(group=f"tpo_mp.{door}")}
-    return sorted(inside | outside)
+    return sorted(inside | _outside(door))
+
+
+@cache
+def _outside(door: Door) -> frozenset[str]:
+    """Names from other packages; asked once, because every installed package is looked at."""
+    return frozenset(e.name for e in entry_points(group=f"tpo_mp.{door}"))
 
 
 def find(door: Door, name: str) -> Feature:

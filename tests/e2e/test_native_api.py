@@ -131,3 +131,24 @@ def test_accepted_call_that_fails_is_recorded_as_failed(
     assert record["error"]["code"]
     assert record["result"] is None
     assert ask(upstream.url, "/control").json()["requests"] >= 1
+
+
+@pytest.mark.parametrize("path", ["/api/v1/stream", "/v1/prompt", "/api/v1/infer"])
+def test_stream_is_told_in_native_events(echo_gateway: Gateway, path: str) -> None:
+    """start, one token per word, done; on the stream route and wherever ``stream`` is asked for."""
+    body = {"prompt": "three small words", "session_id": "n-9"}
+    reply = echo_gateway.ask(path, body if path.endswith("stream") else body | {"stream": True})
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    names = [line[7:] for line in reply.body.decode().splitlines() if line.startswith("event: ")]
+    assert names == ["start", "token", "token", "token", "done"]
+
+
+def test_status_of_an_accepted_call_is_always_200(echo_gateway: Gateway) -> None:
+    """Both spellings answer the same record."""
+    call_id = echo_gateway.ask("/api/v1/infer", {"prompt": "x"}).json()["request_id"]
+    record = finished(echo_gateway, call_id)
+    for path in ("/api/v1/status", "/v1/status"):
+        reply = echo_gateway.ask(f"{path}/{call_id}")
+        assert (reply.status, reply.json()) == (200, record)
+    assert echo_gateway.ask("/api/v1/status/unknown").status == 404

@@ -275,4 +275,3 @@ class FakeShard:
             else:
                 size //= 2
         return n
-

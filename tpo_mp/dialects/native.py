@@ -59,8 +59,6 @@ def decode_request(body: bytes) -> PromptRequest:
         raise _invalid("prompt is required", "prompt")
     if request.prompt is not None and request.input is not None and request.prompt != request.input:
         raise _invalid("prompt and input differ; send one of them", "input")
-    if request.stream:
-        raise _invalid("streams are served by /v1/chat/completions", "stream")
     return request
 
 
@@ -68,16 +66,19 @@ def _invalid(message: str, param: str | None) -> InvalidRequest:
     return InvalidRequest(message, reason="VALIDATION_ERROR", param=param, status=422)
 
 
-def to_chat(request: PromptRequest, model: str, max_tokens: int, temperature: float) -> bytes:
+def to_chat(
+    request: PromptRequest, model: str, max_tokens: int, temperature: float, *, stream: bool = False
+) -> bytes:
     """The prompt as a chat request, with native sampling defaults."""
-    return orjson.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": request.prompt or request.input}],
-            "max_tokens": request.max_tokens or max_tokens,
-            "temperature": temperature if request.temperature is None else request.temperature,
-        }
-    )
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": request.prompt or request.input}],
+        "max_tokens": request.max_tokens or max_tokens,
+        "temperature": temperature if request.temperature is None else request.temperature,
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return orjson.dumps(body)
 
 
 def record(

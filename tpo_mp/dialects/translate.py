@@ -89,8 +89,8 @@ class StreamTranslator:
     ``error`` when not.
     """
 
-    __slots__ = ("_created", "_decoder", "_encoder", "_foreign", "_hidden", "_single", "ended", "error",
-                 "finish_reason", "usage")  # fmt: skip
+    __slots__ = ("_created", "_decoder", "_encoder", "_foreign", "_hidden", "_single",
+                 "ended", "error", "finish_reason", "usage")  # fmt: skip
 
     def __init__(
         self, source: Codec, target: Codec, request: ModelRequest, *, created: int
@@ -109,6 +109,8 @@ class StreamTranslator:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take upstream bytes, cut anywhere; what the client must see now."""
+        if self.ended:
+            return b""
         try:
             events = self._decoder.feed(chunk)
         except TpoError as e:
@@ -128,7 +130,7 @@ class StreamTranslator:
         return self._encode(ReplyFailed(error))
 
     def _encode(self, event: StreamEvent) -> bytes:
-        if self.ended or (self._single and getattr(event, "choice", 0)):
+        if self.ended or (self._single and _choice_of(event)):
             return b""
         if isinstance(event, ReplyStart) and not event.created:
             event = replace(event, created=self._created)
@@ -162,6 +164,12 @@ class StreamTranslator:
             return None
         before = sum(index < event.index for index in self._hidden)
         return replace(event, index=event.index - before)
+
+
+def _choice_of(event: StreamEvent) -> int:
+    """The choice an event is about; 0 for events about the whole."""
+    choice: int = getattr(event, "choice", 0)
+    return choice
 
 
 def aggregate(events: Iterable[StreamEvent]) -> ModelReply:

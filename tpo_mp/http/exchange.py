@@ -17,7 +17,7 @@ REASON = {
     402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
     408: b"Request Timeout", 409: b"Conflict", 411: b"Length Required", 413: b"Content Too Large",
     414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    422: b"Unprocessable Content", 426: b"Upgrade Required", 429: b"Too Many Requests",
+    421: b"Misdirected Request", 422: b"Unprocessable Content", 426: b"Upgrade Required", 429: b"Too Many Requests",
     431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
     500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
     503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",

@@ -19,6 +19,8 @@ import httptools
 
 from tpo_mp.errors import InvalidRequest, NotFound, TooLarge, TpoError
 
+from .trace import trace_lines
+
 if TYPE_CHECKING:
     from .endpoints import Endpoint, EndpointTable
 
@@ -41,6 +43,8 @@ _SPECIAL = (
     b"traceparent",
     b"x-api-key",
 )
+ALWAYS = b"x-content-type-options: nosniff\r\n"
+NO_STORE = b"cache-control: no-store\r\n"
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -64,15 +68,20 @@ class Head:
     """One checked request head.
 
     ``full_lane`` names why the fast lane must not take the request ("" when it may).
-    ``extra`` are header lines every response to it carries (CORS).
+    ``extra`` are header lines every response to it carries, ``whole`` those of a whole response.
+    ``shaped`` says that a whole response is not simply sent (HEAD, preflight, compression from
+    ``gzip_from`` bytes on).
+    ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
+    ``trace`` are the header lines that continue the client's trace upstream.
     ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
     """
 
     __slots__ = (
-        "content_length", "endpoint", "extra", "full_lane", "headers", "keep_alive", "method",
-        "params", "path", "query", "refusal", "request_id", "session", "special", "version_10",
+        "client", "content_length", "endpoint", "extra", "full_lane", "gzip_from", "headers",
+        "keep_alive", "method", "params", "path", "query", "refusal", "request_id", "session",
+        "shaped", "special", "trace", "version_10", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -90,7 +99,16 @@ class Head:
         self.session: str | None = None
         self.request_id = ""
         self.special = False
-        self.extra = b""
+        self.extra = self.whole = ALWAYS
+        self.trace = b""
+        self.shaped = False
+        self.gzip_from = 0
+        self.client: str | None = None
+
+    def add_lines(self, lines: bytes) -> None:
+        """Let every response carry ``lines`` too."""
+        self.extra += lines
+        self.whole += lines
 
 
 class _Collector:
@@ -266,8 +284,13 @@ def _check_target(head: Head, target: bytes) -> None:
 def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
     headers = head.headers
     head.special = any(name in headers for name in _SPECIAL)
+    head.shaped = head.method == "HEAD"
+    if b"traceparent" in headers:
+        head.trace = trace_lines(headers)
     endpoint, params, allowed = table.match(head.method, head.path)
     head.endpoint, head.params = endpoint, params
+    if endpoint is None or endpoint.family != "ops":
+        head.whole += NO_STORE
     request_id = headers.get(b"x-request-id", b"")
     if request_id and _REQUEST_ID.fullmatch(request_id):
         head.request_id = request_id.decode("ascii")

@@ -79,9 +79,7 @@ def _own(error: BaseException | None) -> BaseException:
 def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> Reply:
     source, sink = codec(call.dialect), codec(target)
     if reply.stream is not None:
-        translated = _Translation(
-            reply, sink.StreamDecoder(), source.StreamEncoder(request)
-        )
+        translated = _Translation(reply, sink.StreamDecoder(), source.StreamEncoder(request))
         out = Reply(200, None, stream=translated, content_type=SSE, headers=reply.headers)
         translated.reply = out
     else:

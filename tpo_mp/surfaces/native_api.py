@@ -19,6 +19,7 @@ from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.native_delivery import NativeDelivery
+from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.store.questions import LETTERS, LetterQuery
@@ -50,7 +51,10 @@ class NativeApi:
         return [
             Endpoint("POST", "/v1/prompt", self.prompt, "native", max_body_bytes=0),
             Endpoint("POST", "/api/v1/infer", self.infer, "native", max_body_bytes=0),
+            Endpoint("POST", "/api/v1/stream", self.stream, "native", max_body_bytes=0),
             Endpoint("GET", "/api/v1/result/{id}", self.result, "native"),
+            Endpoint("GET", "/api/v1/status/{id}", self.status, "native"),
+            Endpoint("GET", "/v1/status/{id}", self.status, "native"),
             Endpoint("GET", "/api/v1/dlq", self.dead_letters, "native"),
             Endpoint("GET", "/v1/dlq", self.dead_letters, "native"),
             Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native"),
@@ -62,13 +66,28 @@ class NativeApi:
             self.infer(exchange)
             return
         request, call = self._call(exchange)
+        if call.stream:
+            self._stream(exchange, request, call)
+            return
         self._gateway.submit(
             NativeDelivery(self._gateway, exchange, call, request.session or call.session)
         )
 
+    def stream(self, exchange: Exchange) -> None:
+        """Answer a prompt as events: start, token…, done or error."""
+        request, call = self._call(exchange, stream=True)
+        self._stream(exchange, request, call)
+
+    def _stream(self, exchange: Exchange, request: native.PromptRequest, call: Call) -> None:
+        session = request.session or call.session
+        self._gateway.submit(NativeStream(self._gateway, exchange, call, session))
+
     def infer(self, exchange: Exchange) -> None:
         """Accept a prompt; its result is fetched by id."""
         request, call = self._call(exchange)
+        if call.stream:
+            self._stream(exchange, request, call)
+            return
         session = request.session or call.session
         record = self._gateway.accept(
             NativeDelivery(self._gateway, exchange, call, session, detached=True), session or ""
@@ -83,15 +102,21 @@ class NativeApi:
             % (request_id, call.id.encode(), call.id.encode()),
         )
 
-    def _call(self, exchange: Exchange) -> tuple[native.PromptRequest, Call]:
+    def _call(
+        self, exchange: Exchange, *, stream: bool = False
+    ) -> tuple[native.PromptRequest, Call]:
         request = native.decode_request(exchange.body)
         model = request.model or self._gateway.default_model()
         if model is None:
             raise InvalidRequest("model is required: no backend names one", param="model")
-        body = native.to_chat(request, model, self._config.max_tokens, self._config.temperature)
-        call = self._gateway.new_call(
-            exchange, model=model, body=body, stream=False, affinity=request.session
+        stream = stream or bool(request.stream)
+        body = native.to_chat(
+            request, model, self._config.max_tokens, self._config.temperature, stream=stream
         )
+        call = self._gateway.new_call(
+            exchange, model=model, body=body, stream=stream, affinity=request.session
+        )
+        call.usage_wanted = stream
         seconds = request.deadline_secs or request.timeout_seconds
         if seconds is not None:
             call.deadline = min(call.deadline, call.started_at + seconds)
@@ -106,6 +131,13 @@ class NativeApi:
             raise NotFound("no such request", reason="request_not_found")
         unfinished = msgspec.json.decode(record, type=_Status).status in ("processing", "pending")
         exchange.respond(202 if unfinished else 200, record, extra=id_line(exchange.head))
+
+    async def status(self, exchange: Exchange) -> None:
+        """The record of an accepted call as it stands; always 200."""
+        record = await self._gateway.result(exchange.head.params["id"], 0.0)
+        if record is None:
+            raise NotFound("no such request", reason="request_not_found")
+        exchange.respond(200, record, extra=id_line(exchange.head))
 
     async def dead_letters(self, exchange: Exchange) -> None:
         """List dead letters, newest first; reading does not remove them."""

@@ -70,6 +70,7 @@ class Asyncs:
         self._epoch = epoch
         self._ttl_s = ttl_s
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._putting: dict[str, dict[str, Any]] = {}
         self._waiters: dict[str, asyncio.Event] = {}
         self._questions: dict[int, asyncio.Future[bytes | None]] = {}
         self._token = 0
@@ -110,14 +111,25 @@ class Asyncs:
             self._records.popitem(last=False)
 
     def _put(self, call_id: str, record: dict[str, Any]) -> None:
-        self._spawn(self._put_surely(call_id, orjson.dumps(record)))
+        started = call_id in self._putting
+        self._putting[call_id] = record
+        if not started:
+            self._spawn(self._put_surely(call_id))
 
-    async def _put_surely(self, call_id: str, value: bytes) -> None:
-        """Control may be restarting: try for as long as that takes."""
-        for _ in range(100):
-            if await self._store.put(RESULTS, call_id, value, self._ttl_s):
-                return
-            await asyncio.sleep(_POLL_S)
+    async def _put_surely(self, call_id: str) -> None:
+        """Put the newest record; control may be restarting: try for as long as that takes.
+
+        One at a time per call: a late first record must not overwrite the last.
+        """
+        try:
+            for _ in range(100):
+                record = self._putting[call_id]
+                if not await self._store.put(RESULTS, call_id, orjson.dumps(record), self._ttl_s):
+                    await asyncio.sleep(_POLL_S)
+                elif self._putting[call_id] is record:
+                    return
+        finally:
+            del self._putting[call_id]
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

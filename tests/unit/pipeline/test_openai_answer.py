@@ -19,7 +19,6 @@ from tpo_mp.errors import (
     TpoError,
 )
 from tpo_mp.http.upstream import ResponseHead
-from tpo_mp.pipeline import answer
 from tpo_mp.pipeline.answer import Answer, upstream_error
 from tpo_mp.types import Reply
 
