@@ -61,10 +61,12 @@ def slack() -> float:
     """How many times longer than on an idle machine things take here and now.
 
     The figures of the promises are for a machine that does nothing else; a test machine does.
+    A short process start shows how fast the cores are, the load how many want them.
     """
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import asyncio"], check=True, timeout=30)
     took_s = time.monotonic() - began
-    factor = min(max(took_s / IDLE_START_S, 1.0), MOST_SLACK)
-    print(f"slack: {factor:.2f} (an interpreter started in {took_s:.3f} s)")
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    factor = min(max(took_s / IDLE_START_S, load, 1.0), MOST_SLACK)
+    print(f"slack: {factor:.2f} (an interpreter started in {took_s:.3f} s, load {load:.1f} per core)")
     return factor

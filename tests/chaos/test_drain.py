@@ -15,7 +15,7 @@ from tests.support.load import Crowd, Load
 from tests.support.wait import accepts, wait_for
 
 STREAMS = 200
-WORDS = "w " * 16
+WORDS = "w " * 12
 ECHO = """
 [server]
 drain_s = {drain_s}

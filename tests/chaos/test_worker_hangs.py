@@ -27,7 +27,7 @@ CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 
 def check_hang(host: Host, victim: int, hung_at: float, slack: float) -> None:
     """Check the promises: found, aborted with a traceback, killed at last, replaced."""
-    hangs = host.event("worker_hangs", 6 * slack, pid=victim)
+    hangs = host.event("worker_hangs", 20, pid=victim)
     found_s = logged_at(hangs) - hung_at
     died = host.event("worker_died", 3 * slack, pid=victim)
     died_s = logged_at(died) - logged_at(hangs)
@@ -86,8 +86,8 @@ def test_a_spinning_worker_is_found_by_its_beat(start_host: StartHost, slack: fl
     host.warm()
     pids = set(host.worker_pids())
     hung_at = time.time()
-    with Crowd(host.url, 8, stream=False, patience_s=12) as crowd:
-        hangs = host.event("worker_hangs", 6 * slack)
+    with Crowd(host.url, 8, stream=False, patience_s=30) as crowd:
+        hangs = host.event("worker_hangs", 20)
         victim = hangs["pid"]
         assert victim in pids
         check_hang(host, victim, hung_at, slack)

@@ -22,7 +22,7 @@ from .raw import RawReply, ask
 from .wait import wait_for
 
 READY = re.compile(
-    r"^tpo-mp ready (http://\S+:\d+) workers=(\d+) pid=(\d+) ops=(http://\S+:\d+)$", re.MULTILINE
+    r"^tpo-mp ready (https?://\S+:\d+) workers=(\d+) pid=(\d+) ops=(http://\S+:\d+)$", re.MULTILINE
 )
 ROOT = Path(__file__).parents[2]
 

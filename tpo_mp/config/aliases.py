@@ -16,6 +16,8 @@ from .paths import ABSENT, get, put, take
 from .problems import Problems, suggestion
 from .text import Tree
 
+COMPRESSED_FROM_BYTES: Final = 1024
+
 
 class Alias(NamedTuple):
     """One row: the other spelling, the canonical one, and how the value changes."""
@@ -36,6 +38,10 @@ def _ms(old: str, new: str) -> Alias:
 
 def _origins(enabled: object) -> object:
     return (["*"] if enabled else []) if isinstance(enabled, bool) else enabled
+
+
+def _compression(enabled: object) -> object:
+    return COMPRESSED_FROM_BYTES * enabled if isinstance(enabled, bool) else enabled
 
 
 def _tls(value: object) -> object:
@@ -103,7 +109,6 @@ _SERVER_KEYS: Final = {
     "request_timeout": "stages.deadline.timeout_s",
     "keepalive_timeout": "server.idle_timeout_s",
     "shutdown_timeout": "server.drain_s",
-    "enable_compression": "server.compression",
 }
 
 SIMULATOR: Final = (
@@ -114,6 +119,12 @@ SIMULATOR: Final = (
         for at in ("", "server.")
         for row in (
             Alias(f"{at}enable_cors", "server.cors.origins", _origins, "true is any origin"),
+            Alias(
+                f"{at}enable_compression",
+                "server.compression_min_bytes",
+                _compression,
+                f"true is {COMPRESSED_FROM_BYTES}",
+            ),
             Alias(f"{at}tls_config", "server.tls", _tls, "cert and key are file names"),
         )
     ),

@@ -36,7 +36,6 @@ _KNOWN: Final[dict[Door, tuple[str, ...]]] = {
 
 UNBUILT: Final = (
     "simulator", "engines",
-    "server.compression",
     "pipeline.sampling",
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",

@@ -121,6 +121,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     if server and auth:
         rules.bind(server, auth, problems)
         rules.ports(server, problems)
+        rules.edge(server, problems)
         for index, backend in enumerate(backends):
             rules.upstream(index, backend, server, problems)
     if auth:

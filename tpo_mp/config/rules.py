@@ -5,16 +5,21 @@ Invariants: each rule looks at checked structs only and words its own remedy.
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from typing import Final
 
 from tpo_mp.ports import BackendConfig
 
-from . import catalog
+from . import catalog, certificate
 from .problems import Problems
 from .sections import AuthSection, ServerSection, SupervisorSection
 from .values import check_url, is_loopback
 
 KEY_CHARACTERS: Final = 16
+_ORIGIN: Final = re.compile(r"\*|null|[a-z*][a-z0-9+.*-]*://[^/?#@\s]+")
+_ANYWHERE: Final = re.compile(r"\*|null|[^:]+://\*+(?::.*)?")
+_HOST: Final = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.*]+\]")
 
 
 def bind(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
@@ -68,6 +73,30 @@ def ports(server: ServerSection, problems: Problems) -> None:
     """Main port and ops port are two."""
     if server.port and server.port == server.ops_port:
         problems.add_value("server.ops_port", server.ops_port, "the same as server.port")
+
+
+def edge(server: ServerSection, problems: Problems) -> None:
+    """Origins, hosts and proxies are ones that can match, and a certificate loads."""
+    for index, origin in enumerate(server.cors.origins):
+        path = f"server.cors.origins[{index}]"
+        if not _ORIGIN.fullmatch(origin):
+            said = "an origin is scheme://host or scheme://host:port, without a path"
+            problems.add_value(path, origin, said)
+        elif server.cors.credentials and _ANYWHERE.fullmatch(origin):
+            problems.add_value(path, origin, "with credentials, the origins must be named")
+    for index, host in enumerate(server.trusted_hosts):
+        if not _HOST.fullmatch(host):
+            path = f"server.trusted_hosts[{index}]"
+            problems.add_value(path, host, "a host name without a port is expected")
+    for index, network in enumerate(server.trusted_proxies):
+        try:
+            ip_network(network, strict=False)
+        except ValueError:
+            path = f"server.trusted_proxies[{index}]"
+            problems.add_value(path, network, "neither an address nor a CIDR block")
+    found = certificate.problem(server.tls)
+    if found is not None:
+        problems.add(f"server.tls.{found[0]}", found[1])
 
 
 def upstream(index: int, backend: BackendConfig, server: ServerSection, problems: Problems) -> None:

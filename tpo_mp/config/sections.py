@@ -28,7 +28,11 @@ class CorsSection(Section, frozen=True, kw_only=True):
         Meta(description='Origins that may call, globs allowed; "*" is any.'),
     ] = ()
     credentials: Annotated[
-        bool, Meta(description="Allow cookies and HTTP authentication from those origins.")
+        bool,
+        Meta(
+            description="Allow cookies and HTTP authentication from those origins, which must "
+            "then be named."
+        ),
     ] = False
     max_age_s: Annotated[
         int, Meta(ge=0, le=86_400, description="Seconds a browser may remember a preflight.")
@@ -39,11 +43,20 @@ class TlsSection(Section, frozen=True, kw_only=True):
     """TLS on the main port; off until a certificate is named.  A reload reads the files again."""
 
     cert_file: Annotated[
-        str, Meta(max_length=4096, description="PEM file of the certificate chain.")
+        str,
+        Meta(
+            max_length=4096,
+            pattern=_PRINTABLE,
+            description="PEM file of the certificate chain, the server's own first.",
+        ),
     ] = ""
     key_file: Annotated[
         str,
-        Meta(max_length=4096, description="PEM file of the key; empty: it is in cert_file."),
+        Meta(
+            max_length=4096,
+            pattern=_PRINTABLE,
+            description="PEM file of the key, not encrypted; empty: it is in cert_file.",
+        ),
     ] = ""
 
 
@@ -118,8 +131,27 @@ class ServerSection(Section, frozen=True, kw_only=True):
     ] = 30.0
     trusted_hosts: Annotated[
         tuple[str, ...],
-        Meta(description="Host names served, globs allowed; empty means any."),
+        Meta(
+            description="Host names served on the main port, globs allowed; others are answered "
+            "421.  Empty means any."
+        ),
     ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses or CIDR blocks of proxies whose Forwarded and X-Forwarded-For "
+            "name the client in records; from others both are ignored."
+        ),
+    ] = ()
+    compression_min_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 30,
+            description="Whole answers from this size on are gzipped for clients that ask; "
+            "0 is never.  Streams never are.",
+        ),
+    ] = 0
     cors: Annotated[CorsSection, Meta(description="Browsers of other origins.")] = CorsSection()
     tls: Annotated[TlsSection, Meta(description="TLS on the main port.")] = TlsSection()
 

@@ -1,1 +1,1 @@
-"""The process that owns the durable store and the ops port; only durability `always` waits for it."""
+"""The process that owns the store and the ops port; only durability ``always`` waits for it."""

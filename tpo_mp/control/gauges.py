@@ -56,6 +56,14 @@ class ControlGauges:
         """Show the configured limit."""
         self._limit.set(max_open_calls)
 
+    def set_certificate(self, expires_at: float | None) -> None:
+        """Show when the main port's certificate expires; without one there is no such series."""
+        if expires_at is not None:
+            self._metrics.gauge(
+                "tpo_tls_certificate_expires_seconds",
+                "Epoch second at which the certificate of the main port expires.",
+            ).set(expires_at)
+
     def count(self, totals: Mapping[str, int]) -> None:
         """Move counters to new totals."""
         for name, total in totals.items():

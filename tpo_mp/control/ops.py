@@ -19,12 +19,13 @@ from typing import TypeVar
 import orjson
 from aiohttp import web
 
+from tpo_mp.http.nameless import nameless
 from tpo_mp.observe import health, prometheus
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
 
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 LIFETIME_S = 60.0
 GRACE_S = 2.0
@@ -39,41 +40,7 @@ class OpsPort:
         self._plane = plane
         self._arena = arena
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ops-pages")
-        self._runner = web.AppRunner(
-            self._app(), access_log=None, handle_signals=False, keepalive_timeout=15.0,
-            lingering_time=1.0, auto_decompress=False, shutdown_timeout=STOP_S,
-        )  # fmt: skip
-        self._server: asyncio.Server | None = None
-        self._lifetime_s = LIFETIME_S
-
-    async def start(self, listener: socket.socket, *, lifetime_s: float = LIFETIME_S) -> None:
-        """Serve until ``close``."""
-        self._lifetime_s = lifetime_s
-        await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, sock=listener)
-
-    async def close(self) -> None:
-        """Stop accepting, finish what is being answered, close."""
-        if self._server is not None:
-            self._server.close()
-        await self._runner.cleanup()
-        self._pages.shutdown(wait=False, cancel_futures=True)
-
-    def _connection(self) -> asyncio.BaseProtocol:
-        server = self._runner.server
-        if server is None or len(server.connections) >= MAX_CONNECTIONS:
-            return _Refused()
-        connection = server()
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._lifetime_s, connection.close)
-        # ``close`` lets an answer finish, but does not end one who sends half a request.
-        loop.call_later(self._lifetime_s + GRACE_S, connection.force_close)
-        return connection
-
-    def _app(self) -> web.Application:
-        app = web.Application(client_max_size=1024)
-        routes: dict[str, Handler] = {
+        self._routes: dict[str, Handler] = {
             "/metrics": self._metrics,
             "/live": self._live,
             "/livez": self._live,
@@ -83,21 +50,61 @@ class OpsPort:
             "/health": self._health,
             "/v1/health": self._health,
         }
-        for path, handler in routes.items():
-            app.router.add_get(path, handler)
-        return app
+        self._http: web.Server | None = None
+        self._server: asyncio.Server | None = None
+        self._lifetime_s = LIFETIME_S
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def start(self, listener: socket.socket, *, lifetime_s: float = LIFETIME_S) -> None:
+        """Serve until ``close``."""
+        self._lifetime_s = lifetime_s
+        self._http = web.Server(
+            self._answer, request_factory=nameless, access_log=None, keepalive_timeout=15.0,
+            lingering_time=1.0, auto_decompress=False,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connection, sock=listener)
+
+    async def close(self) -> None:
+        """Stop accepting, finish what is being answered, close."""
+        if self._server is not None:
+            self._server.close()
+        if self._http is not None:
+            self._http.pre_shutdown()
+            await self._http.shutdown(STOP_S)
+        self._pages.shutdown(wait=False, cancel_futures=True)
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        server = self._http
+        if server is None or len(server.connections) >= MAX_CONNECTIONS:
+            return _Refused()
+        connection = server()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._lifetime_s, connection.close)
+        # ``close`` lets an answer finish, but does not end one who sends half a request.
+        loop.call_later(self._lifetime_s + GRACE_S, connection.force_close)
+        return connection
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        handler = self._routes.get(request.path)
+        if handler is None:
+            return _json(404, {"error": "no such page", "pages": sorted(self._routes)})
+        if request.method not in ("GET", "HEAD"):
+            refused = _json(405, {"error": "pages are only read"})
+            refused.headers["Allow"] = "GET, HEAD"
+            return refused
+        return await handler(request)
+
+    async def _metrics(self, _: web.BaseRequest) -> web.Response:
         page = await self._made(lambda: prometheus.render(self._arena, self._plane))
         return web.Response(body=page, headers={"Content-Type": prometheus.CONTENT_TYPE})
 
-    async def _live(self, _: web.Request) -> web.Response:
+    async def _live(self, _: web.BaseRequest) -> web.Response:
         return _json(200, health.live())
 
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _ready(self, _: web.BaseRequest) -> web.Response:
         return _json(*await self._made(lambda: health.ready(self._plane, self._arena)))
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def _health(self, _: web.BaseRequest) -> web.Response:
         body = await self._made(lambda: health.health(self._plane, self._arena))
         return _json(health.health_status(body), body)
 

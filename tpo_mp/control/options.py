@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tpo_mp.config.blob import process_view
+from tpo_mp.config.certificate import expires_at
 from tpo_mp.config.sections import ObservabilitySection, ServerSection, StoreSection
 from tpo_mp.store.letters import LetterCaps
-from tpo_mp.store.segments import LogLimits
+from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import ShelfOptions
 from tpo_mp.store.tables import TableCaps
 
@@ -19,6 +20,7 @@ class ControlOptions:
     shelf: ShelfOptions
     observability: ObservabilitySection
     max_open_calls: int
+    certificate_expires_at: float | None
     open_copy_bytes: int
 
 
@@ -40,4 +42,10 @@ def _options(
         letter_caps=LetterCaps(rows=store.dead_letters),
         tables=TableCaps(rows=store.results, age_s=store.result_age_s),
     )
-    return ControlOptions(shelf, observability, server.max_open_calls, store.open_calls_bytes)
+    return ControlOptions(
+        shelf=shelf,
+        observability=observability,
+        max_open_calls=server.max_open_calls,
+        certificate_expires_at=expires_at(server.tls),
+        open_copy_bytes=store.open_calls_bytes,
+    )

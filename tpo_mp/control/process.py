@@ -243,6 +243,7 @@ class ControlProcess:
             observability.access_log, "json" if observability.log_format == "json" else "text"
         )
         self._gauges.set_limit(options.max_open_calls)
+        self._gauges.set_certificate(options.certificate_expires_at)
         self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
         self.copies.configure(options.shelf.durability, options.open_copy_bytes)
 

@@ -15,14 +15,13 @@ from tpo_mp.types import Usage
 
 from .body import RoutedHead, strip_routing_fields, typed, user_id, with_model, with_stream
 from .failure import upstream_error as error_to_canonical
-from .openai_responses_body import (
+from .openai_responses_reply import reply_from_canonical, reply_to_canonical
+from .openai_responses_request import (
     APPROXIMATES,
     CARRIES,
     NAME,
     NAMES,
     input_items,
-    reply_from_canonical,
-    reply_to_canonical,
     request_from_canonical,
     request_to_canonical,
 )

@@ -46,7 +46,8 @@ from .canonical import (
     own_id,
 )
 from .failure import bad_body, of_object, truncated
-from .openai_responses_body import ID, content_out, item_out, outcome, said_item, shell_of, usage_in
+from .openai_responses_reply import content_out, item_out, outcome, shell_of, usage_in
+from .openai_responses_request import ID, said_item
 from .openai_wire import error_object
 from .sse import EventCutter
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo_mp.errors import Fault, TpoError
 
-from .exchange import REASON
-from .head import HeadMemo
+from .exchange import REASON, new_request_id
+from .head import ALWAYS, NO_STORE, HeadMemo
 from .wheel import Wheel
 
 if TYPE_CHECKING:
@@ -111,6 +111,10 @@ class ClientEdge:
         """Refresh the date header line."""
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
 
+    def peer(self, direct: str, client: str) -> str:
+        """Who a request is from, when proxies may say."""
+        return direct if self.policy is None else self.policy.proxies.peer(direct, client)
+
     def fail(self, exchange: Exchange, error: TpoError, *, close: bool = False) -> None:
         """Answer ``error`` in the dialect of the request's family."""
         if close:
@@ -146,8 +150,17 @@ class ClientEdge:
         ).encode()  # fmt: skip
         return (
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"%bconnection: close\r\n\r\n%b"
-            % (status, REASON.get(status, b"Bad Request"), len(body), self.date_line, body)
+            b"%b%b%bx-request-id: %b\r\nconnection: close\r\n\r\n%b"
+            % (
+                status,
+                REASON.get(status, b"Bad Request"),
+                len(body),
+                self.date_line,
+                ALWAYS,
+                NO_STORE,
+                new_request_id().encode(),
+                body,
+            )
         )
 
     def drain(self, linger_s: float) -> None:

@@ -5,7 +5,9 @@ Both lanes implement ``Exchange``; handlers know nothing else of HTTP.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from itertools import count
 from typing import Protocol
 
 from tpo_mp.types import Stream
@@ -17,8 +19,9 @@ REASON = {
     402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
     408: b"Request Timeout", 409: b"Conflict", 411: b"Length Required", 413: b"Content Too Large",
     414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",
-    421: b"Misdirected Request", 422: b"Unprocessable Content", 426: b"Upgrade Required", 429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large", 499: b"Client Closed Request",
+    421: b"Misdirected Request", 422: b"Unprocessable Content", 426: b"Upgrade Required",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
     500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
     503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
     529: b"Overloaded",
@@ -27,9 +30,24 @@ JSON = b"application/json"
 SSE = b"text/event-stream; charset=utf-8"
 
 
+# For answers without a call, whose own id would cost more than the answer.
+_PROCESS = "req-" + os.urandom(8).hex()
+_number = count(1)
+
+
+def request_id(head: Head) -> str:
+    """The client's request id, or a new one of ours."""
+    return head.request_id or new_request_id()
+
+
+def new_request_id() -> str:
+    """An id that no other answer of any process has."""
+    return f"{_PROCESS}-{next(_number):x}"
+
+
 def id_line(head: Head, name: bytes = b"x-request-id") -> bytes:
-    """Echo the client's request id, if it sent one."""
-    return b"%b: %b\r\n" % (name, head.request_id.encode()) if head.request_id else b""
+    """Name the request in its answer."""
+    return b"%b: %b\r\n" % (name, request_id(head).encode())
 
 
 class Exchange(Protocol):

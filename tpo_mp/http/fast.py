@@ -20,6 +20,7 @@ from typing import Any, cast
 from tpo_mp.errors import TpoError
 from tpo_mp.types import Stream
 
+from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON, REASON
 from .head import BadHead, Head
@@ -57,8 +58,7 @@ class FastConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        self.peer = _address(self.transport)
         self._edge.connections.add(self)
         now = monotonic()
         self.deadline = now + self._edge.header_timeout_s
@@ -165,6 +165,8 @@ class FastConnection(asyncio.Protocol):
         self.deadline = NEVER
         self.requests += 1
         self._edge.count_fast()
+        if head.client is not None:
+            self.peer = self._edge.peer(_address(self.transport), head.client)
         endpoint = head.endpoint
         assert endpoint is not None
         try:
@@ -243,6 +245,9 @@ class FastConnection(asyncio.Protocol):
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
     ) -> None:
         head = self.head
+        if head.shaped:
+            self._shape(status, body, content_type, extra)
+            return
         keep = head.keep_alive and not self._edge.closing
         self.transport.write(
             b"".join(
@@ -252,11 +257,55 @@ class FastConnection(asyncio.Protocol):
                     content_type,
                     b"\r\ncontent-length: %d\r\n" % len(body),
                     extra,
-                    head.extra,
+                    head.whole,
                     self._edge.date_line,
                     b"\r\n" if keep and not head.version_10 else _connection(keep),
-                    b"" if head.method == "HEAD" else body,
+                    body,
                 )
+            )
+        )
+        self._close_request(keep)
+
+    def _shape(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
+        """Send a whole response to one of the heads that ask for more than its bytes."""
+        head = self.head
+        if not 0 < head.gzip_from <= len(body) or not worthwhile(content_type, extra):
+            self._send(status, body, content_type, extra)
+        elif len(body) <= INLINE_BYTES:
+            self._send_smaller(status, body, squeeze(body), content_type, extra)
+        else:
+            # Beside the loop; the request stays open, so nothing else is answered meanwhile.
+            self.on_disconnect = None
+            work = self._edge.loop.run_in_executor(None, squeeze, body)
+            work.add_done_callback(
+                lambda done: self._send_smaller(status, body, done.result(), content_type, extra)
+            )
+
+    def _send_smaller(
+        self, status: int, body: bytes, squeezed: bytes, content_type: bytes, extra: bytes
+    ) -> None:
+        if not self.open:
+            return  # the client left
+        if len(squeezed) < len(body):
+            body, extra = squeezed, extra + GZIP_LINE
+        self._send(status, body, content_type, extra)
+
+    def _send(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
+        head = self.head
+        keep = head.keep_alive and not self._edge.closing
+        bodiless = status in (204, 304)
+        self.transport.write(
+            b"%b%b%b%b%b%b%b"
+            % (
+                STATUS_LINE.get(status) or _status_line(status),
+                b""
+                if bodiless
+                else b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body)),
+                extra,
+                head.whole,
+                self._edge.date_line,
+                b"\r\n" if keep and not head.version_10 else _connection(keep),
+                b"" if bodiless or head.method == "HEAD" else body,
             )
         )
         self._close_request(keep)
@@ -334,6 +383,11 @@ class FastConnection(asyncio.Protocol):
         if waits and not self.transport.is_closing():
             data, self._pending = self._pending, b""
             self._feed(data)
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return peer[0] if isinstance(peer, tuple) else ""
 
 
 def _connection(keep: bool) -> bytes:

@@ -23,9 +23,11 @@ from multidict import CIMultiDict
 from tpo_mp.errors import InvalidRequest, TooLarge, TpoError
 from tpo_mp.types import Stream
 
+from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON
 from .head import BadHead, Head, check
+from .nameless import nameless
 
 # aiohttp logs a traceback for every malformed byte a client sends; defects go to ``edge.crash``.
 _silent = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class FullLane:
         self._edge = edge
         self._server = web.Server(
             self._handle,
+            request_factory=nameless,
             access_log=None,
             logger=_silent,
             keepalive_timeout=0.001,
@@ -83,6 +86,8 @@ class FullLane:
         except BadHead as e:
             return self._bad(e.status, e.message)
         try:
+            if exchange.head.client is not None:
+                exchange.peer = edge.peer(exchange.peer, exchange.head.client)
             if exchange.head.refusal is not None:
                 raise exchange.head.refusal
             exchange.body = await self._body(request, exchange.head)
@@ -136,9 +141,9 @@ class FullLane:
     def _bad(self, status: int, message: str) -> web.Response:
         self._edge.count_bad()
         whole = self._edge.bad_request(status, message)
-        return web.Response(
-            status=status, body=whole.partition(b"\r\n\r\n")[2], content_type="application/json"
-        )
+        head, _, body = whole.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")[1:]
+        return web.Response(status=status, body=body, headers=_headers(b"", b"\r\n".join(lines)))
 
 
 class FullExchange:
@@ -152,7 +157,7 @@ class FullExchange:
         self.peer = request.remote or ""
         self.on_disconnect: Callable[[], None] | None = None
         self._ready = asyncio.Event()
-        self._whole: web.Response | None = None
+        self._whole: tuple[int, bytes, bytes, bytes] | None = None
         self._stream: web.StreamResponse | None = None
         self._source: Stream | None = None
         self._queue: deque[bytes] = deque()
@@ -166,9 +171,7 @@ class FullExchange:
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
     ) -> None:
-        self._whole = web.Response(
-            status=status, body=body, headers=_headers(content_type, extra + self.head.extra)
-        )
+        self._whole = (status, body, content_type, extra)
         self.on_disconnect = None
         self._ready.set()
 
@@ -209,11 +212,7 @@ class FullExchange:
         """Send what is queued until the response is complete; raises ``TimeoutError``."""
         await self._ready.wait()
         if self._whole is not None:
-            self._whole.force_close()
-            async with asyncio.timeout(self._slow_reader_s):
-                await self._whole.prepare(self._request)
-                await self._whole.write_eof()
-            return self._whole
+            return await self._send(*self._whole)
         stream = self._stream
         if stream is None or self._aborted:
             return self.cut()
@@ -236,6 +235,23 @@ class FullExchange:
             self._ready.clear()
             await self._ready.wait()
 
+    async def _send(
+        self, status: int, body: bytes, content_type: bytes, extra: bytes
+    ) -> web.StreamResponse:
+        least = self.head.gzip_from
+        if 0 < least <= len(body) and worthwhile(content_type, extra):
+            aside = len(body) > INLINE_BYTES
+            squeezed = await asyncio.to_thread(squeeze, body) if aside else squeeze(body)
+            if len(squeezed) < len(body):
+                body, extra = squeezed, extra + GZIP_LINE
+        lines = extra + self.head.whole
+        whole = web.Response(status=status, body=body, headers=_headers(content_type, lines))
+        whole.force_close()
+        async with asyncio.timeout(self._slow_reader_s):
+            await whole.prepare(self._request)
+            await whole.write_eof()
+        return whole
+
     def _relax(self) -> None:
         if self._paused and self._queued < HIGH_WATER_BYTES // 2:
             self._paused = False
@@ -251,7 +267,8 @@ class FullExchange:
 
 def _headers(content_type: bytes, extra: bytes) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
-    headers["content-type"] = content_type.decode("latin-1")
+    if content_type:
+        headers["content-type"] = content_type.decode("latin-1")
     for line in extra.split(b"\r\n"):
         if line:
             name, _, value = line.partition(b": ")

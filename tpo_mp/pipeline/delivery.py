@@ -38,7 +38,8 @@ class Delivery:
 
     __slots__ = (
         "_gateway", "bytes_in", "bytes_out", "call", "deadline", "error", "exchange", "filed_at",
-        "finished_at", "promise", "reply", "settled", "started", "status", "template", "terminal",
+        "finished_at", "peer", "promise", "reply", "settled", "started", "status", "template",
+        "terminal",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, exchange: Exchange, call: Call) -> None:
@@ -47,6 +48,8 @@ class Delivery:
         self.call = call
         self.template = exchange.head.endpoint.template if exchange.head.endpoint else ""
         self.bytes_in = len(exchange.body)
+        # A proxy's connection may carry another client's request by the time this one is recorded.
+        self.peer = exchange.peer
         self.bytes_out = 0
         self.promise: Promise[Reply] | None = None
         self.reply: Reply | None = None

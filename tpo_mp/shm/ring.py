@@ -139,6 +139,8 @@ class RingMesh:
         ``heir`` may still read what the dead seat sent it, until ``expire`` is called.  When the
         heir itself died, its successor reads what everybody sent it.
         """
+        # ``attach`` reads these two words: damage to them would keep every successor out.
+        self.segment.words[0], self.segment.words[CAPACITY] = MAGIC, self.capacity
         for other in range(self.seats):
             if other != seat:
                 if seat != heir:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .segments import Place, SegmentError, SegmentLog
+from .segment_files import Place
+from .segments import SegmentError, SegmentLog
 from .tables import LetterHeader, Tables
 
 _MARK = "dead_letters_read"

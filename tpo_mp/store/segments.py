@@ -1,15 +1,7 @@
 """Append-only, checksummed, size-capped segment files.
 
 One log is a directory of files ``00000001.seg``, ``00000002.seg``, …; only the newest is written.
-
-::
-
-    file    magic 8 bytes "TPOSEG1\\n", then records back to back
-    record  as ``framing`` draws it; the payload is one msgpack value
-
-A batch is one ``write()``.  A torn tail is possible only in the newest file: opening cuts
-it at the first bad record and keeps the rest in ``NAME.corrupt``, so what is read is always a clean
-prefix.
+A batch is one ``write()``; ``segment_files`` draws the files and says how a torn tail is cut.
 
 Durability is named as in Redis: ``no`` never syncs, ``everysec`` syncs on ``sync()``, ``always``
 syncs in every ``append``.  After a failed write or sync the file is bad: it is cut back to its last
@@ -27,36 +19,16 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .framing import HEAD_BYTES, flush_to_disk, framed, sync_directory, walk
+from .framing import HEAD_BYTES, flush_to_disk, framed, sync_directory
+from .segment_files import MAGIC, LogLimits, Place, SegmentFiles
 
 Durability: TypeAlias = Literal["no", "everysec", "always"]
 
-MAGIC = b"TPOSEG1\n"
 _UNSYNCED_CAP = 8 << 20
-_CORRUPT_FILES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a record lies."""
-
-    segment: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogLimits:
-    """Caps of one log."""
-
-    segment_bytes: int = 16 << 20
-    total_bytes: int = 256 << 20
-    age_s: float = 7 * 86400.0
 
 
 class SegmentError(Exception):
@@ -68,7 +40,7 @@ class SegmentError(Exception):
         self.lost = lost
 
 
-class SegmentLog:
+class SegmentLog(SegmentFiles):
     """One log; used by one thread of one process."""
 
     def __init__(
@@ -85,11 +57,10 @@ class SegmentLog:
 
         A directory that cannot be used yet is tried again by every ``append``.
         """
-        self.directory = directory
+        super().__init__(directory)
         self.limits = limits
         self.durability: Durability = durability
         self.write_errors = 0
-        self.cut_bytes = 0
         self._clock = clock
         self._write = write
         self._fsync = fsync
@@ -99,8 +70,6 @@ class SegmentLog:
         self._unsynced: list[bytes] = []
         self._unsynced_bytes = 0
         self._opened = False
-        self._newest = 0
-        self._sizes: dict[int, int] = {}
         try:
             self._open()
         except OSError:
@@ -147,21 +116,7 @@ class SegmentLog:
 
     def prune(self) -> list[int]:
         """Delete the oldest files until the caps hold; answers their numbers."""
-        gone: list[int] = []
-        horizon = self._clock() - self.limits.age_s
-        total = self.total_bytes
-        for number in sorted(self._sizes):
-            if number == self._newest:
-                break
-            path = self._path(number)
-            with contextlib.suppress(OSError):
-                if total <= self.limits.total_bytes and path.stat().st_mtime >= horizon:
-                    break
-                path.unlink()
-            total -= self._sizes.pop(number)
-            gone.append(number)
-        self._prune_corrupt(horizon)
-        return gone
+        return self._prune(self.limits.total_bytes, self._clock() - self.limits.age_s)
 
     def close(self) -> None:
         """Sync and close; raises ``SegmentError``."""
@@ -170,64 +125,19 @@ class SegmentLog:
         finally:
             self._close_file()
 
-    # -- reading ------------------------------------------------------------------------------
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(self._sizes.values())
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """File number and offset where the next record would go."""
-        return self._newest, self._sizes.get(self._newest, len(MAGIC))
-
-    def segments(self) -> list[int]:
-        """Numbers of the files, oldest first."""
-        return sorted(self._sizes)
-
-    def read(self, place: Place) -> bytes | None:
-        """One record's payload, or ``None`` when it is gone or damaged."""
-        try:
-            with self._path(place.segment).open("rb") as file:
-                file.seek(place.offset)
-                blob = file.read(HEAD_BYTES + place.length)
-        except OSError:
-            return None
-        return next((payload for _, payload in walk(blob, 0)), None)
-
-    def scan(self, segment: int = 0, offset: int = 0) -> Iterator[tuple[Place, bytes]]:
-        """Every record from a position on, oldest first; damaged ends of files are skipped."""
-        for number in self.segments():
-            if number < segment:
-                continue
-            try:
-                data = self._path(number).read_bytes()
-            except OSError:
-                continue
-            if data[: len(MAGIC)] != MAGIC:
-                continue
-            start = max(offset, len(MAGIC)) if number == segment else len(MAGIC)
-            for at, payload in walk(data, start):
-                yield Place(number, at, len(payload)), payload
-
     # -- inside -------------------------------------------------------------------------------
 
     def _open(self) -> None:
         if self._opened:
             return
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._sizes = {n: self._path(n).stat().st_size for n in self._numbers()}
-        self._newest = max(self._sizes, default=0)
+        self._load()
         if self._newest:
-            self._recover(self._newest)
+            good = self._recover(self._newest)
+            if len(MAGIC) <= good < self.limits.segment_bytes:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+                self._fd = os.open(self._path(self._newest), flags)
+                self._size = self._synced = good
         self._opened = True
-
-    def _path(self, number: int) -> Path:
-        return self.directory / f"{number:08d}.seg"
-
-    def _numbers(self) -> list[int]:
-        return [int(p.stem) for p in self.directory.glob("*.seg") if p.stem.isdigit()]
 
     def _layout(self, batch: list[bytes]) -> tuple[list[Place], bytes]:
         places: list[Place] = []
@@ -302,29 +212,3 @@ class SegmentLog:
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
-
-    def _recover(self, number: int) -> None:
-        path = self._path(number)
-        data = path.read_bytes()
-        good = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
-        if good:
-            for at, payload in walk(data):
-                good = at + HEAD_BYTES + len(payload)
-        if good < len(data):
-            self.cut_bytes += len(data) - good
-            with path.with_suffix(".corrupt").open("ab") as rest:
-                rest.write(data[good:])
-            os.truncate(path, good)
-            self._sizes[number] = good
-        if good >= len(MAGIC) and good < self.limits.segment_bytes:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            self._size = self._synced = good
-
-    def _prune_corrupt(self, horizon: float) -> None:
-        found = sorted(self.directory.glob("*.corrupt"))
-        for path in found[:-_CORRUPT_FILES]:
-            path.unlink(missing_ok=True)
-        for path in found[-_CORRUPT_FILES:]:
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < horizon:
-                    path.unlink()

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from .framing import Disk
 from .letters import DeadLetters, Letter, LetterCaps
-from .segments import Durability, LogLimits, SegmentError, SegmentLog
+from .segment_files import LogLimits
+from .segments import Durability, SegmentError, SegmentLog
 from .tables import TableCaps, Tables
 
 _REOPEN_S = 5.0

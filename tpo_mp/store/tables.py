@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .segments import Durability, Place
+from .segment_files import Place
+from .segments import Durability
 
 MIGRATIONS = (
     """

@@ -78,6 +78,7 @@ class HostLoop:
         self._restart_replies: list[Respond] = []
         self._watch: FileWatch | None = None
         self._reloader = Reloader(parts.memory, parts.blob, parts.compile_now, self.adopt)
+        self._tls = bool(self._reloader.view.server.tls.cert_file)
         self._commands = CommandSocket(parts.state_dir, self.command)
         self.adopt(self._reloader.view)
 
@@ -216,6 +217,7 @@ class HostLoop:
         reloader = self._reloader
         fixed = [f"server.{name} changed" for name in reloader.restart_for]
         return shown | {
+            "url": self._parts.listeners.url(tls=self._tls),
             "restart_needed": shown["restart_needed"] + fixed,
             "last_reload": reloader.last or None,
             "state_dir": str(self._parts.state_dir.path),
@@ -255,7 +257,7 @@ class HostLoop:
             return
         house.ready_at = now
         self._plane.host_state = HostState.RUNNING
-        line = ready_line(listeners, len(house.slots))
+        line = ready_line(listeners, len(house.slots), tls=self._tls)
         write_line(sys.stdout, line)
         self._parts.service.ready("serving")
         self._context.events("ready", boot_ms=round((now - self._started_at) * 1000))
@@ -282,17 +284,12 @@ class HostLoop:
         return verdict(self._house, self._first_failure_at, now)
 
 
-def ready_line(listeners: Listeners, workers: int) -> str:
+def ready_line(listeners: Listeners, workers: int, *, tls: bool) -> str:
     """Return the one line that others wait for; its form is a contract."""
     return (
-        f"tpo-mp ready {url(listeners.host, listeners.port)} workers={workers} pid={os.getpid()} "
-        f"ops={url(listeners.host, listeners.ops_port)}"
+        f"tpo-mp ready {listeners.url(tls=tls)} workers={workers} pid={os.getpid()} "
+        f"ops={listeners.ops_url}"
     )
-
-
-def url(host: str, port: int) -> str:
-    """Return the address of a port, with brackets around an IPv6 host."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def times_of(view: ProcessView) -> Times:

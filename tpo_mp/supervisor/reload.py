@@ -112,8 +112,11 @@ class Reloader:
         if view is None:
             self._finish(context, ok=False, problems=list(compiled.problems))
             return
-        if resized := self._changed(view, SIZED):
-            problems = [f"server.{name} changes at a restart only" for name in resized]
+        fixed = self._changed(view, SIZED)
+        if bool(view.server.tls.cert_file) != bool(self._started.server.tls.cert_file):
+            fixed.append("tls")  # workers that start later would speak it, the others would not
+        if fixed:
+            problems = [f"server.{name} changes at a restart only" for name in fixed]
             self._finish(context, ok=False, problems=problems)
             return
         epoch = self._memory.plane.config_epoch + 1

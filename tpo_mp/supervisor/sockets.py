@@ -41,6 +41,15 @@ class Listeners:
     ops_port: int
     ops_moved: bool
 
+    def url(self, *, tls: bool) -> str:
+        """Where clients connect."""
+        return _url("https" if tls else "http", self.host, self.port)
+
+    @property
+    def ops_url(self) -> str:
+        """Where operators look."""
+        return _url("http", self.host, self.ops_port)
+
     def close_slots(self) -> None:
         """Give up the client port; it closes when the workers have closed their copies."""
         for listener in self.slots:
@@ -50,6 +59,11 @@ class Listeners:
         """Close everything."""
         self.close_slots()
         self.ops.close()
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    """Write an address, with brackets around an IPv6 host."""
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def open_listeners(

@@ -213,7 +213,7 @@ class Account:
             delivery.terminal, model, backend, call.stream, call.tenant, call.key_id,
             call.session or "", call.client_request_id, prompt, completion, delivery.bytes_in,
             delivery.bytes_out, duration_s, first_s, call.attempts, call.shard,
-            "" if error is None else error.reason, exchange.peer,
+            "" if error is None else error.reason, delivery.peer,
         )  # fmt: skip
         self._records.append(record)
         if call.slot >= 0:

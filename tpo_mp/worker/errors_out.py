@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tpo_mp.dialects import anthropic_messages, native, openai_chat
 from tpo_mp.errors import TpoError
-from tpo_mp.http.exchange import Exchange, id_line
+from tpo_mp.http.exchange import Exchange, request_id
 from tpo_mp.pipeline.delivery import retry_lines
 
 
@@ -13,13 +13,15 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
     head = exchange.head
     status = error.status
     family = head.endpoint.family if head.endpoint else _family(head.path)
-    extra = retry_lines(error) + id_line(head)
+    # One id for header and body, the caller's or ours: it is what a report will quote.
+    name = request_id(head)
+    extra = b"%bx-request-id: %b\r\n" % (retry_lines(error), name.encode())
     if family == "native":
-        body = native.error_body(error, head.request_id)
+        body = native.error_body(error, name)
     elif family == "anthropic":
         status = anthropic_messages.error_status(error)
-        body = anthropic_messages.error_body(error, head.request_id)
-        extra += id_line(head, b"request-id")
+        body = anthropic_messages.error_body(error, name)
+        extra += b"request-id: %b\r\n" % name.encode()
     else:
         body = openai_chat.error_body(error)
     if error.status == 405:

@@ -19,9 +19,11 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from tpo_mp.shm.plane import Plane
 
+SHUTDOWN_S = 1.0
 RESERVED_FDS = 32
 """Descriptors left to what is accepted already: upstream connections, files."""
 DRAIN_S = 0.2
@@ -39,14 +41,23 @@ class Listening:
         listeners: list[int],
         protocol: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None = None,
+        handshake_s: float = 10.0,
         warn: Callable[[str], object] = lambda _: None,
     ) -> None:
+        """``handshake_s`` bounds a TLS handshake: until its end no connection of ours exists."""
         self._loop = loop
         self._plane = plane
         self._seat = seat
         self._listeners = listeners
         self._protocol = protocol
-        self._tls = tls
+        # asyncio takes the two spans with a context only.
+        self._tls: dict[str, Any] = {}
+        if tls is not None:
+            self._tls = {
+                "ssl": tls,
+                "ssl_handshake_timeout": handshake_s,
+                "ssl_shutdown_timeout": SHUTDOWN_S,
+            }
         self._warn = warn
         self._paused = False
         self._servers: dict[int, asyncio.Server] = {}
@@ -121,7 +132,7 @@ class Listening:
         listener = socket.socket(fileno=os.dup(fd))
         listener.setblocking(False)
         return await self._loop.create_server(
-            self._accepted, sock=listener, backlog=4096, ssl=self._tls
+            self._accepted, sock=listener, backlog=4096, **self._tls
         )
 
     async def drain(self) -> None:

@@ -38,6 +38,7 @@ from .syncs import Syncs
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
+    from tpo_mp.http.head import Head
     from tpo_mp.pipeline.delivery import Delivery
     from tpo_mp.pipeline.native_delivery import NativeDelivery
 
@@ -126,13 +127,13 @@ class Owner:
         headers = head.headers
         call.authorization = headers.get(b"authorization")
         if head.special:
-            self._steer(call, headers)
+            self._steer(call, head)
         return call
 
-    def _steer(self, call: Call, headers: dict[bytes, bytes]) -> None:
+    def _steer(self, call: Call, head: Head) -> None:
         """Apply the headers that few requests have."""
-        if b"traceparent" in headers:
-            call.forward = b"traceparent: %b\r\n" % headers[b"traceparent"]
+        headers = head.headers
+        call.forward = head.trace
         if call.authorization is None and b"x-api-key" in headers:
             call.authorization = b"Bearer " + headers[b"x-api-key"]
         if b"x-litellm-session-id" in headers and call.session is None:

@@ -21,6 +21,7 @@ from setproctitle import setproctitle
 
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
+from tpo_mp.config.certificate import server_context
 from tpo_mp.config.sections import ServerSection
 from tpo_mp.errors import ConfigError, Draining, TpoError
 from tpo_mp.http.edge import ClientEdge
@@ -55,8 +56,7 @@ from .owner import Owner
 from .placing import Placing
 from .sweep import IdleSweep
 from .syncs import Syncs
-from .tls import expires_at, server_context
-from .tls import load as load_certificate
+from .tls import Tls
 
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
@@ -240,18 +240,15 @@ class Shard:
             ).inc,
         )
         FullLane(self.edge)
-        self.tls = server_context(server.tls)
-        self._tls_expiry = m.gauge(
-            "tpo_tls_certificate_expires_seconds", "Epoch second the certificate expires."
-        )
-        self._tls_expiry.set(expires_at(server.tls))
+        self.tls = Tls(server.tls) if server.tls.cert_file else None
         self.listening = Listening(
             loop=self.loop,
             plane=self.plane,
             seat=self.handoff.seat,
             listeners=self.handoff.listeners,
             protocol=lambda: FastConnection(self.edge),
-            tls=self.tls,
+            tls=self.tls.context if self.tls is not None else None,
+            handshake_s=server.header_timeout_s,
             warn=self.log.warning,
         )
 
@@ -408,8 +405,7 @@ class Shard:
         try:
             config, epoch = self._read_config()
             built = build(config, self.env, epoch, keep=self.pipeline)
-            if self.tls is not None:
-                load_certificate(self.tls, config.server.tls)
+            certificate = server_context(config.server.tls) if self.tls is not None else None
         except (TpoError, OSError, ValueError) as e:
             self._epoch_seen = epoch
             last_words(self.handoff, str(e))
@@ -418,7 +414,8 @@ class Shard:
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
         self.edge.configure(config.server, _policy(config.server))
-        self._tls_expiry.set(expires_at(config.server.tls))
+        if self.tls is not None and certificate is not None:
+            self.tls.use(certificate)
         self.edge.use(self.edge.table)
         for name, backend in old.backends.items():
             if built.backends.get(name) is not backend:
@@ -459,13 +456,16 @@ class Shard:
 def _policy(server: ServerSection) -> Policy | None:
     """The edge's policy; ``None`` when nothing is restricted, so that heads skip it."""
     cors = server.cors
-    if not cors.origins and not server.trusted_hosts:
+    least = server.compression_min_bytes
+    if not (cors.origins or server.trusted_hosts or server.trusted_proxies or least):
         return None
     return Policy(
         origins=cors.origins,
         credentials=cors.credentials,
         max_age_s=cors.max_age_s,
         hosts=server.trusted_hosts,
+        proxies=server.trusted_proxies,
+        gzip_from=least,
     )
 
 

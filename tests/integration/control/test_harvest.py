@@ -16,7 +16,8 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.plane import HostState
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.segments import LogLimits, SegmentLog
+from tpo_mp.store.segment_files import LogLimits
+from tpo_mp.store.segments import SegmentLog
 
 
 def reruns(shard: FakeShard) -> list[frames.RerunFrame]:

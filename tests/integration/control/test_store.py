@@ -11,7 +11,8 @@ from tests.integration.control.host import ControlHost, letter_frame
 from tests.support.wait import wait_for
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.store.questions import LETTERS
-from tpo_mp.store.segments import LogLimits, SegmentLog
+from tpo_mp.store.segment_files import LogLimits
+from tpo_mp.store.segments import SegmentLog
 
 
 def records_on_disk(host: ControlHost) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tpo_mp.shm.registry_layout import copy_name
 from tpo_mp.supervisor import statedir
 from tpo_mp.supervisor.statedir import AlreadyRunning, StateDir, running_pid
 
@@ -69,6 +70,16 @@ def test_a_clean_end_leaves_no_registry(folder: Path) -> None:
     run_once(folder, None)
     assert not list(folder.glob("registry*"))
     assert not list((folder.parent / "shm").iterdir())
+
+
+def test_a_clean_end_takes_the_registrys_copy_along(folder: Path) -> None:
+    """Control may have died before it could; copies of other runs are not this run's affair."""
+    directory = StateDir(folder)
+    for run in (7, 8):
+        (folder / copy_name(run)).touch()
+    directory.drop_registry(7)
+    assert [path.name for path in folder.glob("registry*")] == [copy_name(8)]
+    directory.close()
 
 
 def test_a_registry_left_behind_is_set_aside_for_harvest(folder: Path) -> None:

@@ -3,7 +3,8 @@
 import msgspec
 
 from benchmarks.ledger import records
-from tpo_mp.store.segments import LogLimits, SegmentLog
+from tpo_mp.store.segment_files import LogLimits
+from tpo_mp.store.segments import SegmentLog
 
 
 def test_records_of_every_batch_and_file_are_counted(tmp_path):

@@ -34,7 +34,7 @@ from tpo_mp.errors import (
     Unauthorized,
 )
 
-THOUGHTS = [
+THOUGHTS: list[dict[str, Any]] = [
     {"type": "thinking", "thinking": "Hm — 漢", "signature": SIGNATURE},
     {"type": "redacted_thinking", "data": SIGNATURE[::-1]},
     {"type": "text", "text": "So."},
@@ -192,8 +192,16 @@ def test_what_messages_cannot_say_is_refused_by_name(fields: dict[str, Any], par
 
 def test_hints_and_neutral_values_are_dropped() -> None:
     """Fields that change no answer, nulls and zero penalties refuse nothing."""
-    fields = {"store": True, "service_tier": "auto", "seed": None, "frequency_penalty": 0, "n": 1,
-              "response_format": {"type": "text"}, "prompt_cache_key": "k", "user": "u" * 100}  # fmt: skip
+    fields: dict[str, Any] = {
+        "store": True,
+        "service_tier": "auto",
+        "seed": None,
+        "frequency_penalty": 0,
+        "n": 1,
+        "response_format": {"type": "text"},
+        "prompt_cache_key": "k",
+        "user": "u" * 100,
+    }
     sent = json.loads(
         translate_request(
             openai_chat.request_to_canonical(body(PLAIN["openai_chat"], **fields)), dialect

@@ -16,6 +16,9 @@ STREAM = (
     b"\n\n"
     b'data: {"text":"data: [DONE] \xe6\xbc\xa2 \xf0\x9f\x98\x80"}\n\n'
     b"event: empty\n\n"
+    b"data: \n\n"
+    b"data\n\n"
+    b"event: hollow\ndata: \n\n"
     b"data: [DONE]\n\n"
 )
 EVENTS = [
@@ -55,7 +58,7 @@ def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     for chunk in (b"data: " + b"x" * 30, b"data: " + b"x" * 30 + b"\n"):
         cutter = EventCutter()
+        assert cutter.feed(chunk) + cutter.feed(chunk) == []
         with pytest.raises(BackendFailure) as refused:
-            for _ in range(5):
-                cutter.feed(chunk)
+            assert [cutter.feed(chunk) for _ in range(2)]
         assert refused.value.reason == "endless_reply"

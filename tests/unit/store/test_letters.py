@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from tpo_mp.store.letters import DeadLetters, Letter, LetterCaps
-from tpo_mp.store.segments import LogLimits, SegmentLog
+from tpo_mp.store.segment_files import LogLimits
+from tpo_mp.store.segments import SegmentLog
 from tpo_mp.store.tables import TableCaps, Tables
 
 

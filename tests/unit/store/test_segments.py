@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tpo_mp.store.framing import walk
-from tpo_mp.store.segments import MAGIC, LogLimits, SegmentError, SegmentLog
+from tpo_mp.store.segment_files import MAGIC, LogLimits
+from tpo_mp.store.segments import SegmentError, SegmentLog
 
 LIMITS = LogLimits(segment_bytes=4096, total_bytes=1 << 20, age_s=3600.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tpo_mp.store.framing import Disk, flush_to_disk
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.segments import LogLimits
+from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import Shelf, ShelfOptions
 
 

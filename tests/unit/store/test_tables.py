@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tpo_mp.store.segments import Place
+from tpo_mp.store.segment_files import Place
 from tpo_mp.store.tables import MIGRATIONS, LetterHeader, TableCaps, Tables
 
 

@@ -90,13 +90,12 @@ def test_long_affinity_is_hashed(host: FakeHost) -> None:
     [
         ({b"x-tpo-priority": b"Critical"}, "priority", Priority.CRITICAL),
         ({b"x-tpo-priority": b"low"}, "priority", Priority.LOW),
-        ({b"traceparent": b"00-a-b-01"}, "forward", b"traceparent: 00-a-b-01\r\n"),
     ],
 )
 def test_headers_steer_the_call(
     host: FakeHost, headers: dict[bytes, bytes], field: str, value: Any
 ) -> None:
-    """Priority and trace."""
+    """In any case."""
     exchange = host.shards[0].exchange(headers=headers, special=True)
     call = host.shards[0].owner.new_call(exchange, model="m", body=b"", stream=False, affinity=None)
     assert getattr(call, field) == value

@@ -1,4 +1,4 @@
-"""OpenAI responses: whole requests and replies to and from the canonical model.
+"""OpenAI responses: whole requests to and from the canonical model.
 
 Source: OpenAI API reference, responses.  Input and output are lists of items: messages, function
 calls and their outputs, reasoning.  A reasoning item's ``encrypted_content`` is the model's
@@ -10,7 +10,7 @@ must put the items into ``input`` before translating.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -22,30 +22,24 @@ from .canonical import (
     Block,
     ImageBlock,
     Message,
-    ModelReply,
     ModelRequest,
     OpaqueBlock,
     Reasoning,
     RedactedBlock,
     RefusalBlock,
-    ReplyChoice,
     ResponseFormat,
-    StopReason,
     TextBlock,
     ThinkingBlock,
-    TokenUsage,
     Tool,
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
     Trait,
     image_of_url,
-    own_id,
     require,
     short_user,
     url_of_image,
 )
-from .failure import bad_body, of_object
 from .openai_chat_body import effort_of
 
 NAME = "openai_responses"
@@ -179,7 +173,7 @@ def _item(fields: Fields, item: dict[str, Any], path: str) -> Message:
     kind = fields.text("type") or "message"
     if kind == "message":
         role = fields.need_text("role")
-        blocks = tuple(_content(fields.take("content"), f"{path}.content"))
+        blocks = tuple(content_in(fields.take("content"), f"{path}.content"))
         extra = fields.rest() or None
         if role == "assistant":
             return Message("assistant", blocks, path, extra)
@@ -189,7 +183,7 @@ def _item(fields: Fields, item: dict[str, Any], path: str) -> Message:
             return Message("user", blocks, path, extra)
         raise wrong(f"{path}.role", "user, assistant, system or developer")
     if kind == "function_call_output":
-        output = _content(fields.take("output"), f"{path}.output")
+        output = content_in(fields.take("output"), f"{path}.output")
         call_id = fields.need_text("call_id")
         result = ToolResultBlock(call_id, tuple(output), extra=fields.rest() or None)
         return Message("user", (result,), path)
@@ -217,7 +211,8 @@ def _thoughts(fields: Fields) -> Block:
     return ThinkingBlock(text, signature, fields.rest() or None)
 
 
-def _content(content: object, path: str) -> Iterable[Block]:
+def content_in(content: object, path: str) -> Iterable[Block]:
+    """Read the content of a message, or a tool's output."""
     if content is None or content == "":
         return []
     if isinstance(content, str):
@@ -409,7 +404,7 @@ def _said_out(block: Block, own: bool, place: str) -> dict[str, Any]:
         place = "".join(c if c.isalnum() else "_" for c in place)
         return {"id": f"rs_{place}"} | reasoning_out(block) | extra
     if isinstance(block, RedactedBlock):
-        return _redacted_out(block, place) | extra
+        return redacted_out(block, place) | extra
     if isinstance(block, OpaqueBlock):
         return block.raw
     raise InvalidRequest(
@@ -428,7 +423,7 @@ def reasoning_out(block: ThinkingBlock) -> dict[str, Any]:
     return out
 
 
-def _redacted_out(block: RedactedBlock, place: str) -> dict[str, Any]:
+def redacted_out(block: RedactedBlock, place: str) -> dict[str, Any]:
     """Redacted thoughts look like encrypted reasoning; only the id tells them apart."""
     return {
         "id": REDACTED_ID + "".join(c if c.isalnum() else "_" for c in place),
@@ -475,177 +470,3 @@ def choice_out(choice: ToolChoice | None) -> Any:
     if choice.mode == "named":
         return {"type": "function", "name": choice.name}
     return choice.raw if choice.mode == "raw" else choice.mode
-
-
-# -- replies ----------------------------------------------------------------------------------
-
-
-def reply_to_canonical(body: bytes) -> ModelReply:
-    """Read an upstream's whole reply; raises ``BackendFailure`` when it is not one, or failed."""
-    try:
-        return reply_in(Fields(parse(body)))
-    except InvalidRequest as e:
-        raise bad_body(f"no response object: {e.message}") from None
-
-
-def reply_in(fields: Fields) -> ModelReply:
-    """Read a response object."""
-    if fields.text("object") != "response":
-        raise wrong("object", "response")
-    error = fields.table("error")
-    if error is not None:
-        raise of_object(error)
-    blocks: list[Block] = []
-    logprobs: list[dict[str, Any]] = []
-    for i, item in enumerate(fields.items("output")):
-        path = f"output[{i}]"
-        inner = Fields(item, path)
-        kind = inner.need_text("type")
-        if kind == "message":
-            for block in _content(inner.take("content"), f"{path}.content"):
-                logprobs += (block.extra or {}).get("logprobs") or []
-                blocks.append(block)
-        else:
-            blocks.append(said_item(inner, item, kind))
-    usage = fields.table("usage")
-    details = fields.inner("incomplete_details")
-    stop = stop_of(fields.text("status"), details.text("reason"), blocks)
-    return ModelReply(
-        id=fields.text("id") or "",
-        model=fields.text("model") or "",
-        created=fields.seconds("created_at"),
-        choices=(ReplyChoice(tuple(blocks), stop, None, logprobs or None),),
-        usage=usage_in(Fields(usage, "usage")) if usage is not None else None,
-        source=NAME,
-        extra=fields.rest(),
-    )
-
-
-def stop_of(status: str | None, reason: str | None, blocks: Sequence[Block]) -> StopReason:
-    """Why the model stopped: this wire says it only where the answer is incomplete."""
-    if status == "incomplete":
-        return "content_filter" if reason == "content_filter" else "length"
-    return "tool_use" if any(isinstance(block, ToolUseBlock) for block in blocks) else "end"
-
-
-def usage_in(fields: Fields) -> TokenUsage:
-    """Read ``usage``."""
-    details = fields.inner("input_tokens_details")
-    return TokenUsage(
-        fields.whole("input_tokens") or 0,
-        fields.whole("output_tokens") or 0,
-        details.whole("cached_tokens") or 0,
-        details.whole("cache_write_tokens") or 0,
-        fields.inner("output_tokens_details").whole("reasoning_tokens") or 0,
-    )
-
-
-def usage_out(usage: TokenUsage) -> dict[str, Any]:
-    """Write ``usage``."""
-    return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {
-            "cached_tokens": usage.cached,
-            "cache_write_tokens": usage.cache_write,
-        },
-        "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.prompt + usage.completion,
-    }
-
-
-def reply_from_canonical(reply: ModelReply, request: ModelRequest | None = None) -> bytes:
-    """Write a whole reply; only its first choice fits.  ``request``'s settings are echoed."""
-    choice = reply.choices[0] if reply.choices else ReplyChoice(())
-    reply_id = own_id(reply.id, ID)
-    output = [item_out(block, reply_id, i) for i, block in enumerate(choice.blocks)]
-    if choice.logprobs is not None:
-        for item in output:
-            if item["type"] == "message":
-                item["content"][0]["logprobs"] = choice.logprobs
-                break
-    shell = shell_of(reply_id, reply.created, reply.model, request)
-    if reply.source == NAME:
-        shell |= reply.extra
-    return orjson.dumps(shell | outcome(choice.stop or "end", output, reply.usage))
-
-
-def shell_of(
-    reply_id: str, created: int, model: str, request: ModelRequest | None
-) -> dict[str, Any]:
-    """A response object without its outcome."""
-    tools = request.tools if request else ()
-    choice = choice_out(request.tool_choice) if request else None
-    parallel = request.parallel_tool_calls if request else None
-    system = "\n\n".join(block.text for block in request.system) if request else ""
-    return {
-        "id": reply_id,
-        "object": "response",
-        "created_at": created,
-        "status": "in_progress",
-        "error": None,
-        "incomplete_details": None,
-        "instructions": system or None,
-        "max_output_tokens": request.max_tokens if request else None,
-        "metadata": (request.metadata if request else None) or {},
-        "model": model,
-        "output": [],
-        "parallel_tool_calls": True if parallel is None else parallel,
-        "temperature": request.temperature if request else None,
-        "tool_choice": choice or "auto",
-        "tools": [tool_out(tool, True) for tool in tools],
-        "top_p": request.top_p if request else None,
-        "usage": None,
-    }
-
-
-def outcome(
-    stop: StopReason, output: list[dict[str, Any]], usage: TokenUsage | None
-) -> dict[str, Any]:
-    """The fields of a response object that its end decides."""
-    out: dict[str, Any] = {"status": "completed", "incomplete_details": None, "output": output}
-    if stop in ("length", "context"):
-        out |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-    elif stop in ("content_filter", "refusal"):
-        refused = any(p.get("type") == "refusal" for i in output for p in i.get("content") or ())
-        if not refused:
-            out |= {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
-    if usage is not None:
-        out["usage"] = usage_out(usage)
-    return out
-
-
-def item_out(block: Block, reply_id: str, index: int) -> dict[str, Any]:
-    """Write one block as an output item; its id is the reply's and its place."""
-    stem = f"{reply_id.removeprefix(ID)}_{index}"
-    if isinstance(block, TextBlock | RefusalBlock):
-        return {
-            "id": f"msg_{stem}",
-            "type": "message",
-            "status": "completed",
-            "role": "assistant",
-            "content": [content_out(block)],
-        }
-    if isinstance(block, ToolUseBlock):
-        return {
-            "id": f"fc_{stem}",
-            "type": "function_call",
-            "status": "completed",
-            "call_id": block.id,
-            "name": block.name,
-            "arguments": block.arguments,
-        }
-    if isinstance(block, ThinkingBlock):
-        return {"id": f"rs_{stem}"} | reasoning_out(block)
-    if isinstance(block, RedactedBlock):
-        return _redacted_out(block, stem)
-    if isinstance(block, OpaqueBlock):
-        return block.raw
-    raise bad_body(f"a {type(block).__name__} in a reply")
-
-
-def content_out(block: TextBlock | RefusalBlock) -> dict[str, Any]:
-    """The content part of a message item."""
-    if isinstance(block, RefusalBlock):
-        return {"type": "refusal", "refusal": block.text}
-    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}

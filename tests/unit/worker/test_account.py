@@ -1,0 +1,288 @@
+"""The books: every finished call in cells and records once, slots released behind their records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support.fake_env import make_call
+from tests.support.fake_gateway import FakeExchange, FakeGateway
+from tests.support.fake_net import FakeLoop
+from tpo_mp.errors import BackendFailure, DeadlineExceeded, RateLimited, Shed
+from tpo_mp.http.head import Head
+from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
+from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.types import Reply, Terminal, Usage
+from tpo_mp.worker.account import BATCH, MAX_KEPT, MAX_ROWS, Account
+
+_decode = msgspec.msgpack.Decoder(list[RecordFrame]).decode
+
+
+class Books:
+    """An account over real cells, a ring with as much room as the test says, counted slots."""
+
+    def __init__(self, max_record: int = 65_000) -> None:
+        self.arena = MetricsArena.create(1)
+        self.loop = FakeLoop()
+        self.crashes: list[BaseException] = []
+        self.letters_left = 0
+        self.lettered: list[Delivery] = []
+        self.room = 1 << 30
+        self.frames: list[bytes] = []
+        self.closed: list[int] = []
+        self.log: list[str] = []
+        self.account = Account(
+            loop=self.loop,  # type: ignore[arg-type]
+            metrics=self.arena.block(0, 1), registry=self,  # type: ignore[arg-type]
+            push=self._push, max_record=max_record, letters=self,  # type: ignore[arg-type]
+            on_crash=self.crashes.append,
+        )  # fmt: skip
+
+    def _push(self, frame: bytes) -> bool:
+        if self.room <= 0:
+            return False
+        self.room -= 1
+        self.frames.append(frame)
+        self.log.append("push")
+        return True
+
+    def close(self, slot: int) -> None:
+        """Release a slot."""
+        self.closed.append(slot)
+        self.log.append("close")
+
+    def add(self, delivery: Delivery) -> None:
+        """Take a dead letter."""
+        self.lettered.append(delivery)
+
+    def flush(self) -> bool:
+        """Whether all letters have gone."""
+        return self.letters_left == 0
+
+    def finish(self, n: int = 1, *, reply: Reply | None = None, error: Any = None,
+               terminal: Terminal = Terminal.DONE, status: int = 200, template: str = "/v1/x",
+               **fields: Any) -> None:  # fmt: skip
+        """Account for calls that ended."""
+        for i in range(n):
+            call = make_call(b"{}", **{"backend": "up", "attempts": 1, "slot": i} | fields)
+            head = Head()
+            head.method = "POST"
+            delivery = Delivery(FakeGateway(), FakeExchange(head, b"body"), call)  # type: ignore[arg-type]
+            delivery.template, delivery.reply, delivery.error = template, reply, error
+            delivery.terminal, delivery.status = terminal, status
+            delivery.finished_at = call.started_at + 2.0
+            delivery.bytes_out = 9
+            self.account.add(delivery)
+        self.loop.run()
+
+    def records(self) -> list[RecordFrame]:
+        """Everything pushed."""
+        found = []
+        for frame in self.frames:
+            assert HEAD.unpack_from(frame) == (Kind.RECORDS, 0)
+            found += _decode(frame[HEAD.size :])
+        return found
+
+    def value(self, name: str, **labels: str) -> float:
+        """One sample of one family."""
+        for family in self.arena.collect():
+            for sample in family.samples:
+                if family.name == name and dict(sample.labels) == labels:
+                    return float(getattr(sample, "value", 0))
+        return 0.0
+
+
+@pytest.fixture
+def books() -> Iterator[Books]:
+    """Fresh books."""
+    made = Books()
+    yield made
+    made.arena.close()
+
+
+def test_record_says_everything_about_a_call(books: Books) -> None:
+    """Audit, access line and spend in one."""
+    reply = Reply(200, b"x")
+    reply.usage = Usage(3, 4)
+    books.finish(
+        reply=reply, model="m", tenant="t", key_id="k", session="s", client_request_id="r",
+        upstream_at=1000.5, first_byte_at=1001.5, shard=1, stream=True,
+    )  # fmt: skip
+    books.account.flush()
+    (record,) = books.records()
+    assert (record.call_id, record.method, record.path) == ("call-1", "POST", "/v1/x")
+    assert (record.status, record.terminal) == (200, "done")
+    assert (record.model, record.backend, record.tenant, record.key_id) == ("m", "up", "t", "k")
+    assert (record.session, record.client_request_id) == ("s", "r")
+    assert (record.prompt_tokens, record.completion_tokens) == (3, 4)
+    assert (record.bytes_in, record.bytes_out) == (4, 9)
+    assert record.duration_s == pytest.approx(2.0)
+    assert record.finished_at - record.started_at == pytest.approx(2.0)
+    assert record.first_byte_s == pytest.approx(1.5)
+    assert (record.attempts, record.shard, record.stream) == (1, 1, True)
+    assert record.error == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "terminal", "label"),
+    [
+        (RateLimited("a"), Terminal.FAILED, "rate_limited"),
+        (Shed("a", reason="ring_full"), Terminal.SHED, "rate_limited"),
+        (DeadlineExceeded("a"), Terminal.EXPIRED, "inference_timeout"),
+        (BackendFailure("a"), Terminal.FAILED, "inference"),
+    ],
+)
+def test_errors_are_counted_by_label_and_end(
+    books: Books, error: Any, terminal: Terminal, label: str
+) -> None:
+    """And offered to the letters."""
+    books.finish(error=error, terminal=terminal, status=error.status)
+    books.account.flush()
+    assert books.records()[0].error == error.reason
+    assert books.value("tpo_calls_total", terminal=terminal.value) == 1
+    assert books.value("orchestrator_errors_total", stage="inference", error_type=label) == 1
+    assert books.value("orchestrator_requests_shed_total", stage="inference") == (
+        terminal is Terminal.SHED
+    )
+    assert len(books.lettered) == 1
+
+
+def test_defects_reach_the_log_with_their_cause(books: Books) -> None:
+    """The client saw nothing of it, the operator must."""
+    cause = KeyError("here")
+    books.finish(error=UnexpectedError(cause), terminal=Terminal.FAILED, status=500)
+    assert books.crashes == [cause]
+
+
+def test_cells_add_up(books: Books) -> None:
+    """Requests by code, stages reached, tokens."""
+    reply = Reply(200, b"x")
+    reply.usage = Usage(3, 4)
+    books.finish(5, reply=reply)
+    books.finish(2, error=RateLimited("a"), terminal=Terminal.FAILED, status=429, attempts=0)
+    assert books.value("tpo_requests_total", path="/v1/x", code="200") == 5
+    assert books.value("tpo_requests_total", path="/v1/x", code="429") == 2
+    assert books.value("orchestrator_requests_total", stage="rag") == 7
+    assert books.value("orchestrator_requests_total", stage="inference") == 5
+    assert books.value("orchestrator_requests_total", stage="stream") == 5
+    assert books.value("orchestrator_tokens_generated_total", worker_type="up") == 20
+    assert books.value("tpo_prompt_tokens_total", backend="up") == 15
+    assert books.value("tpo_calls_total", terminal="done") == 5
+
+
+def test_client_that_left_before_an_answer_has_a_status(books: Books) -> None:
+    """499, as access logs write it."""
+    books.finish(terminal=Terminal.CANCELLED, error=BackendFailure("x"), status=0)
+    books.account.flush()
+    assert books.records()[0].status == 499
+
+
+def test_records_leave_in_batches(books: Books) -> None:
+    """At once when there are enough, else by the beat."""
+    books.finish(BATCH - 1)
+    assert books.frames == []
+    books.finish(1)
+    assert len(books.frames) == 1
+    books.finish(3)
+    books.account.tick()
+    assert len(books.records()) == BATCH + 3
+
+
+def test_slots_are_released_behind_their_records(books: Books) -> None:
+    """Never before; a call without a slot has none to release."""
+    books.finish(3)
+    books.finish(1, slot=-1)
+    assert books.closed == []
+    books.account.flush()
+    assert books.closed == [0, 1, 2]
+    assert books.log == ["push", "close", "close", "close"]
+    books.account.flush()
+    assert books.closed == [0, 1, 2]
+
+
+def test_full_ring_keeps_records_and_slots(books: Books) -> None:
+    """Both go when there is room."""
+    books.room = 1
+    books.finish(2 * BATCH)
+    assert len(books.frames) == 1
+    assert books.closed == []
+    books.account.tick()
+    assert books.closed == []
+    books.room = 10
+    books.account.tick()
+    assert len(books.records()) == 2 * BATCH
+    assert len(books.closed) == 2 * BATCH
+
+
+def test_slots_wait_for_letters_too(books: Books) -> None:
+    """A dead letter that has not left is only in its slot."""
+    books.letters_left = 1
+    books.finish(2)
+    books.account.flush()
+    assert len(books.records()) == 2
+    assert books.closed == []
+    books.letters_left = 0
+    books.account.flush()
+    assert len(books.closed) == 2
+
+
+def test_records_nobody_takes_are_bounded(books: Books) -> None:
+    """The oldest go, and are counted."""
+    books.room = 0
+    books.finish(MAX_KEPT + 100)
+    books.account.flush()
+    assert books.value("tpo_records_dropped_total") == 100
+    books.room = 1 << 30
+    books.account.flush()
+    assert len(books.records()) == MAX_KEPT
+
+
+def test_settled_slots_are_given_up_for_new_calls(books: Books) -> None:
+    """Records stay; releasing twice releases nothing."""
+    books.room = 0
+    books.finish(5)
+    assert books.account.release()
+    assert books.closed == [0, 1, 2, 3, 4]
+    assert not books.account.release()
+    books.room = 1
+    books.account.flush()
+    assert len(books.records()) == 5
+    assert len(books.closed) == 5
+
+
+def test_batches_fit_their_ring() -> None:
+    """Long names make them smaller; a record no ring takes does not block the others."""
+    books = Books(max_record=3000)
+    books.finish(BATCH * 2, model="m" * 200)
+    books.account.flush()
+    assert len(books.records()) == BATCH * 2
+    assert all(len(frame) <= 3000 for frame in books.frames)
+    books.finish(1, model="m" * 5000)
+    books.finish(1)
+    books.account.flush()
+    assert len(books.records()) == BATCH * 2 + 1
+    books.arena.close()
+
+
+def test_rows_are_bounded(books: Books) -> None:
+    """Invented models end in one row, not in the memory."""
+    for i in range(MAX_ROWS + 200):
+        books.finish(1, model=f"m-{i}", slot=-1)
+    assert len(books.account._rows) <= MAX_ROWS + 1
+    assert books.value("tpo_requests_total", path="/v1/x", code="200") == MAX_ROWS + 200
+
+
+def test_defect_in_the_books_spares_the_other_calls(books: Books) -> None:
+    """It is logged, and the rest is entered."""
+    call = make_call(b"{}")
+    broken = Delivery(FakeGateway(), FakeExchange(Head()), call)  # type: ignore[arg-type]
+    broken.finished_at = None  # type: ignore[assignment]
+    books.account.add(broken)
+    books.finish(2)
+    books.account.flush()
+    assert len(books.crashes) == 1
+    assert len(books.records()) == 2
