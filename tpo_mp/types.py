@@ -63,6 +63,7 @@ class Dialect(StrEnum):
     OPENAI_RESPONSES = "openai_responses"
     ANTHROPIC_MESSAGES = "anthropic_messages"
     ANTHROPIC_COUNT = "anthropic_count"
+    ANTHROPIC_COMPLETE = "anthropic_complete"
 
 
 class Tap(Enum):

@@ -146,6 +146,12 @@ class Surface:
     ) -> FakeExchange:
         """Send one request; errors are raised as the edge would see them."""
         body = b"" if value is None else json.dumps(value).encode()
+        return self.send(method, target, body, headers)
+
+    def send(
+        self, method: str, target: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> FakeExchange:
+        """Send one request with any body."""
         lines = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body))}
         raw = build(method, target, lines | (headers or {}))
         exchange = FakeExchange(parse(raw, self._table, 1 << 20), body)

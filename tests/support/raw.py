@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -41,13 +42,19 @@ class ClosedEarlyError(Exception):
 class RawClient:
     """One connection; a context manager."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url)
         assert parts.hostname, url
         assert parts.port, url
         self.host = f"{parts.hostname}:{parts.port}"
-        self.sock = socket.create_connection((parts.hostname, parts.port), timeout=timeout_s)
+        self.sock: socket.socket = socket.create_connection(
+            (parts.hostname, parts.port), timeout=timeout_s
+        )
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname=parts.hostname)
         self._unread = b""
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,7 @@ FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "multiprocessing.shared_memo
 FORBIDDEN_CALLS = {"eval", "exec", "yaml.load", "os.system", "os.popen"}
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     """Parse a file."""
     return ast.parse(path.read_text(), str(path))

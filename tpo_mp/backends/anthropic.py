@@ -1,5 +1,7 @@
 """Anthropic's API, or any server that speaks it: messages and token counting.
 
+``apis`` says what the server has; legacy completions are said in messages unless it names them.
+
 Source: Anthropic API reference; ``anthropic-version`` and ``anthropic-beta`` of the client are
 forwarded, the configured version stands in when the client named none.
 """
@@ -10,14 +12,16 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig
+from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig, chosen_paths
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Call, Dialect
 
-PATHS = {
-    Dialect.ANTHROPIC_MESSAGES: "messages",
-    Dialect.ANTHROPIC_COUNT: "messages/count_tokens",
+APIS = {
+    "messages": (Dialect.ANTHROPIC_MESSAGES, "messages"),
+    "count_tokens": (Dialect.ANTHROPIC_COUNT, "messages/count_tokens"),
+    "complete": (Dialect.ANTHROPIC_COMPLETE, "complete"),
 }
+DEFAULT_APIS = ("messages", "count_tokens")
 
 
 class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +43,9 @@ class AnthropicBackend(HttpBackend):
     """One upstream speaking the Anthropic API."""
 
     def __init__(self, config: Config, env: Env) -> None:
-        super().__init__(config, env, paths=PATHS, auth="x-api-key: {}")
+        super().__init__(
+            config, env, paths=chosen_paths(config, APIS, DEFAULT_APIS), auth="x-api-key: {}"
+        )
         self._version = b"anthropic-version: %b\r\n" % config.version.encode()
 
     def extra_lines(self, call: Call) -> bytes:

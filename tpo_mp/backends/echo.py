@@ -21,7 +21,9 @@ from tpo_mp.types import Call, Reply, Sink, Usage
 class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the echo backend."""
 
-    models: tuple[str, ...] = ("echo",)
+    models: Annotated[
+        tuple[str, ...], Meta(min_length=1, description="Model names or globs this backend serves.")
+    ] = ("echo",)
     delay_ms: Annotated[
         float, Meta(ge=0, le=60_000, description="Wait before a reply and between streamed words.")
     ] = 0.0

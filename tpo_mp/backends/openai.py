@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from tpo_mp.errors import ConfigError
-from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig
+from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig, chosen_paths
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect
 
@@ -41,15 +40,10 @@ class OpenAIBackend(HttpBackend):
 
     def __init__(self, config: Config, env: Env) -> None:
         own = urlsplit(config.base_url).hostname == OWN_HOST
-        apis = config.apis or (tuple(APIS) if own else DEFAULT_APIS)
-        unknown = [api for api in apis if api not in APIS]
-        if unknown:
-            known = ", ".join(APIS)
-            raise ConfigError(f"backends.{config.name}.apis: {unknown[0]!r} is none of {known}")
         super().__init__(
             config,
             env,
-            paths=dict(APIS[api] for api in apis),
+            paths=chosen_paths(config, APIS, tuple(APIS) if own else DEFAULT_APIS),
             auth="authorization: Bearer {}",
             include_usage=config.include_usage,
         )

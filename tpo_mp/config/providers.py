@@ -47,7 +47,7 @@ PROVIDERS: Final = {
     "mlx": Provider("http://localhost:8080/v1"),
 }
 
-STAND_INS: Final = frozenset({"anthropic", "vllm", "llama_cpp", "mlx"})
+STAND_INS: Final = frozenset({"vllm", "llama_cpp", "mlx"})
 """Kinds whose servers speak the OpenAI dialect too."""
 
 

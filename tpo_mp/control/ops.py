@@ -19,7 +19,7 @@ from typing import TypeVar
 import orjson
 from aiohttp import web
 
-from tpo_mp.http.nameless import nameless
+from tpo_mp.http.nameless import SILENT, nameless
 from tpo_mp.observe import health, prometheus
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
@@ -58,8 +58,8 @@ class OpsPort:
         """Serve until ``close``."""
         self._lifetime_s = lifetime_s
         self._http = web.Server(
-            self._answer, request_factory=nameless, access_log=None, keepalive_timeout=15.0,
-            lingering_time=1.0, auto_decompress=False,
+            self._answer, request_factory=nameless, access_log=None, logger=SILENT,
+            keepalive_timeout=15.0, lingering_time=1.0, auto_decompress=False,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._connection, sock=listener)
@@ -92,7 +92,12 @@ class OpsPort:
             refused = _json(405, {"error": "pages are only read"})
             refused.headers["Allow"] = "GET, HEAD"
             return refused
-        return await handler(request)
+        try:
+            return await handler(request)
+        except Exception as e:  # noqa: BLE001 - a defect answers 500 and is told
+            told = {"message": f"defect in {request.path}", "exception": e}
+            asyncio.get_running_loop().call_exception_handler(told)
+            return _json(500, {"error": "internal error"})
 
     async def _metrics(self, _: web.BaseRequest) -> web.Response:
         page = await self._made(lambda: prometheus.render(self._arena, self._plane))

@@ -50,6 +50,9 @@ RETRY_S = 0.001
 HARVEST_S = 0.25
 FLUSH_S = 3.0
 LAST_ROUNDS = 64
+SUSPECT_S = 1.0
+"""A beat later than this is on the way to counting as a hang."""
+HUSH_S = 0.25
 SETTLE_S = 0.4
 
 
@@ -88,6 +91,8 @@ class ControlProcess:
         )  # fmt: skip
         self._ops = OpsPort(self.plane, self._arena)
         self._turn_booked = False
+        self._beat_at = loop.time()
+        self._hushed_until = 0.0
         self.ending = asyncio.Event()
         self.exit_code = 0
 
@@ -122,6 +127,9 @@ class ControlProcess:
         due = self._loop.time()
         while True:
             now = self._loop.time()
+            if now - self._beat_at > SUSPECT_S:
+                self._hushed_until = now + HUSH_S
+            self._beat_at = now
             words[beat] += 1
             self.line.loop_lag_us = max(0, int((now - due) * 1e6))
             self.line.now_us = int(now * 1e6)
@@ -153,7 +161,7 @@ class ControlProcess:
     def _turn(self) -> None:
         """Take what has arrived, push what waits; come back soon while either is not done."""
         try:
-            more = not self.keeper.full and self.mail.drain()
+            more = not self.keeper.full and not self._condemned() and self.mail.drain()
             waiting = self.mail.flush()
         except Exception as error:  # noqa: BLE001 - the loop would only log it and limp on
             self._crashed(error)
@@ -161,6 +169,14 @@ class ControlProcess:
         if (more or waiting) and not self._turn_booked and not self.ending.is_set():
             self._turn_booked = True
             self._loop.call_later(0 if more else RETRY_S, self._booked_turn)
+
+    def _condemned(self) -> bool:
+        """Whether this process stood still for so long that its end may be under way.
+
+        What it took off a ring now would die with it; on the ring it waits for the next occupant.
+        """
+        now = self._loop.time()
+        return now < self._hushed_until or now - self._beat_at > SUSPECT_S
 
     def _booked_turn(self) -> None:
         self._turn_booked = False

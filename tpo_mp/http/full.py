@@ -11,7 +11,6 @@ Invariants: the same handlers run through the same ``Exchange``; a refusal is se
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -27,11 +26,7 @@ from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON
 from .head import BadHead, Head, check
-from .nameless import nameless
-
-# aiohttp logs a traceback for every malformed byte a client sends; defects go to ``edge.crash``.
-_silent = logging.getLogger(__name__)
-_silent.disabled = True
+from .nameless import SILENT, nameless
 
 MAX_CHUNKS = 10_000
 HIGH_WATER_BYTES = 65536
@@ -46,7 +41,7 @@ class FullLane:
             self._handle,
             request_factory=nameless,
             access_log=None,
-            logger=_silent,
+            logger=SILENT,
             keepalive_timeout=0.001,
             auto_decompress=False,
             lingering_time=1.0,
@@ -118,6 +113,8 @@ class FullLane:
         limit = min(endpoint.max_body_bytes or self._edge.max_body_bytes, self._edge.max_body_bytes)
         if b"expect" in head.headers and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not request.body_exists:
+            return b""  # its reader would answer empty chunks for ever
         parts: list[bytes] = []
         size = chunks = 0
         try:

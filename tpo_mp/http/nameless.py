@@ -8,9 +8,14 @@ before any is written, and the version is pinned.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from aiohttp import hdrs, web
+
+# aiohttp logs a traceback for every malformed byte a client sends; defects are reported by us.
+SILENT = logging.getLogger(__name__)
+SILENT.disabled = True
 
 
 class NamelessRequest(web.BaseRequest):

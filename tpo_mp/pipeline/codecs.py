@@ -16,12 +16,13 @@ _MODULES = {
     Dialect.ANTHROPIC_MESSAGES: "anthropic_messages",
     # Counting is a question in the same dialect, asked at another endpoint.
     Dialect.ANTHROPIC_COUNT: "anthropic_messages",
+    Dialect.ANTHROPIC_COMPLETE: "anthropic_complete",
 }
 _known: dict[str, Codec] = {}
 
 GENERATES = frozenset(
     (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS, Dialect.OPENAI_RESPONSES,
-     Dialect.ANTHROPIC_MESSAGES)
+     Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COMPLETE)
 )  # fmt: skip
 """Dialects that can be said in one another; the rest only pass through."""
 

@@ -174,6 +174,18 @@ class HttpBackend:
             self._origin.close()
 
 
+def chosen_paths(
+    config: HttpBackendConfig, known: Mapping[str, tuple[Dialect, str]], default: Sequence[str]
+) -> dict[Dialect, str]:
+    """Dialects and paths of the APIs the config names, else of ``default``."""
+    apis = config.apis or default
+    unknown = [api for api in apis if api not in known]
+    if unknown:
+        said = f"backends.{config.name}.apis: {unknown[0]!r} is none of {', '.join(known)}"
+        raise ConfigError(said)
+    return dict(known[api] for api in apis)
+
+
 def _template(method: str, target: str, lines: Sequence[str]) -> bytes:
     """A request with holes for extra header lines, length and body."""
     head = [f"{method} {target} HTTP/1.1", *lines]

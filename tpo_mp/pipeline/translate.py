@@ -2,27 +2,30 @@
 
 Invariants: nothing here runs when both sides speak the same dialect; what cannot be said is
 refused before the upstream is asked, naming the field; a stream is translated event by event and
-ends in the client's own terminal event or its own error.
+ends in the client's own terminal event or its own error event.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from time import time
+from typing import Any
 
-from tpo_mp.dialects.canonical import ModelRequest, ReplyFailed, ReplyUsage
+from tpo_mp.dialects.canonical import ModelRequest
+from tpo_mp.dialects.translate import StreamTranslator, render_reply
 from tpo_mp.errors import InvalidRequest, TpoError
 from tpo_mp.types import Call, Dialect, Reply, Sink, Stream, Usage
 
+from .answer import TOLD
 from .codecs import GENERATES, codec
+from .delivery import as_tpo
 from .promise import Promise, run
-
-if TYPE_CHECKING:
-    from tpo_mp.dialects.codec import EventDecoder, EventEncoder
 
 Infer = Callable[[Call], Awaitable[Reply]]
 SSE = b"text/event-stream; charset=utf-8"
+_OF_A_DIALECT = (b"anthropic-", b"openai-")
+"""Headers that mean something to one API only; they stay here when it is another's turn."""
 
 
 def speaking(backend: Any, direct: Infer) -> Infer:
@@ -47,6 +50,7 @@ def _translated(direct: Infer, call: Call, target: Dialect) -> Promise[Reply]:
     inner = copy.copy(call)
     inner.dialect = target
     inner.body = sink.request_from_canonical(request)
+    inner.forward = _lines_without(call.forward, _OF_A_DIALECT)
     # The body made here asks for usage; the client's encoder decides whether it is shown.
     inner.usage_wanted = True
     out: Promise[Reply] = Promise()
@@ -57,15 +61,24 @@ def _translated(direct: Infer, call: Call, target: Dialect) -> Promise[Reply]:
             out.reject(_own(error))
             return
         try:
-            out.resolve(_reply(reply, call, request, target))
-        except TpoError as e:
+            translated = _reply(reply, call, request, target)
+        except Exception as e:  # noqa: BLE001 - a defect in a codec must not leave the client waiting
             if reply.stream is not None:
                 reply.stream.cancel()
             out.reject(e)
+            return
+        out.resolve(translated)
 
     out.cancel_with = run(direct(inner), done)
     call.abort = inner.abort
     return out
+
+
+def _lines_without(lines: bytes, prefixes: tuple[bytes, ...]) -> bytes:
+    """Header lines but those whose names begin so."""
+    if not lines:
+        return lines
+    return b"".join(line for line in lines.splitlines(True) if not line.startswith(prefixes))
 
 
 def _own(error: BaseException | None) -> BaseException:
@@ -78,14 +91,18 @@ def _own(error: BaseException | None) -> BaseException:
 
 def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> Reply:
     source, sink = codec(call.dialect), codec(target)
+    created = int(time())
     if reply.stream is not None:
-        translated = _Translation(reply, sink.StreamDecoder(), source.StreamEncoder(request))
-        out = Reply(200, None, stream=translated, content_type=SSE, headers=reply.headers)
+        translated = _Translation(
+            reply, reply.stream, StreamTranslator(sink, source, request, created=created)
+        )
+        out = Reply(200, None, stream=translated, content_type=SSE)
         translated.reply = out
     else:
         assert reply.body is not None
         canonical = sink.reply_to_canonical(reply.body)
-        out = Reply(200, source.reply_from_canonical(canonical, request), headers=reply.headers)
+        out = Reply(200, render_reply(canonical, source, request, created=created))
+    out.headers = _lines_without(reply.headers, _OF_A_DIALECT)
     out.backend, out.usage, out.finish_reason = reply.backend, reply.usage, reply.finish_reason
     return out
 
@@ -93,14 +110,14 @@ def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> 
 class _Translation:
     """A stream in the client's dialect, made of one in the backend's."""
 
-    def __init__(self, origin: Reply, decoder: EventDecoder, encoder: EventEncoder) -> None:
-        assert origin.stream is not None
-        self._origin: Stream = origin.stream
-        self._source = origin
-        self._decoder = decoder
-        self._encoder = encoder
+    __slots__ = ("_origin", "_sink", "_source", "_translator", "reply")
+
+    def __init__(self, source: Reply, origin: Stream, translator: StreamTranslator) -> None:
+        self._source = source
+        self._origin = origin
+        self._translator = translator
         self._sink: Sink | None = None
-        self.reply: Reply = origin
+        self.reply = source
 
     # -- Stream -------------------------------------------------------------------------------
 
@@ -121,46 +138,42 @@ class _Translation:
     # -- Sink of the backend's stream -----------------------------------------------------------
 
     def data(self, chunk: bytes) -> None:
+        sink, translator = self._sink, self._translator
+        if sink is None:
+            return
         try:
-            failed = self._encode(self._decoder.feed(chunk))
-        except TpoError as e:
-            failed = e
-        if failed is not None:
+            out = translator.feed(chunk)
+        except Exception as e:  # noqa: BLE001 - a defect in a codec ends one stream, not the shard
             self._origin.cancel()
-            self._end(failed)
+            self._end(as_tpo(e))
+            return
+        if out:
+            sink.data(out)
+        if translator.error is not None:
+            self._origin.cancel()
+            self._end(_told(translator.error))
 
     def end(self, error: TpoError | None) -> None:
-        if self._sink is None:
+        sink, translator = self._sink, self._translator
+        if sink is None:
             return
-        if error is None:
-            try:
-                error = self._encode(self._decoder.close())
-            except TpoError as e:
-                error = e
-        else:
-            error.body = None
-        self._end(error)
-
-    def _encode(self, events: list[Any]) -> TpoError | None:
-        """Write events; answers the failure among them, which the client's dialect must tell."""
-        out: list[bytes] = []
-        for event in events:
-            if isinstance(event, ReplyFailed):
-                self._write(out)
-                return event.error
-            if isinstance(event, ReplyUsage):
-                self.reply.usage = Usage(event.usage.prompt, event.usage.completion)
-            out.append(self._encoder.encode(event))
-        self._write(out)
-        return None
-
-    def _write(self, parts: list[bytes]) -> None:
-        data = b"".join(parts)
-        if data and self._sink is not None:
-            self._sink.data(data)
+        out = translator.close() if error is None else translator.fail(error)
+        if out:
+            sink.data(out)
+        failed = translator.error or error
+        self._end(None if failed is None else _told(failed))
 
     def _end(self, error: TpoError | None) -> None:
-        self.reply.finish_reason = self._source.finish_reason or self.reply.finish_reason
+        seen, reply, source = self._translator, self.reply, self._source
+        usage = seen.usage
+        reply.usage = source.usage if usage is None else Usage(usage.prompt, usage.completion)
+        reply.finish_reason = source.finish_reason or seen.finish_reason
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.end(error)
+
+
+def _told(error: TpoError) -> TpoError:
+    """The failure that the client has read already, in the stream itself."""
+    error.body = TOLD
+    return error

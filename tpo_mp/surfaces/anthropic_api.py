@@ -1,4 +1,4 @@
-"""The Anthropic family: messages and token counting.
+"""The Anthropic family: messages, token counting and legacy completions.
 
 Source: Anthropic API reference; ``request-id`` and the error envelope as its SDKs read them.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from tpo_mp.dialects import anthropic_complete
 from tpo_mp.dialects import anthropic_messages as dialect
+from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.pipeline.delivery import Delivery
@@ -36,6 +38,7 @@ class AnthropicApi:
             Endpoint(
                 "POST", "/v1/messages/count_tokens", self.count, "anthropic", max_body_bytes=0
             ),
+            Endpoint("POST", "/v1/complete", self.complete, "anthropic", max_body_bytes=0),
         ]
 
     def messages(self, exchange: Exchange) -> None:
@@ -46,12 +49,12 @@ class AnthropicApi:
         """Count a conversation's tokens; only a backend of the same dialect can."""
         self._run(exchange, dialect.decode_count_request(exchange.body), Dialect.ANTHROPIC_COUNT)
 
-    def _run(
-        self,
-        exchange: Exchange,
-        request: dialect.MessagesRequest | dialect.CountRequest,
-        spoken: Dialect,
-    ) -> None:
+    def complete(self, exchange: Exchange) -> None:
+        """Continue a transcript, streamed or not; the API before messages."""
+        request = anthropic_complete.decode_request(exchange.body)
+        self._run(exchange, request, Dialect.ANTHROPIC_COMPLETE)
+
+    def _run(self, exchange: Exchange, request: RequestHead, spoken: Dialect) -> None:
         body = exchange.body
         if request.has_routing_fields():
             body = dialect.strip_routing_fields(body)
@@ -63,6 +66,7 @@ class AnthropicApi:
             affinity=request.affinity,
         )
         call.dialect = spoken
+        call.usage_wanted = request.usage_wanted
         headers = exchange.head.headers
         for name in _FORWARDED:
             if name in headers:

@@ -7,6 +7,8 @@ from tpo_mp.errors import TpoError
 from tpo_mp.http.exchange import Exchange, request_id
 from tpo_mp.pipeline.delivery import retry_lines
 
+_ANTHROPIC = ("/v1/messages", "/v1/complete")
+
 
 def render_error(exchange: Exchange, error: TpoError) -> None:
     """Answer ``error``; status and body have the family's shape."""
@@ -33,4 +35,4 @@ def _family(path: str) -> str:
     """The family a client of an unknown route most likely belongs to."""
     if path.startswith("/api/"):
         return "native"
-    return "anthropic" if path.startswith("/v1/messages") else "openai"
+    return "anthropic" if path.startswith(_ANTHROPIC) else "openai"

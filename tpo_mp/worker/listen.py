@@ -135,20 +135,30 @@ class Listening:
             self._accepted, sock=listener, backlog=4096, **self._tls
         )
 
-    async def drain(self) -> None:
-        """Take what the kernel has queued, then stop accepting."""
+    async def drain(self, *, for_all: bool) -> None:
+        """Take what the kernel has queued, then stop accepting.
+
+        ``for_all`` ends the listeners themselves.  Other processes may keep their copies open a
+        moment longer, a spare that still boots for one: the kernel would go on queueing
+        connections that nobody takes, and reset them at the last close.
+        """
         give_up_at = self._loop.time() + DRAIN_S
         # The loop takes one connection per listener and turn.
         while self._queued() and self._loop.time() < give_up_at:  # noqa: ASYNC110 - a kernel queue
             await asyncio.sleep(0)
+        drained = list(self._servers)
         self._stop_accepting()
         self.version = -1
+        if for_all:
+            for fd in drained:
+                _refuse(fd)
 
     def _queued(self) -> bool:
         poll = select.poll()
         for fd in self._servers:
             poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+        # A listener that somebody else has ended is readable for ever, and has nothing.
+        return any(not happened & select.POLLHUP for _, happened in poll.poll(0))
 
     def _stop_accepting(self) -> None:
         for server in self._servers.values():
@@ -161,3 +171,9 @@ class Listening:
         for fd in set(self._listeners):
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _refuse(fd: int) -> None:
+    """End a listener in every process that has it; elsewhere than on Linux this does nothing."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
+        listener.shutdown(socket.SHUT_RD)

@@ -59,6 +59,7 @@ class Mesh:
         credit_bytes: int,
         inline_bytes: int,
         on_busy: Callable[[], None],
+        on_crash: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
         self.links = links
         self._placing = placing
@@ -75,6 +76,7 @@ class Mesh:
         self.blocked: set[Served] = set()
         self._untold: dict[int, deque[bytes]] = {}
         self._on_busy = on_busy
+        self.on_crash = on_crash
 
     @property
     def busy(self) -> bool:

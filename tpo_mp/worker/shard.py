@@ -188,6 +188,7 @@ class Shard:
             credit_bytes=config.rings.credit_bytes,
             inline_bytes=config.rings.inline_bytes,
             on_busy=self._busy,
+            on_crash=self._crashed,
         )
         self.links.damaged = self._damaged
         self.store = StoreClient(
@@ -425,9 +426,9 @@ class Shard:
     async def _begin_drain(self) -> None:
         self.stage = Life.DRAINING
         self.lines.state = SeatState.DRAINING
-        await self.listening.drain()
-        self.listening.close()
         leaving = self.plane.host_state >= HostState.DRAINING
+        await self.listening.drain(for_all=leaving)
+        self.listening.close()
         self.owner.draining = leaving
         self.edge.drain(LEAVING_LINGER_S if leaving else LINGER_S)
 

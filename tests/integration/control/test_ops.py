@@ -80,3 +80,40 @@ def test_a_big_request_is_refused() -> None:
         writer.close()
 
     serving(test)
+
+
+def test_a_defect_is_told_and_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 without detail; what went wrong reaches the loop's handler, a client's noise does not."""
+    told: list[str] = []
+
+    def broken(*_: object) -> bytes:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(module.prometheus, "render", broken)
+
+    async def test(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(repr(context["exception"])))
+        for request in (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"nonsense\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"secret" not in head
+            assert b"Server:" not in head
+            writer.close()
+
+    serving(test)
+    assert told == ["KeyError('secret')"]
+
+
+@pytest.mark.parametrize(("request_line", "status"), [(b"GET /none", 404), (b"PUT /live", 405)])
+def test_other_requests_are_refused(request_line: bytes, status: int) -> None:
+    """Pages are read, by their names."""
+
+    async def test(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" %d " % status in await reader.readline()
+        writer.close()
+
+    serving(test)

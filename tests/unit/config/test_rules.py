@@ -91,3 +91,61 @@ def test_ports_and_pauses_must_fit_together(refused: Refused) -> None:
         "server.ops_port = 9090: the same as server.port",
         "supervisor.backoff_min_s = 40.0: over supervisor.backoff_max_s",
     ]
+
+
+@pytest.mark.usefixtures("only_core")
+@pytest.mark.parametrize(
+    "origin", ["https://a.example", "https://*.example", "http://[::1]:3000", "http://localhost:*",
+               "null", "*", "vscode-webview://x"],
+)  # fmt: skip
+def test_origin_may_be_named_or_globbed(load_text: Loads, origin: str) -> None:
+    """As browsers send them."""
+    text = f'[server.cors]\norigins = ["{origin}"]\n'
+    assert load_text(text).server.cors.origins == (origin,)
+
+
+@pytest.mark.usefixtures("only_core")
+@pytest.mark.parametrize(
+    "origin", ["https://a.example/", "https://a.example/path", "a.example", "", "https://", "a b"]
+)
+def test_origin_that_no_browser_sends_is_refused(refused: Refused, origin: str) -> None:
+    """It would never match."""
+    (problem,) = refused(f'[server.cors]\norigins = ["{origin}"]\n')
+    assert problem.startswith("server.cors.origins[0]")
+
+
+@pytest.mark.usefixtures("only_core")
+@pytest.mark.parametrize("origin", ["*", "null", "https://*", "https://*:443", "*://*"])
+def test_credentials_need_named_origins(refused: Refused, origin: str) -> None:
+    """Any page could act as its visitor otherwise."""
+    (problem,) = refused(f'[server.cors]\ncredentials = true\norigins = ["{origin}"]\n')
+    assert "the origins must be named" in problem
+
+
+@pytest.mark.usefixtures("only_core")
+def test_hosts_and_proxies_are_what_they_are_called(refused: Refused, load_text: Loads) -> None:
+    """Names without ports, addresses and blocks."""
+    sound = 'trusted_hosts = ["a.example", "*.b", "[::1]"]\ntrusted_proxies = ["10.0.0.0/8", "::1"]'
+    assert len(load_text(f"[server]\n{sound}\n").server.trusted_proxies) == 2
+    bad = 'trusted_hosts = ["a:80", "https://a"]\ntrusted_proxies = ["10.0.0.0/33", "proxy.local"]'
+    problems = refused(f"[server]\n{bad}\n")
+    assert [p.partition(" ")[0] for p in problems] == [
+        "server.trusted_hosts[0]", "server.trusted_hosts[1]",
+        "server.trusted_proxies[0]", "server.trusted_proxies[1]",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("only_core")
+def test_missing_certificate_is_named(refused: Refused) -> None:
+    """By setting and path."""
+    (problem,) = refused('[server.tls]\ncert_file = "/nowhere/cert.pem"\n')
+    assert problem == "server.tls.cert_file: '/nowhere/cert.pem' is missing"
+    (problem,) = refused('[server.tls]\nkey_file = "/nowhere/key.pem"\n')
+    assert problem == "server.tls.key_file: a key without cert_file"
+
+
+@pytest.mark.usefixtures("only_core")
+@pytest.mark.parametrize(("word", "least"), [("true", 1024), ("false", 0)])
+def test_other_spelling_of_compression_is_a_size(load_text: Loads, word: str, least: int) -> None:
+    """On or off, as the reference says it."""
+    assert load_text(f"enable_compression = {word}\n").server.compression_min_bytes == least

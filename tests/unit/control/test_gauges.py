@@ -54,3 +54,12 @@ def test_the_state_of_the_store_is_shown(arena: MetricsArena, tmp_path: Path) ->
     assert (seen["tpo_open_copy_calls"], seen["tpo_open_copy_bytes"]) == (3, 900)
     assert seen["tpo_store_broken"] == 1
     shelf.close()
+
+
+def test_expiry_is_shown_only_when_there_is_a_certificate(arena: MetricsArena) -> None:
+    """A gauge of 0 would ring every alarm."""
+    gauges = ControlGauges(arena.block(0, 1))
+    gauges.set_certificate(None)
+    assert "tpo_tls_certificate_expires_seconds" not in levels(arena)
+    gauges.set_certificate(1_800_000_000.0)
+    assert levels(arena)["tpo_tls_certificate_expires_seconds"] == 1_800_000_000.0

@@ -17,7 +17,8 @@ from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.types import Reply, Terminal, Usage
-from tpo_mp.worker.account import BATCH, MAX_KEPT, MAX_ROWS, Account
+from tpo_mp.worker import account
+from tpo_mp.worker.account import BATCH, Account
 
 _decode = msgspec.msgpack.Decoder(list[RecordFrame]).decode
 
@@ -230,15 +231,16 @@ def test_slots_wait_for_letters_too(books: Books) -> None:
     assert len(books.closed) == 2
 
 
-def test_records_nobody_takes_are_bounded(books: Books) -> None:
+def test_records_nobody_takes_are_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest go, and are counted."""
+    monkeypatch.setattr(account, "MAX_KEPT", 200)
     books.room = 0
-    books.finish(MAX_KEPT + 100)
+    books.finish(300)
     books.account.flush()
     assert books.value("tpo_records_dropped_total") == 100
     books.room = 1 << 30
     books.account.flush()
-    assert len(books.records()) == MAX_KEPT
+    assert len(books.records()) == 200
 
 
 def test_settled_slots_are_given_up_for_new_calls(books: Books) -> None:
@@ -268,12 +270,13 @@ def test_batches_fit_their_ring() -> None:
     books.arena.close()
 
 
-def test_rows_are_bounded(books: Books) -> None:
+def test_rows_are_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invented models end in one row, not in the memory."""
-    for i in range(MAX_ROWS + 200):
+    monkeypatch.setattr(account, "MAX_ROWS", 20)
+    for i in range(100):
         books.finish(1, model=f"m-{i}", slot=-1)
-    assert len(books.account._rows) <= MAX_ROWS + 1
-    assert books.value("tpo_requests_total", path="/v1/x", code="200") == MAX_ROWS + 200
+    assert len(books.account._rows) <= 21
+    assert books.value("tpo_requests_total", path="/v1/x", code="200") == 100
 
 
 def test_defect_in_the_books_spares_the_other_calls(books: Books) -> None:

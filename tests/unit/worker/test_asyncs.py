@@ -309,9 +309,7 @@ def rerun(shard: FakeShard, *pieces: bytes, attempts: int = 1) -> str:
     """Control hands a dead worker's call over."""
     call_id = CallIds(1, 1).new()
     session = shard.host.session_on(shard.seat, "t")
-    meta = msgspec.msgpack.encode(
-        frames.SlotMeta("/api/v1/infer", "m", "t", session, "r-1", False)
-    )
+    meta = msgspec.msgpack.encode(frames.SlotMeta("/api/v1/infer", "m", "t", session, "r-1", False))
     for i, body in enumerate(pieces):
         more = i < len(pieces) - 1
         made = frames.RerunFrame(call_id, attempts, b"" if i else meta, body, more)

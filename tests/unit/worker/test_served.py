@@ -30,6 +30,8 @@ class FakeMesh:
         self.sent: list[tuple[Kind, bytes]] = []
         self.blocked: set[Served] = set()
         self.done = 0
+        self.crashes: list[BaseException] = []
+        self.on_crash = self.crashes.append
 
     def push(self, seat: int, head: bytes, body: bytes, *, control: bool = False) -> bool:
         """Take a frame, unless full."""
@@ -121,6 +123,8 @@ def test_failure_is_the_end(outcome: Exception, code: str, reason: str, later: b
     assert error is not None
     assert error[:2] == (code, reason)
     assert mesh.done == 1
+    # A defect is reported where it happened; the owner hears only that there was one.
+    assert mesh.crashes == ([outcome] if code == "fault" else [])
 
 
 def test_upstreams_own_error_body_crosses_if_it_fits() -> None:

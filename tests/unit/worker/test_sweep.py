@@ -23,9 +23,10 @@ class Pauses(SilentMetrics):
 
 
 @pytest.fixture
-def pauses() -> Iterator[Pauses]:
-    """The collector's settings are this process's: they are put back."""
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pauses]:
+    """The collector's settings are this process's: they are put back, and nothing is collected."""
     before = gc.get_threshold()
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     yield Pauses()
     gc.set_threshold(*before)
     gc.unfreeze()

@@ -1,0 +1,141 @@
+"""Every surface, whatever it speaks: each request is answered once, with a status or our error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+
+from tests.support import contract
+from tests.support.fake_gateway import FakeExchange, Surface
+from tpo_mp import registry
+from tpo_mp.errors import TpoError
+from tpo_mp.http.endpoints import Endpoint, EndpointTable, Family
+from tpo_mp.http.head import BadHead
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.plane import Plane
+
+NAMES = contract.names("surfaces")
+BODIES: list[Any] = [
+    b"", b"{", b"null", b"[]", b'"x"', b"5", b"{}", b'{"model":5}', b'{"prompt":null}',
+    b'{"model":"m","messages":"hi"}', b'{"model":"m","messages":[{}]}', b"\xff\xfe",
+    b'{"stream":"yes"}', b"[" * 30_000, b'{"messages":[' * 5000, b'{"a":' * 5000,
+    b'{"model":"\\ud800","messages":[{"role":"user","content":"x"}]}', b"1e999", b"-", b"NaN",
+]  # fmt: skip
+IDS = ["x", "..", "%2e%2e%2fetc", "%00x", "a" * 3000, "%F0%9F%8E%88", "00000000-0000-4000-8000-0"]
+
+
+@pytest.fixture
+def host() -> Iterator[dict[str, Any]]:
+    """What every worker knows of its host."""
+    plane, arena = Plane.create(2, 5, bytes(16)), MetricsArena.create(5)
+    yield {"plane": plane, "metrics_arena": arena}
+    plane.close()
+    arena.close()
+
+
+def routes(name: str) -> list[Endpoint]:
+    """A surface's endpoints."""
+    return list(Surface(registry.find("surfaces", name)).gateway.table)
+
+
+def refusal(surface: Surface, method: str, target: str, body: bytes) -> tuple[int, str]:
+    """Send a request; status and words of its refusal, 0 when it was answered."""
+    try:
+        exchange = surface.send(method, target, body)
+    except TpoError as refused:
+        return refused.status, refused.message
+    except BadHead as refused:
+        return refused.status, refused.message
+    settle(surface, exchange)
+    return 0, ""
+
+
+def settle(surface: Surface, exchange: FakeExchange) -> None:
+    """Whatever waits for the chain is answered by it."""
+    for delivery in surface.gateway.submitted:
+        delivery.done(None, TpoError("nobody serves here"))
+    assert exchange.status, "not answered"
+    assert 200 <= exchange.status <= 599
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_strict_and_described(name: str) -> None:
+    """As every feature's."""
+    contract.check_options(registry.find("surfaces", name).Config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_endpoints_are_well_formed(name: str) -> None:
+    """Methods, absolute templates, a family that words errors."""
+    found = routes(name)
+    assert found
+    for endpoint in found:
+        assert endpoint.method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        assert endpoint.template.startswith("/")
+        assert endpoint.family in get_args(Family)
+        assert callable(endpoint.handler)
+
+
+def test_surfaces_share_one_table() -> None:
+    """No two claim the same method and path."""
+    EndpointTable([endpoint for name in NAMES for endpoint in routes(name)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:24].decode("latin-1"))
+def test_no_body_gets_more_than_a_refusal(name: str, host: dict[str, Any], body: bytes) -> None:
+    """Never an exception that is not ours, never two answers, never none."""
+    for endpoint in routes(name):
+        if endpoint.method == "GET":
+            continue
+        surface = Surface(registry.find("surfaces", name), **host)
+        target = endpoint.template.replace("{", "").replace("}", "")
+        status, said = refusal(surface, endpoint.method, target, body)
+        assert status == 0 or 400 <= status < 500
+        assert bool(said) == bool(status)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("given", IDS)
+def test_no_path_gets_more_than_a_refusal(name: str, host: dict[str, Any], given: str) -> None:
+    """Ids and names are data."""
+    for endpoint in routes(name):
+        if "{" not in endpoint.template:
+            continue
+        surface = Surface(registry.find("surfaces", name), **host)
+        head, _, rest = endpoint.template.partition("{")
+        target = head + given + rest.partition("}")[2]
+        status, said = refusal(surface, endpoint.method, target, b"{}")
+        assert status == 0 or 400 <= status < 600
+        assert len(said) < 500
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("query", ["a=b", "limit=x", "limit=1&limit=2", "%ff=%00", "=", "wait=1e9"])
+def test_no_query_gets_more_than_a_refusal(name: str, host: dict[str, Any], query: str) -> None:
+    """Parameters are data too."""
+    for endpoint in routes(name):
+        if endpoint.method != "GET":
+            continue
+        surface = Surface(registry.find("surfaces", name), **host)
+        target = endpoint.template.replace("{", "").replace("}", "")
+        status, _ = refusal(surface, "GET", f"{target}?{query}", b"")
+        assert status == 0 or 400 <= status < 600
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_what_they_say(name: str, host: dict[str, Any]) -> None:
+    """A JSON answer is JSON."""
+    for endpoint in routes(name):
+        if endpoint.method != "GET" or "{" in endpoint.template:
+            continue
+        surface = Surface(registry.find("surfaces", name), **host)
+        try:
+            exchange = surface.send("GET", endpoint.template, b"")
+        except TpoError:
+            continue
+        if exchange.content_type.startswith(b"application/json"):
+            json.loads(exchange.answer)

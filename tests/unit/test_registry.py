@@ -1,0 +1,68 @@
+"""Finding features: by file name, by entry point, and with a hint when there is none."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from typing import get_args
+
+import pytest
+
+from tpo_mp import registry
+from tpo_mp.errors import ConfigError
+from tpo_mp.ports import Door, Feature
+
+DOORS: tuple[Door, ...] = get_args(Door)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_names_import_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing what there is must not run it."""
+    loaded = [name for name in sys.modules if name.startswith(f"tpo_mp.{door}.")]
+    for name in loaded:
+        monkeypatch.delitem(sys.modules, name)
+    listed = registry.names(door)
+    assert listed == sorted(set(listed))
+    assert not [name for name in sys.modules if name.startswith(f"tpo_mp.{door}.")]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_name_is_found(door: Door) -> None:
+    """And is a feature."""
+    for name in registry.names(door):
+        assert isinstance(registry.find(door, name), Feature)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("ecko", "did you mean 'echo'"), ("zzz", "known: .*echo"), ("", "known")]
+)
+def test_unknown_names_come_with_a_hint(name: str, hint: str) -> None:
+    """The nearest, or all of them."""
+    with pytest.raises(ConfigError, match=hint):
+        registry.find("backends", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["../echo", "echo.x", "os", "Echo", "__init__", "echo\n", "a" * 99]
+)
+def test_names_cannot_leave_their_room(name: str) -> None:
+    """A config chooses features, not modules."""
+    with pytest.raises(ConfigError):
+        registry.find("backends", name)
+
+
+def test_features_come_in_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an entry point in the group of the door's name."""
+    point = EntryPoint("mine", "tpo_mp.backends.echo:FEATURE", "tpo_mp.backends")
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group, name=None: [point] if group == point.group and name in (None, "mine") else [],
+    )
+    registry._outside.cache_clear()
+    try:
+        assert "mine" in registry.names("backends")
+        assert "mine" not in registry.names("routes")
+        assert registry.find("backends", "mine") is registry.find("backends", "echo")
+    finally:
+        registry._outside.cache_clear()
