@@ -29,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.chaos)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(120))
             if item.get_closest_marker("slow") and os.environ.get("TPO_LONG") != "1":
                 item.add_marker(pytest.mark.skip(reason="a long form: set TPO_LONG=1"))
 

@@ -78,6 +78,15 @@ def test_a_storm_of_connections_is_weathered(start_host: StartHost) -> None:
     host.stop()
 
 
+def connected(client: socket.socket) -> bool:
+    """Whether the kernel has answered its first packet."""
+    try:
+        client.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a small backlog queue")
 def test_a_queue_that_overflows_delays_and_loses_nothing(start_host: StartHost) -> None:
     """Connections beyond the backlog of stopped workers are taken up once those go on."""
@@ -94,6 +103,9 @@ def test_a_queue_that_overflows_delays_and_loses_nothing(start_host: StartHost) 
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", host.port))
             waiting.append(client)
+        refused = sum(not connected(client) for client in waiting)
+        print(f"{refused} of {len(waiting)} did not fit")
+        assert refused, "the queue overflows"
         worker.resume()
     with Crowd(host.url, 50, stream=False) as crowd:
         crowd.ended()

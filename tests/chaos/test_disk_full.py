@@ -93,7 +93,7 @@ def test_a_full_disk_stops_nothing_and_loses_no_letter(
         assert ready.status == 200
         assert ready.json()["degraded"], "a store that cannot write"
         filler.unlink()
-        wait_for(lambda: not host.ask("/ready").json()["degraded"], 10 * slack, "recovery")
+        wait_for(lambda: not host.ask("/ready").json()["degraded"], 15 * slack, "recovery")
         host.end()
         # What memory held is on the disk now.
         host.start()

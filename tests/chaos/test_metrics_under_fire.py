@@ -95,7 +95,7 @@ def requests(host: Host, number: int, rng: Random) -> Iterator[bytes]:
 def test_ten_thousand_sessions_and_models_stay_a_bounded_page(
     start_host: StartHost, rng: Random
 ) -> None:
-    """Label values are capped: the page and its cells stop growing, the rest is ``other``."""
+    """Label values are capped per process: the page stays small, the rest is ``other``."""
     host = start_host(config=ANY_MODEL)
     every = list(requests(host, MANY, rng))
     sizes = []
@@ -114,9 +114,9 @@ def test_ten_thousand_sessions_and_models_stay_a_bounded_page(
     models = {dict(labels).get("model") for _, labels in seen} - {None}
     assert "other" in models
     assert len(models) <= 2 * 64 + 2
-    assert sizes[2][0] <= sizes[1][0] * 1.02
-    assert sizes[2][1] < 2_000_000
-    assert not any(b"session-" in page.encode() for _ in [0])
+    assert sizes[2][0] < 3000
+    assert sizes[2][1] < 500_000
+    assert "session-" not in page
     overflow = sum(value for (name, _), value in seen.items() if "overflow" in name)
     assert overflow == 0
     host.stop()

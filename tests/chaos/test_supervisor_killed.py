@@ -79,7 +79,7 @@ def test_a_supervisor_killed_right_after_a_spawn_leaves_no_orphan(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
     """The moment between fork and the child's first line is no gap: the lifeline is there."""
-    for _ in range(3):
+    for _ in range(2):
         host = start_host()
         host.warm()
         for pid in host.worker_pids():

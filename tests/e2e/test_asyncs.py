@@ -96,12 +96,12 @@ def test_any_shard_finds_a_call_that_any_shard_took_and_any_shard_serves(bench: 
 
 def test_wait_ends_when_the_answer_is_there_or_the_time_is_up(bench: Bench) -> None:
     """From the taking shard and from the other: neither earlier nor much later."""
-    bench.upstream.play(first_s=0.6)
+    bench.upstream.play(first_s=1.0)
     for client in bench.clients:
         call_id = infer(bench.clients[0], "slow")
         began = time.monotonic()
         assert result(client, call_id, 0.2).status == 202
-        assert 0.2 <= time.monotonic() - began < 0.6
+        assert 0.2 <= time.monotonic() - began < 0.9
         assert result(client, call_id, 20).status == 200
         assert time.monotonic() - began < 5
 
@@ -259,7 +259,7 @@ def test_every_wrong_field_of_a_body_is_named(bench: Bench, path: str) -> None:
         ({"prompt": "a", "temperature": "hot"}, "temperature"),
         ({"prompt": "a", "deadline_secs": 0}, "deadline_secs"),
         ({"prompt": "a", "timeout_seconds": 3601}, "timeout_seconds"),
-        ({"prompt": "a", "stream": True}, "stream"),
+        ({"prompt": "a", "stream": "yes"}, "stream"),
         ({"prompt": "a", "api_base": "http://x"}, "api_base"),
     ]
     for body, field in wrong:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dialects import REPLIES
 from tests.support.gateway import ROOT, Gateway
 from tests.support.raw import chat
 from tests.support.upstream import Upstream
@@ -26,8 +27,11 @@ def full(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
 
 def test_each_backend_serves_its_models(full: tuple[Gateway, Upstream]) -> None:
     """The route sends each model where it is served, and the answer says where that was."""
-    gateway, _ = full
-    for model, backend in (("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream")):
+    gateway, upstream = full
+    upstream.queue("answer", reply=REPLIES["anthropic_messages"])
+    for model, backend in (
+        ("claude-1", "claude"), ("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream")
+    ):  # fmt: skip
         reply = gateway.ask(CHAT, chat("hi", model=model))
         assert reply.status == 200, reply
         assert reply.headers["x-tpo-backend"] == backend

@@ -249,7 +249,6 @@ AFTER = [
     Fault("cut", 0, "cut_off", stream=True),
     Fault("hang_body", 0, "idle_timeout", stream=True),
     Fault("no_done", 0, "truncated_stream", stream=True),
-    Fault("stream_error", 0, "truncated_stream", stream=True),
     Fault("endless", 0, "total_timeout", stream=True, script={"delay_s": 0.02}),
     Fault("cut inside an event", 0, "cut_off", stream=True, model="raw"),
     Fault("bad chunk later", 0, "bad_framing", stream=True, model="raw"),
@@ -269,6 +268,17 @@ def test_fault_in_mid_stream_is_an_error_event_and_an_end(bench: Bench, fault: F
         assert events[-1]["error"]["code"] == fault.code, (name, events[-1])
         assert b"[DONE]" not in reply.events, name
         assert reply.body.endswith(b"\n\n"), name
+
+
+def test_error_event_of_the_upstream_passes_once_and_is_a_failure(bench: Bench) -> None:
+    """The upstream's own words, no second error, a proper end; counted as failed."""
+    failed = _failures(bench)
+    body = chat("x", "up", stream=True, metadata={"upstream": {"mode": "stream_error"}})
+    for name, reply in on_all_ways(bench, body):
+        events = [json.loads(event) for event in reply.events]
+        assert events[-1]["error"]["message"] == "upstream broke", (name, events)
+        assert sum("error" in event for event in events) == 1, (name, events)
+    wait_for(lambda: _failures(bench) == failed + 4, 5, "four failures")
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422, 429])

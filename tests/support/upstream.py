@@ -55,6 +55,10 @@ class Script:
     delay_s: float = 0.0
     pad_bytes: int = 0
     keep_alive: bool = True
+    reply: Any = None
+    """The JSON body of a whole reply or of a ``status``, instead of its own."""
+    events: tuple[bytes, ...] = ()
+    """The events of a stream in any dialect, instead of its own; ``cut`` and ``no_done`` count."""
 
 
 @dataclass(slots=True)
@@ -342,7 +346,8 @@ async def _reply(
             "param": None,
             "code": "upstream",
         }
-        await _send(writer, _unary({"error": error}, script.status, script.headers))
+        shown = script.reply or {"error": error}
+        await _send(writer, _unary(shown, script.status, script.headers))
     elif mode == "html":
         page = b"<html><body>It works!</body></html>"
         await _send(writer, _head(200, "text/html", f"Content-Length: {len(page)}") + page)
@@ -356,7 +361,7 @@ async def _reply_unary(
     script: Script, body: dict[str, Any], writer: asyncio.StreamWriter, number: int
 ) -> None:
     mode = script.mode
-    value = _completion(script, body, number)
+    value = script.reply or _completion(script, body, number)
     more = script.headers
     if mode == "many_headers":
         more = more | {f"X-Filler-{i}": "y" * 20 for i in range(10_000)}
@@ -399,6 +404,12 @@ async def _reply_stream(
 
 
 async def _events(script: Script, body: dict[str, Any], number: int) -> AsyncIterator[bytes]:
+    if script.events:
+        whole = script.mode != "no_done"
+        for event in script.events if whole else script.events[:-1]:
+            yield _chunk(event)
+        yield _chunk(b"")
+        return
     text = _reply_text(script, body)
     size = max(1, -(-len(text) // script.chunks))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]

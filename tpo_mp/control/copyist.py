@@ -65,6 +65,7 @@ class Copyist:
         now = self._slots.scan()
         began = self._began
         if now == began if self._file.usable else not now and self._file.absent:
+            self.broken = False
             return True
         over = [place for place in began if place not in now]
         for place in over:

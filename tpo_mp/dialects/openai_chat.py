@@ -237,5 +237,6 @@ def last_user_text(body: bytes) -> str:
             if isinstance(content, str):
                 return content
             if isinstance(content, list):
-                return "".join(p.get("text") or "" for p in content if isinstance(p, dict))
+                texts = (p.get("text") for p in content if isinstance(p, dict))
+                return "".join(text for text in texts if isinstance(text, str))
     return ""

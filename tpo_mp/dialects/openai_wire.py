@@ -114,8 +114,8 @@ def with_usage(body: bytes, request_has_options: bool) -> bytes:
 
 
 class _Counts(Struct, gc=False):
-    prompt_tokens: int = -1
-    completion_tokens: int = -1
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class _Head(Struct, gc=False):
@@ -128,7 +128,10 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 def usage_of(body: bytes) -> Usage | None:
     """Token counts of a whole reply; raises ``ValueError`` when the body is not a JSON object."""
     usage = _decode_head(body).usage
-    return None if usage is None else Usage(usage.prompt_tokens, usage.completion_tokens)
+    if usage is None:
+        return None
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return Usage(-1 if prompt is None else prompt, -1 if completion is None else completion)
 
 
 # -- the passed-through stream --------------------------------------------------------------------

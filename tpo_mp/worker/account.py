@@ -147,6 +147,8 @@ class Account:
                 enter(delivery)
             except Exception as e:  # noqa: BLE001 - bookkeeping must not end the shard
                 self._on_crash(e)
+            if delivery.call.slot >= 0:
+                self._slots.append(delivery.call.slot)
             if delivery.call.attempts:
                 inferred += 1
             if delivery.reply is not None:
@@ -216,8 +218,6 @@ class Account:
             "" if error is None else error.reason, delivery.peer,
         )  # fmt: skip
         self._records.append(record)
-        if call.slot >= 0:
-            self._slots.append(call.slot)
 
     def _new_row(self, path: str, model: str, backend: str, status: int) -> _Row:
         if len(self._rows) >= MAX_ROWS:

@@ -105,7 +105,7 @@ def refused(load_text: Load) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def only_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that echo, openai and weighted are the only features."""
+    """Pretend that anthropic, echo, openai and weighted are the only features."""
     _pretend(monkeypatch, {})
 
 
@@ -117,7 +117,11 @@ def some_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, stages: Mapping[str, Feature]) -> None:
     names, find = registry.names, registry.find
-    core = {"backends": ["echo", "openai"], "routes": ["weighted"], "stages": sorted(stages)}
+    core = {
+        "backends": ["anthropic", "echo", "openai"],
+        "routes": ["weighted"],
+        "stages": sorted(stages),
+    }
 
     def fake_find(door: Door, name: str) -> Feature:
         return stages[name] if door == "stages" else find(door, name)

@@ -34,6 +34,15 @@ def test_openai_by_flag_uses_its_own_address_and_key(backend: Callable[..., Any]
     assert backend(backend="openai").api_key is None
 
 
+def test_anthropic_by_flag_uses_its_own_address_and_key(load_text: Callable[..., Config]) -> None:
+    """`--backend anthropic` is enough, and nothing stands in for it."""
+    config = load_text(backend="anthropic", env={"ANTHROPIC_API_KEY": "sk-ant-0123456789"})
+    found: Any = config.backends[0]
+    assert (found.kind, found.base_url) == ("anthropic", "https://api.anthropic.com/v1")
+    assert found.api_key.reveal() == "sk-ant-0123456789"
+    assert not config.warnings
+
+
 def test_key_does_not_follow_to_a_chosen_address(backend: Callable[..., Any]) -> None:
     """Our own keys never go to somebody else's server."""
     found = backend(backend="openai", base_url="http://127.0.0.1:9/v1", env=KEY)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tpo_mp.backends.anthropic import Config as AnthropicConfig
 from tpo_mp.backends.openai import Config as OpenAIConfig
 from tpo_mp.config.blob import from_blob, to_blob
 from tpo_mp.config.load import load
@@ -24,7 +25,7 @@ def test_orchestrator_sample_loads() -> None:
     assert config.pipeline.name == "production"
     assert (config.observability.log_format, config.server.ops_port) == ("json", 9090)
     (backend,) = config.backends
-    assert isinstance(backend, OpenAIConfig)
+    assert isinstance(backend, AnthropicConfig)
     assert (backend.name, backend.models) == ("anthropic", ("claude-sonnet-4-6",))
     assert backend.base_url == "https://api.anthropic.com/v1"
     assert backend.api_key == Secret("sk-ant-0123456789", "env", "ANTHROPIC_API_KEY")

@@ -188,6 +188,18 @@ def test_a_failed_disk_is_tried_again_later_with_everything(desk: Desk) -> None:
     assert list(desk.copied()) == [1]
 
 
+def test_a_failure_that_left_nothing_to_write_is_over(desk: Desk) -> None:
+    """The calls ended before the disk had room again: there is no file, and none is missing."""
+    desk.full = True
+    slot = desk.open()
+    assert not desk.update()
+    assert desk.copyist.broken
+    desk.writer.close(slot)
+    assert desk.update()
+    assert not desk.copyist.broken
+    assert not desk.path.exists()
+
+
 def test_asked_calls_are_synced_without_looking_at_the_others(desk: Desk) -> None:
     """What is there already is not written twice."""
     first = desk.open()

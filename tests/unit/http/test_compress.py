@@ -22,7 +22,8 @@ def test_gzip_is_sent_to_who_asks(accepted: bytes) -> None:
 @pytest.mark.parametrize(
     "accepted",
     [b"", b"identity", b"br", b"zstd, br", b"gzip;q=0", b"gzip;q=0.0, *", b"*;q=0",
-     b"identity;q=1, gzip;q=0.5", b"gzip;q=2", b"gzip;q=-1", b"gzip;q=nan", b"gzip;q=x", b"gzipped"],
+     b"identity;q=1, gzip;q=0.5", b"gzip;q=2", b"gzip;q=-1", b"gzip;q=nan", b"gzip;q=x",
+     b"gzipped"],
 )  # fmt: skip
 def test_gzip_is_not_forced_on_others(accepted: bytes) -> None:
     """Nobody asked, refused, or preferred to have it plain."""

@@ -17,20 +17,22 @@ from tpo_mp.http.policy import Policy
 
 APP = b"https://app.example"
 SMALL, BIG = b'{"a":"' + b"x" * 500 + b'"}', b'{"a":"' + b"x" * (INLINE_BYTES + 10) + b'"}'
-ENDPOINTS = [
-    Endpoint("GET", "/small", lambda x: x.respond(200, SMALL), "openai"),
-    Endpoint("GET", "/big", lambda x: x.respond(200, BIG), "openai"),
-    Endpoint("GET", "/stream", lambda x: _flow(x), "openai"),
-    Endpoint("GET", "/peer", lambda x: x.respond(200, x.peer.encode()), "openai"),
-    Endpoint("GET", "/health", lambda x: x.respond(200, b"{}"), "ops"),
-    Endpoint("POST", "/small", lambda x: x.respond(200, SMALL), "native"),
-]
 
 
 def _flow(exchange: Any) -> None:
     exchange.begin(200, b"text/event-stream", b"", None)
     exchange.write(b"data: " + b"x" * 2000 + b"\n\n")
     exchange.finish()
+
+
+ENDPOINTS = [
+    Endpoint("GET", "/small", lambda x: x.respond(200, SMALL), "openai"),
+    Endpoint("GET", "/big", lambda x: x.respond(200, BIG), "openai"),
+    Endpoint("GET", "/stream", _flow, "openai"),
+    Endpoint("GET", "/peer", lambda x: x.respond(200, x.peer.encode()), "openai"),
+    Endpoint("GET", "/health", lambda x: x.respond(200, b"{}"), "ops"),
+    Endpoint("POST", "/small", lambda x: x.respond(200, SMALL), "native"),
+]
 
 
 class Answer:

@@ -281,7 +281,7 @@ def test_rows_are_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_defect_in_the_books_spares_the_other_calls(books: Books) -> None:
     """It is logged, and the rest is entered."""
-    call = make_call(b"{}")
+    call = make_call(b"{}", slot=9)
     broken = Delivery(FakeGateway(), FakeExchange(Head()), call)  # type: ignore[arg-type]
     broken.finished_at = None  # type: ignore[assignment]
     books.account.add(broken)
@@ -289,3 +289,4 @@ def test_defect_in_the_books_spares_the_other_calls(books: Books) -> None:
     books.account.flush()
     assert len(books.crashes) == 1
     assert len(books.records()) == 2
+    assert books.closed == [9, 0, 1]
