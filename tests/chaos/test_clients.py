@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 
 import psutil
+import pytest
 
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, metric
@@ -28,6 +29,8 @@ HEADER_S, BODY_S, IDLE_S = 0.6, 0.7, 0.8
 HURRIED = section(
     "[server]", header_timeout_s=HEADER_S, body_timeout_s=BODY_S, idle_timeout_s=IDLE_S
 )
+
+pytestmark = pytest.mark.timeout(180)
 LATE_S = 3.5
 """A deadline nearer than one that is filed already may be noticed this much later."""
 

@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from tests.chaos.conftest import StartHost
-from tests.support.host import Host
+from tests.support.host import Host, metric
 from tests.support.load import Crowd, Load
+from tests.support.raw import ask
 from tests.support.wait import accepts, wait_for
 
 STREAMS = 200
@@ -50,8 +51,11 @@ def test_term_lets_two_hundred_streams_finish(
 ) -> None:
     """New connections are refused at once; every stream ends with [DONE]; exit 0 soon after."""
     host = start_host(config=slow_echo(150))
-    with Crowd(host.url, STREAMS, text=WORDS) as crowd:
+    sessions = [f"session-{i}" for i in range(64)]
+    with Crowd(host.url, STREAMS, text=WORDS, sessions=sessions) as crowd:
         crowd.flowing()
+        page = ask(host.ops, "/metrics").body.decode()
+        assert metric(page, "tpo_ring_records_total") > STREAMS, "streams are forwarded"
         ordered_at = time.monotonic()
         os.killpg(host.pid, signal.SIGTERM) if whole_group else host.send_signal(signal.SIGTERM)
         wait_for(lambda: not accepts("127.0.0.1", host.port), 1.0 * slack, "a refused connection")
@@ -101,6 +105,23 @@ def test_connections_queued_when_term_comes_are_answered(start_host: StartHost) 
     print(crowd.outcomes())
     assert {a.outcome for a in attempts} <= {"ok", "error"}, crowd.outcomes()
     assert {a.status for a in attempts} <= {200, 503}
+    ends(host, ordered_at, 20)
+
+
+def test_the_port_closes_although_a_silent_process_holds_it(start_host: StartHost) -> None:
+    """A stopped spare keeps its copies of the listeners: nothing may queue there to be reset."""
+    host = start_host(config=slow_echo(100))
+    host.warm()
+    spare = host.status()["spare"]["pid"]
+    with Crowd(host.url, 4, text=WORDS) as crowd:
+        crowd.flowing()
+        os.kill(spare, signal.SIGSTOP)
+        ordered_at = time.monotonic()
+        host.send_signal(signal.SIGTERM)
+        wait_for(lambda: not accepts("127.0.0.1", host.port), 10, "a refused connection")
+        assert spare in host.processes(), "its end did not close the port"
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 4}
     ends(host, ordered_at, 20)
 
 

@@ -22,6 +22,8 @@ from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Counters, Upstream, stream_body
 from tests.support.wait import wait_for, wait_still
 
+pytestmark = pytest.mark.timeout(180)
+
 OWNER, SERVER = 0, 1
 
 

@@ -26,6 +26,16 @@ rag_to_assemble = {edge}
 """
 
 
+UNBUILDABLE = """
+[[backends]]
+name = "up"
+kind = "openai"
+base_url = "https://127.0.0.1:9/v1"
+ca_file = "{path}"
+models = ["echo"]
+"""
+
+
 def config(number: int) -> str:
     """The n-th of many configurations, no two of them alike."""
     return CONFIG.format(drain_s=10 + number, edge=500 + number)
@@ -80,6 +90,31 @@ def test_a_bad_config_keeps_the_old_and_says_so(start_host: StartHost, rng: Rand
         load.stop()
         assert not load.failed()
     assert len(host.events("reload_refused")) == 2
+    host.stop()
+
+
+def test_what_one_worker_cannot_build_is_vetoed_for_all(start_host: StartHost, rng: Random) -> None:
+    """Valid as far as the text goes: a shard finds the file missing, and the old chain stays."""
+    host = start_host(config=config(0))
+    host.warm()
+    assert host.config_path is not None
+    missing = host.folder / "none.pem"
+    with Load(host.url, rng, clients=8) as load:
+        host.config_path.write_text(UNBUILDABLE.format(path=missing))
+        done = host.tpo("reload")
+        assert done.returncode == 1, done
+        assert str(missing) in done.stderr
+        assert "refused" in done.stderr, "by a process, not by the compiler"
+        load.more(20)
+        assert {m["id"] for m in host.ask("/v1/models").json()["data"]} == {"echo", "echo-10"}
+        # The old configuration comes back as a new epoch, which everyone acknowledges.
+        wait_for(
+            lambda: {slot["config_epoch"] for slot in host.status()["slots"]} == {3},
+            5, "the old configuration everywhere",
+        )  # fmt: skip
+        load.stop()
+        assert not load.failed()
+    assert not host.events("worker_died")
     host.stop()
 
 

@@ -26,6 +26,8 @@ from tests.support.toml import ECHO, section
 from tests.support.wait import wait_for
 from tpo_mp.shm.ring_layout import DATA, HEAD, TAIL, ring_capacity
 
+pytestmark = pytest.mark.timeout(180)
+
 RESTLESS = section("[supervisor]", intensity=1000)
 KILLS = {
     "ring.claimed": "kill9",
@@ -48,7 +50,7 @@ def die_and_talk(
         config=ECHO + RESTLESS, env={"TPO_TEST": "1", "TPO_FAILPOINTS": spec}, ready_s=60
     )
     with Talk(host.url, rng, patience_s=patience_s) as talk:
-        wait_for(lambda: len(_deaths(host)) >= deaths, 240, f"{deaths} deaths", every_s=0.05)
+        wait_for(lambda: len(_deaths(host)) >= deaths, 150, f"{deaths} deaths", every_s=0.05)
         talk.stop()
         talk.check()
     died = _deaths(host)
@@ -66,7 +68,7 @@ def test_processes_killed_at_every_step_of_a_ring_falsify_and_hold_up_nothing(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
     """Twelve deaths at the six steps of push and drain, one as likely as another."""
-    spec = ";".join(f"{name}={action}:0.004:40" for name, action in KILLS.items())
+    spec = ";".join(f"{name}={action}:0.008:40" for name, action in KILLS.items())
     die_and_talk(start_host, rng, spec, 12, 5 + 2 * slack)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from random import Random
+from typing import Any
 
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, metric
@@ -22,12 +23,23 @@ models = ["*"]
 STREAMS = 200
 
 
+def children(host: Host) -> list[dict[str, Any]]:
+    """Slots, spare and control."""
+    seen = host.status()
+    return [*seen["slots"], seen["spare"], seen["control"]]
+
+
 def everyone(host: Host) -> set[int]:
     """Process ids of slots, spare and control."""
-    seen = host.status()
-    return {seen[name]["pid"] for name in ("spare", "control")} | {
-        slot["pid"] for slot in seen["slots"]
-    }
+    return {child["pid"] for child in children(host)}
+
+
+def check_whole(host: Host) -> None:
+    """Each child has a seat of its own, and nobody else is left of the old generation."""
+    wait_for(lambda: host.processes() == everyone(host) | {host.pid}, 10, "no process but these")
+    seats = [child["seat"] for child in children(host)]
+    assert len(set(seats)) == len(seats) == host.workers + 2, seats
+    assert host.status()["retiring"] == []
 
 
 def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
@@ -36,7 +48,7 @@ def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
     """Two hundred streams, half of them forwarded to a shard that retires, all end [DONE]."""
     host = start_host(config=RELAY.format(url=upstream.url))
     host.warm()
-    before = everyone(host)
+    before, epochs = everyone(host), {child["seat"]: child["epoch"] for child in children(host)}
     upstream.play(chunks=40, delay_s=0.12, pad_bytes=400)
     sessions = [f"session-{i}" for i in range(64)]
     with Crowd(host.url, STREAMS, model="up-1", sessions=sessions) as crowd:
@@ -56,7 +68,10 @@ def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
     assert crowd.outcomes() == {"ok": STREAMS}
     assert all(a.done for a in attempts)
     host.warm()
+    check_whole(host)
     assert not before & everyone(host), "every process is another one"
+    again = [child for child in children(host) if child["seat"] in epochs]
+    assert all(child["epoch"] > epochs[child["seat"]] for child in again), again
     assert not host.events("worker_died")
     assert host.status()["restarts"] == 0
     host.stop()
@@ -80,5 +95,6 @@ def test_a_worker_that_dies_in_a_rolling_restart_is_replaced(
         load.more(20)
         load.stop()
         assert load.count("refused", "hung") == 0, load.outcomes()
+    check_whole(host)
     assert host.ask("/ready").json()["degraded"] == []
     host.end()

@@ -452,10 +452,10 @@ def stream_body(body: dict[str, Any], number: int, **script: Any) -> bytes:
 
 
 def _unchunk(data: bytes) -> list[bytes]:
-    parts = []
-    while (cut := data.index(b"\r\n")) and (size := int(data[:cut], 16)):
+    parts, at = [], 0
+    while size := int(data[at : (cut := data.index(b"\r\n", at))], 16):
         parts.append(data[cut + 2 : cut + 2 + size])
-        data = data[cut + 4 + size :]
+        at = cut + 4 + size
     return parts
 
 

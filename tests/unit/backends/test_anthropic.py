@@ -142,7 +142,10 @@ def test_upstreams_refusal_reaches_the_client_as_it_came() -> None:
     assert (said.error.status, said.error.body, said.error.message) == (400, shown, "no")
 
 
-START = b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":3}}}\n\n'
+START = (
+    b"event: message_start\n"
+    b'data: {"type":"message_start","message":{"usage":{"input_tokens":3}}}\n\n'
+)
 WORDS = (
     b"event: content_block_delta\n"
     b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
