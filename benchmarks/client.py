@@ -127,7 +127,7 @@ class Client:
     def payload(self, session: str = "") -> Payload:
         """Answer the request to send, with a session id or without."""
         headers = {"X-Session-Id": session} if session else {}
-        return Payload(self.plan.tag, self.plan.stream, self.plan.extra, headers)
+        return Payload(self.plan.tag, self.plan.stream, self.plan.extra, headers, self.plan.path)
 
 
 class _Lean:

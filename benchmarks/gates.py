@@ -89,7 +89,7 @@ def _ratio(target: str, base: str, field: str) -> Callable[[Report], float | Non
     return lambda report: report.ratio(target, base, field)
 
 
-PLAIN, GOVERNED, ECHO = "tpo", "tpo-governed", "tpo-echo"
+PLAIN, GOVERNED, ECHO, MESSAGES = "tpo", "tpo-governed", "tpo-echo", "tpo-messages"
 BOTH = (PLAIN, GOVERNED)
 
 GATES = (
@@ -128,6 +128,10 @@ GATES = (
     Gate(
         "CPU per 64-event stream, governed", "stream", _median(GOVERNED, "cpu_us"), 400, "µs",
         (GOVERNED,), 350,
+    ),
+    Gate(
+        "translated 64-event stream against the same passed through", "translation",
+        _ratio(MESSAGES, PLAIN, "cpu_us"), 2.5, TIMES, (MESSAGES, PLAIN),
     ),
     Gate(
         "added p99 at one connection, plain", "latency", _difference(PLAIN, "direct", "p99_ms"),

@@ -50,6 +50,7 @@ class Shape:
     conns: int = 64
     stream: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+    path: str = PATH
 
 
 class Load:
@@ -83,6 +84,7 @@ class Load:
             pids=list(pids),
             stream=shape.stream,
             extra=dict(shape.extra),
+            path=shape.path,
         )
         limit = sum(phase.secs for phase in phases) + 90
         with on_cores(self.cores):
@@ -100,13 +102,17 @@ class Load:
 
     def _wrk(self, url: str, shape: Shape, secs: float, pids: Sequence[int]) -> Outcome:
         script = self.work / "load.lua"
-        script.write_text(lua(Payload(tag(), shape.stream, shape.extra), url))
+        script.write_text(lua(Payload(tag(), shape.stream, shape.extra, path=shape.path), url))
         argv = ["wrk", "-t1", f"-c{shape.conns}", f"-d{max(1, round(secs))}s", "--timeout", "30s"]
         argv += ["-s", str(script)]
         before = cpu_s(pids)
         with on_cores(self.cores):
             out = subprocess.run(
-                [*argv, url + PATH], capture_output=True, text=True, timeout=secs + 60, check=False
+                [*argv, url + shape.path],
+                capture_output=True,
+                text=True,
+                timeout=secs + 60,
+                check=False,
             )
         return from_wrk(out.stdout, cpu_s(pids) - before)
 

@@ -17,18 +17,23 @@ from .peers import KEY
 
 DIGITS = 12
 PATH = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
 _MARK = "@counter@"
 _QUESTION = "What is backpressure in a bounded queue and why does it matter for an LLM gateway?"
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What to ask: ``extra`` is merged into the body, ``headers`` into the head."""
+    """What to ask: ``extra`` is merged into the body, ``headers`` into the head.
+
+    ``path`` says in which dialect: chat completions, or the same question to ``MESSAGES``.
+    """
 
     tag: str
     stream: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    path: str = PATH
 
     def body(self, counter: int) -> bytes:
         """Render one body."""
@@ -39,7 +44,7 @@ class Payload:
         before, after = self._template().split(_MARK)
         length = len(before) + DIGITS + len(after)
         lines = [
-            f"POST {PATH} HTTP/1.1",
+            f"POST {self.path} HTTP/1.1",
             f"Host: {urlsplit(url).netloc}",
             "Content-Type: application/json",
             f"Authorization: Bearer {KEY}",
@@ -57,6 +62,8 @@ class Payload:
             ],
             "max_tokens": 64,
         }
+        if self.path == MESSAGES:
+            body["system"] = body["messages"].pop(0)["content"]
         if self.stream:
             body["stream"] = True
         return json.dumps(body | dict(self.extra), separators=(",", ":"))

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from .payload import PATH
+
 Session = Literal["none", "own", "foreign"]
 
 
@@ -28,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pids: list[int] = msgspec.field(default_factory=list)
     stream: bool = False
     extra: dict[str, Any] = msgspec.field(default_factory=dict)
+    path: str = PATH
     timeout_s: float = 30.0
 
 

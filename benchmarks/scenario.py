@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .bench import Bench
 from .report import Report, Series
 
-NAMES = ("relay", "stream", "latency", "hop", "ring", "pipeline", "echo", "memory")
+NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "echo", "memory")
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")

@@ -1,7 +1,8 @@
 """What is measured: how each target starts, when it is ready, and how it is named.
 
 ``direct`` is the upstream itself, ``relay`` the bare relay, ``tpo`` our gateway with its default
-pipeline, ``tpo-governed`` with everything on, ``tpo-echo`` answering by itself; the rest are peers.
+pipeline, ``tpo-governed`` with everything on, ``tpo-echo`` answering by itself, ``tpo-messages``
+the default pipeline with clients of another dialect than the upstream; the rest are peers.
 
 Invariants: a target that cannot start raises ``Skipped`` with its reason; whatever was started
 is ended when its ``with`` block ends.
@@ -29,13 +30,14 @@ from .payload import PATH, Payload
 from .procs import Cores, NotReadyError, Process, free_port
 
 READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
-OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo"}
+OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain"}
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
     "tpo": "tpo-mp, plain",
     "tpo-governed": "tpo-mp, governed",
     "tpo-echo": "tpo-mp, echo backend",
+    "tpo-messages": "tpo-mp, Anthropic clients",
     "vllm-router": "vLLM router",
     "sglang-router": "sglang router",
     "litellm": "LiteLLM",

@@ -45,11 +45,11 @@ def ends(host: Host, ordered_at: float, timeout_s: float) -> float:
     return took_s
 
 
-@pytest.mark.parametrize("whole_group", [False, True], ids=["supervisor", "group"])
 def test_term_lets_two_hundred_streams_finish(
-    start_host: StartHost, slack: float, whole_group: bool
+    start_host: StartHost, slack: float, mode: dict[str, str]
 ) -> None:
     """New connections are refused at once; every stream ends with [DONE]; exit 0 soon after."""
+    whole_group = "TPO_PORTABLE" in mode
     host = start_host(config=slow_echo(150))
     sessions = [f"session-{i}" for i in range(64)]
     with Crowd(host.url, STREAMS, text=WORDS, sessions=sessions) as crowd:
@@ -174,11 +174,11 @@ def test_a_quick_stop_takes_two_seconds(
     assert all(a.error and a.error["code"] == "draining" for a in attempts)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_group_signal_at_any_moment_of_the_boot_ends_it(
-    start_host: StartHost, rng: Random, number: signal.Signals
+    start_host: StartHost, rng: Random, mode: dict[str, str]
 ) -> None:
     """Ctrl-C while interpreters start: no process hangs, none is left, no traceback."""
+    number = signal.SIGTERM if "TPO_PORTABLE" in mode else signal.SIGINT
     host = start_host()
     host.warm()
     victim = host.slot(0)["pid"]

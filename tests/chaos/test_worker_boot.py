@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-import pytest
-
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
+from tpo_mp import __version__
+from tpo_mp.shm.plane import LAYOUT
 
 CRASH = {"TPO_TEST": "1", "TPO_FAILPOINTS": "sup.after_spawn=raise"}
 SPACING_S = 0.1
@@ -65,18 +65,21 @@ def test_no_connection_waits_for_a_slot_that_backs_off(
     host.end()
 
 
-@pytest.mark.parametrize("what", ["other-version", "other-layout"])
-def test_a_worker_of_another_version_refuses_to_attach(start_host: StartHost, what: str) -> None:
+def test_a_worker_of_another_version_refuses_to_attach(start_host: StartHost) -> None:
     """It exits before it touches shared memory; the host serves on and says: restart needed."""
     host = start_host(env={"TPO_TEST": "1", "TPO_WORKER_MODULE": "tests.support.other_version"})
     host.warm()
-    (host.state_dir / what).touch()
+    (host.state_dir / "other-version").touch()
     spare = host.status()["spare"]["pid"]
     victim = host.slot(0)["pid"]
     kill(victim)
     assert host.replaced(0, victim) == spare
     refused = host.event("worker_died", exit_code=3)
     assert "restart needed" in refused["last_words"]
+    assert "0.0.0" in refused["last_words"]
+    (host.state_dir / "other-version").rename(host.state_dir / "other-layout")
+    other = f"restart needed: the code on disk is version {__version__}, layout {LAYOUT + 1}"
+    host.event("worker_died", exit_code=3, last_words=other)
     assert any("restart needed" in why for why in host.status()["restart_needed"])
     with Crowd(host.url, 20, stream=False) as crowd:
         crowd.ended()

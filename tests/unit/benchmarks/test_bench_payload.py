@@ -5,7 +5,8 @@ import json
 import httptools
 import pytest
 
-from benchmarks.payload import DIGITS, PATH, Payload
+from benchmarks.payload import DIGITS, MESSAGES, PATH, Payload
+from tpo_mp.dialects import anthropic_messages
 
 URL = "http://127.0.0.1:8105"
 
@@ -50,6 +51,18 @@ def test_request_is_whole_and_about_260_bytes_of_body(stream):
     assert int(headers[b"content-length"]) == len(body)
     assert 220 <= len(body) <= 280
     assert json.loads(body).get("stream", False) is stream
+
+
+def test_same_question_in_another_dialect():
+    """Anthropic clients keep the system prompt beside the messages."""
+    path, headers, body = parsed(request(Payload("0a1b2c3d", True, path=MESSAGES), 7))
+    assert path == MESSAGES.encode()
+    assert int(headers[b"content-length"]) == len(body)
+    assert 220 <= len(body) <= 280
+    asked = anthropic_messages.decode_request(body)
+    assert asked.stream
+    assert asked.system
+    assert len(asked.messages) == 1
 
 
 def test_bodies_differ_by_counter_and_by_tag():
