@@ -24,12 +24,19 @@ from tests.support.dialects import (
 from tests.support.gateway import Gateway
 from tests.support.upstream import Upstream
 from tpo_mp.dialects import support
-from tpo_mp.dialects.canonical import ModelReply, ReplyFailed, TextBlock, ToolUseBlock
+from tpo_mp.dialects.canonical import (
+    ModelReply,
+    ReplyFailed,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from tpo_mp.dialects.translate import aggregate, events_of
 
 ROUTES = {
     "openai_chat": "/v1/chat/completions",
     "openai_completions": "/v1/completions",
+    "openai_responses": "/v1/responses",
     "anthropic_messages": "/v1/messages",
 }
 APIS = {
@@ -157,13 +164,9 @@ def test_tool_round_trip(
     arrived = support.codec(backend).request_to_canonical(upstream.seen[-1].body)
     meant = support.codec(client).request_to_canonical(json.dumps(TOOLS[client]).encode())
     assert [tool.name for tool in arrived.tools] == [tool.name for tool in meant.tools]
-    ids = [block.id for m in arrived.messages for block in m.blocks if hasattr(block, "arguments")]
-    results = [
-        block.tool_use_id
-        for m in arrived.messages
-        for block in m.blocks
-        if hasattr(block, "tool_use_id")
-    ]
+    blocks = [block for message in arrived.messages for block in message.blocks]
+    ids = [block.id for block in blocks if isinstance(block, ToolUseBlock)]
+    results = [block.tool_use_id for block in blocks if isinstance(block, ToolResultBlock)]
     assert ids == results == ["call_1", "call_2"]
 
 
@@ -227,7 +230,8 @@ def test_error_within_the_gateway_has_the_clients_envelope(
 ) -> None:
     """A model nobody serves, a body that is none, a wrong method."""
     gateway, _ = table
-    for body in (PLAIN[client] | {"model": "nobody"}, [], {"model": 5}):
+    bodies: list[Any] = [PLAIN[client] | {"model": "nobody"}, [], {"model": 5}]
+    for body in bodies:
         shown = gateway.ask(ROUTES[client], body)
         assert shown.status in (400, 404)
         assert (shown.json().get("type") == "error") is (client == "anthropic_messages")

@@ -71,8 +71,13 @@ class Talk(LoopThread):
             text = " ".join(f"{self._rng.getrandbits(48):012x}" for _ in range(self._words))
             host = f"{wire.host}:{wire.port}"
             request = attempt.request(host, text, self._model, CHAT)
-            await wire.run(attempt, request, patience_s=self._patience_s)
-            if attempt.outcome == "ok" and _said(attempt) != f"{attempt.id} {text}":
+            try:
+                await wire.run(attempt, request, patience_s=self._patience_s)
+                right = attempt.outcome != "ok" or _said(attempt) == f"{attempt.id} {text}"
+            except Exception as error:  # bytes that are no reply at all
+                attempt.outcome, attempt.why, right = "error", repr(error), False
+                wire.close()
+            if not right:
                 self.wrong.append((attempt, text))
             if attempt.outcome == "refused":
                 await asyncio.sleep(0.02)
