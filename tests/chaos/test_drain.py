@@ -83,7 +83,10 @@ def test_requests_on_kept_connections_are_answered_while_draining(
         ends(host, ordered_at, 20)
         load.stop()
     print(load.outcomes())
-    assert not [a for a in load.attempts if a.outcome in ("cut", "hung")], load.outcomes()
+    # A new connection in the very moment in which the port closes is refused or reset.
+    broken = [a for a in load.attempts if a.outcome in ("cut", "hung")]
+    assert not [a for a in broken if a.reused or a.first_at], load.outcomes()
+    assert len(broken) <= 3, load.outcomes()
     assert {a.status for a in load.attempts if a.outcome == "error"} <= {503}
 
 

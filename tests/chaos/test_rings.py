@@ -29,17 +29,24 @@ from tpo_mp.shm.ring_layout import DATA, HEAD, TAIL, ring_capacity
 pytestmark = pytest.mark.timeout(180)
 
 RESTLESS = section("[supervisor]", intensity=1000)
-KILLS = {
-    "ring.claimed": "kill9",
-    "ring.payload_half": "kill9",
-    "ring.before_commit": "kill9",
-    "ring.after_commit": "kill9",
-    "ring.before_doorbell": "kill9",
-    "ring.in_consume": "kill9",
-}
+STEPS = (
+    "claimed",
+    "payload_half",
+    "before_commit",
+    "after_commit",
+    "before_doorbell",
+    "in_consume",
+)
 
 
 # -- deaths between any two steps ----------------------------------------------------------------
+
+
+def dies_at(step: str, prob: float) -> str:
+    """Arm one step; the first hits are let pass."""
+    # The supervisor rings bells too, a few per death, and must not be the one who dies.
+    skip = 4000 if step == "before_doorbell" and os.environ.get("TPO_LONG") == "1" else 400
+    return f"ring.{step}=kill9:{prob}:{skip if step == 'before_doorbell' else 40}"
 
 
 def die_and_talk(
@@ -56,6 +63,7 @@ def die_and_talk(
     died = _deaths(host)
     print(f"{len(died)} deaths, {talk.outcomes()['ok']} right answers")
     assert {event["signal"] for event in died} == {"SIGKILL"}, died
+    assert psutil.pid_exists(host.pid), "the supervisor lives"
     assert talk.outcomes()["ok"] > deaths
     host.close()
 
@@ -68,18 +76,18 @@ def test_processes_killed_at_every_step_of_a_ring_falsify_and_hold_up_nothing(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
     """Twelve deaths at the six steps of push and drain, one as likely as another."""
-    spec = ";".join(f"{name}={action}:0.008:40" for name, action in KILLS.items())
+    spec = ";".join(dies_at(step, 0.008) for step in STEPS)
     die_and_talk(start_host, rng, spec, 12, 5 + 2 * slack)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("point", KILLS)
+@pytest.mark.parametrize("step", STEPS)
 def test_two_hundred_deaths_at_one_step_falsify_and_hold_up_nothing(
-    start_host: StartHost, rng: Random, slack: float, point: str
+    start_host: StartHost, rng: Random, slack: float, step: str
 ) -> None:
     """The long form of the above, step by step."""
-    die_and_talk(start_host, rng, f"{point}={KILLS[point]}:0.01:40", 200, 5 + 2 * slack)
+    die_and_talk(start_host, rng, dies_at(step, 0.01), 200, 5 + 2 * slack)
 
 
 # -- flipped bytes -------------------------------------------------------------------------------

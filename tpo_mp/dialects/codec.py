@@ -15,7 +15,7 @@ from tpo_mp.errors import TpoError
 from tpo_mp.types import Usage
 
 from .canonical import ModelReply, ModelRequest, StreamEvent, Trait
-from .watch import StreamWatch
+from .watch import StreamWatch, TailWatch
 
 
 class RequestHead(Protocol):
@@ -104,7 +104,7 @@ class Codec(Protocol):
 
     def usage_of(self, body: bytes) -> Usage | None: ...
 
-    def watch(self) -> StreamWatch: ...
+    def watch(self) -> StreamWatch | TailWatch: ...
 
     def error_status(self, error: TpoError) -> int: ...
 

@@ -13,7 +13,7 @@ from tpo_mp.types import Usage
 
 from .body import Count, Fields, parse, with_fields
 from .canonical import StopReason, TokenUsage
-from .watch import StreamWatch
+from .watch import StreamWatch, TailWatch
 
 DONE = b"data: [DONE]\n\n"
 
@@ -154,9 +154,9 @@ class _Seen(Struct):
 _decode_seen = msgspec.json.Decoder(_Seen).decode
 
 
-def watch() -> StreamWatch:
+def watch() -> TailWatch:
     """A tap; the stream must end with ``data: [DONE]``."""
-    return StreamWatch(_MARKS, _look)
+    return TailWatch(_MARKS, _look)
 
 
 def _look(seen: StreamWatch, _name: bytes, data: bytes) -> None:

@@ -15,6 +15,8 @@ from tpo_mp.types import Usage
 
 from .sse import EventCutter
 
+TAIL_BYTES = 4096
+
 
 class StreamWatch:
     """What passed so far: ``ended`` is true once the dialect's terminal event was seen."""
@@ -43,3 +45,62 @@ class StreamWatch:
         for name, data in EventCutter().feed(chunk):
             if any(mark in name or mark in data for mark in self._marks):
                 self._look(self, name, data)
+
+
+class TailWatch:
+    """A ``StreamWatch`` that only keeps the end of the stream and looks when asked.
+
+    For dialects whose usage, finish reason and terminal event all stand at the end: a read costs
+    one copy of at most ``TAIL_BYTES``, whatever it says.
+    """
+
+    __slots__ = ("_cut", "_stale", "_tail", "_watch")
+
+    def __init__(
+        self, marks: tuple[bytes, ...], look: Callable[[StreamWatch, bytes, bytes], None]
+    ) -> None:
+        self._watch = StreamWatch(marks, look)
+        self._tail = b""
+        self._cut = False
+        self._stale = False
+
+    def feed(self, chunk: bytes) -> None:
+        """See the next whole events."""
+        self._stale = True
+        if len(chunk) >= TAIL_BYTES:
+            self._tail = chunk
+            self._cut = False
+            return
+        tail = self._tail + chunk
+        if len(tail) > TAIL_BYTES:
+            self._cut = True
+            tail = tail[-TAIL_BYTES:]
+        self._tail = tail
+
+    def _now(self) -> StreamWatch:
+        if self._stale:
+            self._stale = False
+            tail = self._tail.replace(b"\r\n", b"\n")
+            # A tail that was cut begins inside an event.
+            self._watch.feed(tail.partition(b"\n\n")[2] if self._cut else tail)
+        return self._watch
+
+    @property
+    def ended(self) -> bool:
+        """Whether the dialect's terminal event was seen."""
+        return self._now().ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether the stream told of an error."""
+        return self._now().failed
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the model stopped; "" when it did not say."""
+        return self._now().finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """The counts, if the stream had any."""
+        return self._now().usage

@@ -57,7 +57,10 @@ class Dechunker:
                     if self.done:
                         return parts
                     continue
-                length = _size(data[at:eol])
+                line = data[at:eol]
+                length = _SIZES.get(line, -1)
+                if length < 0:
+                    length = _size(line)
                 at = eol + 2
                 if length == 0:
                     self._in_trailer = True
@@ -96,6 +99,11 @@ class Dechunker:
         return eol + 2
 
 
+# Sizes repeat: a stream's chunks are nearly alike, so most lines were checked before.
+_SIZES: dict[bytes, int] = {}
+_MAX_SIZES = 4096
+
+
 def _size(line: bytes) -> int:
     digits, _, extension = line.partition(b";")
     digits = digits.rstrip(b" \t")
@@ -103,4 +111,7 @@ def _size(line: bytes) -> int:
         raise ChunkError("invalid chunk size")
     if extension and not _CONTROL.isdisjoint(extension):
         raise ChunkError("control character in a chunk extension")
-    return int(digits, 16)
+    size = int(digits, 16)
+    if not extension and len(_SIZES) < _MAX_SIZES:
+        _SIZES[line] = size
+    return size

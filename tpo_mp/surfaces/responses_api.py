@@ -15,7 +15,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import msgspec
 import orjson
@@ -114,7 +114,7 @@ class ResponsesApi:
 
     async def get(self, exchange: Exchange) -> None:
         """A kept response."""
-        if parse_qs(exchange.head.query).get(b"stream") == [b"true"]:
+        if _query(exchange.head.query).get("stream") == "true":
             said = "a kept response cannot be streamed again"
             raise InvalidRequest(said, reason="unsupported_parameter", param="stream")
         kept = await self._kept(exchange.head.params["id"])
@@ -240,19 +240,23 @@ class KeptDelivery(Delivery):
         super().end(error)
 
 
+def _query(query: bytes) -> dict[str, str]:
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
 def _page(items: list[dict[str, Any]], query: bytes) -> dict[str, Any]:
     """One page of a list, as the SDKs' cursors read it."""
-    asked = {name: values[-1].decode() for name, values in parse_qs(query).items()}
-    limit = asked.get(b"limit", "20")
+    asked = _query(query)
+    limit = asked.get("limit", "20")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _MAX_PAGE):
         raise InvalidRequest(f"limit must be a number from 1 to {_MAX_PAGE}", param="limit")
-    order = asked.get(b"order", "desc")
+    order = asked.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be asc or desc", param="order")
     if order == "desc":
-        items = items[::-1]
-    if b"after" in asked:
-        places = [i for i, item in enumerate(items) if item["id"] == asked[b"after"]]
+        items.reverse()
+    if "after" in asked:
+        places = [i for i, item in enumerate(items) if item["id"] == asked["after"]]
         if not places:
             raise InvalidRequest("after is no item of this list", param="after")
         items = items[places[0] + 1 :]

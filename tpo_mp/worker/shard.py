@@ -64,7 +64,7 @@ RECHECK_S = 0.01
 LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SURFACES = ("openai_api", "anthropic_api", "native_api", "ops_api")
+SURFACES = ("openai_api", "responses_api", "anthropic_api", "native_api", "ops_api")
 
 
 class Life(Enum):

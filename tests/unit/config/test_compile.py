@@ -49,6 +49,21 @@ def test_problems_are_lines_on_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path:
     code, blob, problems = run(monkeypatch, {"path": str(path)})
     assert (code, blob) == (ExitCode.USAGE, b"")
     assert len(problems.splitlines()) == 2
+    assert all(line.startswith(f"{path}: server.") for line in problems.splitlines())
+
+
+def test_only_the_one_to_blame_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A flag or a variable is no problem of the file's, and a syntax error names the file once."""
+    path = tmp_path / "c.toml"
+    path.write_text("[server]\n")
+    monkeypatch.setenv("TPO_MAX_BODY_BYTES", "1")
+    _, _, problems = run(monkeypatch, {"path": str(path), "flags": {"port": 70_000}})
+    assert len(problems.splitlines()) == 2
+    assert str(path) not in problems
+    monkeypatch.delenv("TPO_MAX_BODY_BYTES")
+    path.write_text("[server\n")
+    _, _, problems = run(monkeypatch, {"path": str(path)})
+    assert problems.count(str(path)) == 1
 
 
 @pytest.mark.parametrize("request_", [b"", b"[]", b'{"pth": 1}'])
