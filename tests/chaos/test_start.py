@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,14 @@ COLD_START_S = 3.0
 REFUSAL_S = 2.0
 
 
-def test_a_cold_start_is_ready_within_three_seconds(start_host: StartHost, slack: float) -> None:
-    """From the command to the ready line, which every slot's acknowledgement precedes."""
-    host = start_host()
-    boot_s = host.events("ready")[0]["boot_ms"] / 1000
-    print(f"booted in {boot_s:.2f} s")
-    assert boot_s < COLD_START_S * slack
-    host.stop()
-
-
-def test_ready_is_said_only_when_every_slot_serves(start_host: StartHost) -> None:
+def test_a_cold_start_takes_three_seconds_and_tells_the_truth(
+    start_host: StartHost, slack: float
+) -> None:
     """Whoever asks during the boot gets a connection that waits, or 503, never a false yes."""
     port = free_port()
     host = start_host("--port", str(port), start=False, workers=2)
     host.folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     with host.stdout_path.open("wb") as out, host.stderr_path.open("wb") as err:
         child = subprocess.Popen(
             host.command, stdout=out, stderr=err, env=host._env, start_new_session=True
@@ -45,7 +40,10 @@ def test_ready_is_said_only_when_every_slot_serves(start_host: StartHost) -> Non
                 answers.append(client.request("GET", "/ready").status)
             return answers[-1] == 200
 
-        wait_for(ready, 20, "readiness")
+        wait_for(ready, 30, "readiness")
+        took_s = time.monotonic() - began
+        print(f"ready after {took_s:.2f} s")
+        assert took_s < COLD_START_S * slack
         assert {slot["state"] for slot in host.status()["slots"]} == {"ready"}
         assert set(answers[:-1]) <= {503}, answers
         wait_for(lambda: "tpo-mp ready" in host.stdout_path.read_text(), 2, "the ready line")
