@@ -82,7 +82,7 @@ def test_killed_workers_lose_no_accepted_call(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_five_hundred_kills_lose_no_accepted_call(
     start_host: StartHost, upstream: Upstream, rng: Random, slack: float
 ) -> None:
