@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from tests.support import contract
@@ -77,6 +80,52 @@ def test_endpoints_are_well_formed(name: str) -> None:
         assert endpoint.template.startswith("/")
         assert endpoint.family in get_args(Family)
         assert callable(endpoint.handler)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_endpoints_describe_themselves(name: str) -> None:
+    """A sentence, the body they take with an example of it, and what they answer."""
+    for endpoint in routes(name):
+        said = f"{endpoint.method} {endpoint.template}"
+        assert re.fullmatch(r"[A-Z][^\n]{8,118}\.", endpoint.summary), (said, endpoint.summary)
+        assert endpoint.outcomes or endpoint.errors, said
+        takes = endpoint.method in ("POST", "PUT", "PATCH") and endpoint.takes_json
+        assert (endpoint.request is not None) == takes, said
+        assert not takes or endpoint.example is not None, said
+        assert not endpoint.infers or takes, said
+        for outcome in endpoint.outcomes:
+            assert outcome.meaning, said
+            assert (outcome.shape is not None) == (outcome.media == "application/json"), said
+            assert outcome.status < 400 or outcome.status == 503, said
+        for parameter in endpoint.parameters:
+            assert parameter.meaning.endswith("."), (said, parameter)
+        shapes = [o.shape for o in endpoint.outcomes] + [p.shape for p in endpoint.parameters]
+        kinds = [s for s in [*shapes, endpoint.request] if s is not None and type(s) is not dict]
+        assert msgspec.json.schema_components(kinds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_are_accepted(name: str) -> None:
+    """The example of an endpoint is a body its handler takes."""
+    for endpoint in routes(name):
+        if endpoint.request is None:
+            continue
+        surface = Surface(registry.find("surfaces", name))
+        target = endpoint.template.replace("{", "").replace("}", "")
+        exchange = surface.ask(endpoint.method, target, endpoint.example)
+        settle(surface, exchange)
+
+
+def test_aliases_differ_in_nothing_but_their_path() -> None:
+    """So that they cannot answer anything else."""
+    found = {(e.method, e.template): e for name in NAMES for e in routes(name)}
+    for endpoint in found.values():
+        if endpoint.alias_of:
+            canonical = found[endpoint.method, endpoint.alias_of]
+            assert not canonical.alias_of
+            assert endpoint.handler == canonical.handler
+            bare = {"alias_of": "", "template": ""}
+            assert replace(endpoint, **bare) == replace(canonical, **bare)  # type: ignore[arg-type]
 
 
 def test_surfaces_share_one_table() -> None:

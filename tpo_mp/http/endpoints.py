@@ -1,14 +1,17 @@
-"""The one route table both lanes share.
+"""The one route table both lanes share, and what each route says of itself.
 
 Invariants: a path is matched literally or by ``{name}`` segments, never by prefix or spelling
-variants, so permission belongs to the endpoint object and not to a string.
+variants, so permission belongs to the endpoint object and not to a string.  What documents an
+endpoint stands beside it and is read only to describe the API, never per request.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -18,12 +21,45 @@ Handler: TypeAlias = Callable[["Exchange"], object]
 
 Family: TypeAlias = Literal["openai", "anthropic", "native", "ops"]
 
+Shape: TypeAlias = Any
+"""What a value looks like: a type that msgspec can describe, or a JSON Schema."""
+
+EVENTS = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter or header that an endpoint reads; it may always be left out."""
+
+    name: str
+    meaning: str
+    shape: Shape = str
+    place: Literal["query", "header"] = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One way an endpoint answers; refusals need none, they follow from family and kind."""
+
+    meaning: str
+    shape: Shape = None
+    status: int = 200
+    media: str = "application/json"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One method on one path template.
 
     ``max_body_bytes`` 0 means the server's own limit; ``takes_json`` makes other media types 415.
+
+    The rest describes: ``summary`` is the first sentence of the handler's docstring unless given;
+    ``request`` the body (``None``: there is none); ``parameters`` the query and headers it reads
+    beyond those that all of its kind read; ``outcomes`` its good answers; ``errors`` the statuses
+    of its refusals beyond those that all of its kind have; ``infers`` says that it runs a call, so
+    an upstream's errors may come back.  ``example`` is a body that the echo backend answers (for a
+    body-less route: its query string), ``alias_of`` the template of the route this is another
+    spelling of, and ``tags`` are headings; the family is one unless others are given.
     """
 
     method: str
@@ -32,6 +68,33 @@ class Endpoint:
     family: Family
     max_body_bytes: int = 1 << 20
     takes_json: bool = True
+    summary: str = ""
+    request: Shape = None
+    parameters: tuple[Parameter, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    errors: tuple[int, ...] = ()
+    infers: bool = False
+    example: Any = None
+    alias_of: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest."""
+        if not self.summary:
+            object.__setattr__(self, "summary", _first_sentence(self.handler))
+        if not self.tags:
+            object.__setattr__(self, "tags", (self.family,))
+
+    def at(self, *templates: str) -> list[Endpoint]:
+        """This endpoint and its aliases, which differ in nothing but the path."""
+        others = [replace(self, template=t, alias_of=self.template) for t in templates]
+        return [self, *others]
+
+
+def _first_sentence(handler: Handler) -> str:
+    """The docstring up to its first full stop, on one line."""
+    text = " ".join((inspect.getdoc(handler) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
 class EndpointTable:

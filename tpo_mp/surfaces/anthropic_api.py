@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from tpo_mp.dialects import anthropic_complete
+from tpo_mp.dialects import anthropic_complete, shapes
 from tpo_mp.dialects import anthropic_messages as dialect
 from tpo_mp.dialects.codec import RequestHead
-from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
@@ -34,12 +34,29 @@ class AnthropicApi:
         """The routes of this surface."""
         self._gateway = gateway
         return [
-            Endpoint("POST", "/v1/messages", self.messages, "anthropic", max_body_bytes=0),
             Endpoint(
-                "POST", "/v1/messages/count_tokens", self.count, "anthropic", max_body_bytes=0
+                "POST", "/v1/messages", self.messages, "anthropic", max_body_bytes=0, infers=True,
+                request=dialect.MessagesRequest,
+                outcomes=(Outcome("the message", shapes.MessageAnswer),
+                          Outcome("with `stream`, its events up to `message_stop`", media=EVENTS)),
+                example={"model": "echo", "max_tokens": 64,
+                         "messages": [{"role": "user", "content": "hello"}]},
             ),
-            Endpoint("POST", "/v1/complete", self.complete, "anthropic", max_body_bytes=0),
-        ]
+            Endpoint(
+                "POST", "/v1/messages/count_tokens", self.count, "anthropic", max_body_bytes=0,
+                infers=True, request=dialect.CountRequest,
+                outcomes=(Outcome("the count", shapes.TokenCount),),
+                example={"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+            ),
+            Endpoint(
+                "POST", "/v1/complete", self.complete, "anthropic", max_body_bytes=0, infers=True,
+                request=anthropic_complete.CompleteRequest,
+                outcomes=(Outcome("the completion", shapes.CompleteAnswer),
+                          Outcome("with `stream`, its events", media=EVENTS)),
+                example={"model": "echo", "max_tokens_to_sample": 64,
+                         "prompt": "\n\nHuman: hello\n\nAssistant:"},
+            ),
+        ]  # fmt: skip
 
     def messages(self, exchange: Exchange) -> None:
         """Answer a conversation, streamed or not."""

@@ -13,9 +13,9 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from tpo_mp.dialects import native
+from tpo_mp.dialects import native, shapes
 from tpo_mp.errors import InvalidRequest, NotFound, Shed
-from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.native_delivery import NativeDelivery
@@ -27,6 +27,15 @@ from tpo_mp.types import Call
 
 MAX_WAIT_S = 300.0
 MAX_DLQ_PAGE = 1000
+PREFER = Parameter("prefer", "`respond-async`: answer at once with the record to ask for later.",
+                   place="header")  # fmt: skip
+WAIT = Parameter("wait", "Seconds to wait for the call to finish.",
+                 Annotated[float, Meta(ge=0, le=MAX_WAIT_S)])  # fmt: skip
+PAGE = (
+    Parameter("limit", "Most letters to list; 1000 unless given.",
+              Annotated[int, Meta(ge=1, le=10_000)]),
+    Parameter("after", "The `next` of the page before.", Annotated[int, Meta(ge=0, le=1 << 62)]),
+)  # fmt: skip
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,17 +57,38 @@ class NativeApi:
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
         self._gateway = gateway
+        asked, hello = native.PromptRequest, {"prompt": "hello"}
+        record = shapes.PromptRecord
+        streamed = Outcome("`start`, `token`…, then `done` or `error`", media=EVENTS)
+        accepted = Outcome("accepted, as the header `prefer: respond-async` asks", record, 202)
         return [
-            Endpoint("POST", "/v1/prompt", self.prompt, "native", max_body_bytes=0),
-            Endpoint("POST", "/api/v1/infer", self.infer, "native", max_body_bytes=0),
-            Endpoint("POST", "/api/v1/stream", self.stream, "native", max_body_bytes=0),
-            Endpoint("GET", "/api/v1/result/{id}", self.result, "native"),
-            Endpoint("GET", "/api/v1/status/{id}", self.status, "native"),
-            Endpoint("GET", "/v1/status/{id}", self.status, "native"),
-            Endpoint("GET", "/api/v1/dlq", self.dead_letters, "native"),
-            Endpoint("GET", "/v1/dlq", self.dead_letters, "native"),
-            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native"),
-        ]
+            Endpoint(
+                "POST", "/v1/prompt", self.prompt, "native", max_body_bytes=0, infers=True,
+                request=asked, example=hello, parameters=(PREFER,),
+                outcomes=(Outcome("the finished record", record), accepted, streamed),
+            ),
+            Endpoint(
+                "POST", "/api/v1/infer", self.infer, "native", max_body_bytes=0, infers=True,
+                request=asked, example=hello, parameters=(PREFER,),
+                outcomes=(Outcome("the record of the call that runs now", record), accepted,
+                          streamed),
+            ),
+            Endpoint("POST", "/api/v1/stream", self.stream, "native", max_body_bytes=0, infers=True,
+                     request=asked, example=hello, outcomes=(streamed,)),
+            Endpoint(
+                "GET", "/api/v1/result/{id}", self.result, "native", parameters=(WAIT,),
+                outcomes=(Outcome("the finished record", record),
+                          Outcome("not finished yet", record, 202)),
+            ),
+            *Endpoint("GET", "/api/v1/status/{id}", self.status, "native",
+                      outcomes=(Outcome("the record", record),)).at("/v1/status/{id}"),
+            *Endpoint(
+                "GET", "/api/v1/dlq", self.dead_letters, "native", parameters=PAGE,
+                outcomes=(Outcome("one page", shapes.LetterPage),),
+            ).at("/v1/dlq"),
+            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native",
+                     outcomes=(Outcome("the letter", shapes.DeadLetterRecord),)),
+        ]  # fmt: skip
 
     def prompt(self, exchange: Exchange) -> None:
         """Answer a prompt in this response, unless the client prefers to come back."""
@@ -83,7 +113,7 @@ class NativeApi:
         self._gateway.submit(NativeStream(self._gateway, exchange, call, session))
 
     def infer(self, exchange: Exchange) -> None:
-        """Accept a prompt; its result is fetched by id."""
+        """Accept a prompt whose result is fetched by id."""
         request, call = self._call(exchange)
         if call.stream:
             self._stream(exchange, request, call)
@@ -123,7 +153,7 @@ class NativeApi:
         return request, call
 
     async def result(self, exchange: Exchange) -> None:
-        """The record of an accepted call; 202 while it is not finished."""
+        """Answer the record of an accepted call, 202 while it is not finished."""
         query = _query(exchange)
         wait_s = _number(query, "wait", 0.0, MAX_WAIT_S)
         record = await self._gateway.result(exchange.head.params["id"], wait_s)
@@ -133,7 +163,7 @@ class NativeApi:
         exchange.respond(202 if unfinished else 200, record, extra=id_line(exchange.head))
 
     async def status(self, exchange: Exchange) -> None:
-        """The record of an accepted call as it stands; always 200."""
+        """Answer the record of an accepted call as it stands, finished or not."""
         record = await self._gateway.result(exchange.head.params["id"], 0.0)
         if record is None:
             raise NotFound("no such request", reason="request_not_found")
@@ -147,7 +177,7 @@ class NativeApi:
         await self._from_store(exchange, LetterQuery(limit=limit, after=after).key())
 
     async def dead_letter(self, exchange: Exchange) -> None:
-        """One dead letter with its payload."""
+        """Show one dead letter with its payload."""
         call_id = exchange.head.params["id"]
         if CallIds.parse(call_id) is None:
             raise NotFound("no such dead letter", reason="not_found")

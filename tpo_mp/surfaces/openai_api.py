@@ -10,11 +10,11 @@ from time import time
 import orjson
 from msgspec import Struct
 
-from tpo_mp.dialects import openai_chat, openai_completions, openai_embeddings
+from tpo_mp.dialects import openai_chat, openai_completions, openai_embeddings, shapes
 from tpo_mp.dialects.body import strip_routing_fields
 from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.errors import NotFound
-from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
@@ -37,12 +37,31 @@ class OpenAIApi:
         """The routes of this surface."""
         self._gateway = gateway
         return [
-            Endpoint("POST", "/v1/chat/completions", self.chat, "openai", max_body_bytes=0),
-            Endpoint("POST", "/v1/completions", self.completions, "openai", max_body_bytes=0),
-            Endpoint("POST", "/v1/embeddings", self.embeddings, "openai", max_body_bytes=0),
-            Endpoint("GET", "/v1/models", self.models, "openai"),
-            Endpoint("GET", "/v1/models/{model}", self.model, "openai"),
-        ]
+            Endpoint(
+                "POST", "/v1/chat/completions", self.chat, "openai", max_body_bytes=0, infers=True,
+                request=openai_chat.ChatRequest,
+                outcomes=(Outcome("the completion", shapes.ChatCompletion),
+                          Outcome("with `stream`, its chunks, then `[DONE]`", media=EVENTS)),
+                example={"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+            ),
+            Endpoint(
+                "POST", "/v1/completions", self.completions, "openai", max_body_bytes=0,
+                infers=True, request=openai_completions.CompletionRequest,
+                outcomes=(Outcome("the completion", shapes.TextCompletion),
+                          Outcome("with `stream`, its chunks, then `[DONE]`", media=EVENTS)),
+                example={"model": "echo", "prompt": "hello"},
+            ),
+            Endpoint(
+                "POST", "/v1/embeddings", self.embeddings, "openai", max_body_bytes=0, infers=True,
+                request=openai_embeddings.EmbeddingsRequest,
+                outcomes=(Outcome("one vector per input", shapes.EmbeddingList),),
+                example={"model": "echo", "input": ["hello", "world"]},
+            ),
+            Endpoint("GET", "/v1/models", self.models, "openai",
+                     outcomes=(Outcome("the list", shapes.ModelList),)),
+            Endpoint("GET", "/v1/models/{model}", self.model, "openai",
+                     outcomes=(Outcome("the model", shapes.ModelCard),)),
+        ]  # fmt: skip
 
     def chat(self, exchange: Exchange) -> None:
         """Run one chat completion, streamed or not."""

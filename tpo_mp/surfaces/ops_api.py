@@ -13,18 +13,14 @@ import orjson
 from msgspec import Struct
 
 from tpo_mp import __version__
-from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.dialects import shapes
+from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.observe import health, prometheus
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 
 T = TypeVar("T")
-PATHS = {
-    "health": ("/health", "/v1/health"),
-    "live": ("/live", "/livez", "/healthz"),
-    "ready": ("/ready", "/readyz"),
-}
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,14 +36,24 @@ class OpsApi:
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
         self._gateway = gateway
-        found = [
-            Endpoint("GET", "/", self.banner, "ops"),
-            Endpoint("GET", "/version", self.version, "ops"),
-            Endpoint("GET", "/metrics", self.metrics, "ops"),
-        ]
-        for name, paths in PATHS.items():
-            found += [Endpoint("GET", path, getattr(self, name), "ops") for path in paths]
-        return found
+        return [
+            Endpoint("GET", "/", self.banner, "ops",
+                     outcomes=(Outcome("name, version and paths", shapes.Banner),)),
+            Endpoint("GET", "/version", self.version, "ops",
+                     outcomes=(Outcome("name and version", shapes.VersionAnswer),)),
+            Endpoint("GET", "/metrics", self.metrics, "ops",
+                     outcomes=(Outcome("every series", media="text/plain"),)),
+            *Endpoint("GET", "/health", self.health, "ops", outcomes=(
+                Outcome("healthy or degraded", shapes.HealthReport),
+                Outcome("unhealthy or shutting down", shapes.HealthReport, status=503),
+            )).at("/v1/health"),
+            *Endpoint("GET", "/live", self.live, "ops",
+                      outcomes=(Outcome("it does", shapes.Liveness),)).at("/livez", "/healthz"),
+            *Endpoint("GET", "/ready", self.ready, "ops", outcomes=(
+                Outcome("it does", shapes.Readiness),
+                Outcome("it does not; `reason` says why", shapes.Readiness, status=503),
+            )).at("/readyz"),
+        ]  # fmt: skip
 
     def banner(self, exchange: Exchange) -> None:
         """Say what this is and where to look."""
@@ -63,26 +69,26 @@ class OpsApi:
         )
 
     def version(self, exchange: Exchange) -> None:
-        """Version of the running program."""
+        """Name the version of the running program."""
         exchange.respond(200, orjson.dumps({"name": "tpo-mp", "version": __version__}))
 
     def live(self, exchange: Exchange) -> None:
-        """This process answers."""
+        """Answer whenever this process does."""
         exchange.respond(200, orjson.dumps(health.live()))
 
     def ready(self, exchange: Exchange) -> None:
-        """Whether the host takes calls."""
+        """Say whether the host takes calls."""
         status, body = health.ready(self._gateway.plane, self._gateway.metrics_arena)
         exchange.respond(status, orjson.dumps(body))
 
     async def health(self, exchange: Exchange) -> None:
-        """The host's state in detail."""
+        """Show the host's state in detail."""
         gateway = self._gateway
         body = await _aside(lambda: health.health(gateway.plane, gateway.metrics_arena))
         exchange.respond(health.health_status(body), orjson.dumps(body))
 
     async def metrics(self, exchange: Exchange) -> None:
-        """Prometheus text for the whole host."""
+        """Show the whole host's metrics as Prometheus text."""
         gateway = self._gateway
         text = await _aside(lambda: prometheus.render(gateway.metrics_arena, gateway.plane))
         exchange.respond(200, text, prometheus.CONTENT_TYPE.encode())

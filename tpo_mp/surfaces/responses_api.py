@@ -14,18 +14,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
 import orjson
 from msgspec import Meta, Raw, Struct
 
-from tpo_mp.dialects import openai_responses
+from tpo_mp.dialects import openai_responses, shapes
 from tpo_mp.dialects.body import strip_routing_fields
 from tpo_mp.dialects.sse import EventCutter
 from tpo_mp.errors import BackendFailure, InvalidRequest, NotFound, Shed, TpoError
-from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
@@ -36,6 +36,13 @@ TABLE = "responses"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _FINAL = (b'"response.completed"', b'"response.incomplete"')
 _MAX_PAGE = 100
+STREAM = Parameter("stream", "Only `false`: what is kept is whole.", Literal["false"])
+PAGE = (
+    Parameter("limit", "Most items to list; 20 unless given.",
+              Annotated[int, Meta(ge=1, le=_MAX_PAGE)]),
+    Parameter("order", "Newest first unless `asc`.", Literal["asc", "desc"]),
+    Parameter("after", "Id of the last item of the page before."),
+)  # fmt: skip
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,12 +87,23 @@ class ResponsesApi:
         self._gateway = gateway
         one = "/v1/responses/{id}"
         return [
-            Endpoint("POST", "/v1/responses", self.create, "openai", max_body_bytes=0),
-            Endpoint("GET", one, self.get, "openai"),
-            Endpoint("DELETE", one, self.delete, "openai"),
-            Endpoint("POST", one + "/cancel", self.cancel, "openai"),
-            Endpoint("GET", one + "/input_items", self.input_items, "openai"),
-        ]
+            Endpoint(
+                "POST", "/v1/responses", self.create, "openai", max_body_bytes=0, infers=True,
+                request=openai_responses.ResponsesRequest,
+                outcomes=(Outcome("the response", shapes.ModelResponse),
+                          Outcome("with `stream`, its events up to `response.completed`",
+                                  media=EVENTS)),
+                example={"model": "echo", "input": "hello"},
+            ),
+            Endpoint("GET", one, self.get, "openai", parameters=(STREAM,),
+                     outcomes=(Outcome("the response", shapes.ModelResponse),)),
+            Endpoint("DELETE", one, self.delete, "openai",
+                     outcomes=(Outcome("it is forgotten", shapes.DeletedResponse),)),
+            Endpoint("POST", one + "/cancel", self.cancel, "openai", takes_json=False,
+                     errors=(400,)),
+            Endpoint("GET", one + "/input_items", self.input_items, "openai", parameters=PAGE,
+                     outcomes=(Outcome("one page", shapes.InputItems),)),
+        ]  # fmt: skip
 
     async def create(self, exchange: Exchange) -> None:
         """Make a response, streamed or not."""
@@ -113,7 +131,7 @@ class ResponsesApi:
             self._gateway.submit(KeptDelivery(self._gateway, exchange, call, self.keep))
 
     async def get(self, exchange: Exchange) -> None:
-        """A kept response."""
+        """Answer a kept response."""
         if _query(exchange.head.query).get("stream") == "true":
             said = "a kept response cannot be streamed again"
             raise InvalidRequest(said, reason="unsupported_parameter", param="stream")
@@ -130,12 +148,12 @@ class ResponsesApi:
         exchange.respond(200, gone, extra=id_line(exchange.head))
 
     async def cancel(self, exchange: Exchange) -> None:
-        """Refused: only background responses can be cancelled, and there are none."""
+        """Refuse: only background responses can be cancelled, and there are none."""
         await self._kept(exchange.head.params["id"])
         raise InvalidRequest("only background responses can be cancelled", reason="not_background")
 
     async def input_items(self, exchange: Exchange) -> None:
-        """What a kept response was made of, newest first unless asked otherwise."""
+        """List what a kept response was made of, newest first unless asked otherwise."""
         name = exchange.head.params["id"]
         items = [
             {"id": f"item_{name}_{i}"} | item

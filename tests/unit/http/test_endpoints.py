@@ -72,6 +72,30 @@ def test_one_endpoint_per_method_and_path() -> None:
         EndpointTable([endpoint("GET", "/a/{x}"), endpoint("GET", "/a/{x}")])
 
 
+def test_summary_is_the_docstrings_first_sentence() -> None:
+    """Said once, beside the code; a given one wins."""
+
+    def described(_exchange: object) -> None:
+        """Answer `1.5` on
+        one line.  Then more.
+
+        And more.
+        """
+
+    assert Endpoint("GET", "/a", described, "native").summary == "Answer `1.5` on one line."
+    assert Endpoint("GET", "/a", described, "native", summary="Else.").summary == "Else."
+    assert endpoint("GET", "/a").summary == ""
+    assert endpoint("GET", "/a").tags == ("native",)
+
+
+def test_alias_is_the_same_endpoint_elsewhere() -> None:
+    """Handler, limits and description are shared."""
+    first, second = endpoint("GET", "/a").at("/b")
+    assert (first.template, first.alias_of) == ("/a", "")
+    assert (second.template, second.alias_of) == ("/b", "/a")
+    assert second.handler is first.handler
+
+
 def test_every_endpoint_is_listed() -> None:
     """The banner shows them all."""
     assert len(TABLE.all) == 6

@@ -1,0 +1,276 @@
+"""What good answers look like, for the description of the API.
+
+A shape names what a client may rely on whatever the backend; more fields may always be there.
+Nothing is decoded with these: bodies pass as they come.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+# -- OpenAI -----------------------------------------------------------------------------------
+
+
+class ModelCard(Struct):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct):
+    """Every model a client may name."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class OpenAIUsage(Struct):
+    """Token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int | UnsetType = UNSET
+
+
+class ChatAnswer(Struct):
+    """What the model said."""
+
+    role: str
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[dict[str, Any]] | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+
+
+class ChatChoice(Struct):
+    """One of ``n`` answers."""
+
+    index: int
+    message: ChatAnswer
+    finish_reason: str | None
+
+
+class ChatCompletion(Struct):
+    """A whole chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: OpenAIUsage | UnsetType | None = UNSET
+
+
+class TextChoice(Struct):
+    """One of ``n`` continuations."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+
+
+class TextCompletion(Struct):
+    """A whole legacy completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: OpenAIUsage | UnsetType | None = UNSET
+
+
+class EmbeddingVector(Struct):
+    """The vector of one input; base64 when asked for."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Struct):
+    """The vectors of all inputs, in their order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingVector]
+    model: str
+    usage: OpenAIUsage | UnsetType = UNSET
+
+
+class ModelResponse(Struct):
+    """A response, whole."""
+
+    id: str
+    object: Literal["response"]
+    created_at: float
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | UnsetType | None = UNSET
+    error: dict[str, Any] | UnsetType | None = UNSET
+
+
+class DeletedResponse(Struct):
+    """Confirmation that a response is forgotten."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class InputItems(Struct):
+    """One page of what a response was made of."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+# -- Anthropic --------------------------------------------------------------------------------
+
+
+class MessageUsage(Struct):
+    """Token counts."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(Struct):
+    """A whole message of the model."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str | None
+    usage: MessageUsage
+    stop_sequence: str | UnsetType | None = UNSET
+
+
+class TokenCount(Struct):
+    """How many tokens a conversation has."""
+
+    input_tokens: int
+
+
+class CompleteAnswer(Struct):
+    """A whole legacy completion."""
+
+    type: Literal["completion"]
+    id: str
+    completion: str
+    stop_reason: str | None
+    model: str
+
+
+# -- native -----------------------------------------------------------------------------------
+
+
+class PromptUsage(Struct):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PromptRecord(Struct):
+    """One call as native clients see it, wherever it is read."""
+
+    request_id: str
+    session_id: str | None
+    status: Literal["pending", "processing", "completed", "failed", "cancelled"]
+    result: str | UnsetType | None = UNSET
+    error: dict[str, Any] | UnsetType | None = UNSET
+    model: str | UnsetType = UNSET
+    finish_reason: str | UnsetType | None = UNSET
+    usage: PromptUsage | UnsetType | None = UNSET
+    latency_ms: float | UnsetType | None = UNSET
+
+
+class LetterEntry(Struct):
+    """One dead letter, without its payload."""
+
+    request_id: str
+    client_request_id: str | None
+    session_id: str | None
+    reason: str
+    dropped_at: float
+
+
+class LetterPage(Struct):
+    """Dead letters, newest first; ``next`` continues where this page ends."""
+
+    entries: list[LetterEntry]
+    count: int
+    total: int
+    next: str | None
+
+
+class DeadLetterRecord(LetterEntry):
+    """One dead letter with the request that was not answered."""
+
+    status: str
+    model: str
+    tenant: str
+    path: str
+    truncated: bool
+    payload: Any
+    encoding: Literal["text", "base64"] | UnsetType = UNSET
+
+
+# -- operations -------------------------------------------------------------------------------
+
+
+class Banner(Struct):
+    """What this is and where to look."""
+
+    name: Literal["tpo-mp"]
+    version: str
+    endpoints: list[str]
+
+
+class VersionAnswer(Struct):
+    """The running program."""
+
+    name: Literal["tpo-mp"]
+    version: str
+
+
+class Liveness(Struct):
+    """This process answers."""
+
+    status: Literal["alive"]
+    alive: Literal[True]
+
+
+class Readiness(Struct):
+    """Whether the host takes calls; ``degraded`` names what is missing."""
+
+    status: Literal["ready", "not_ready"]
+    ready: bool
+    degraded: list[str]
+    reason: str | UnsetType = UNSET
+
+
+class HealthReport(Struct):
+    """The host's state in detail."""
+
+    status: Literal["healthy", "degraded", "unhealthy", "shutting_down"]
+    version: str
+    uptime_secs: int
+    shutting_down: bool
+    pipeline: dict[str, Any]
+    worker_pool: dict[str, Any]
+    memory: dict[str, Any]
+    circuit_breaker: dict[str, Any]
+    host: dict[str, Any]
+    degraded: list[str]
