@@ -16,6 +16,7 @@ from tpo_mp.dialects import native, openai_chat
 from tpo_mp.errors import BackendFailure, TpoError
 from tpo_mp.types import Call, Reply, Terminal
 
+from .absent import AbsentClient
 from .delivery import Delivery, retry_lines
 from .gateway import Gateway
 
@@ -44,6 +45,9 @@ class NativeDelivery(Delivery):
         self.on_record: Callable[[dict[str, Any]], None] | None = None
         if detached:
             exchange.on_disconnect = None
+            # The connection may carry another request before this call ends.
+            method, path = exchange.head.method, exchange.head.path
+            self.exchange = AbsentClient(method, path, peer=exchange.peer)
 
     def send(self, reply: Reply) -> None:
         """Answer, or keep, the finished record."""

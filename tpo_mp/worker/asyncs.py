@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -22,8 +21,7 @@ import orjson
 
 from tpo_mp.dialects import native
 from tpo_mp.errors import TpoError
-from tpo_mp.http.exchange import JSON
-from tpo_mp.http.head import Head
+from tpo_mp.pipeline.absent import AbsentClient
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import CallIds
@@ -32,10 +30,11 @@ from tpo_mp.shm.plane import Plane
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.client import StoreClient
 from tpo_mp.store.questions import RESULTS
-from tpo_mp.types import Call, Stream
+from tpo_mp.types import Call
 
 from .links import Links
 from .owner import Owner
+from .puts import Puts
 
 MAX_KEPT = 16_384
 MAX_QUESTIONS = 4096
@@ -70,7 +69,7 @@ class Asyncs:
         self._epoch = epoch
         self._ttl_s = ttl_s
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._putting: dict[str, dict[str, Any]] = {}
+        self._puts = Puts(store, RESULTS)
         self._waiters: dict[str, asyncio.Event] = {}
         self._questions: dict[int, asyncio.Future[bytes | None]] = {}
         self._token = 0
@@ -111,25 +110,7 @@ class Asyncs:
             self._records.popitem(last=False)
 
     def _put(self, call_id: str, record: dict[str, Any]) -> None:
-        started = call_id in self._putting
-        self._putting[call_id] = record
-        if not started:
-            self._spawn(self._put_surely(call_id))
-
-    async def _put_surely(self, call_id: str) -> None:
-        """Put the newest record; control may be restarting: try for as long as that takes.
-
-        One at a time per call: a late first record must not overwrite the last.
-        """
-        try:
-            for _ in range(100):
-                record = self._putting[call_id]
-                if not await self._store.put(RESULTS, call_id, orjson.dumps(record), self._ttl_s):
-                    await asyncio.sleep(_POLL_S)
-                elif self._putting[call_id] is record:
-                    return
-        finally:
-            del self._putting[call_id]
+        self._puts.put(call_id, orjson.dumps(record), self._ttl_s)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -242,7 +223,7 @@ class Asyncs:
         call.client_request_id = meta.client_request_id
         call.shard = self._owner.slot
         delivery = NativeDelivery(
-            self._owner, _Detached(meta.path), call, meta.session or None, detached=True
+            self._owner, AbsentClient("POST", meta.path), call, meta.session or None, detached=True
         )
         delivery.template = meta.path
         try:
@@ -253,32 +234,3 @@ class Asyncs:
                 call.id,
                 native.record(call.id, meta.session, "failed", error=error, model=meta.model),
             )
-
-
-class _Detached:
-    """An exchange with nobody behind it: what a rerun call has instead of a client."""
-
-    def __init__(self, path: str) -> None:
-        self.head = Head()
-        self.head.method = "POST"
-        self.head.path = path
-        self.body = b""
-        self.peer = ""
-        self.on_disconnect: Callable[[], None] | None = None
-
-    def respond(
-        self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
-    ) -> None:
-        """Nobody listens."""
-
-    def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
-        """Nobody listens."""
-
-    def write(self, data: bytes) -> None:
-        """Nobody listens."""
-
-    def finish(self) -> None:
-        """Nobody listens."""
-
-    def abort(self) -> None:
-        """Nobody listens."""

@@ -126,3 +126,11 @@ def test_stopped_call_leaves_a_failed_record() -> None:
     scene.answer()
     assert [r["status"] for r in scene.records] == ["failed"]
     assert scene.gateway.ends == [Terminal.EXPIRED]
+
+
+def test_detached_record_keeps_its_own_request() -> None:
+    """The connection's next request is another's."""
+    scene = Scene(detached=True)
+    assert scene.delivery.exchange is not scene.exchange
+    scene.exchange.head.method = "DELETE"
+    assert scene.delivery.exchange.head.method != "DELETE"

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.fake_env import make_call
 from tests.support.fake_shards import SLOTS, FakeHost, FakeShard
 from tpo_mp.errors import BackendFailure, Shed
 from tpo_mp.pipeline.native_delivery import NativeDelivery
@@ -365,16 +364,3 @@ def test_orphan_nobody_has_room_for_fails_readably(host: FakeHost) -> None:
         assert record["error"]["code"] == "too_many_open_calls"
 
     tell(host, story)
-
-
-def test_client_of_a_kept_call_has_no_exchange(host: FakeHost) -> None:
-    """What a rerun answers to does nothing, whatever it is told."""
-    nobody = asyncs._Detached("/api/v1/infer")
-    nobody.respond(200, b"x")
-    nobody.begin(200, b"", b"", None)
-    nobody.write(b"x")
-    nobody.finish()
-    nobody.abort()
-    delivery = NativeDelivery(host.shards[0].owner, nobody, make_call(b"{}"), None, detached=True)
-    assert nobody.on_disconnect is None
-    assert delivery.bytes_in == 0
