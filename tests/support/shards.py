@@ -6,6 +6,7 @@ A call is *local* when the shard that took its connection holds its session, els
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,20 +27,17 @@ def shard_of(client: RawClient, session: str = "", model: str = ECHO) -> int:
     return int(reply.headers["x-tpo-shard"])
 
 
-def connect_to(url: str, shard: int, **options: Any) -> RawClient:
-    """Open connections until that shard takes one."""
-    others = []
-    try:
-        for _ in range(200):
-            client = RawClient(url, **options)
-            if shard_of(client) == shard:
-                return client
-            # Kept open: the kernel and the loops then choose another shard sooner.
-            others.append(client)
-    finally:
-        for client in others:
-            client.close()
-    raise AssertionError(f"shard {shard} took none of 200 connections")
+def connect_to(url: str, shard: int, *, within_s: float = 20.0, **options: Any) -> RawClient:
+    """Open connections until that shard takes one; a shard that gets no core takes none."""
+    give_up_at = time.monotonic() + within_s
+    tried = 0
+    while time.monotonic() < give_up_at:
+        client = RawClient(url, **options)
+        if shard_of(client) == shard:
+            return client
+        client.close()
+        tried += 1
+    raise AssertionError(f"shard {shard} took none of {tried} connections in {within_s} s")
 
 
 def session_on(url: str, shard: int, prefix: str = "s") -> str:

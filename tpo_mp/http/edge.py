@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Closable(Protocol):
     """A connection of either lane, as the drain sees it."""
 
-    def close_when_idle(self, linger_s: float) -> None: ...
+    def close_when_idle(self, linger_s: float, fresh_s: float) -> None: ...
 
 
 class Limits(Protocol):
@@ -163,15 +163,16 @@ class ClientEdge:
             )
         )
 
-    def drain(self, linger_s: float) -> None:
+    def drain(self, linger_s: float, fresh_s: float = float("inf")) -> None:
         """Stop keeping connections alive.
 
         Idle ones may send one more request within ``linger_s``: a client that is just sending it
-        would otherwise see a reset.
+        would otherwise see a reset.  Those that never sent one were opened for it just now: they
+        have ``fresh_s``, and in any case no longer than the header timeout.
         """
         self.closing = True
         for connection in list(self.connections):
-            connection.close_when_idle(linger_s)
+            connection.close_when_idle(linger_s, fresh_s)
         self.drain_full_lane()
 
     @property

@@ -347,13 +347,16 @@ class FastConnection(asyncio.Protocol):
         self.open = False
         self.transport.abort()
 
-    def close_when_idle(self, linger_s: float) -> None:
+    def close_when_idle(self, linger_s: float, fresh_s: float) -> None:
         """Draining: leave after the current reply, or when nothing comes for ``linger_s``."""
-        if not self.open and self._body is None and not self._pending:
-            if linger_s:
-                self._await_bytes(linger_s)
-            else:
-                self._close()
+        if self.open or self._body is not None or self._pending:
+            return
+        if not linger_s:
+            self._close()
+        elif self.requests:
+            self._await_bytes(linger_s)
+        elif monotonic() + fresh_s < self.deadline:
+            self._await_bytes(fresh_s)
 
     def _close_request(self, keep: bool) -> None:
         self.open = False

@@ -1,8 +1,9 @@
 """Which listeners this shard accepts on, now.
 
-Normally its own slot's; also those of silent neighbours, while the supervisor names it as their
-acceptor.  A listener's descriptor is duplicated for the event loop, so that letting go of it never
-closes the supervisor's socket.
+Its own slot's for as long as it serves, so that no other process's word can keep it from its
+clients; also those of silent neighbours, while the supervisor names it as their acceptor.  Two
+acceptors of one listener harm nobody.  A listener's descriptor is duplicated for the event loop, so
+that letting go of it never closes the supervisor's socket.
 
 Invariants: before a listener is let go in a drain it is accepted empty, so no queued connection is
 reset; while few descriptors are left nothing is accepted, so clients wait in the kernel's queue
@@ -69,8 +70,8 @@ class Listening:
         """Whether any listener is open here."""
         return bool(self._servers)
 
-    async def follow(self) -> None:
-        """Accept on exactly the listeners the plane gives this seat."""
+    async def follow(self, slot: int) -> None:
+        """Accept on the listener of ``slot``, and on those the plane gives this seat."""
         version = self._plane.acceptor_version
         if version == self.version or self._busy or self._paused:
             return
@@ -83,7 +84,9 @@ class Listening:
             plane, listeners = self._plane, self._listeners
             # Portable hosts share one socket between all slots: accept on it once.
             wanted = {
-                listeners[s] for s in range(plane.workers) if plane.slot_acceptor(s) == self._seat
+                listeners[s]
+                for s in range(plane.workers)
+                if s == slot or plane.slot_acceptor(s) == self._seat
             }
             for fd in list(self._servers):
                 if fd not in wanted:
@@ -140,8 +143,13 @@ class Listening:
 
         ``for_all`` ends the listeners themselves.  Other processes may keep their copies open a
         moment longer, a spare that still boots for one: the kernel would go on queueing
-        connections that nobody takes, and reset them at the last close.
+        connections that nobody takes, and reset them at the last close.  Before that their queues
+        are made as short as can be, so that who comes meanwhile is refused a moment later, when
+        the port is closed, and not accepted by the kernel only to be reset.
         """
+        if for_all:
+            for fd in self._servers:
+                _shorten(fd)
         give_up_at = self._loop.time() + DRAIN_S
         # The loop takes one connection per listener and turn.
         while self._queued() and self._loop.time() < give_up_at:  # noqa: ASYNC110 - a kernel queue
@@ -171,6 +179,12 @@ class Listening:
         for fd in set(self._listeners):
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _shorten(fd: int) -> None:
+    """Let the kernel queue no more than one connection that is not accepted yet."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
+        listener.listen(0)
 
 
 def _refuse(fd: int) -> None:

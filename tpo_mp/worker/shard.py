@@ -63,6 +63,7 @@ BEAT_S = 0.05
 RECHECK_S = 0.01
 LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
+LEAVING_FRESH_S = 1.0
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 SURFACES = ("openai_api", "responses_api", "anthropic_api", "native_api", "ops_api")
 
@@ -396,7 +397,7 @@ class Shard:
         if slot != NO_SLOT and slot != self.owner.slot:
             self.owner.slot = slot
             _title(slot, self.handoff.cpu)
-        await self.listening.follow()
+        await self.listening.follow(slot)
         if self.lines.state != SeatState.READY:
             self.lines.state = SeatState.READY
 
@@ -430,7 +431,10 @@ class Shard:
         await self.listening.drain(for_all=leaving)
         self.listening.close()
         self.owner.draining = leaving
-        self.edge.drain(LEAVING_LINGER_S if leaving else LINGER_S)
+        if leaving:
+            self.edge.drain(LEAVING_LINGER_S, fresh_s=LEAVING_FRESH_S)
+        else:
+            self.edge.drain(LINGER_S)
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""

@@ -510,6 +510,23 @@ def test_draining_lingers_for_requests_on_their_way(clock: Clock, front: FakeFro
     assert silent.closed
 
 
+def test_connections_just_opened_have_time_for_their_first_request(
+    clock: Clock, front: FakeFront
+) -> None:
+    """As much as a drain grants them, and no more than any head has."""
+    asking, silent = front.connect(), front.connect()
+    front.edge.drain(0.2, fresh_s=1.0)
+    clock.advance(0.5)
+    assert statuses(asking.send(get())) == [200]
+    assert not silent.closed
+    clock.advance(0.7)
+    assert silent.closed
+    patient = front.connect()
+    front.edge.drain(0.2)
+    clock.advance(5.0)
+    assert not patient.closed
+
+
 def test_connection_retires_after_many_requests(front: FakeFront) -> None:
     """So that load finds new shards."""
     front.edge.max_requests = 3

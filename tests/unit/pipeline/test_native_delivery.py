@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class Scene:
     def __init__(self, *, detached: bool = False) -> None:
         self.gateway = FakeGateway()
         self.exchange = FakeExchange(Head(), b"body")
-        self.call = make_call(b"{}", model="asked")
+        self.call = make_call(b"{}", model="asked", started_at=monotonic())
         self.delivery = NativeDelivery(
             self.gateway,
             self.exchange,

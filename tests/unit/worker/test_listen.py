@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
+import select
+import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -76,17 +80,32 @@ def test_shard_follows_the_plane(door: Door) -> None:
     """Its own slot, a neighbour's while told so, and back."""
 
     async def story() -> None:
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert door.opened == door.fds[:1]
         assert door.listening.accepting
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert len(door.opened) == 1
         door.host.plane.set_slot(1, seat=1, acceptor=0)
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert door.opened == door.fds
         door.host.plane.set_slot(1, seat=1, acceptor=1)
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert door.closed == door.fds[1:]
+        door.listening.close()
+
+    tell(story)
+
+
+def test_own_listener_is_kept_while_a_neighbour_has_it_too(door: Door) -> None:
+    """A shard that was silent for a moment need not be told that it may accept again."""
+
+    async def story() -> None:
+        door.host.plane.set_slot(0, seat=0, acceptor=1)
+        await door.listening.follow(0)
+        assert door.opened == door.fds[:1]
+        door.host.plane.set_slot(0, seat=0, acceptor=0)
+        await door.listening.follow(0)
+        assert (door.opened, door.closed) == (door.fds[:1], [])
         door.listening.close()
 
     tell(story)
@@ -98,19 +117,41 @@ def test_draining_lets_go_of_everything(
 ) -> None:
     """For this process or for the host; it follows again if it is told to."""
     ended: list[int] = []
+    shortened: list[int] = []
     monkeypatch.setattr(listen, "_refuse", ended.append)
+    monkeypatch.setattr(listen, "_shorten", shortened.append)
 
     async def story() -> None:
-        await door.listening.follow()
+        await door.listening.follow(0)
         await door.listening.drain(for_all=for_all)
-        assert ended == (door.fds[:1] if for_all else [])
+        assert shortened == ended == (door.fds[:1] if for_all else [])
         assert door.closed == door.fds[:1]
         assert not door.listening.accepting
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert door.listening.accepting
         door.listening.close()
 
     tell(story)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how kernels queue is their own affair")
+def test_a_shortened_queue_takes_one_connection_and_a_refused_one_none() -> None:
+    """What else comes waits for its own retry, and is refused by then."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        listen._shorten(server.fileno())
+        with contextlib.ExitStack() as clients:
+            asked = []
+            for _ in range(4):
+                client = clients.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(server.getsockname())
+                asked.append(client)
+            _, taken, _ = select.select([], asked, [], 0.2)
+            assert len(taken) == 1
+            server.accept()[0].close()
+            listen._refuse(server.fileno())
+            with socket.socket() as late:
+                assert late.connect_ex(server.getsockname()) != 0
 
 
 def test_closing_gives_the_descriptors_back(door: Door) -> None:
@@ -131,7 +172,7 @@ def test_few_descriptors_pause_accepting(door: Door, monkeypatch: pytest.MonkeyP
 
     async def story() -> None:
         nonlocal room
-        await door.listening.follow()
+        await door.listening.follow(0)
         door.listening.tick()
         assert door.warned == []
         room = RESERVED_FDS - 1
@@ -141,11 +182,11 @@ def test_few_descriptors_pause_accepting(door: Door, monkeypatch: pytest.MonkeyP
         assert door.warned == ["accepting_paused"]
         assert not door.listening.accepting
         door.listening.tick()
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert not door.listening.accepting
         room = RESERVED_FDS * 4
         door.listening.tick()
-        await door.listening.follow()
+        await door.listening.follow(0)
         assert door.listening.accepting
         assert door.warned == ["accepting_paused", "accepting_again"]
         door.listening.close()
