@@ -90,6 +90,13 @@ def echo_gateway(short_tmp: Path) -> Iterator[Gateway]:
         yield gateway
 
 
+@pytest.fixture(scope="session")
+def simulator(short_tmp: Path) -> Iterator[Gateway]:
+    """A two-worker ``tpo-mp simulate``: a provider for the tests that only ask it things."""
+    with Gateway(short_tmp / "simulator", workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     """An upstream that misbehaves on request."""

@@ -1,4 +1,4 @@
-"""The command line: ``tpo-mp serve | check | schema | status | reload | restart | stop``.
+"""The command line: ``tpo-mp serve | simulate | check | schema | status | reload | …``.
 
 A wrong option, a refused config and a failed command are each a line or a few on stderr and an exit
 code of ``ExitCode``, never a traceback.
@@ -40,21 +40,25 @@ _config = click.option(
     help="Config file, TOML or YAML; without one: the echo backend on loopback.",
 )  # fmt: skip
 
-_overrides = _apply([
+_process = _apply([
     click.option("--host", help="Address to bind [127.0.0.1]."),
     click.option("--port", type=click.IntRange(0, 65535), help="Main port, 0 for any [8080]."),
     click.option("--ops-port", type=click.IntRange(0, 65535), help="Ops port, 0 for any [9090]."),
     click.option("--workers", metavar="N|auto", help="Worker processes [auto: one per core]."),
+    click.option("--state-dir", metavar="DIR", help="State directory [per user and port]."),
+    click.option("--log-format", type=click.Choice(["json", "pretty"]), help="Shape of log lines."),
+    click.option("--log-level", help="Least severe log line written [info]."),
+    click.option("--insecure", is_flag=True, help="Allow a public bind without authentication."),
+])  # fmt: skip
+
+_overrides = _apply([
+    _process,
     click.option(
         "--backend", "--worker", "--provider", "backend", metavar="KIND",
         help="Serve with one backend of this kind: echo, openai, …",
     ),
     click.option("--model", metavar="NAME_OR_PATH", help="Model that --backend serves."),
     click.option("--base-url", metavar="URL", help="Where --backend is reached."),
-    click.option("--state-dir", metavar="DIR", help="State directory [per user and port]."),
-    click.option("--log-format", type=click.Choice(["json", "pretty"]), help="Shape of log lines."),
-    click.option("--log-level", help="Least severe log line written [info]."),
-    click.option("--insecure", is_flag=True, help="Allow a public bind without authentication."),
 ])  # fmt: skip
 
 _running = _apply(
@@ -84,6 +88,18 @@ def serve(config_path: Path | None, **flags: Any) -> int:
     from .supervisor.serve import serve as run
 
     return run(ServeOptions(config_path=config_path, flags=_given(flags)))
+
+
+@cli.command()
+@_config
+@_process
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of all it makes up [0].")
+def simulate(config_path: Path | None, **flags: Any) -> int:
+    """Run a simulated provider: OpenAI's and Anthropic's APIs, with errors and faults to order."""
+    from .supervisor.serve import ServeOptions
+    from .supervisor.serve import serve as run
+
+    return run(ServeOptions(config_path=config_path, flags=_given(flags) | {"simulate": True}))
 
 
 @cli.command()

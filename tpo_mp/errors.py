@@ -7,6 +7,7 @@
                              PolicyViolation  OverBudget
       Busy       429/503     RateLimited  Shed  Draining
       BackendFailure 502     BackendTimeout (504)  BackendRefused  CircuitOpen (503)
+                             ConnectionCut (the client is told nothing)
       Cancelled      499     the client left; never sent, only recorded
       DeadlineExceeded 504   the caller's own deadline passed
       Fault          500     ConfigError  RingCorrupt  WorkerLost (502)
@@ -174,6 +175,13 @@ class CircuitOpen(BackendFailure):
 
     code = "circuit_open"
     http_status = 503
+    retryable = False
+
+
+class ConnectionCut(BackendFailure):
+    """A simulated provider broke the connection off; so does whoever stands before it."""
+
+    code = "connection_cut"
     retryable = False
 
 

@@ -30,7 +30,8 @@ def test_each_backend_serves_its_models(full: tuple[Gateway, Upstream]) -> None:
     gateway, upstream = full
     upstream.queue("answer", reply=REPLIES["anthropic_messages"])
     for model, backend in (
-        ("claude-1", "claude"), ("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream")
+        ("claude-1", "claude"), ("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream"),
+        ("sim-1", "simulated"),
     ):  # fmt: skip
         reply = gateway.ask(CHAT, chat("hi", model=model))
         assert reply.status == 200, reply

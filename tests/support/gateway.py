@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 class Gateway:
     """One ``tpo-mp serve``; a context manager that is ready when entered and gone when left.
 
-    ``config`` is TOML text or a file; ``args`` go to the command line as they are.
+    ``verb`` may be ``simulate`` instead; ``config`` is TOML text or a file; ``args`` go to the
+    command line as they are.
     Leaving the context stops the gateway in good order unless the test already did.
     """
 
@@ -42,6 +43,7 @@ class Gateway:
         workers: int = 1,
         env: Mapping[str, str] | None = None,
         ready_s: float = 30.0,
+        verb: str = "serve",
     ) -> None:
         self.folder = folder
         self.state_dir = folder / "state"
@@ -52,6 +54,7 @@ class Gateway:
         self.url = ""
         self.ops = ""
         self.workers = workers
+        self._verb = verb
         self._args = args
         self._env = {**os.environ, **(env or {})}
         self._ready_s = ready_s
@@ -70,7 +73,7 @@ class Gateway:
     @property
     def command(self) -> list[str]:
         """The command line it is started with."""
-        command = [sys.executable, "-m", "tpo_mp", "serve", "--port", "0", "--ops-port", "0"]
+        command = [sys.executable, "-m", "tpo_mp", self._verb, "--port", "0", "--ops-port", "0"]
         command += ["--workers", str(self.workers), "--state-dir", str(self.state_dir)]
         if self.config_path is not None:
             command += ["--config", str(self.config_path)]

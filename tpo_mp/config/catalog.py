@@ -35,7 +35,8 @@ _KNOWN: Final[dict[Door, tuple[str, ...]]] = {
 }  # fmt: skip
 
 UNBUILT: Final = (
-    "simulator", "engines",
+    "simulator.providers", "simulator.simulation", "simulator.scenarios", "simulator.telemetry",
+    "engines",
     "pipeline.sampling",
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",

@@ -126,6 +126,7 @@ def render() -> str:
     for name in properties:
         if "$ref" in properties[name]:
             page.table(f"`[{name}]`", properties[name])
+    page.table("`[simulator]`", properties["simulator"])
     backend, route = _shape_of(BackendConfig), _shape_of(RouteTable)
     page.table("`[[backends]]`, every kind", backend)
     for shape in properties["backends"]["items"]["anyOf"]:

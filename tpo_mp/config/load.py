@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from . import aliases, catalog, features, overlay, providers, rules
+from . import aliases, catalog, features, overlay, providers, rules, simulating
 from .check import Converter
 from .paths import ABSENT, get, take
 from .problems import Problems, suggestion
@@ -52,7 +52,7 @@ def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) ->
     """Load a config; raises ``ConfigError`` whose message has one line per problem.
 
     ``flags`` holds what the command line gave (``None`` = not given): host, port, ops_port,
-    workers, backend, model, base_url, state_dir, log_format, log_level, insecure.
+    workers, backend, model, base_url, state_dir, log_format, log_level, insecure, simulate, seed.
     """
     tree = read_file(path) if path is not None else {}
     return build(tree, flags, env, path.parent if path is not None else None)
@@ -86,6 +86,7 @@ def build(
     overlay.flags(tree, flags, env, problems)
     aliases.report_leftovers(tree, problems)
     _warn_of_unbuilt(tree, problems)
+    simulating.resolve(tree, flags, problems)
     _refuse_unknown_sections(tree, problems)
     providers.stand_in(tree, problems)
     if not tree.get("backends"):

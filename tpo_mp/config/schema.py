@@ -15,7 +15,7 @@ from msgspec import Struct
 from tpo_mp import registry
 from tpo_mp.ports import Door
 
-from . import catalog, providers
+from . import catalog, providers, simulating
 from .features import RouteTable
 from .load import SECTIONS
 from .values import Secret
@@ -63,10 +63,16 @@ def build() -> Schema:
     properties["routes"] = _routes(
         shape(RouteTable), {n: shape(k) for n, k in found["routes"].items()}
     )
+    simulator = found["backends"].get(simulating.KIND)
+    properties[simulating.KIND] = {"type": "object", "properties": {}} | (
+        LATER if simulator is None else _simulator(shape(simulator))
+    )
     for path in catalog.UNBUILT:
         section, _, key = path.partition(".")
         if not key:
             properties.setdefault(section, LATER)
+        elif section == simulating.KIND:
+            properties[section]["properties"][key] = LATER
         elif section in SECTIONS:
             name = properties[section]["$ref"].rpartition("/")[2]
             defs[name]["properties"][key] = LATER
@@ -89,6 +95,18 @@ _DOORS: Final[tuple[Door, ...]] = ("stages", "backends", "routes")
 def _hook(kind: type) -> Schema:
     assert kind is Secret, kind
     return SECRET
+
+
+def _simulator(options: Schema) -> Schema:
+    """The options of the backend without what only ``[[backends]]`` says."""
+    known = options["properties"]
+    own = {name: known[name] for name in known if name not in simulating.OF_A_BACKEND}
+    return {
+        "description": "Options of every backend of kind `simulator`, and of `tpo-mp simulate`.",
+        "type": "object",
+        "properties": own,
+        "additionalProperties": False,
+    }
 
 
 def _stages(built: dict[str, Schema]) -> Schema:

@@ -253,7 +253,7 @@ class MessagesEncoder:
             "stop_reason": None,
             "stop_sequence": None,
             "usage": usage_out(event.usage or TokenUsage()),
-        }
+        } | (event.extra or {})
         return named_event(b"message_start", {"type": "message_start", "message": message})
 
     def _begin(self, index: int, block: Block) -> bytes:

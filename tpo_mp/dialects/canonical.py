@@ -246,12 +246,16 @@ class ModelReply(Struct, frozen=True, kw_only=True):
 
 
 class ReplyStart(Struct, frozen=True):
-    """The reply exists; ``usage`` where the prompt's count is already known."""
+    """The reply exists; ``usage`` where the prompt's count is already known.
+
+    ``extra`` are fields only its own dialect has, for whoever speaks that dialect first hand.
+    """
 
     id: str
     model: str
     created: int = 0
     usage: TokenUsage | None = None
+    extra: dict[str, Any] | None = None
 
 
 class BlockStart(Struct, frozen=True):

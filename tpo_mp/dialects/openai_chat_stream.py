@@ -305,12 +305,13 @@ class ChatEncoder:
         return b""
 
     def _start(self, event: ReplyStart) -> bytes:
-        head = {
+        head: dict[str, Any] = {
             "id": own_id(event.id, ID),
             "object": "chat.completion.chunk",
             "created": event.created,
             "model": event.model,
         }
+        head |= event.extra or {}
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         self._text_head = self._head + b'{"index":0,"delta":{"content":'
         self._usage = event.usage

@@ -159,12 +159,13 @@ class CompletionEncoder:
             columns = None if rows is None else logprobs_out(rows, offset)
             return self._chunk(event.choice, event.text, columns, None)
         if isinstance(event, ReplyStart):
-            head = {
+            head: dict[str, Any] = {
                 "id": own_id(event.id, ID),
                 "object": "text_completion",
                 "created": event.created,
                 "model": event.model,
             }
+            head |= event.extra or {}
             self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
             self._usage = event.usage
         elif isinstance(event, ReplyStop):

@@ -322,6 +322,7 @@ class ResponsesEncoder:
         self._id = own_id(event.id, ID)
         self._usage = event.usage
         self._shell = shell_of(self._id, event.created, event.model, self._request)
+        self._shell |= event.extra or {}
         return self._event("response.created", response=self._shell) + self._event(
             "response.in_progress", response=self._shell
         )

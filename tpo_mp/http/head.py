@@ -36,13 +36,10 @@ _SINGLE = frozenset(
      b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
      b"x-tpo-deadline-ms", b"x-request-id", b"origin")
 )  # fmt: skip
-_SPECIAL = (
-    b"x-tpo-priority",
-    b"x-tpo-deadline-ms",
-    b"x-litellm-session-id",
-    b"traceparent",
-    b"x-api-key",
-)
+_SPECIAL = frozenset(
+    (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
+     b"x-api-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key")
+)  # fmt: skip
 ALWAYS = b"x-content-type-options: nosniff\r\n"
 NO_STORE = b"cache-control: no-store\r\n"
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -283,7 +280,7 @@ def _check_target(head: Head, target: bytes) -> None:
 
 def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
     headers = head.headers
-    head.special = any(name in headers for name in _SPECIAL)
+    head.special = not _SPECIAL.isdisjoint(headers)
     head.shaped = head.method == "HEAD"
     if b"traceparent" in headers:
         head.trace = trace_lines(headers)

@@ -11,7 +11,15 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, Fault, Shed, TpoError
+from tpo_mp.errors import (
+    BackendFailure,
+    Cancelled,
+    ConnectionCut,
+    DeadlineExceeded,
+    Fault,
+    Shed,
+    TpoError,
+)
 from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
 
 from .answer import TOLD
@@ -115,12 +123,21 @@ class Delivery:
         if isinstance(error, Cancelled):
             self.settle(Terminal.CANCELLED, error)
             return
+        if isinstance(error, ConnectionCut):
+            self.cut(error)
+            return
         self.status = codec(self.call.dialect).error_status(error)
         if self.started:
             self.send_error_event(error)
         else:
             self.send_error(error)
         self.settle(_terminal(error), error)
+
+    def cut(self, error: ConnectionCut) -> None:
+        """End the call by breaking the connection, after what was written has left."""
+        self.status = error.status
+        asyncio.get_running_loop().call_soon(self.exchange.abort)
+        self.settle(Terminal.FAILED, error)
 
     def send_error(self, error: TpoError) -> None:
         """Send a whole error response."""

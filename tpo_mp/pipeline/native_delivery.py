@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from tpo_mp.dialects import native, openai_chat
-from tpo_mp.errors import BackendFailure, TpoError
+from tpo_mp.errors import BackendFailure, ConnectionCut, TpoError
 from tpo_mp.types import Call, Reply, Terminal
 
 from .absent import AbsentClient
@@ -90,6 +90,15 @@ class NativeDelivery(Delivery):
                 self.call.id, self.session_id, "failed", error=shown, model=self.call.model
             )
         )
+
+    def cut(self, error: ConnectionCut) -> None:
+        """Break the connection; a call whose client has its answer already just fails."""
+        if self.detached:
+            self.status = error.status
+            self.send_error(error)
+            self.settle(Terminal.FAILED, error)
+        else:
+            super().cut(error)
 
     def _keep(self, record: dict[str, Any]) -> None:
         self.record = record

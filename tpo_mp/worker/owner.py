@@ -26,6 +26,7 @@ from tpo_mp.shm.frames import SlotMeta
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
 from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
+from tpo_mp.simulator import orders
 from tpo_mp.store.client import StoreClient
 from tpo_mp.types import Call, Priority, Reply
 
@@ -136,6 +137,8 @@ class Owner:
         call.forward = head.trace
         if call.authorization is None and b"x-api-key" in headers:
             call.authorization = b"Bearer " + headers[b"x-api-key"]
+        if any(name in headers for name in orders.STEER):
+            call.forward += orders.lines_of(headers)
         if b"x-litellm-session-id" in headers and call.session is None:
             call.affinity = headers[b"x-litellm-session-id"].decode("latin-1") or call.affinity
         if b"x-tpo-priority" in headers:

@@ -158,8 +158,8 @@ def test_balancing_becomes_a_route(
 
 def test_kind_that_nothing_stands_in_for_is_an_error(refused: Callable[..., list[str]]) -> None:
     """Without its backend a call would have nowhere to go."""
-    (problem,) = refused(backend="simulator")
-    assert problem == "backends[0].kind = 'simulator' (from --backend): not built yet"
+    (problem,) = refused('[[backends]]\nname = "a"\nkind = "mlx"\n')
+    assert problem == "backends[0].kind = 'mlx': not built yet"
 
 
 def test_provider_variable_chooses_the_default_backend(load_text: Callable[..., Config]) -> None:

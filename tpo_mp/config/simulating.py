@@ -1,0 +1,61 @@
+"""``[simulator]`` and ``tpo-mp simulate``: a simulated provider described once, wherever it runs.
+
+The table holds the options of kind ``simulator``; each backend of that kind has them unless it says
+otherwise.  ``simulate`` serves one such backend and nothing else: no stage stands before it.
+
+Invariants: a problem is told at the place that was written, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from tpo_mp.ports import BackendConfig
+
+from .paths import ABSENT, get
+from .problems import Problems
+from .text import Tree
+
+KIND: Final = "simulator"
+NAME: Final = "simulator"
+OF_A_BACKEND: Final = frozenset(BackendConfig.__struct_fields__) - {"models"}
+"""Options that ``[[backends]]`` has and ``[simulator]`` has not."""
+
+
+def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
+    """Fill backends of this kind from ``[simulator]``; with ``simulate``, make the one there is."""
+    options = tree.pop("simulator", {})
+    if given.get("seed") is not None:
+        options["seed"] = given["seed"]
+        problems.origins["simulator.seed"] = "--seed"
+    if given.get("simulate"):
+        _alone(tree, problems)
+    for name in [name for name in options if name in OF_A_BACKEND]:
+        problems.add(f"simulator.{name}", "belongs to [[backends]], not here")
+        del options[name]
+    entries = list(_simulators(tree.get("backends", ())))
+    if options and not entries:
+        problems.warn("simulator: no backend of kind 'simulator' uses it")
+    for index, entry in entries:
+        for name, value in options.items():
+            if name not in entry:
+                entry[name] = value
+                path = f"simulator.{name}"
+                problems.origins[f"backends[{index}].{name}"] = problems.origins.get(path, path)
+
+
+def _alone(tree: Tree, problems: Problems) -> None:
+    for name in ("backends", "routes"):
+        if tree.pop(name, None):
+            problems.add(name, "tpo-mp simulate has one backend, described by [simulator]")
+    tree["backends"] = [{"name": NAME, "kind": KIND}]
+    stages = tree.setdefault("pipeline", {})
+    if isinstance(stages, dict) and get(tree, "pipeline.stages") is ABSENT:
+        stages["stages"] = []
+
+
+def _simulators(backends: Iterable[Any]) -> Iterable[tuple[int, Tree]]:
+    for index, entry in enumerate(backends):
+        if isinstance(entry, dict) and entry.get("kind") == KIND:
+            yield index, entry

@@ -1,0 +1,128 @@
+"""From a request to the whole answer: what is said, called, cut, counted and why it ends.
+
+Invariants: the answer depends on the request and the seed alone, but for ids and the time; its
+token counts are those of ``tokens``; nothing is said beyond ``max_tokens`` or a stop sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import time
+
+import orjson
+
+from tpo_mp.dialects.canonical import (
+    Block,
+    ModelReply,
+    ModelRequest,
+    ReplyChoice,
+    StopReason,
+    TextBlock,
+    TokenUsage,
+    Trait,
+)
+from tpo_mp.types import Dialect
+
+from . import texts, thoughts
+from .ids import reply_id
+from .logprobs import rows_of
+from .seeds import stream_of
+from .tokens import count, pieces, prompt_tokens
+from .toolcalls import calls_of, newest_user_text
+from .values import fitting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """What the operator chose a simulated model to say, and how much; ``seed`` moves all draws."""
+
+    seed: int = 0
+    strategy: texts.Strategy = "template"
+    text: str = ""
+    least_tokens: int = 10
+    most_tokens: int = 500
+
+
+class Composer:
+    """Composes answers to generation requests."""
+
+    def __init__(self, speech: Speech) -> None:
+        self._speech = speech
+
+    def compose(self, request: ModelRequest, dialect: Dialect, key: bytes) -> ModelReply:
+        """The whole reply; raises ``InvalidRequest`` for what no model can do."""
+        thoughts.check(request, dialect)
+        choices, completion, reasoning = [], 0, 0
+        for number in range(request.n or 1):
+            choice, used, thought = self._choice(request, dialect, key, number)
+            choices.append(choice)
+            completion += used
+            reasoning += thought
+        return ModelReply(
+            id=reply_id(dialect),
+            model=request.model,
+            choices=tuple(choices),
+            usage=TokenUsage(prompt_tokens(request), completion, reasoning=reasoning),
+            created=int(time()),
+            source=request.source,
+        )
+
+    def _choice(
+        self, request: ModelRequest, dialect: Dialect, key: bytes, number: int
+    ) -> tuple[ReplyChoice, int, int]:
+        """One choice, its tokens in all, and those of its thoughts."""
+        random = stream_of(key, "choice", number)
+        prompt = newest_user_text(request)
+        limit = request.max_tokens
+        thought = thoughts.think(request, dialect, prompt, stream_of(key, "thoughts", number))
+        thought, used, cut = thoughts.cut(thought, limit)
+        blocks: list[Block] = [*thoughts.shown(request, dialect, thought, random)]
+        if cut:
+            return ReplyChoice(tuple(blocks), "length"), used, used
+        calls = calls_of(request, dialect, key)
+        if calls:
+            spoken = sum(count(call.arguments) + count(call.name) for call in calls)
+            return ReplyChoice((*blocks, *calls), "tool_use"), used + spoken, used
+        text = self._text(request, prompt, key, number)
+        left = None if limit is None else limit - used
+        said, stop, sequence = _within(text, left, request.stop)
+        blocks.append(TextBlock(said))
+        rows = None
+        if request.logprobs is not None:
+            rows = rows_of(pieces(said), request.logprobs, stream_of(key, "logprobs", number))
+        choice = ReplyChoice(tuple(blocks), stop, sequence, rows)
+        return choice, used + count(said), used
+
+    def _text(self, request: ModelRequest, prompt: str, key: bytes, number: int) -> str:
+        speech = self._speech
+        random = stream_of(key, "text", number)
+        length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
+        form = request.response_format
+        if form is not None and form.schema:
+            value = fitting(form.schema, stream_of(key, "json", number), _schema_field(request))
+            return orjson.dumps(value).decode()
+        said = texts.say(speech.strategy, prompt, length, random, speech.text)
+        if form is not None:
+            return orjson.dumps({"answer": said}).decode()
+        return said
+
+
+def _schema_field(request: ModelRequest) -> str:
+    return request.names.get(Trait.JSON_SCHEMA, "response_format")
+
+
+def _within(
+    text: str, limit: int | None, stop: tuple[str, ...]
+) -> tuple[str, StopReason, str | None]:
+    """A text up to its first stop sequence or its limit of tokens, whichever comes first."""
+    ends = [(at, mark) for mark in stop if mark and (at := text.find(mark)) >= 0]
+    reason: StopReason = "end"
+    sequence = None
+    if ends:
+        at, sequence = min(ends)
+        text, reason = text[:at], "stop_sequence"
+    if limit is not None:
+        parts = pieces(text)
+        if len(parts) > limit:
+            return "".join(parts[:limit]), "length", None
+    return text, reason, sequence

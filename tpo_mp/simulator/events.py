@@ -1,0 +1,86 @@
+"""A whole answer as a stream of canonical events, a token each.
+
+Invariants: the events' texts joined are the answer's; choices take turns token by token; the
+second value of a pair says whether the event is a token, which is what a model takes time for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from tpo_mp.dialects.canonical import (
+    Block,
+    BlockStart,
+    BlockStop,
+    ModelReply,
+    Ping,
+    RefusalBlock,
+    ReplyChoice,
+    ReplyEnd,
+    ReplyStart,
+    ReplyStop,
+    ReplyUsage,
+    SignatureDelta,
+    StreamEvent,
+    TextBlock,
+    TextDelta,
+    ThinkingBlock,
+    ThinkingDelta,
+    TokenUsage,
+    ToolInputDelta,
+    ToolUseBlock,
+)
+
+from .tokens import pieces
+
+Paced: TypeAlias = tuple[StreamEvent, bool]
+
+
+def events_of(reply: ModelReply, extra: dict[str, Any], *, ping: bool) -> Iterator[Paced]:
+    """Every event of a stream of ``reply``.
+
+    ``extra`` are fields of its beginning, ``ping`` puts one behind the first block's.
+    """
+    yield ReplyStart(reply.id, reply.model, reply.created, None, extra), False
+    turns = [_choice(choice, number) for number, choice in enumerate(reply.choices)]
+    while turns:
+        for turn in list(turns):
+            event = next(turn, None)
+            if event is None:
+                turns.remove(turn)
+            else:
+                yield event
+                if ping:
+                    ping = False
+                    yield Ping(), False
+    yield ReplyUsage(reply.usage or TokenUsage()), False
+    yield ReplyEnd(), False
+
+
+def _choice(choice: ReplyChoice, number: int) -> Iterator[Paced]:
+    for index, block in enumerate(choice.blocks):
+        yield from _block(block, index, number, choice)
+        yield BlockStop(index, number), False
+    yield ReplyStop(choice.stop or "end", choice.stop_sequence, number), False
+
+
+def _block(block: Block, index: int, number: int, choice: ReplyChoice) -> Iterator[Paced]:
+    if isinstance(block, ToolUseBlock):
+        yield BlockStart(index, ToolUseBlock(block.id, block.name, ""), number), False
+        for piece in pieces(block.arguments):
+            yield ToolInputDelta(index, piece, number), True
+    elif isinstance(block, ThinkingBlock):
+        yield BlockStart(index, ThinkingBlock(""), number), False
+        for piece in pieces(block.text):
+            yield ThinkingDelta(index, piece, number), True
+        if block.signature:
+            yield SignatureDelta(index, block.signature, number), False
+    elif isinstance(block, TextBlock | RefusalBlock):
+        yield BlockStart(index, type(block)(""), number), False
+        rows = choice.logprobs
+        for at, piece in enumerate(pieces(block.text)):
+            row = None if rows is None else rows[at : at + 1]
+            yield TextDelta(index, piece, number, row), True
+    else:
+        yield BlockStart(index, block, number), False

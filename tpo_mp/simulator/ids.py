@@ -1,0 +1,40 @@
+"""Ids in the look of each provider's own; no two are alike."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+from tpo_mp.types import Dialect
+
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_REPLIES: Final = {
+    Dialect.OPENAI_CHAT: ("chatcmpl-", 29),
+    Dialect.OPENAI_COMPLETIONS: ("cmpl-", 29),
+    Dialect.OPENAI_RESPONSES: ("resp_", 48),
+    Dialect.ANTHROPIC_MESSAGES: ("msg_01", 22),
+    Dialect.ANTHROPIC_COMPLETE: ("compl_01", 22),
+}
+_ANTHROPIC: Final = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COMPLETE)
+
+
+def reply_id(dialect: Dialect) -> str:
+    """A new reply's id."""
+    prefix, length = _REPLIES[dialect]
+    if dialect is Dialect.OPENAI_RESPONSES:
+        return prefix + secrets.token_hex(length // 2)
+    return prefix + _letters(length)
+
+
+def tool_call_id(dialect: Dialect) -> str:
+    """A new tool call's id."""
+    return "toolu_01" + _letters(22) if dialect in _ANTHROPIC else "call_" + _letters(24)
+
+
+def _letters(count: int) -> str:
+    number = int.from_bytes(secrets.token_bytes(count))
+    out = []
+    for _ in range(count):
+        number, at = divmod(number, 62)
+        out.append(_ALPHABET[at])
+    return "".join(out)

@@ -1,0 +1,112 @@
+"""The core both ways in share: a request's bytes to an answer in the same dialect.
+
+Invariants: an answer is composed whole before its first byte, so a stream and a whole reply say
+the same; nothing here waits but embeddings, which let others run between inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import orjson
+from msgspec.structs import replace
+
+from tpo_mp.dialects import anthropic_messages, openai_embeddings
+from tpo_mp.dialects.body import parse
+from tpo_mp.dialects.canonical import ModelReply, ModelRequest, ReplyUsage, TokenUsage
+from tpo_mp.dialects.codec import Codec
+from tpo_mp.errors import Rejected
+from tpo_mp.types import Dialect, Usage
+
+from . import dress, vectors
+from .answers import Composer, Speech
+from .catalog import traits_of
+from .events import events_of
+from .seeds import key_of
+from .source import Frame
+from .tokens import prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer: its counts, and how to write it whole or as a stream's frames."""
+
+    usage: Usage
+    finish_reason: str
+    body: Callable[[], bytes]
+    frames: Callable[[bool], Iterator[Frame]]
+
+
+class SimulatedProvider:
+    """One simulated provider; ``speech`` is what its models say."""
+
+    def __init__(self, speech: Speech) -> None:
+        self._seed = speech.seed
+        self._composer = Composer(speech)
+
+    def generate(self, codec: Codec, dialect: Dialect, body: bytes, key: str) -> Answered:
+        """Answer a generation request; raises ``Rejected`` naming the field at fault."""
+        request = codec.request_to_canonical(body)
+        _check_model(request.model, dialect)
+        told = {"key": key, "model": request.model} if key else parse(body)
+        reply = self._composer.compose(request, dialect, key_of(self._seed, told))
+        usage = reply.usage or TokenUsage()
+
+        def whole() -> bytes:
+            extra = dress.reply_extra(dialect, request, reply)
+            return codec.reply_from_canonical(replace(reply, extra=extra), request)
+
+        def frames(usage_wanted: bool) -> Iterator[Frame]:
+            asked = replace(request, usage_wanted=usage_wanted)
+            return _frames(codec, dialect, asked, reply)
+
+        stop = reply.choices[0].stop or "end"
+        return Answered(Usage(usage.prompt, usage.completion), stop, whole, frames)
+
+    def count(self, codec: Codec, body: bytes) -> Answered:
+        """Count a conversation's tokens, as the same conversation's ``usage`` will."""
+        tokens = prompt_tokens(codec.request_to_canonical(body))
+        counted = anthropic_messages.token_count(tokens)
+        return Answered(Usage(tokens, 0), "", lambda: counted, lambda _: iter(()))
+
+    async def embed(self, body: bytes) -> Answered:
+        """Embed texts."""
+        request = openai_embeddings.decode_request(body)
+        size = vectors.size_of(request)
+        inputs = vectors.texts_of(request)
+        listed: list[bytes] = []
+        tokens = 0
+        for index, item in enumerate(inputs):
+            if index:
+                await asyncio.sleep(0)  # one vector is well under a millisecond, 2 048 are not
+            tokens += vectors.tokens_of(item)
+            vector = vectors.vector(self._seed, request.model, item, size)
+            listed.append(orjson.dumps(vectors.entry(request, index, vector)))
+        answer = vectors.answer(request.model, listed, tokens)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()))
+
+
+def _check_model(model: str, dialect: Dialect) -> None:
+    kind = traits_of(model).kind
+    wanted = "completion" if dialect is Dialect.OPENAI_COMPLETIONS else "chat"
+    if kind not in ("any", wanted):
+        said = f"the model {model!r} is a model for {kind}s, which this endpoint does not serve"
+        raise Rejected(said, reason="model_not_supported", param="model", status=404)
+
+
+def _frames(
+    codec: Codec, dialect: Dialect, request: ModelRequest, reply: ModelReply
+) -> Iterator[Frame]:
+    """The events of a stream, rendered one at a time."""
+    encoder = codec.StreamEncoder(request)
+    legacy = dialect in dress.OPENAI_LEGACY
+    extra = dress.start_extra(dialect, request, reply)
+    ping = dialect is Dialect.ANTHROPIC_MESSAGES
+    for event, is_token in events_of(reply, extra, ping=ping):
+        if legacy and isinstance(event, ReplyUsage):
+            if request.usage_wanted:
+                yield dress.usage_chunk(dialect, reply), False
+            continue
+        yield encoder.encode(event), is_token

@@ -1,0 +1,201 @@
+"""The stream of one answer: events made as they are taken, at the pace of a model, with its faults.
+
+::
+
+    frames ──► [fault] ──► released? ──► sink        release(n): n more tokens may go
+                                ▲
+                       pace: a timer, or whoever runs the model
+
+A frame that is no token goes with whatever stands before it; a token goes when it is released.
+Frames that may go together leave in one write.
+
+Invariants: nothing is rendered before it may go; the sink hears the end once, or nothing more
+after ``cancel``; whoever paces is told to stop at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from tpo_mp.errors import BackendFailure, ConnectionCut, TpoError
+from tpo_mp.types import Sink
+
+from .orders import STALL_S, FaultOrder
+
+Frame = tuple[bytes, bool]
+"""One event's bytes, and whether it is a token."""
+BATCH_BYTES: Final = 8_192
+
+
+class Pace(Protocol):
+    """Releases the tokens of one answer in time."""
+
+    def begin(self, release: Callable[[int], None]) -> None:
+        """Start; ``release(n)`` lets ``n`` more tokens go."""
+
+    def stop(self) -> None:
+        """Release nothing more."""
+
+
+class AtOnce:
+    """The pace of no latency: everything may go."""
+
+    def begin(self, release: Callable[[int], None]) -> None:
+        """Release every token there can be."""
+        release(1 << 60)
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+class Later(Protocol):
+    """Calls back once after some seconds, unless stopped."""
+
+    def __call__(self, seconds: float, then: Callable[[], None], /) -> Callable[[], None]: ...
+
+
+class SimulatedStream:
+    """The ``Stream`` of a simulated reply."""
+
+    __slots__ = ("_attached", "_fault", "_frames", "_held", "_later", "_over", "_pace", "_paused",
+                 "_released", "_sink", "_stalled", "_tokens", "_wake")  # fmt: skip
+
+    def __init__(
+        self, frames: Iterator[Frame], pace: Pace, fault: FaultOrder | None, later: Later
+    ) -> None:
+        self._frames = frames
+        self._pace = pace
+        self._fault = fault
+        self._later = later
+        self._sink: Sink | None = None
+        self._held: Frame | None = None
+        self._released = 0
+        self._tokens = 0
+        self._attached = False
+        self._paused = False
+        self._stalled = False
+        self._over = False
+        self._wake: Callable[[], None] | None = None
+
+    # -- Stream -------------------------------------------------------------------------------
+
+    def attach(self, sink: Sink) -> None:
+        """Start, or go on, delivering to ``sink``."""
+        self._sink = sink
+        self._attached = True
+        self._pace.begin(self.release)
+        self._go()
+
+    def pause(self) -> None:
+        """Hold what may go."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Deliver what became due meanwhile."""
+        self._paused = False
+        self._go()
+
+    def cancel(self) -> None:
+        """Forget the rest."""
+        self._sink = None
+        self._close()
+
+    # -- pace ---------------------------------------------------------------------------------
+
+    def release(self, tokens: int) -> None:
+        """Let more tokens go."""
+        self._released += tokens
+        self._go()
+
+    def _go(self) -> None:
+        """Send all that may go now."""
+        while not (self._paused or self._stalled or self._over) and self._sink is not None:
+            batch = self._batch()
+            if not batch:
+                return
+            self._sink.data(batch)
+
+    def _batch(self) -> bytes:
+        """The frames that may go in one write; ends the stream after the last."""
+        out: list[bytes] = []
+        size = 0
+        while size < BATCH_BYTES:
+            frame = self._held or next(self._frames, None)
+            self._held = None
+            if frame is None:
+                self._finish(out, None)
+                break
+            data, is_token = frame
+            fault = self._fault
+            if fault is not None and is_token and data and self._tokens >= fault.after:
+                data = self._strike(fault, frame, out)
+                if not data:
+                    break
+            if is_token and self._tokens >= self._released:
+                self._held = data, is_token
+                break
+            self._tokens += is_token
+            out.append(data)
+            size += len(data)
+        return b"".join(out)
+
+    # -- faults -------------------------------------------------------------------------------
+
+    def _strike(self, fault: FaultOrder, frame: Frame, out: list[bytes]) -> bytes:
+        """What becomes of the frame a fault meets; empty: nothing goes on from here."""
+        self._fault = None
+        if fault.kind == "malformed":
+            return broken(frame[0])
+        if fault.kind == "stall":
+            self._held = frame
+            self._stalled = True
+            if fault.lasts_s is None:
+                self._wake = self._later(STALL_S, self._cut)
+            else:
+                self._wake = self._later(fault.lasts_s, self._unstall)
+        elif fault.kind == "error":
+            said = "the simulated model failed in the middle of its answer"
+            self._finish(out, BackendFailure(said, reason="server_error", status=500))
+        else:
+            self._finish(out, cut())
+        return b""
+
+    def _unstall(self) -> None:
+        self._stalled = False
+        self._go()
+
+    def _cut(self) -> None:
+        self._finish([], cut())
+
+    def _finish(self, out: list[bytes], error: TpoError | None) -> None:
+        """Tell the end, after what is still to be said."""
+        sink, self._sink = self._sink, None
+        self._close()
+        if sink is not None:
+            if out:
+                sink.data(b"".join(out))
+                out.clear()
+            sink.end(error)
+
+    def _close(self) -> None:
+        self._over = True
+        self._frames = iter(())
+        self._held = None
+        if self._attached:
+            self._pace.stop()
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+
+def cut() -> ConnectionCut:
+    """The end of a connection that tells the client nothing."""
+    return ConnectionCut("the simulated provider cut the connection", reason="simulated_disconnect")
+
+
+def broken(event: bytes) -> bytes:
+    """Half an event, or half a body: framed, but no JSON."""
+    end = b"\n\n" if event.endswith(b"\n\n") else b""
+    half = event[: max(len(event) * 2 // 3, 1)].rstrip(b"\n")
+    return half + end

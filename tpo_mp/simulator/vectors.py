@@ -1,0 +1,110 @@
+"""Embeddings: deterministic vectors of length one, in the size the model has or the client asks.
+
+Equal texts have equal vectors; different texts are as good as orthogonal.  A shorter vector is
+the beginning of the whole one, scaled to length one again, as OpenAI's models shorten theirs.
+
+Invariants: components are 32-bit floats, so both encodings say the same numbers.
+Known weakness: related texts are no nearer than others.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+from hashlib import shake_256
+from math import sqrt
+from operator import mul
+from typing import Any
+
+import orjson
+
+from tpo_mp.dialects.openai_embeddings import EmbeddingsRequest
+from tpo_mp.errors import InvalidRequest, Rejected
+
+from .catalog import traits_of
+from .tokens import count
+
+MOST_INPUTS = 2048
+MOST_TOKENS = 8191
+
+
+def texts_of(request: EmbeddingsRequest) -> list[str | list[int]]:
+    """The inputs, each a text or token numbers; raises ``InvalidRequest`` when there are too many
+    or one is empty or too long.
+    """
+    given = request.input
+    inputs: list[str | list[int]]
+    if isinstance(given, str):
+        inputs = [given]
+    elif all(isinstance(item, int) for item in given):
+        inputs = [[item for item in given if isinstance(item, int)]]
+    else:
+        inputs = [[item] if isinstance(item, int) else item for item in given]
+    if len(inputs) > MOST_INPUTS:
+        raise InvalidRequest(f"input must have at most {MOST_INPUTS} entries", param="input")
+    for index, item in enumerate(inputs):
+        if not item:
+            raise InvalidRequest(f"input[{index}] must not be empty", param="input")
+        if len(item) > 4 * MOST_TOKENS and tokens_of(item) > MOST_TOKENS:
+            said = f"input[{index}] has more than the model's {MOST_TOKENS} tokens"
+            raise InvalidRequest(said, param="input")
+    return inputs
+
+
+def tokens_of(item: str | list[int]) -> int:
+    """Count an input's tokens."""
+    return count(item) if isinstance(item, str) else len(item)
+
+
+def size_of(request: EmbeddingsRequest) -> int:
+    """How long each vector is; raises ``Rejected`` when the model cannot."""
+    traits = traits_of(request.model)
+    if traits.kind in ("chat", "completion"):
+        said = "You are not allowed to generate embeddings from this model"
+        raise Rejected(said, reason="model_not_supported", param="model", status=403)
+    wanted = request.dimensions
+    if wanted is None:
+        return traits.dimensions
+    if not traits.shortens:
+        said = "This model does not support specifying dimensions."
+        raise InvalidRequest(said, param="dimensions")
+    if wanted > traits.dimensions:
+        said = f"dimensions must be at most {traits.dimensions} for this model"
+        raise InvalidRequest(said, param="dimensions")
+    return wanted
+
+
+def vector(seed: int, model: str, item: str | list[int], size: int) -> array[float]:
+    """The vector of one input."""
+    told = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else orjson.dumps(item)
+    # Shortening takes the beginning, so the draws must not depend on the size: shake's do not.
+    draw = array("h", shake_256(b"%d\0%b\0%b" % (seed, model.encode(), told)).digest(4 * size))
+    if sys.byteorder == "big":
+        draw.byteswap()
+    # The sum of two uniform draws is bell-shaped enough, at a fraction of the cost.
+    return _unit([a + b for a, b in zip(draw[::2], draw[1::2], strict=True)])
+
+
+def _unit(numbers: list[int]) -> array[float]:
+    length = sqrt(sum(map(mul, numbers, numbers))) or 1.0
+    return array("f", [number / length for number in numbers])
+
+
+def entry(request: EmbeddingsRequest, index: int, vector: array[float]) -> dict[str, Any]:
+    """One object of the answer's list, in the encoding the client asked for."""
+    shown: Any
+    if request.encoding_format == "base64":
+        if sys.byteorder == "big":
+            vector.byteswap()
+        shown = base64.b64encode(vector.tobytes()).decode()
+    else:
+        shown = vector.tolist()
+    return {"object": "embedding", "index": index, "embedding": shown}
+
+
+def answer(model: str, listed: list[bytes], tokens: int) -> bytes:
+    """The whole answer around its encoded entries."""
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    tail = orjson.dumps({"model": model, "usage": usage})
+    return b'{"object":"list","data":[%b],%b' % (b",".join(listed), tail[1:])
