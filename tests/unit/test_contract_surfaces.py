@@ -124,7 +124,7 @@ def test_aliases_differ_in_nothing_but_their_path() -> None:
             canonical = found[endpoint.method, endpoint.alias_of]
             assert not canonical.alias_of
             assert endpoint.handler == canonical.handler
-            bare = {"alias_of": "", "template": ""}
+            bare = {"alias_of": "", "template": "", "example_path": ""}
             assert replace(endpoint, **bare) == replace(canonical, **bare)  # type: ignore[arg-type]
 
 

@@ -227,6 +227,71 @@ class DeadLetterRecord(LetterEntry):
     encoding: Literal["text", "base64"] | UnsetType = UNSET
 
 
+# -- errors -----------------------------------------------------------------------------------
+
+
+class OpenAIError(Struct):
+    """What is wrong; ``param`` names the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(Struct):
+    """An error as OpenAI's SDKs read it."""
+
+    error: OpenAIError
+
+
+class AnthropicError(Struct):
+    """What is wrong; the message names the field at fault."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(Struct):
+    """An error as Anthropic's SDKs read it."""
+
+    type: Literal["error"]
+    error: AnthropicError
+    request_id: str
+
+
+class FieldError(Struct):
+    """One field at fault."""
+
+    field: str
+    code: str
+    message: str
+
+
+class ErrorDetails(Struct):
+    """Every field at fault."""
+
+    fields: list[FieldError]
+
+
+class NativeError(Struct):
+    """What is wrong, and whether to come back."""
+
+    code: str
+    message: str
+    type: str
+    param: str | None
+    details: ErrorDetails | None
+    retry_after_ms: int | None
+    request_id: str
+
+
+class NativeErrorBody(Struct):
+    """An error of the native family; OpenAI-shaped, so one client parser reads both."""
+
+    error: NativeError
+
+
 # -- operations -------------------------------------------------------------------------------
 
 

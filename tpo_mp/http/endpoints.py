@@ -57,9 +57,10 @@ class Endpoint:
     ``request`` the body (``None``: there is none); ``parameters`` the query and headers it reads
     beyond those that all of its kind read; ``outcomes`` its good answers; ``errors`` the statuses
     of its refusals beyond those that all of its kind have; ``infers`` says that it runs a call, so
-    an upstream's errors may come back.  ``example`` is a body that the echo backend answers (for a
-    body-less route: its query string), ``alias_of`` the template of the route this is another
-    spelling of, and ``tags`` are headings; the family is one unless others are given.
+    an upstream's errors may come back.  ``example`` is a body that the echo backend answers,
+    ``example_path`` the path where the template has names (``$CALL_ID`` and the like are set by
+    the lines of ``docs/api.md``), ``alias_of`` the template of the route this is another spelling
+    of, and ``tags`` are headings; the family is one unless others are given.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Endpoint:
     errors: tuple[int, ...] = ()
     infers: bool = False
     example: Any = None
+    example_path: str = ""
     alias_of: str = ""
     tags: tuple[str, ...] = ()
 
@@ -87,8 +89,14 @@ class Endpoint:
 
     def at(self, *templates: str) -> list[Endpoint]:
         """This endpoint and its aliases, which differ in nothing but the path."""
-        others = [replace(self, template=t, alias_of=self.template) for t in templates]
-        return [self, *others]
+        return [self, *(self._alias(template) for template in templates)]
+
+    def _alias(self, template: str) -> Endpoint:
+        path = self.example_path
+        if path:
+            parts = dict(zip(self.template.split("/"), path.split("/"), strict=True))
+            path = "/".join(parts[p] if p[:1] == "{" else p for p in template.split("/"))
+        return replace(self, template=template, alias_of=self.template, example_path=path)
 
 
 def _first_sentence(handler: Handler) -> str:

@@ -15,7 +15,8 @@ from tpo_mp.types import Stream
 from .head import Head
 
 REASON = {
-    200: b"OK", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized",
+    101: b"Switching Protocols", 200: b"OK", 202: b"Accepted", 204: b"No Content",
+    304: b"Not Modified", 400: b"Bad Request", 401: b"Unauthorized",
     402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
     408: b"Request Timeout", 409: b"Conflict", 411: b"Length Required", 413: b"Content Too Large",
     414: b"URI Too Long", 415: b"Unsupported Media Type", 417: b"Expectation Failed",

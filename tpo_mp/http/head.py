@@ -66,8 +66,8 @@ class Head:
 
     ``full_lane`` names why the fast lane must not take the request ("" when it may).
     ``extra`` are header lines every response to it carries, ``whole`` those of a whole response.
-    ``shaped`` says that a whole response is not simply sent (HEAD, preflight, compression from
-    ``gzip_from`` bytes on).
+    ``shaped`` says that a whole response is not simply sent (HEAD, preflight, a copy that may be
+    fresh, compression from ``gzip_from`` bytes on).
     ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
     ``trace`` are the header lines that continue the client's trace upstream.
     ``special`` says that headers which steer a call are present.
@@ -281,7 +281,7 @@ def _check_target(head: Head, target: bytes) -> None:
 def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
     headers = head.headers
     head.special = not _SPECIAL.isdisjoint(headers)
-    head.shaped = head.method == "HEAD"
+    head.shaped = head.method == "HEAD" or b"if-none-match" in headers
     if b"traceparent" in headers:
         head.trace = trace_lines(headers)
     endpoint, params, allowed = table.match(head.method, head.path)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from tpo_mp.dialects import anthropic_complete, shapes
 from tpo_mp.dialects import anthropic_messages as dialect
 from tpo_mp.dialects.codec import RequestHead
-from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
@@ -18,6 +18,9 @@ from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect, Reply
 
 _FORWARDED = (b"anthropic-version", b"anthropic-beta")
+VERSIONS = tuple(
+    Parameter(name.decode(), "Goes upstream as it is.", place="header") for name in _FORWARDED
+)
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +39,7 @@ class AnthropicApi:
         return [
             Endpoint(
                 "POST", "/v1/messages", self.messages, "anthropic", max_body_bytes=0, infers=True,
+                parameters=VERSIONS,
                 request=dialect.MessagesRequest,
                 outcomes=(Outcome("the message", shapes.MessageAnswer),
                           Outcome("with `stream`, its events up to `message_stop`", media=EVENTS)),
@@ -46,10 +50,12 @@ class AnthropicApi:
                 "POST", "/v1/messages/count_tokens", self.count, "anthropic", max_body_bytes=0,
                 infers=True, request=dialect.CountRequest,
                 outcomes=(Outcome("the count", shapes.TokenCount),),
-                example={"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+                example={"model": "claude-sonnet-4-5",
+                         "messages": [{"role": "user", "content": "hello"}]},
             ),
             Endpoint(
                 "POST", "/v1/complete", self.complete, "anthropic", max_body_bytes=0, infers=True,
+                parameters=VERSIONS,
                 request=anthropic_complete.CompleteRequest,
                 outcomes=(Outcome("the completion", shapes.CompleteAnswer),
                           Outcome("with `stream`, its events", media=EVENTS)),

@@ -76,17 +76,20 @@ class NativeApi:
             Endpoint("POST", "/api/v1/stream", self.stream, "native", max_body_bytes=0, infers=True,
                      request=asked, example=hello, outcomes=(streamed,)),
             Endpoint(
-                "GET", "/api/v1/result/{id}", self.result, "native", parameters=(WAIT,),
+                "GET", "/api/v1/result/{id}", self.result, "native",
+                example_path="/api/v1/result/$CALL_ID", parameters=(WAIT,),
                 outcomes=(Outcome("the finished record", record),
                           Outcome("not finished yet", record, 202)),
             ),
             *Endpoint("GET", "/api/v1/status/{id}", self.status, "native",
+                      example_path="/api/v1/status/$CALL_ID",
                       outcomes=(Outcome("the record", record),)).at("/v1/status/{id}"),
             *Endpoint(
                 "GET", "/api/v1/dlq", self.dead_letters, "native", parameters=PAGE,
                 outcomes=(Outcome("one page", shapes.LetterPage),),
             ).at("/v1/dlq"),
             Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native",
+                     example_path="/api/v1/dlq/$LETTER_ID",
                      outcomes=(Outcome("the letter", shapes.DeadLetterRecord),)),
         ]  # fmt: skip
 

@@ -55,11 +55,12 @@ class OpenAIApi:
                 "POST", "/v1/embeddings", self.embeddings, "openai", max_body_bytes=0, infers=True,
                 request=openai_embeddings.EmbeddingsRequest,
                 outcomes=(Outcome("one vector per input", shapes.EmbeddingList),),
-                example={"model": "echo", "input": ["hello", "world"]},
+                example={"model": "text-embedding-3-small", "input": ["hello", "world"]},
             ),
             Endpoint("GET", "/v1/models", self.models, "openai",
                      outcomes=(Outcome("the list", shapes.ModelList),)),
             Endpoint("GET", "/v1/models/{model}", self.model, "openai",
+                     example_path="/v1/models/echo",
                      outcomes=(Outcome("the model", shapes.ModelCard),)),
         ]  # fmt: skip
 
@@ -73,7 +74,7 @@ class OpenAIApi:
         self._run(exchange, request, Dialect.OPENAI_COMPLETIONS)
 
     def embeddings(self, exchange: Exchange) -> None:
-        """Embed texts."""
+        """Embed texts with a backend that can."""
         request = openai_embeddings.decode_request(exchange.body)
         self._run(exchange, request, Dialect.OPENAI_EMBEDDINGS)
 

@@ -85,7 +85,7 @@ class ResponsesApi:
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
         self._gateway = gateway
-        one = "/v1/responses/{id}"
+        one, kept = "/v1/responses/{id}", "/v1/responses/$RESPONSE_ID"
         return [
             Endpoint(
                 "POST", "/v1/responses", self.create, "openai", max_body_bytes=0, infers=True,
@@ -95,13 +95,14 @@ class ResponsesApi:
                                   media=EVENTS)),
                 example={"model": "echo", "input": "hello"},
             ),
-            Endpoint("GET", one, self.get, "openai", parameters=(STREAM,),
+            Endpoint("GET", one, self.get, "openai", example_path=kept, parameters=(STREAM,),
                      outcomes=(Outcome("the response", shapes.ModelResponse),)),
-            Endpoint("DELETE", one, self.delete, "openai",
+            Endpoint("DELETE", one, self.delete, "openai", example_path=kept,
                      outcomes=(Outcome("it is forgotten", shapes.DeletedResponse),)),
             Endpoint("POST", one + "/cancel", self.cancel, "openai", takes_json=False,
-                     errors=(400,)),
+                     example_path=kept + "/cancel", errors=(400,)),
             Endpoint("GET", one + "/input_items", self.input_items, "openai", parameters=PAGE,
+                     example_path=kept + "/input_items",
                      outcomes=(Outcome("one page", shapes.InputItems),)),
         ]  # fmt: skip
 

@@ -65,7 +65,7 @@ LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
 LEAVING_FRESH_S = 1.0
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SURFACES = ("openai_api", "responses_api", "anthropic_api", "native_api", "ops_api")
+SURFACES = ("openai_api", "responses_api", "anthropic_api", "native_api", "ops_api", "docs_api")
 
 
 class Life(Enum):

@@ -96,6 +96,12 @@ def test_alias_is_the_same_endpoint_elsewhere() -> None:
     assert second.handler is first.handler
 
 
+def test_alias_fills_in_the_same_names() -> None:
+    """Wherever they stand in its path."""
+    given = Endpoint("GET", "/a/{x}/b/{y}", print, "native", example_path="/a/1/b/2")
+    assert [e.example_path for e in given.at("/{y}/c/{x}")] == ["/a/1/b/2", "/2/c/1"]
+
+
 def test_every_endpoint_is_listed() -> None:
     """The banner shows them all."""
     assert len(TABLE.all) == 6
