@@ -28,6 +28,8 @@ SHUTDOWN_S = 1.0
 RESERVED_FDS = 32
 """Descriptors left to what is accepted already: upstream connections, files."""
 DRAIN_S = 0.2
+LAST_DRAIN_S = 2.0
+"""For the last ones on a listener, whose queue ends: nobody else will take who is in it."""
 
 
 class Listening:
@@ -150,7 +152,7 @@ class Listening:
         if for_all:
             for fd in self._servers:
                 _shorten(fd)
-        give_up_at = self._loop.time() + DRAIN_S
+        give_up_at = self._loop.time() + (LAST_DRAIN_S if for_all else DRAIN_S)
         # The loop takes one connection per listener and turn.
         while self._queued() and self._loop.time() < give_up_at:  # noqa: ASYNC110 - a kernel queue
             await asyncio.sleep(0)
