@@ -97,6 +97,7 @@ def test_refused_reload_changes_nothing(start_gateway: StartGateway) -> None:
     assert gateway.ask(CHAT, chat()).status == 200
 
 
+@pytest.mark.timeout(150)
 def test_rolling_restart_replaces_every_worker_and_fails_nobody(
     start_gateway: StartGateway,
 ) -> None:
