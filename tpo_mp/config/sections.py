@@ -129,6 +129,14 @@ class ServerSection(Section, frozen=True, kw_only=True):
             description="Seconds a client may leave a full buffer unread before it is cut off.",
         ),
     ] = 30.0
+    dead_peer_s: Annotated[
+        float,
+        Meta(
+            ge=2,
+            le=7200,
+            description="Seconds after which a client that vanished without closing is given up.",
+        ),
+    ] = 45.0
     trusted_hosts: Annotated[
         tuple[str, ...],
         Meta(

@@ -92,6 +92,7 @@ class HostLoop:
         self._context.times = times_of(view)
         self._context.events.log_format = view.observability.log_format
         self._context.events.least = view.observability.log_level
+        self._parts.listeners.give_up_dead_peers(view.server.dead_peer_s, view.server.slow_reader_s)
         limits = limits_of(view)
         for berth in self._house.berths:
             berth.intensity.limits = limits

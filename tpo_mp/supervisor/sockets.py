@@ -3,9 +3,17 @@
 A queued connection survives its worker's death because the listener is ours, not the worker's.
 Where ``SO_REUSEPORT`` does not balance (macOS, the portable mode) all slots share one socket.
 
-Invariants: the port is first bound *without* ``SO_REUSEPORT``, so that a second instance fails
-instead of taking half of the connections; sockets are non-blocking and not inheritable by default.
-Known weakness: between that probe and the real bind another process can take the port.
+The first listener is bound and listens *without* ``SO_REUSEPORT``, so that a second instance fails
+instead of taking half of the connections; only then is it opened for the others to join.  At no
+moment is the port unclaimed, and of two hosts that start together one gets it.
+
+A client that vanished without a word (its cable, its machine, a router that forgot it) says nothing
+ever after.  The kernel is told to ask (keep-alive), and to give up what stays unacknowledged, after
+``dead_peer_s`` in either case.  Accepted sockets inherit this from the listener.
+
+Invariants: sockets are non-blocking and not inheritable by default.
+Known weakness: elsewhere than on Linux unacknowledged data is given up when the system's own, much
+longer, patience ends.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from tpo_mp.errors import ExitCode, Fault
 BACKLOG = 4096
 DEFAULT_OPS_PORT = 9090
 PORT_TRIES = 8
+KEEPALIVE_PROBES = 3
 
 
 class AddressError(Fault):
@@ -49,6 +58,15 @@ class Listeners:
     def ops_url(self) -> str:
         """Where operators look."""
         return _url("http", self.host, self.ops_port)
+
+    def give_up_dead_peers(self, dead_peer_s: float, slow_reader_s: float) -> None:
+        """Let connections accepted from now on end when their client is gone; see the module.
+
+        A client that is there and reads nothing has its own limit, ``slow_reader_s``: what the
+        kernel holds for it is not given up before.
+        """
+        for listener in set(self.slots):
+            _watch_peers(listener, dead_peer_s, max(dead_peer_s, slow_reader_s))
 
     def close_slots(self) -> None:
         """Give up the client port; it closes when the workers have closed their copies."""
@@ -83,17 +101,17 @@ def open_listeners(
 
 def _open_slots(host: str, port: int, count: int) -> list[socket.socket]:
     for attempt in range(PORT_TRIES):
-        probe = _bind(host, port, reuse_port=False)
-        chosen: int = probe.getsockname()[1]
-        probe.close()
-        opened: list[socket.socket] = []
+        opened = [_listen(host, port)]
+        chosen: int = opened[0].getsockname()[1]
         try:
+            if count > 1:
+                opened[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             while len(opened) < count:
-                opened.append(_listen(host, chosen, reuse_port=count > 1))
-        except AddressError:
+                opened.append(_listen(host, chosen, reuse_port=True))
+        except (AddressError, OSError):
             for listener in opened:
                 listener.close()
-            # A port the kernel picked may be taken between probe and bind; a named one is an error.
+            # Somebody else's claim on a port the kernel picked may have come between the two.
             if port or attempt == PORT_TRIES - 1:
                 raise
         else:
@@ -103,14 +121,14 @@ def _open_slots(host: str, port: int, count: int) -> list[socket.socket]:
 
 def _open_ops(host: str, port: int, explicit: bool) -> tuple[socket.socket, bool]:
     try:
-        return _listen(host, port, reuse_port=False), False
+        return _listen(host, port), False
     except AddressError:
         if explicit:
             raise
-    return _listen(host, 0, reuse_port=False), True
+    return _listen(host, 0), True
 
 
-def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+def _listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     listener = _bind(host, port, reuse_port=reuse_port)
     try:
         listener.listen(BACKLOG)
@@ -138,6 +156,24 @@ def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         bound.close()
         raise _explain(host, port, error) from error
     return bound
+
+
+def _watch_peers(listener: socket.socket, idle_s: float, unread_s: float) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Half of the time in silence, the other half for the questions; whole seconds, at least one.
+    first_s = max(1, int(idle_s / 2))
+    step_s = max(1, int((idle_s - first_s) / KEEPALIVE_PROBES))
+    wanted = (
+        ("TCP_KEEPIDLE", first_s),
+        ("TCP_KEEPALIVE", first_s),  # its name on macOS
+        ("TCP_KEEPINTVL", step_s),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", int(unread_s * 1000)),
+    )
+    for name, value in wanted:
+        option = getattr(socket, name, None)
+        if option is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str | int, ...]]:
