@@ -227,7 +227,10 @@ def status_text(answer: dict[str, Any]) -> str:
     facts: list[str] = []
     processes: list[dict[str, Any]] = []
     for name, value in answer.items():
-        if isinstance(value, dict) and "state" in value:
+        if name == "backends":
+            named = ", ".join(f"{backend['name']} ({backend['kind']})" for backend in value)
+            facts.append(f"backends: {named}")
+        elif isinstance(value, dict) and "state" in value:
             processes.append({"process": name} | value)
         elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             processes += [{"process": _title(name, row)} | row for row in value]

@@ -8,6 +8,7 @@ from random import Random
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
+from tests.support.wait import wait_for
 from tpo_mp import __version__
 from tpo_mp.shm.plane import LAYOUT
 
@@ -65,9 +66,16 @@ def test_no_connection_waits_for_a_slot_that_backs_off(
     host.end()
 
 
+def _last_words(host: Host) -> str:
+    return str(host.events("worker_died")[-1]["last_words"])
+
+
 def test_a_worker_of_another_version_refuses_to_attach(start_host: StartHost) -> None:
     """It exits before it touches shared memory; the host serves on and says: restart needed."""
-    host = start_host(env={"TPO_TEST": "1", "TPO_WORKER_MODULE": "tests.support.other_version"})
+    host = start_host(
+        config="[supervisor]\nbackoff_max_s = 1.0\n",
+        env={"TPO_TEST": "1", "TPO_WORKER_MODULE": "tests.support.other_version"},
+    )
     host.warm()
     (host.state_dir / "other-version").touch()
     spare = host.status()["spare"]["pid"]
@@ -80,8 +88,13 @@ def test_a_worker_of_another_version_refuses_to_attach(start_host: StartHost) ->
     (host.state_dir / "other-version").rename(host.state_dir / "other-layout")
     other = f"restart needed: the code on disk is version {__version__}, layout {LAYOUT + 1}"
     host.event("worker_died", exit_code=3, last_words=other)
+    (host.state_dir / "other-layout").rename(host.state_dir / "other-handoff")
+    wait_for(lambda: "operations_port" in _last_words(host), 30, "one that cannot read its handoff")
     assert any("restart needed" in why for why in host.status()["restart_needed"])
     with Crowd(host.url, 20, stream=False) as crowd:
         crowd.ended()
     assert crowd.outcomes() == {"ok": 20}
+    (host.state_dir / "other-handoff").unlink()
+    host.warm()
+    assert host.status()["restart_needed"] == [], "the old code is back"
     host.end()

@@ -206,11 +206,16 @@ def test_status_is_a_table_or_json(run: Run, answering: Callable[..., list[Any]]
         "slots": [{"slot": 0, "cpu": None, "state": "ready"}, {"slot": 11, "cpu": 3, "state": ""}],
         "control": {"cpu": 1, "state": "ready"},
         "retiring": [],
+        "backends": [
+            {"name": "a", "kind": "echo", "models": ["*"]},
+            {"name": "b", "kind": "openai"},
+        ],
     }
     answering(reply)
     assert run("status", "--state-dir", "/d")[1].splitlines() == [
         "port: 7",
         "retiring: -",
+        "backends: a (echo), b (openai)",
         "",
         "process  cpu  state",
         "slot 0   -    ready",

@@ -38,6 +38,14 @@ BLOB_LIMIT_BYTES: Final = (4 << 20) - 4096
 """Half of the config epoch buffer, less its headers."""
 
 
+class BackendView(Struct, frozen=True, array_like=True):
+    """What an operator is shown of a backend without importing its kind."""
+
+    name: str
+    kind: str
+    models: tuple[str, ...]
+
+
 class ProcessView(Struct, frozen=True, kw_only=True):
     """The part of a blob that concerns processes, not calls."""
 
@@ -49,6 +57,7 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     distributed: DistributedSection | None
     ops_port_given: bool
     warnings: tuple[str, ...]
+    backends: tuple[BackendView, ...]
 
 
 class _Route(Struct, frozen=True):
@@ -102,6 +111,7 @@ def to_blob(config: Config) -> bytes:
         distributed=config.distributed,
         ops_port_given=config.ops_port_given,
         warnings=config.warnings,
+        backends=tuple(BackendView(b.name, b.kind, b.models) for b in config.backends),
     )
     features = _Features(
         pipeline=config.pipeline,

@@ -20,18 +20,14 @@ def main() -> int:
     import setproctitle
     import uvloop
 
-    from tpo_mp import __version__
     from tpo_mp.errors import ExitCode
-    from tpo_mp.shm.handoff import Handoff
-    from tpo_mp.shm.lifeline import RESTART_NEEDED, bind_to_parent, last_words
-    from tpo_mp.shm.plane import LAYOUT
+    from tpo_mp.shm.lifeline import attach_to_parent
 
-    handoff = Handoff.from_env()
-    bind_to_parent(handoff)
-    setproctitle.setproctitle("tpo: control")
-    if (handoff.version, handoff.layout) != (__version__, LAYOUT):
-        last_words(handoff, f"{RESTART_NEEDED}: control is {__version__}, layout {LAYOUT}")
+    attached = attach_to_parent()
+    if attached is None:
         return ExitCode.BOOT_FAILED
+    handoff, _ = attached
+    setproctitle.setproctitle("tpo: control")
     sys.setswitchinterval(SWITCH_S)
 
     from .process import ControlProcess

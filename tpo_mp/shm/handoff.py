@@ -9,7 +9,8 @@ shared: there is no state, no order and no half-written form.  Descriptors are n
 ``pass_fds`` keeps equal in parent and child.
 
 Invariants: unknown and missing fields are errors.  A child whose package version or ``layout``
-differs from its own code must not map any of the descriptors.
+differs from its own code must not map any of the descriptors.  ``seat`` and ``state_dir`` never
+change their meaning: with them a child that cannot read the rest can still say so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ from tpo_mp.errors import Fault
 
 ENV = "TPO_HANDOFF"
 Role: TypeAlias = Literal["shard", "control"]
+
+
+class _Address(msgspec.Struct):
+    """What every version of a handoff says."""
+
+    seat: int
+    state_dir: str
+
+
+class ForeignHandoff(Fault):
+    """A handoff of another version of the code; tells where last words are awaited."""
+
+    def __init__(self, why: str, seat: int, state_dir: str) -> None:
+        super().__init__(f"{ENV}: {why}", reason="handoff")
+        self.seat = seat
+        self.state_dir = state_dir
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,11 +87,15 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Handoff:
-        """Read it back; raises ``Fault`` when it is absent or not ours."""
+        """Read it back; raises ``ForeignHandoff`` when another version wrote it, else ``Fault``."""
         text = environ.get(ENV)
         if text is None:
             raise Fault(f"{ENV} is not set: this process is started by the supervisor only")
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as error:
-            raise Fault(f"{ENV}: {error}", reason="handoff") from error
+            try:
+                address = msgspec.json.decode(text, type=_Address)
+            except msgspec.DecodeError:
+                raise Fault(f"{ENV}: {error}", reason="handoff") from error
+            raise ForeignHandoff(str(error), address.seat, address.state_dir) from error

@@ -32,9 +32,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from .handoff import Handoff
+import tpo_mp
+
+from .handoff import ForeignHandoff, Handoff
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
@@ -43,7 +45,37 @@ RESTART_NEEDED = "restart needed"
 """Opening of the last words of a child whose version or layout differs from its supervisor's."""
 
 
+class Seated(Protocol):
+    """Who speaks, and where it is heard."""
+
+    @property
+    def seat(self) -> int: ...
+    @property
+    def state_dir(self) -> str: ...
+
+
 _Hook: TypeAlias = Callable[[type[BaseException], BaseException, TracebackType | None], None]
+
+
+def attach_to_parent() -> tuple[Handoff, int] | None:
+    """Read the handoff and bind to the supervisor; answer it and the lifeline descriptor.
+
+    ``None`` when the supervisor runs another version of this code: the last words say so, nothing
+    was mapped, and the child is to exit.  Raises ``Fault`` when no supervisor started it.
+    """
+    from . import plane  # not before the signals are ignored
+
+    ours = f"version {tpo_mp.__version__}, layout {plane.LAYOUT}"
+    try:
+        handoff = Handoff.from_env()
+    except ForeignHandoff as foreign:
+        last_words(foreign, f"{RESTART_NEEDED}: the code on disk is {ours}; {foreign.message}")
+        return None
+    lifeline_fd = bind_to_parent(handoff)
+    if (handoff.version, handoff.layout) != (tpo_mp.__version__, plane.LAYOUT):
+        last_words(handoff, f"{RESTART_NEEDED}: the code on disk is {ours}")
+        return None
+    return handoff, lifeline_fd
 
 
 def bind_to_parent(handoff: Handoff) -> int:
@@ -67,7 +99,7 @@ def bind_to_parent(handoff: Handoff) -> int:
     return handoff.lifeline_fd
 
 
-def last_words(handoff: Handoff, text: str) -> None:
+def last_words(handoff: Seated, text: str) -> None:
     """Leave one line for the supervisor: why this child stops or refuses."""
     line = " ".join(text.split())[:MAX_WORDS]
     # A full disk must not hide the failure itself.

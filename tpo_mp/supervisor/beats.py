@@ -62,7 +62,7 @@ def _portable_sample(pid: int) -> CpuSample | None:
         with process.oneshot():
             times = process.cpu_times()
             return CpuSample(process.status() == psutil.STATUS_RUNNING, times.user + times.system)
-    except psutil.Error:
+    except (psutil.Error, OSError):  # gone, or we have no descriptor left to look with
         return None
 
 

@@ -5,13 +5,15 @@ line per problem to standard error and exits 2.  Outputs go to unnamed files, so
 read a pipe while it runs.
 
 Invariants: the blob is never looked into, but for ``process_view``; only this child sees the full
-environment, because it resolves ``{ env = … }`` secrets.
+environment, because it resolves ``{ env = … }`` secrets.  Signals that mean the supervisor reach
+the whole group: the child lives with them blocked, and ends by itself or by SIGKILL.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tpo_mp
+from tpo_mp.shm.lifeline import IGNORED
 
 TIMEOUT_S = 30.0
 MAX_PROBLEM_BYTES = 64 * 1024
@@ -45,18 +48,25 @@ class Compilation:
         with tempfile.TemporaryFile() as request:
             request.write(json.dumps({"path": path and str(path), "flags": dict(flags)}).encode())
             request.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tpo_mp.config"],
-                stdin=request, stdout=self._out, stderr=self._err, env=_environment(),
-            )  # fmt: skip
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "tpo_mp.config"],
+                    stdin=request, stdout=self._out, stderr=self._err, env=_environment(),
+                )  # fmt: skip
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait(self) -> Compiled:
         """Wait for the result (before the loop runs)."""
         try:
             self._process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
+            # Ctrl-C reaches us alone: the child must not outlive us.
             self._process.kill()
             self._process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
         return self._take()
 
     def poll(self, now: float) -> Compiled | None:

@@ -8,13 +8,16 @@
     {"command": "stop", "quick": false}   answered at once; the pid file's lock tells the end
 
 Invariants: the socket lies in a 0700 directory, which is the whole of its access control; a client
-that says nothing, too much, or reads nothing is dropped and never waited for.
+that says nothing, too much, reads nothing, or left while its answer was made is dropped and never
+waited for; without a descriptor for another client nobody spins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import select
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -24,6 +27,7 @@ from .statedir import StateDir, socket_address
 
 MAX_CLIENTS = 16
 MAX_REQUEST_BYTES = 64 * 1024
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PATIENCE_S = 10.0
 """How long a client may take to ask, and then to read its answer."""
 
@@ -40,12 +44,19 @@ class _Client:
         self.received = b""
         self.reply = b""
         self.asked = False
+        self.left = False
         self.give_up_at = now + PATIENCE_S
 
     def respond(self, answer: Answer) -> None:
         """Queue the answer; it leaves with the next turn."""
         self.reply = json.dumps(answer).encode() + b"\n"
         self.give_up_at = monotonic() + PATIENCE_S
+
+    def look(self) -> None:
+        """Notice that it left while its answer was made, which may take hours."""
+        poll = select.poll()
+        poll.register(self.connection, 0)  # only a full hang-up; half a close still wants an answer
+        self.left = bool(poll.poll(0))
 
 
 class CommandSocket:
@@ -54,6 +65,7 @@ class CommandSocket:
     def __init__(self, state_dir: StateDir, handle: Handle) -> None:
         self._handle = handle
         self._clients: list[_Client] = []
+        self._short = False
         state_dir.socket_path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -64,8 +76,8 @@ class CommandSocket:
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
         waiting = [client.connection.fileno() for client in self._clients if not client.asked]
-        # With all places taken a waiting client must not wake us for nothing.
-        full = len(self._clients) >= MAX_CLIENTS
+        # A client that waits where none can be taken must not wake us for nothing.
+        full = self._short or len(self._clients) >= MAX_CLIENTS
         return waiting if full else [self._listener.fileno(), *waiting]
 
     def turn(self, now: float) -> None:
@@ -92,14 +104,19 @@ class CommandSocket:
         while len(self._clients) < MAX_CLIENTS:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
+            except OSError as error:
+                self._short = error.errno in NO_DESCRIPTOR
                 return
+            self._short = False
             connection.setblocking(False)
             self._clients.append(_Client(connection, now))
 
     def _serve(self, client: _Client, now: float) -> bool:
         if not client.asked and self._read(client):
             return True
+        if client.asked and not client.reply:
+            client.look()
+            return client.left
         if client.reply:
             with contextlib.suppress(BlockingIOError):
                 client.reply = client.reply[client.connection.send(client.reply) :]

@@ -1,7 +1,8 @@
 """How soon one slot may be started again (the rule of an Erlang supervisor, per slot).
 
 More than ``deaths`` within ``window_s`` make the slot back off ``backoff_min_s``, doubled for every
-further death that comes before it has lived ``window_s``, up to ``backoff_max_s``.
+further death that comes before it has lived ``window_s``, up to ``backoff_max_s``.  A process that
+refuses to boot says that the next one will, too: its slot backs off at once.
 
 Invariant: two starts of one slot are never closer than ``SPACING_S``, whatever happened between.
 """
@@ -41,15 +42,15 @@ class Intensity:
         """Note a start."""
         self._retry_at = max(self._retry_at, now + SPACING_S)
 
-    def died(self, now: float, lived_s: float) -> None:
-        """Note a death."""
+    def died(self, now: float, lived_s: float, *, refused: bool = False) -> None:
+        """Note a death, or a boot that was refused."""
         limits = self.limits
         if lived_s >= limits.window_s:
             self.level = 0
         self._deaths.append(now)
         while self._deaths[0] <= now - limits.window_s:
             self._deaths.popleft()
-        if self.level or len(self._deaths) > limits.deaths:
+        if self.level or refused or len(self._deaths) > limits.deaths:
             pause = min(limits.backoff_max_s, limits.backoff_min_s * 2**self.level)
             self.level += 1
             self._retry_at = max(self._retry_at, now + pause)

@@ -27,12 +27,22 @@ def judge(context: Context, plane: Plane, probe: CpuProbe, now: float) -> None:
     for child in context.house.children:
         lines = plane.seat(child.seat)
         child.state = SeatState(min(lines.state, SeatState.STOPPED))
-        child.booted = child.booted or child.state >= SeatState.PARKED
+        if not child.booted and child.state >= SeatState.PARKED:
+            _booted(context, child)
         child.watch.look(lines.beat, now, child.pid, probe)
         if child.condemned:
             _finish(context, child, now)
         else:
             _weigh(context, child, now)
+            _warn(context, child, now)
+
+
+def _booted(context: Context, child: Child) -> None:
+    child.booted = True
+    for berth in context.house.berths:
+        if berth.refused:
+            # The code on disk is ours again: what others said of it is no longer true.
+            berth.refused, berth.last_words = False, ""
 
 
 def _weigh(context: Context, child: Child, now: float) -> None:
@@ -44,6 +54,19 @@ def _weigh(context: Context, child: Child, now: float) -> None:
             _kill(context, child)
     elif child.drain_by is not None and now >= child.drain_by:
         context.tell(child, Intent.STOP, now)
+
+
+def _warn(context: Context, child: Child, now: float) -> None:
+    """Say that a process lags, at half of the silence that would condemn it; and its return."""
+    lags = child.booted and child.watch.blamed_s >= context.times.silence_s / 2
+    if lags is child.lagging or child.condemned:
+        return
+    child.lagging = lags
+    context.events(
+        f"{'worker' if child.role == 'shard' else 'control'}_{'lags' if lags else 'beats_again'}",
+        "warning" if lags else "info", where=child.berth, pid=child.pid, seat=child.seat,
+        silent_s=round(child.watch.silence_s(now), 2) if lags else None,
+    )  # fmt: skip
 
 
 def _condemn(context: Context, child: Child, why: str, now: float) -> None:
@@ -100,14 +123,14 @@ def _leave_berth(context: Context, child: Child, now: float) -> None:
     if child is berth.successor:
         berth.successor = None
         context.house.roll_failure = f"{berth.name}: the replacement died: {berth.last_words}"
-        berth.intensity.died(now, now - child.started_at)
+        berth.intensity.died(now, now - child.started_at, refused=berth.refused)
         return
     berth.child = None
     berth.died_at = now
     berth.restarts += 1
     context.house.restarts += 1
     berth.boot_failures = 0 if child.booted else berth.boot_failures + 1
-    berth.intensity.died(now, now - child.started_at)
+    berth.intensity.died(now, now - child.started_at, refused=berth.refused)
     pause_s = berth.intensity.pause_s(now)
     if berth.intensity.level:
         context.events("backing_off", "error", where=berth.name, pause_s=round(pause_s, 1))

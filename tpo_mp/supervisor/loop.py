@@ -45,6 +45,7 @@ from .watch import FileWatch
 TURN_MS = 50
 BUSY_TURN_MS = 10
 QUICK_STOP_S = 0.8
+STOPPING = "the host is stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class HostLoop:
 
     def close(self) -> None:
         """Close what the loop itself opened."""
-        self._reloader.close()
+        self._reloader.close(STOPPING)
         self._commands.close()
 
     def adopt(self, view: ProcessView) -> None:
@@ -168,17 +169,24 @@ class HostLoop:
             self.desired.drain_by = now + self._context.times.drain_s
         self._plane.host_state = self.desired.phase
         if first:
-            self._reloader.close()
+            self._reloader.close(STOPPING)
             # The port closes when the last worker has emptied and closed its copies.
             self._parts.listeners.close_slots()
             self._parts.service.stopping()
             self._context.events("stopping" if quick else "draining")
 
     def _reload(self, reply: Respond, now: float) -> None:
-        self._parts.service.reloading(now)
+        if self.desired.phase is not HostState.RUNNING:
+            reply({"ok": False, "problems": [STOPPING]})
+            return
+        # Before the host is ready the service manager waits for its first READY, not for this one.
+        told = self._house.ready_at is not None
+        if told:
+            self._parts.service.reloading(now)
 
         def done(answer: dict[str, Any]) -> None:
-            self._parts.service.ready("serving")
+            if told and self.desired.phase is HostState.RUNNING:
+                self._parts.service.ready("serving")
             reply(answer)
 
         self._reloader.request(done)
@@ -213,8 +221,9 @@ class HostLoop:
     def status(self, now: float) -> dict[str, Any]:
         """Describe the host and the last reload."""
         shown = status(
-            self._house, self.desired, self._plane, self._parts.listeners, self._started_at, now
-        )
+            self._house, self.desired, self._plane, self._parts.listeners,
+            self._reloader.view.backends, self._started_at, now,
+        )  # fmt: skip
         reloader = self._reloader
         fixed = [f"server.{name} changed" for name in reloader.restart_for]
         return shown | {
@@ -266,7 +275,7 @@ class HostLoop:
     def _answer_restarts(self) -> None:
         failure = self._house.roll_failure
         if self.desired.phase is not HostState.RUNNING:
-            failure = failure or "the host is stopping"
+            failure = failure or STOPPING
         if failure:
             self.desired.rolling = False
         if self.desired.rolling or not self._restart_replies:

@@ -97,11 +97,14 @@ class Reloader:
             except OSError as error:
                 self._finish(context, ok=False, problems=[f"cannot compile: {error}"])
 
-    def close(self) -> None:
-        """Drop a run that is under way."""
+    def close(self, why: str) -> None:
+        """Drop a run that is under way, and answer whoever waits for one."""
         if self._compilation is not None:
             self._compilation.cancel()
-            self._compilation = None
+        self._compilation = self._adoption = None
+        waiting, self._serving, self._requests = [*self._serving, *self._requests], [], []
+        for reply in waiting:
+            reply({"ok": False, "problems": [why]})
 
     def _publish(self, context: Context, compiled: Compiled, now: float) -> None:
         try:
@@ -121,7 +124,11 @@ class Reloader:
             return
         epoch = self._memory.plane.config_epoch + 1
         waiting = [child for child in context.house.children if child.serving]
-        self._memory.publish_config(epoch, compiled.blob)
+        try:
+            self._memory.publish_config(epoch, compiled.blob)
+        except ConfigError as error:  # larger than its buffer
+            self._finish(context, ok=False, problems=[str(error)])
+            return
         self._adoption = _Adoption(epoch, compiled.blob, view, waiting, now + ACK_WAIT_S)
 
     def _collect(self, context: Context, adoption: _Adoption, now: float) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +22,13 @@ from setproctitle import setproctitle
 
 from tpo_mp.config.blob import ProcessView, process_view
 from tpo_mp.errors import ExitCode, TpoError
+from tpo_mp.shm.registry import Registry
 
 from . import placement
 from .compiling import Compilation
 from .events import EventLog, write_line
 from .hands import Context, RealHands
+from .limits import set_limits
 from .loop import HostLoop, Parts, limits_of, times_of
 from .memory import HostMemory
 from .reload import Compile
@@ -51,7 +52,7 @@ def serve(options: ServeOptions) -> int:
     """Run a host until it ends; return the exit code."""
     setproctitle("tpo: supervisor")
     os.umask(0o077)
-    _set_limits()
+    set_limits()
     config_path = options.config_path and options.config_path.absolute()
 
     def compile_now(now: float) -> Compilation:
@@ -85,7 +86,7 @@ def _run(
     cpus = placement.plan(placement.auto_workers() if asked == "auto" else asked)
     house = House.build(cpus, limits_of(view))
     state_dir, listeners = _claim(stack, view, len(cpus), events)
-    memory = _memory(stack, view, house, state_dir)
+    memory = _memory(stack, view, house, state_dir, events)
     signals = SignalQueue()
     stack.callback(signals.close)
     nursery = Nursery(memory, listeners, state_dir.path)
@@ -134,9 +135,19 @@ def _state_path(view: ProcessView, port: int) -> Path:
 
 
 def _memory(
-    stack: contextlib.ExitStack, view: ProcessView, house: House, state_dir: StateDir
+    stack: contextlib.ExitStack,
+    view: ProcessView,
+    house: House,
+    state_dir: StateDir,
+    events: EventLog,
 ) -> HostMemory:
-    registry = state_dir.new_registry()
+    wanted = Registry.size(house.seats, view.server.max_open_calls)
+    registry = state_dir.new_registry(wanted)
+    if state_dir.passed_over:
+        events(
+            "registry_on_disk", "warning", wanted_bytes=wanted, path=str(registry),
+            no_room_on=state_dir.passed_over,
+        )  # fmt: skip
     # Linked first: whatever happens from here on, the next start finds the file.
     state_dir.link_registry(registry)
     try:
@@ -158,11 +169,3 @@ def _memory(
 
     stack.callback(drop_registry)
     return memory
-
-
-def _set_limits() -> None:
-    """Take every descriptor we may have, and leave no core file with prompts in it."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

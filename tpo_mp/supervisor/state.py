@@ -66,6 +66,7 @@ class Child:
     intent: Intent = Intent.RUN
     state: SeatState = SeatState.EMPTY
     booted: bool = False
+    lagging: bool = False
     drain_by: float | None = None
     stop_by: float | None = None
     aborted_at: float | None = None

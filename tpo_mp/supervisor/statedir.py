@@ -56,6 +56,8 @@ class StateDir:
         self.path = path.expanduser().absolute()
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.chmod(0o700)
+        self.passed_over = ""
+        """The tmpfs that had no room for the registry."""
         self._lock_fd = _lock(self.path / PID_FILE)
         self._write_pid()
 
@@ -64,13 +66,18 @@ class StateDir:
         """Where commands arrive."""
         return self.path / SOCKET
 
-    def new_registry(self) -> Path:
+    def new_registry(self, size: int = 0) -> Path:
         """Set the previous run's registry aside; return a fresh path, on a tmpfs if there is one.
 
-        A path outside the directory is linked to as ``registry`` by ``link_registry``.
+        A path outside the directory is linked to as ``registry`` by ``link_registry``.  A tmpfs
+        with less than ``size`` bytes left (a container's default has 64 MiB) is passed over: a
+        registry on a disk is as safe and costs some writing back.
         """
         self._keep_previous()
         if _is_tmpfs(self.path) or not TMPFS.is_dir():
+            return self.path / REGISTRY
+        if _free_bytes(TMPFS) < size:
+            self.passed_over = str(TMPFS)
             return self.path / REGISTRY
         key = hashlib.blake2b(os.fsencode(self.path), digest_size=6).hexdigest()
         path = TMPFS / f"tpo-mp-{os.getuid()}-{key}.registry"
@@ -197,6 +204,11 @@ def _lock(path: Path) -> int:
             if os.path.samestat(os.fstat(fd), path.stat()):
                 return fd
         os.close(fd)
+
+
+def _free_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 def _is_tmpfs(path: Path) -> bool:

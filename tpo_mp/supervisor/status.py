@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import tpo_mp
+from tpo_mp.config.blob import BackendView
 from tpo_mp.shm.lifeline import RESTART_NEEDED
 from tpo_mp.shm.plane import HostState, Plane, SeatState
 
@@ -19,6 +21,7 @@ def status(
     desired: Desired,
     plane: Plane,
     listeners: Listeners,
+    backends: Sequence[BackendView],
     started_at: float,
     now: float,
 ) -> dict[str, Any]:
@@ -39,6 +42,10 @@ def status(
         "control": _berth(house.control, plane, now),
         "retiring": [
             _child(child, plane, now) for child in house.children if id(child) not in filling
+        ],
+        "backends": [
+            {"name": backend.name, "kind": backend.kind, "models": list(backend.models)}
+            for backend in backends
         ],
         "rolling": desired.rolling,
         "degraded": degraded(house),

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from tpo_mp.shm.handoff import Handoff
-from tpo_mp.shm.lifeline import RESTART_NEEDED, bind_to_parent, last_words, root_cause
+from tpo_mp.shm.lifeline import attach_to_parent, last_words, root_cause
 
 
 def _boot() -> int:
-    handoff = Handoff.from_env()
-    lifeline_fd = bind_to_parent(handoff)
-    from tpo_mp import __version__
+    attached = attach_to_parent()
     from tpo_mp.errors import ExitCode, TpoError
     from tpo_mp.shm import failpoints
-    from tpo_mp.shm.plane import LAYOUT
 
+    if attached is None:
+        return ExitCode.BOOT_FAILED
+    handoff, lifeline_fd = attached
     if failpoints.ACTIVE:
         failpoints.hit("sup.after_spawn")
 
-    if (handoff.version, handoff.layout) != (__version__, LAYOUT):
-        last_words(
-            handoff, f"{RESTART_NEEDED}: the code on disk is version {__version__}, layout {LAYOUT}"
-        )
-        return ExitCode.BOOT_FAILED
     import uvloop
     from aiohttp import http_parser
     from setproctitle import setproctitle

@@ -396,10 +396,18 @@ class Shard:
         slot = self.lines.slot
         if slot != NO_SLOT and slot != self.owner.slot:
             self.owner.slot = slot
-            _title(slot, self.handoff.cpu)
+            _title(slot, self._cpu())
         await self.listening.follow(slot)
         if self.lines.state != SeatState.READY:
             self.lines.state = SeatState.READY
+
+    def _cpu(self) -> int:
+        """The CPU this process is bound to, or -1; a spare is bound when it gets its slot."""
+        handoff = self.handoff
+        if handoff.cpu >= 0 or handoff.portable or not hasattr(os, "sched_getaffinity"):
+            return handoff.cpu
+        cpus = os.sched_getaffinity(0)
+        return next(iter(cpus)) if len(cpus) == 1 else -1
 
     def _adopt_config(self) -> None:
         """Build the new chain; a failure vetoes the change for the whole host."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,18 @@ FAKES = {
 
 
 class FakeGateway(Gateway):
-    """A gateway of fake workers."""
+    """A gateway of fake workers; ``prefix`` is a command that runs it, with limits for example."""
+
+    def __init__(
+        self, folder: Path, *args: str, prefix: Sequence[str] = (), **options: Any
+    ) -> None:
+        super().__init__(folder, *args, **options)
+        self._prefix = list(prefix)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line it is started with."""
+        return [*self._prefix, *super().command]
 
     def vice(self, role: str, name: str) -> None:
         """Name the vice of every process of ``role`` started from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ def test_the_status_names_every_process(fakes: Fakes) -> None:
         assert os.getpgid(slot["pid"]) == os.getpgid(gateway.pid)
     assert status["port"] == gateway.port
     assert status["degraded"] == []
+    assert status["backends"] == [{"name": "echo", "kind": "echo", "models": ["echo"]}]
 
 
 @pytest.mark.parametrize("env", MODES)
@@ -140,6 +142,67 @@ def test_silent_clients_cost_neither_time_nor_cpu(fakes: Fakes) -> None:
         for client in silent:
             client.close()
     assert gateway.status()["state"] == "running"
+
+
+def test_clients_that_left_while_they_waited_take_no_places(fakes: Fakes) -> None:
+    """A restart may take as long as a drain: those who asked and left are forgotten at once."""
+    gateway = fakes(vice="slow-drain")
+    gateway.warm()
+    for _ in range(MAX_CLIENTS + 2):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(gateway.state_dir / "control.sock"))
+            client.sendall(b'{"command": "restart"}\n')
+    wait_for(lambda: gateway.status()["rolling"], 5, "the restart they asked for")
+    gateway.send_signal(signal.SIGQUIT)
+    assert gateway.wait(10) == 0
+    gateway.close()
+
+
+def test_a_client_that_ends_its_half_is_answered(fakes: Fakes) -> None:
+    """As a shell does that pipes a command into the socket; the answer takes a while."""
+    gateway = fakes(workers=1)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(gateway.state_dir / "control.sock"))
+        client.sendall(b'{"command": "reload"}\n')
+        client.shutdown(socket.SHUT_WR)
+        assert b'"ok": true' in client.recv(10_000)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+@pytest.mark.parametrize("env", MODES)
+def test_a_supervisor_without_descriptors_neither_spins_nor_ends(
+    fakes: Fakes, env: dict[str, str]
+) -> None:
+    """It can start nobody and answer nobody; slots that live serve on; later all is well."""
+    gateway = fakes(env=env, config="[supervisor]\nintensity = 1000\nbackoff_max_s = 1.0\n")
+    gateway.warm()
+    before = gateway.status()
+    limits = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    os.kill(before["slots"][0]["pid"], signal.SIGKILL)
+    os.kill(before["slots"][1]["pid"], signal.SIGSTOP)  # its beat is looked into meanwhile
+    wait_for(lambda: "cannot_start_a_process" in gateway.stderr, 10, "a start that failed")
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(gateway.state_dir / "control.sock"))
+        began, used = time.monotonic(), _cpu_s(gateway.pid)
+        wait_for(lambda: time.monotonic() - began > 1, 5, "a second to pass")
+        assert _cpu_s(gateway.pid) - used < 0.3
+    os.kill(before["slots"][1]["pid"], signal.SIGCONT)
+    assert gateway.knock()
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, limits)
+    gateway.warm()
+    assert all(slot["state"] == "ready" for slot in gateway.status()["slots"])
+    gateway.end()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_every_process_may_have_as_many_descriptors_as_the_hard_limit(fakes: Fakes) -> None:
+    """Whatever the shell's soft limit was; and none leaves a core file."""
+    gateway = fakes(prefix=("prlimit", "--nofile=200:5000"))
+    for pid in gateway.processes():
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (5000, 5000)
+        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
 
 
 def _cpu_s(pid: int) -> float:

@@ -110,7 +110,11 @@ def test_crash_on_boot_of_every_slot_is_exit_3_with_the_reason(
 
 def test_a_refusal_at_boot_is_not_tried_again(fakes: Fakes) -> None:
     """Another version of the code does not go away: one try per slot, exit 3."""
-    gateway = fakes(start=False, vice="refuse")
+    config = "[supervisor]\nbackoff_min_s = 30\n"
+    gateway = fakes(start=False, vice="refuse", config=config)
+    gateway.folder.mkdir(exist_ok=True)
+    gateway.config_path = gateway.folder / "tpo.toml"
+    gateway.config_path.write_text(config)
     code, _ = fails(gateway, 15)
     assert code == 3
     assert gateway.stderr.count('where="slot') <= 2

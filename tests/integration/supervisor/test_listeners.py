@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.wait import free_port
 from tpo_mp.errors import ExitCode
 from tpo_mp.supervisor.sockets import AddressError, Listeners, open_listeners
 
@@ -98,3 +102,64 @@ def _accepts(listener: socket.socket) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+RACER = """
+import sys, time
+from tpo_mp.supervisor.sockets import AddressError, open_listeners
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    held = open_listeners(
+        "127.0.0.1", int(sys.argv[1]), 0, slots=2, shared=False, ops_explicit=False
+    )
+except AddressError:
+    print("refused", flush=True)
+else:
+    print("got it", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_of_hosts_that_start_together_one_gets_the_port() -> None:
+    """At no moment of its claim can another one join, although all would share the port."""
+    for _ in range(5):
+        port, start_at = free_port(), time.time() + 1.5
+        racers = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACER, str(port), str(start_at)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        said = [racer.stdout.readline().strip() for racer in racers if racer.stdout is not None]
+        for racer in racers:
+            racer.communicate(timeout=10)
+        assert sorted(said) == ["got it", "refused", "refused", "refused"]
+
+
+def test_connections_know_how_long_a_silent_client_is_believed() -> None:
+    """Accepted sockets inherit the questions and the patience of their listener."""
+    found = opened()
+    found.give_up_dead_peers(45.0, 30.0)
+    clients = [socket.create_connection(("127.0.0.1", found.port)) for _ in range(64)]
+    for listener in found.slots:
+        listener.settimeout(5)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if sys.platform == "linux":
+                read = [
+                    accepted.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+                                   socket.TCP_USER_TIMEOUT)
+                ]  # fmt: skip
+                assert read == [22, 7, 3, 45_000]
+    found.give_up_dead_peers(2.0, 30.0)
+    for client in clients:
+        client.close()
+    if sys.platform == "linux":
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        read = [found.slots[0].getsockopt(socket.IPPROTO_TCP, option) for option in options]
+        assert read == [1, 1, 30_000], "a slow reader has its own limit"
+    found.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -67,6 +69,46 @@ def test_hup_reloads(fakes: Fakes) -> None:
         gateway.send_signal(signal.SIGHUP)
         wait_for(lambda: gateway.status()["config_epoch"] == epoch, 10, f"epoch {epoch}")  # noqa: B023
     assert gateway.knock()
+
+
+def test_a_reload_of_a_host_that_stops_is_refused_at_once(fakes: Fakes) -> None:
+    """Nobody waits for an answer that cannot come, however long the drain."""
+    gateway = configured(fakes, vice="slow-drain")
+    gateway.send_signal(signal.SIGTERM)
+    wait_for(lambda: gateway.status()["state"] == "draining", 5, "the drain")
+    answer = request(gateway.state_dir, "reload", timeout_s=5)
+    assert answer == {"ok": False, "problems": ["the host is stopping"]}
+    gateway.send_signal(signal.SIGTERM)
+    assert gateway.wait(10) == 0
+    gateway.close()
+
+
+def test_a_reload_under_way_is_answered_when_the_host_stops(fakes: Fakes) -> None:
+    """The one who asked learns it from the answer, not from a broken connection."""
+    gateway = configured(fakes, vice="slow-drain")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(gateway.state_dir / "control.sock"))
+        client.sendall(b'{"command": "reload"}\n')
+        wait_for(lambda: "reloading" in gateway.stderr, 5, "the reload", every_s=0.001)
+        gateway.send_signal(signal.SIGTERM)
+        assert b"the host is stopping" in client.recv(10_000)
+    gateway.send_signal(signal.SIGTERM)
+    assert gateway.wait(10) == 0
+    gateway.close()
+
+
+def test_signals_to_the_whole_group_do_not_end_the_compiler(fakes: Fakes) -> None:
+    """HUP again and again, to everyone: each reload is carried out, none is refused."""
+    gateway = configured(fakes)
+    for _ in range(4):
+        done = gateway.stderr.count("reloaded")
+        os.killpg(os.getpgid(gateway.pid), signal.SIGHUP)
+        wait_for(lambda: "reloading" in gateway.stderr, 5, "a compiler", every_s=0.001)
+        os.killpg(os.getpgid(gateway.pid), signal.SIGHUP)
+        wait_for(lambda: gateway.stderr.count("reloaded") > done, 20, "a reload")  # noqa: B023
+    assert "reload_refused" not in gateway.stderr
+    assert "died" not in gateway.stderr
 
 
 def test_a_watched_file_reloads_itself(fakes: Fakes) -> None:

@@ -121,3 +121,27 @@ def test_the_install_key_is_kept(folder: Path) -> None:
     assert directory.install_key() == key
     assert (folder / "install.key").stat().st_mode & 0o777 == 0o600
     directory.close()
+
+
+def test_a_tmpfs_without_room_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's 64 MiB are no reason not to start: the registry lies beside the lock then."""
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(statedir, "TMPFS", tmp_path / "shm")
+    monkeypatch.setattr(statedir, "_is_tmpfs", lambda _path: False)
+    monkeypatch.setattr(statedir, "_free_bytes", lambda _path: 64 << 20)
+    directory = StateDir(tmp_path / "state")
+    path = directory.new_registry(64 << 20)
+    assert path.parent == tmp_path / "shm"
+    assert directory.passed_over == ""
+    path = directory.new_registry((64 << 20) + 1)
+    assert path == tmp_path / "state" / "registry"
+    assert directory.passed_over == str(tmp_path / "shm")
+    directory.link_registry(path)
+    path.write_bytes(b"open calls")
+    directory.close()
+    again = StateDir(tmp_path / "state")
+    again.new_registry((64 << 20) + 1)
+    assert (tmp_path / "state" / "registry.previous").read_bytes() == b"open calls"
+    again.close()

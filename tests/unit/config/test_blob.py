@@ -66,7 +66,9 @@ def test_process_view_is_the_processes_part(config: Config) -> None:
     view = process_view(to_blob(config))
     assert view.server == config.server
     assert view.warnings == config.warnings
-    assert not hasattr(view, "backends")
+    assert [(b.name, b.kind) for b in view.backends] == [("up", "openai"), ("own", "openai")]
+    shown = {name for backend in view.backends for name in dir(backend)}
+    assert not shown & {"api_key", "base_url", "headers"}, "no secret, nothing to call"
 
 
 def test_process_view_imports_no_feature(config: Config) -> None:

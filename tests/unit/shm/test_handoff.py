@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tpo_mp.errors import Fault
-from tpo_mp.shm.handoff import ENV, Handoff
+from tpo_mp.shm.handoff import ENV, ForeignHandoff, Handoff
 
 FIELDS: dict[str, Any] = {
     "version": "0.1.0", "layout": 1, "role": "shard", "seat": 2, "slot": -1, "epoch": 7,
@@ -58,3 +58,12 @@ def test_torn_message_is_refused() -> None:
     """Half a JSON document is a fault."""
     with pytest.raises(Fault, match=ENV):
         Handoff.from_env({ENV: json.dumps(FIELDS)[:-10]})
+
+
+def test_a_handoff_of_other_code_still_tells_where_to_complain() -> None:
+    """A field more, a field less: seat and state directory are enough for last words."""
+    less = {name: value for name, value in FIELDS.items() if name != "ops_port"}
+    for fields in (FIELDS | {"engines": []}, less):
+        with pytest.raises(ForeignHandoff) as caught:
+            Handoff.from_env({ENV: json.dumps(fields)})
+        assert (caught.value.seat, caught.value.state_dir) == (FIELDS["seat"], FIELDS["state_dir"])

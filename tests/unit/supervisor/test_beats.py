@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+import psutil
 import pytest
 
 from tpo_mp.supervisor.beats import MAX_STEP_S, BeatWatch, CpuSample, cpu_sample
@@ -75,3 +77,16 @@ def test_the_kernel_tells_about_ourselves(portable: str, monkeypatch: pytest.Mon
 def test_no_process_no_sample() -> None:
     """A pid that is not there has nothing to show."""
     assert cpu_sample(2**22 + 1) is None
+
+
+def test_without_a_descriptor_to_look_with_nobody_is_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A supervisor at its limit must neither end nor blame its children."""
+
+    def no_descriptor(_pid: int) -> psutil.Process:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setenv("TPO_PORTABLE", "1")
+    monkeypatch.setattr(psutil, "Process", no_descriptor)
+    assert cpu_sample(os.getpid()) is None

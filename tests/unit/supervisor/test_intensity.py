@@ -75,6 +75,18 @@ def test_a_slot_that_dies_in_every_pause_is_looping() -> None:
     assert intensity.looping
 
 
+def test_a_refused_boot_backs_off_at_once() -> None:
+    """What refuses once will refuse again: no five tries, and ever longer pauses."""
+    intensity = Intensity(LIMITS)
+    pauses = []
+    now = 0.0
+    for _ in range(3):
+        intensity.died(now, 0.5, refused=True)
+        pauses.append(intensity.pause_s(now))
+        now += pauses[-1]
+    assert pauses == [1.0, 2.0, 4.0]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), max_size=200))
 def test_starts_are_never_closer_than_the_spacing(events: list[tuple[bool, float]]) -> None:
     """Whatever dies when, two starts of one slot keep their distance."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 from tests.support.house import World
 from tpo_mp.shm.plane import HostState
 from tpo_mp.supervisor.beats import CpuSample
 from tpo_mp.supervisor.state import Intent
+from tpo_mp.supervisor.status import restart_needed
 
 
 def hang(world: World, seconds: float) -> None:
@@ -123,3 +125,36 @@ def test_last_words_reach_the_berth() -> None:
     world.hands.words = "ConfigError: backends[0] is unknown"
     world.die(world.house.slots[0].child, 1)
     assert world.house.slots[0].last_words == "ConfigError: backends[0] is unknown"
+
+
+def test_a_process_that_lags_is_reported_before_it_is_condemned() -> None:
+    """Once, at half of the silence that a hang takes; so is its return."""
+    world = World()
+    world.boot()
+    hang(world, 1.6)
+    assert world.log.getvalue().count("worker_lags") == 1
+    assert not world.hands.signals
+    world.beat()
+    world.turn()
+    world.turn()
+    assert world.log.getvalue().count("worker_beats_again") == 1
+    hang(world, 3.0)
+    told = re.findall(r" (worker_\w+) ", world.log.getvalue())
+    assert told == ["worker_lags", "worker_beats_again", "worker_lags", "worker_hangs"]
+
+
+def test_what_a_refusal_said_holds_until_the_next_boot() -> None:
+    """The code on disk was another one, and is ours again: nothing needs a restart any more."""
+    world = World()
+    world.boot()
+    world.die(world.house.spare.child)
+    world.hands.words = "restart needed: the code on disk is version 9"
+    world.turns(0.3)
+    world.die(world.house.spare.child, 3)
+    assert restart_needed(world.house) == [world.hands.words]
+    world.turns(1.2)
+    assert world.house.spare.child is not None, "after its pause"
+    assert restart_needed(world.house), "one that only starts proves nothing"
+    world.beat()
+    world.turn()
+    assert restart_needed(world.house) == []
