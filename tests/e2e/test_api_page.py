@@ -35,6 +35,12 @@ name = "echo"
 kind = "echo"
 
 [[backends]]
+name = "slow"
+kind = "echo"
+models = ["slow"]
+delay_ms = 60000
+
+[[backends]]
 name = "embeds"
 kind = "openai"
 base_url = "{embeds}"

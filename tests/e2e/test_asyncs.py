@@ -219,7 +219,7 @@ def test_deadline_of_a_call_for_later_ends_it(bench: Bench) -> None:
     bench.upstream.play("hang")
     aborted = bench.upstream.counters.aborted
     for session in bench.sessions:
-        call_id = infer(bench.clients[0], "late", session, deadline_secs=0.2)
+        call_id = infer(bench.clients[0], "late", session, deadline_secs=1)
         record = result(bench.clients[1], call_id, 10).json()
         assert record["status"] == "failed"
         assert record["error"]["code"] == "deadline_exceeded"

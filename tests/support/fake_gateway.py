@@ -79,6 +79,7 @@ class FakeGateway:
     accepted: list[Delivery] = field(default_factory=list)
     ends: list[Terminal] = field(default_factory=list)
     questions: list[tuple[str, str]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     affinities: list[str | None] = field(default_factory=list)
     table: Sequence[Endpoint] = ()
 
@@ -122,6 +123,11 @@ class FakeGateway:
         """What was kept."""
         return self.results.get(call_id)
 
+    async def cancel(self, call_id: str) -> bool:
+        """Note it; nothing is open here."""
+        self.cancelled.append(call_id)
+        return False
+
     def endpoints(self) -> Sequence[Endpoint]:
         """The surface's own routes."""
         return self.table
@@ -129,7 +135,9 @@ class FakeGateway:
     def accept(self, delivery: Delivery, session_id: str) -> dict[str, Any]:
         """Keep the delivery and answer a first record."""
         self.accepted.append(delivery)
-        return {"request_id": delivery.call.id, "session_id": session_id, "status": "processing"}
+        record = {"request_id": delivery.call.id, "session_id": session_id, "status": "processing"}
+        self.results.setdefault(delivery.call.id, json.dumps(record).encode())
+        return record
 
 
 class Surface:

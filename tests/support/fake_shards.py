@@ -37,6 +37,7 @@ from tpo_mp.types import STAGES, Call, Reply
 from tpo_mp.worker.account import Account
 from tpo_mp.worker.asyncs import Asyncs
 from tpo_mp.worker.build import build
+from tpo_mp.worker.cancels import Cancels
 from tpo_mp.worker.letters import Letters
 from tpo_mp.worker.links import Links
 from tpo_mp.worker.mesh import Mesh
@@ -64,7 +65,8 @@ class FakeHost:
         for seat in range(self.seats):
             self.plane.seat(seat).occupy(seat if seat < workers else -1, Command.RUN)
             self.plane.seat(seat).pid = 1000 + seat
-            self.plane.seat(seat).state = SeatState.READY
+            spare = workers <= seat < self.control
+            self.plane.seat(seat).state = SeatState.PARKED if spare else SeatState.READY
         self.plane.publish_map([i % workers for i in range(BUCKETS)])
         self.shards = [FakeShard(self, seat, **options) for seat in range(workers)]
         self._control = [(s, self.rings.reader(s, self.control)) for s in range(workers)]
@@ -214,6 +216,9 @@ class FakeShard:
             epoch=self.epoch, ttl_s=60.0,
         )  # fmt: skip
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
+        self.cancels = self.owner.cancels = Cancels(
+            owner=self.owner, asyncs=self.asyncs, links=self.links, plane=host.plane, seat=seat
+        )
         self.owner.syncs = Syncs(
             lambda record: self.links.send(control, record), loop or self.loop, self.metrics
         )
@@ -233,7 +238,11 @@ class FakeShard:
         self.taken += 1
         kind, number = HEAD.unpack_from(record)
         payload = memoryview(record)[HEAD.size :]
-        if self.mesh.take(source, kind, number, payload) or self.asyncs.take(source, kind, payload):
+        if (
+            self.mesh.take(source, kind, number, payload)
+            or self.asyncs.take(source, kind, payload)
+            or self.cancels.take(source, kind, payload)
+        ):
             return
         if kind == Kind.STORE_ANSWER:
             self.store.on_answer(msgspec.msgpack.decode(payload, type=frames.StoreAnswer))

@@ -14,15 +14,21 @@ from typing import Any
 import orjson
 
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import LETTERS, STATUSES, LetterQuery
+from tpo_mp.store.questions import LETTERS, RESULTS, STATUSES, LetterQuery, RecordQuery
 from tpo_mp.store.shelf import Shelf
 from tpo_mp.store.tables import LetterHeader
+
+from . import results
 
 UNAVAILABLE = (False, None)
 
 
 def get(shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
     """Whether the store could answer, and what it has."""
+    if table == RESULTS:
+        wanted = RecordQuery.from_key(key)
+        if wanted is not None:
+            return True, results.page(shelf, wanted)
     if table != LETTERS:
         return shelf.get(table, key)
     query = LetterQuery.from_key(key)
@@ -34,6 +40,8 @@ def get(shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
 
 def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:
     """Stage a value, or a letter's new status."""
+    if table == RESULTS:
+        return results.keep(shelf, key, value, ttl_s)
     if table != LETTERS:
         return shelf.put(table, key, value, ttl_s)
     status = value.decode("utf-8", "replace")

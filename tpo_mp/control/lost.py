@@ -18,6 +18,8 @@ from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import RESULTS
 from tpo_mp.store.shelf import Shelf
 
+from . import results
+
 REASON = "worker_lost"
 _AS_LONG_AS_ALLOWED_S = 1e9
 _STATUS_WITHIN = 400
@@ -66,4 +68,4 @@ def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
     failed = native.record(
         letter.call_id, letter.session or None, "failed", error=error, model=letter.model
     )
-    shelf.put(RESULTS, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
+    results.keep(shelf, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)

@@ -41,8 +41,11 @@ def check_json_size(body: bytes) -> None:
 
 
 def split_path(message: str) -> tuple[str, str | None]:
-    """Split msgspec's ``Expected … - at `$.a[0].b` `` into words and field path."""
-    words, _, path = message.partition(" - at `$")
+    """Split msgspec's ``Expected … - at `$.a[0].b` `` into words and field path.
+
+    What is wrong with a key of a map is said ``at `key` in `$.map` ``.
+    """
+    words, _, path = message.replace(" - at `key` in `$", " - at `$").partition(" - at `$")
     if path:
         return f"{words} at {path.rstrip('`').lstrip('.')}", path.rstrip("`").lstrip(".")
     if words.startswith("Object missing required field `"):

@@ -16,8 +16,10 @@ from tpo_mp.types import Usage
 
 from .body import check_json_size, split_path
 
-_Key = Annotated[str, Meta(min_length=1, max_length=128)]
-_Value = Annotated[str, Meta(max_length=1024)]
+MAX_KEY_BYTES = 128
+MAX_VALUE_BYTES = 1024
+_Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
+_Value = Annotated[str, Meta(max_length=MAX_VALUE_BYTES)]
 
 
 class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,8 +33,8 @@ class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stream: bool | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    deadline_secs: Annotated[float, Meta(ge=0.001, le=604_800)] | None = None
-    timeout_seconds: Annotated[float, Meta(ge=0.001, le=3600)] | None = None
+    deadline_secs: Annotated[float, Meta(ge=1, le=604_800)] | None = None
+    timeout_seconds: Annotated[float, Meta(ge=1, le=3600)] | None = None
 
     @property
     def session(self) -> str | None:
@@ -59,7 +61,19 @@ def decode_request(body: bytes) -> PromptRequest:
         raise _invalid("prompt is required", "prompt")
     if request.prompt is not None and request.input is not None and request.prompt != request.input:
         raise _invalid("prompt and input differ; send one of them", "input")
+    if request.metadata:
+        _check_metadata(request.metadata)
     return request
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    """The limits are bytes; a schema can only count characters."""
+    for key, value in metadata.items():
+        if len(key.encode()) > MAX_KEY_BYTES:
+            raise _invalid(f"a key is longer than {MAX_KEY_BYTES} bytes", "metadata")
+        if len(value.encode()) > MAX_VALUE_BYTES:
+            said = f"the value of {key!r} is longer than {MAX_VALUE_BYTES} bytes"
+            raise _invalid(said, "metadata")
 
 
 def _invalid(message: str, param: str | None) -> InvalidRequest:
@@ -93,7 +107,7 @@ def record(
     usage: Usage | None = None,
     latency_ms: float | None = None,
 ) -> dict[str, Any]:
-    """One call as native clients see it; ``status`` is processing, completed or failed."""
+    """One call as native clients see it; ``status``: processing, completed, failed, cancelled."""
     out: dict[str, Any] = {
         "request_id": request_id,
         "session_id": session_id,

@@ -196,6 +196,14 @@ class PromptRecord(Struct):
     latency_ms: float | UnsetType | None = UNSET
 
 
+class RecordPage(Struct):
+    """Records, the latest word first; ``next`` continues where this page ends."""
+
+    results: list[PromptRecord]
+    count: int
+    next: str | None
+
+
 class LetterEntry(Struct):
     """One dead letter, without its payload."""
 

@@ -35,6 +35,8 @@ _LINES = (
     b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\nx-tpo-backend: %b\r\n"
     b"server-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
 )
+ON_REQUEST = "cancelled_on_request"
+"""Reason of a ``Cancelled`` that the call's own client must hear of: it did not leave."""
 SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -120,7 +122,7 @@ class Delivery:
         """End the call with an error, in band if the stream has begun."""
         if self.settled:
             return
-        if isinstance(error, Cancelled):
+        if isinstance(error, Cancelled) and error.reason != ON_REQUEST:
             self.settle(Terminal.CANCELLED, error)
             return
         if isinstance(error, ConnectionCut):
@@ -170,6 +172,10 @@ class Delivery:
     def left(self) -> None:
         """The client went away."""
         self.stop(Cancelled("the client closed the connection"))
+
+    def cancel(self) -> None:
+        """Somebody asked, by the call's id, that it ends."""
+        self.stop(Cancelled("the call was cancelled on request", reason=ON_REQUEST))
 
     def expire(self) -> None:
         """The caller's deadline passed."""
@@ -255,4 +261,6 @@ def _terminal(error: TpoError) -> Terminal:
         return Terminal.SHED
     if isinstance(error, DeadlineExceeded):
         return Terminal.EXPIRED
+    if isinstance(error, Cancelled):
+        return Terminal.CANCELLED
     return Terminal.FAILED

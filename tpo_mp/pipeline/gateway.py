@@ -55,6 +55,9 @@ class Gateway(Protocol):
     async def result(self, call_id: str, wait_s: float) -> bytes | None:
         """The JSON record of an asynchronous call, wherever on this host it is."""
 
+    async def cancel(self, call_id: str) -> bool:
+        """End an open call, whichever shard of this host has it; False when none has."""
+
     def endpoints(self) -> Sequence[Endpoint]:
         """Every route this shard serves."""
 

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from tpo_mp.dialects import native, openai_chat
-from tpo_mp.errors import BackendFailure, ConnectionCut, TpoError
+from tpo_mp.errors import BackendFailure, Cancelled, ConnectionCut, TpoError
 from tpo_mp.types import Call, Reply, Terminal
 
 from .absent import AbsentClient
@@ -85,11 +85,9 @@ class NativeDelivery(Delivery):
             body = orjson.dumps({"error": shown})
             self.bytes_out = len(body)
             self.exchange.respond(error.status, body, extra=self.lines(None) + retry_lines(error))
-        self._keep(
-            native.record(
-                self.call.id, self.session_id, "failed", error=shown, model=self.call.model
-            )
-        )
+        status = "cancelled" if isinstance(error, Cancelled) else "failed"
+        call = self.call
+        self._keep(native.record(call.id, self.session_id, status, error=shown, model=call.model))
 
     def cut(self, error: ConnectionCut) -> None:
         """Break the connection; a call whose client has its answer already just fails."""

@@ -49,6 +49,8 @@ class Kind(IntEnum):
     RERUN = 25
     SYNC = 26
     SYNCED = 27
+    CANCEL_CALL = 28
+    CANCEL_ANSWER = 29
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -223,6 +225,20 @@ class RerunFrame(_Frame, frozen=True):
     meta: bytes
     body: bytes
     more: bool = False
+
+
+class CancelCall(_Frame, frozen=True):
+    """To a worker: end this call if it is yours; a ``token`` of 0 wants no answer."""
+
+    token: int
+    call_id: str
+
+
+class CancelAnswer(_Frame, frozen=True):
+    """Worker→worker: whether the call was open here."""
+
+    token: int
+    ended: bool
 
 
 class SlotMeta(_Frame, frozen=True):

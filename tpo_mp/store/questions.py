@@ -1,10 +1,11 @@
-"""What a surface may ask the store about dead letters, as table and key of an ordinary question.
+"""What a surface may ask the store, as table and key of an ordinary question.
 
 ::
 
     get  letters  LetterQuery.key()   -> JSON {entries, count, total, next}
     get  letters  <call id>           -> JSON of one letter with its payload
     put  letters  <call id>  status   -> marks it ("replayed", "dropped", "aged_out")
+    get  results  RecordQuery.key()   -> JSON {results, count, next}
     get  results  <call id>           -> the bytes that were put there
 
 Invariants: both sides build and read keys with this file alone.
@@ -12,15 +13,38 @@ Invariants: both sides build and read keys with this file alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
+
+Q = TypeVar("Q")
 
 LETTERS: Final = "letters"
 RESULTS: Final = "results"
 STATUSES: Final = frozenset({"open", "replayed", "dropped", "aged_out"})
 DEFAULT_LIMIT: Final = 1000
+
+
+class RecordQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One page of the records of asynchronous calls, latest word first."""
+
+    limit: Annotated[int, Meta(ge=1, le=200)] = 20
+    after: Annotated[int, Meta(ge=0)] | None = None
+    """The ``next`` of the page before."""
+    session: str | None = None
+    """Only this session's."""
+    state: str | None = None
+    """Only records of this status."""
+
+    def key(self) -> str:
+        """The key to ask for."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_key(cls, key: str) -> RecordQuery | None:
+        """Read a key back; ``None`` when it names a single record or is no query."""
+        return _from_key(key, cls)
 
 
 class LetterQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -39,9 +63,13 @@ class LetterQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     @classmethod
     def from_key(cls, key: str) -> LetterQuery | None:
         """Read a key back; ``None`` when it names a single letter or is no query."""
-        if not key.startswith("{"):
-            return None
-        try:
-            return msgspec.json.decode(key, type=cls)
-        except msgspec.MsgspecError:
-            return None
+        return _from_key(key, cls)
+
+
+def _from_key(key: str, kind: type[Q]) -> Q | None:
+    if not key.startswith("{"):
+        return None
+    try:
+        return msgspec.json.decode(key, type=kind)
+    except msgspec.MsgspecError:
+        return None

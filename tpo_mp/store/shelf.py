@@ -141,13 +141,23 @@ class Shelf:
 
     # -- keyed values ---------------------------------------------------------------------------
 
-    def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+    def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, *, label: str = "", state: str = ""
+    ) -> bool:
         """Stage a value; false when a cap or a broken database forbids it."""
         done = False
         if self._tables is not None:
             with self._guarded():
-                done = self._tables.put(table, key, value, ttl_s)
+                done = self._tables.put(table, key, value, ttl_s, label=label, state=state)
         return done
+
+    def labelled(
+        self, table: str, limit: int, *, before: int | None, label: str | None, state: str | None
+    ) -> Iterator[tuple[int, bytes]]:
+        """Values by what they were put with, newest first; may raise ``sqlite3.Error``."""
+        if self._tables is None:
+            raise sqlite3.OperationalError("the database is not open")
+        return self._tables.labelled(table, limit, before=before, label=label, state=state)
 
     def get(self, table: str, key: str) -> tuple[bool, bytes | None]:
         """Whether the database could answer, and the value."""

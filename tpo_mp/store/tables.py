@@ -2,7 +2,8 @@
 
 ::
 
-    kv            tbl, key -> value, size, written_at, expires_at     results and Env.store tables
+    kv            tbl, key -> value, size, written_at, expires_at, label, state
+                                        results and Env.store tables; label and state find them
     dead_letters  seq, call_id (unique), …, segment, offset, length   rebuildable from the segments
     marks         name -> value                                       how far the index has read
 
@@ -20,7 +21,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ MIGRATIONS = (
     CREATE INDEX dead_letters_open ON dead_letters(status, seq);
     CREATE INDEX dead_letters_segment ON dead_letters(segment);
     CREATE TABLE marks(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
+    """
+    ALTER TABLE kv ADD COLUMN label TEXT NOT NULL DEFAULT '';
+    ALTER TABLE kv ADD COLUMN state TEXT NOT NULL DEFAULT '';
+    CREATE INDEX kv_by_label ON kv(tbl, label) WHERE state != '';
+    CREATE INDEX kv_by_state ON kv(tbl, state) WHERE state != '';
+    CREATE INDEX kv_in_order ON kv(tbl) WHERE state != '';
     """,
 )
 _SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}
@@ -125,8 +133,13 @@ class Tables:
         ).fetchone()
         return None if row is None else bytes(row[0])
 
-    def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
-        """Keep a value for ``ttl_s`` (0 or less forgets it); False when a cap forbids it."""
+    def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, *, label: str = "", state: str = ""
+    ) -> bool:
+        """Keep a value for ``ttl_s`` (0 or less forgets it); False when a cap forbids it.
+
+        With a ``state`` it is found by ``labelled`` too.
+        """
         if len(value) > self.caps.value_bytes:
             return False
         if table not in self.fills and len(self.fills) >= _MAX_TABLES:
@@ -138,8 +151,8 @@ class Tables:
         now = self._clock()
         ttl_s = min(ttl_s, self.caps.age_s)
         self._db.execute(
-            "INSERT INTO kv VALUES(?,?,?,?,?,?)",
-            (table, key, value, len(value), now, now + ttl_s),
+            "INSERT INTO kv VALUES(?,?,?,?,?,?,?,?)",
+            (table, key, value, len(value), now, now + ttl_s, label, state),
         )
         fill = self.fills.setdefault(table, Fill())
         fill.rows += 1
@@ -147,6 +160,24 @@ class Tables:
         if fill.rows > self.caps.rows or fill.bytes > self.caps.bytes:
             self._evict(table, fill)
         return True
+
+    def labelled(
+        self, table: str, limit: int, *, before: int | None, label: str | None, state: str | None
+    ) -> Iterator[tuple[int, bytes]]:
+        """(row number, value) of a table, newest first, older than row ``before``."""
+        where = ["state != ''", "tbl=?", "expires_at>?", "rowid<?"]
+        params: list[Any] = [table, self._clock(), before if before is not None else 1 << 62]
+        for column, wanted in (("label", label), ("state", state)):
+            if wanted is not None:
+                where.append(f"{column}=?")
+                params.append(wanted)
+        return iter(
+            self._db.execute(
+                f"SELECT rowid, value FROM kv WHERE {' AND '.join(where)}"  # noqa: S608
+                " ORDER BY rowid DESC LIMIT ?",
+                (*params, limit),
+            )
+        )
 
     def expire(self) -> int:
         """Delete a slice of expired rows; answers how many."""

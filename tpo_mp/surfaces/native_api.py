@@ -6,8 +6,8 @@ fetch.  Bodies are strict: an unknown field is refused with its name.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
-from urllib.parse import parse_qsl
 
 import msgspec
 import orjson
@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from tpo_mp.dialects import native, shapes
 from tpo_mp.errors import InvalidRequest, NotFound, Shed
+from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
@@ -27,8 +28,8 @@ from tpo_mp.types import Call
 
 MAX_WAIT_S = 300.0
 MAX_DLQ_PAGE = 1000
-PREFER = Parameter("prefer", "`respond-async`: answer at once with the record to ask for later.",
-                   place="header")  # fmt: skip
+PREFER = Parameter("prefer", "`respond-async`: answer at once with the record to ask for later; "
+                   "`wait=SECONDS` beside it: after that long.", place="header")  # fmt: skip
 WAIT = Parameter("wait", "Seconds to wait for the call to finish.",
                  Annotated[float, Meta(ge=0, le=MAX_WAIT_S)])  # fmt: skip
 PAGE = (
@@ -36,6 +37,7 @@ PAGE = (
               Annotated[int, Meta(ge=1, le=10_000)]),
     Parameter("after", "The `next` of the page before.", Annotated[int, Meta(ge=0, le=1 << 62)]),
 )  # fmt: skip
+_PREFER_WAIT = re.compile(rb"\bwait\s*=\s*(\d{1,9})\b")
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,16 +62,16 @@ class NativeApi:
         asked, hello = native.PromptRequest, {"prompt": "hello"}
         record = shapes.PromptRecord
         streamed = Outcome("`start`, `token`…, then `done` or `error`", media=EVENTS)
-        accepted = Outcome("accepted, as the header `prefer: respond-async` asks", record, 202)
+        accepted = Outcome("not finished within the time that `wait` or `prefer` gave", record, 202)
         return [
             Endpoint(
                 "POST", "/v1/prompt", self.prompt, "native", max_body_bytes=0, infers=True,
-                request=asked, example=hello, parameters=(PREFER,),
+                request=asked, example=hello, parameters=(PREFER, WAIT),
                 outcomes=(Outcome("the finished record", record), accepted, streamed),
             ),
             Endpoint(
                 "POST", "/api/v1/infer", self.infer, "native", max_body_bytes=0, infers=True,
-                request=asked, example=hello, parameters=(PREFER,),
+                request=asked, example=hello, parameters=(PREFER, WAIT),
                 outcomes=(Outcome("the record of the call that runs now", record), accepted,
                           streamed),
             ),
@@ -93,18 +95,19 @@ class NativeApi:
                      outcomes=(Outcome("the letter", shapes.DeadLetterRecord),)),
         ]  # fmt: skip
 
-    def prompt(self, exchange: Exchange) -> None:
+    def prompt(self, exchange: Exchange) -> object:
         """Answer a prompt in this response, unless the client prefers to come back."""
-        if b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower():
-            self.infer(exchange)
-            return
+        wait_s = _patience(exchange)
+        if wait_s is not None:
+            return self._accept(exchange, wait_s, unfinished=202)
         request, call = self._call(exchange)
         if call.stream:
             self._stream(exchange, request, call)
-            return
+            return None
         self._gateway.submit(
             NativeDelivery(self._gateway, exchange, call, request.session or call.session)
         )
+        return None
 
     def stream(self, exchange: Exchange) -> None:
         """Answer a prompt as events: start, token…, done or error."""
@@ -115,22 +118,40 @@ class NativeApi:
         session = request.session or call.session
         self._gateway.submit(NativeStream(self._gateway, exchange, call, session))
 
-    def infer(self, exchange: Exchange) -> None:
+    def infer(self, exchange: Exchange) -> object:
         """Accept a prompt whose result is fetched by id."""
+        later = b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower()
+        return self._accept(exchange, _patience(exchange) or 0.0, unfinished=202 if later else 200)
+
+    def _accept(self, exchange: Exchange, wait_s: float, *, unfinished: int) -> object:
+        """Run a call for later; answer its record once final, or as it stands after ``wait_s``."""
         request, call = self._call(exchange)
         if call.stream:
+            if wait_s:
+                raise InvalidRequest("a stream is not waited for: drop wait", param="wait")
             self._stream(exchange, request, call)
-            return
+            return None
         session = request.session or call.session
         record = self._gateway.accept(
             NativeDelivery(self._gateway, exchange, call, session, detached=True), session or ""
         )
-        later = b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower()
-        request_id = (call.client_request_id or call.id).encode()
         exchange.on_disconnect = None
+        if wait_s:
+            return self._wait(exchange, call, wait_s, unfinished)
+        self._accepted(exchange, call, orjson.dumps(record), unfinished)
+        return None
+
+    async def _wait(self, exchange: Exchange, call: Call, wait_s: float, unfinished: int) -> None:
+        record = await self._gateway.result(call.id, wait_s)
+        if record is None:
+            raise NotFound("no such request", reason="request_not_found")
+        self._accepted(exchange, call, record, unfinished if _unfinished(record) else 200)
+
+    def _accepted(self, exchange: Exchange, call: Call, record: bytes, status: int) -> None:
+        request_id = (call.client_request_id or call.id).encode()
         exchange.respond(
-            202 if later else 200,
-            orjson.dumps(record),
+            status,
+            record,
             extra=b"x-request-id: %b\r\nx-tpo-call-id: %b\r\nlocation: /api/v1/result/%b\r\n"
             % (request_id, call.id.encode(), call.id.encode()),
         )
@@ -157,13 +178,12 @@ class NativeApi:
 
     async def result(self, exchange: Exchange) -> None:
         """Answer the record of an accepted call, 202 while it is not finished."""
-        query = _query(exchange)
-        wait_s = _number(query, "wait", 0.0, MAX_WAIT_S)
+        query = given.parameters(exchange.head)
+        wait_s = given.number(query, "wait", 0.0, MAX_WAIT_S)
         record = await self._gateway.result(exchange.head.params["id"], wait_s)
         if record is None:
             raise NotFound("no such request", reason="request_not_found")
-        unfinished = msgspec.json.decode(record, type=_Status).status in ("processing", "pending")
-        exchange.respond(202 if unfinished else 200, record, extra=id_line(exchange.head))
+        exchange.respond(202 if _unfinished(record) else 200, record, extra=id_line(exchange.head))
 
     async def status(self, exchange: Exchange) -> None:
         """Answer the record of an accepted call as it stands, finished or not."""
@@ -174,9 +194,9 @@ class NativeApi:
 
     async def dead_letters(self, exchange: Exchange) -> None:
         """List dead letters, newest first; reading does not remove them."""
-        query = _query(exchange)
-        limit = _whole(query, "limit", MAX_DLQ_PAGE, least=1, most=10_000)
-        after = _whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
+        query = given.parameters(exchange.head)
+        limit = given.whole(query, "limit", MAX_DLQ_PAGE, least=1, most=10_000)
+        after = given.whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
         await self._from_store(exchange, LetterQuery(limit=limit, after=after).key())
 
     async def dead_letter(self, exchange: Exchange) -> None:
@@ -199,32 +219,28 @@ class _Status(Struct):
     status: str
 
 
-def _query(exchange: Exchange) -> dict[str, str]:
-    pairs = parse_qsl(exchange.head.query.decode("latin-1"), keep_blank_values=True)
-    query = dict(pairs)
-    if len(query) != len(pairs):
-        raise InvalidRequest("a query parameter is given twice")
-    return query
+_status = msgspec.json.Decoder(_Status).decode
 
 
-def _number(query: dict[str, str], name: str, default: float, most: float) -> float:
-    raw = query.get(name)
-    if raw is None:
-        return default
-    try:
-        value = float(raw)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise InvalidRequest(f"{name} must be a number from 0 to {most:g}", param=name)
-    return value
+def _unfinished(record: bytes) -> bool:
+    return _status(record).status in ("processing", "pending")
 
 
-def _whole(query: dict[str, str], name: str, default: int, *, least: int, most: int) -> int:
-    raw = query.get(name, str(default))
-    if not (raw.isascii() and raw.isdigit() and len(raw) < 20 and least <= int(raw) <= most):
-        raise InvalidRequest(f"{name} must be a whole number from {least} to {most}", param=name)
-    return int(raw)
+def _patience(exchange: Exchange) -> float | None:
+    """Seconds the client waits for a call that it may also fetch later; ``None``: for ever.
+
+    ``?wait=`` says it, or RFC 7240's ``Prefer: respond-async, wait=SECONDS``.
+    """
+    head = exchange.head
+    prefer = head.headers.get(b"prefer", b"").lower()
+    if head.query:
+        query = given.parameters(exchange.head)
+        if "wait" in query:
+            return given.number(query, "wait", 0.0, MAX_WAIT_S)
+    if b"respond-async" not in prefer:
+        return None
+    asked = _PREFER_WAIT.search(prefer)
+    return min(float(asked[1]), MAX_WAIT_S) if asked else 0.0
 
 
 FEATURE = Feature(Config, NativeApi)

@@ -20,7 +20,7 @@ import msgspec
 import orjson
 
 from tpo_mp.dialects import native
-from tpo_mp.errors import TpoError
+from tpo_mp.errors import Shed, TpoError
 from tpo_mp.pipeline.absent import AbsentClient
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.shm import frames
@@ -80,6 +80,11 @@ class Asyncs:
         """Run a call; its record is kept here and in the store.  Raises ``Shed``."""
         return self._start(delivery, session_id or None, attempts=0)
 
+    def keep(self, call_id: str, record: dict[str, Any]) -> None:
+        """Keep the last word on a call that was not accepted for later."""
+        if call_id not in self._records:
+            self._finished(call_id, record)
+
     def _start(
         self, delivery: NativeDelivery, session_id: str | None, attempts: int
     ) -> dict[str, Any]:
@@ -120,7 +125,7 @@ class Asyncs:
     # -- reading ------------------------------------------------------------------------------
 
     async def result(self, call_id: str, wait_s: float) -> bytes | None:
-        """The record as JSON, waiting up to ``wait_s`` for it to be final."""
+        """The record as JSON, waiting up to ``wait_s`` for it to be final; raises ``Shed``."""
         place = CallIds.parse(call_id)
         if place is None:
             return None
@@ -132,9 +137,15 @@ class Asyncs:
             if answer is not None:
                 return answer
         while True:
-            found = await self._store.get(RESULTS, call_id)
+            kept = await self._store.lookup(RESULTS, call_id)
+            found = None if kept is None else kept[0]
+            if found is not None and b'"processing"' not in found[:400]:
+                return found
             left = until - monotonic()
-            if left <= 0 or (found is not None and b'"processing"' not in found[:400]):
+            if left <= 0:
+                if kept is None:  # "there is none" would be a guess
+                    raise Shed("the store does not answer", reason="store_unavailable",
+                               retry_after_s=1)  # fmt: skip
                 return found
             if call_id in self._records:
                 return await self._local(call_id, left)

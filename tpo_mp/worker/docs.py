@@ -42,9 +42,14 @@ VARIABLES: Final = {
     f"""| {_found("request_id")})""",
     "RESPONSE_ID": f"""$(curl -s {BASE}/v1/responses {_JSON} """
     f"""-d '{{"model": "echo", "input": "hello"}}' | grep -o 'resp_[0-9A-Za-z_-]*' | head -n 1)""",
+    "OPEN_ID": f"""$(curl -s {BASE}/api/v1/infer {_JSON} """
+    f"""-d '{{"prompt": "hello", "model": "slow"}}' | {_found("request_id")})""",
     "LETTER_ID": f"$(curl -s '{BASE}/api/v1/dlq?limit=1' | {_found('request_id')})",
 }
-"""How a shell gets the ids that lines name; the last needs a call that could not be finished."""
+"""How a shell gets the ids that lines name.
+
+The last needs a call that could not be finished, ``OPEN_ID`` a model that takes its time.
+"""
 
 _TOP: Final = f"""\
 # API

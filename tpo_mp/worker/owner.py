@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tpo_mp.pipeline.native_delivery import NativeDelivery
 
     from .asyncs import Asyncs
+    from .cancels import Cancels
 
 MAX_PLACINGS = 3
 _SERVING = (SeatState.READY, SeatState.DRAINING)
@@ -91,6 +92,7 @@ class Owner:
         self.mesh: Mesh
         self.asyncs: Asyncs
         self.syncs: Syncs
+        self.cancels: Cancels
         self.pipeline: Pipeline
         self._run: Callable[[Call], Awaitable[Reply]]
         self.store: StoreClient
@@ -214,6 +216,9 @@ class Owner:
 
     async def result(self, call_id: str, wait_s: float) -> bytes | None:
         return await self.asyncs.result(call_id, wait_s)
+
+    async def cancel(self, call_id: str) -> bool:
+        return await self.cancels.cancel(call_id)
 
     def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
         return self.asyncs.accept(delivery, session_id)

@@ -47,6 +47,7 @@ from tpo_mp.store.client import StoreClient
 from .account import Account
 from .asyncs import Asyncs
 from .build import Pipeline, build
+from .cancels import Cancels
 from .errors_out import render_error
 from .letters import Letters
 from .links import Links
@@ -65,7 +66,10 @@ LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
 LEAVING_FRESH_S = 1.0
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SURFACES = ("openai_api", "responses_api", "anthropic_api", "native_api", "ops_api", "docs_api")
+SURFACES = (
+    "openai_api", "responses_api", "anthropic_api", "native_api", "results_api", "ops_api",
+    "docs_api",
+)  # fmt: skip
 
 
 class Life(Enum):
@@ -209,6 +213,10 @@ class Shard:
             ttl_s=config.store.result_age_s,
         )
         self.syncs = Syncs(lambda record: self.links.send(control, record), self.loop, self.metrics)
+        self.cancels = Cancels(
+            owner=self.owner, asyncs=self.asyncs, links=self.links, plane=self.plane, seat=seat
+        )
+        self.owner.cancels = self.cancels
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
         self.owner.syncs = self.syncs
 
@@ -355,8 +363,10 @@ class Shard:
         try:
             kind, number = HEAD.unpack_from(record)
             payload = memoryview(record)[HEAD.size :]
-            if self.mesh.take(source, kind, number, payload) or self.asyncs.take(
-                source, kind, payload
+            if (
+                self.mesh.take(source, kind, number, payload)
+                or self.asyncs.take(source, kind, payload)
+                or self.cancels.take(source, kind, payload)
             ):
                 return
             if kind == Kind.STORE_ANSWER:

@@ -40,6 +40,11 @@ def test_both_names_of_the_prompt_are_one() -> None:
         ({"prompt": "a", "session_id": "x" * 257}, "session_id"),
         ({"prompt": "a", "deadline_secs": 0}, "deadline_secs"),
         ({"prompt": "a", "timeout_seconds": 3601}, "timeout_seconds"),
+        ({"prompt": "a", "deadline_secs": 0.9}, "deadline_secs"),
+        ({"prompt": "a", "metadata": {"k" * 129: "v"}}, "metadata"),
+        ({"prompt": "a", "metadata": {"": "v"}}, "metadata"),
+        ({"prompt": "a", "metadata": {"é" * 65: "v"}}, "metadata"),
+        ({"prompt": "a", "metadata": {"k": "é" * 513}}, "metadata"),
         ({"prompt": "a", "metadata": {"k": 5}}, "metadata[...]"),
     ],
 )
