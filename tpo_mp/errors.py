@@ -24,8 +24,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar, TypeAlias
 
-WireError: TypeAlias = tuple[str, str, str, str | None, float | None, int | None]
-"""code, reason, message, param, retry_after_s, upstream status."""
+WireError: TypeAlias = tuple[str, str, str, str | None, float | None, int | None, bytes]
+"""code, reason, message, param, retry_after_s, upstream status, header lines."""
 
 
 class TpoError(Exception):
@@ -36,7 +36,7 @@ class TpoError(Exception):
     retryable: ClassVar[bool] = False
     label: ClassVar[str] = "other"
 
-    __slots__ = ("body", "message", "param", "reason", "retry_after_s", "status")
+    __slots__ = ("body", "lines", "message", "param", "reason", "retry_after_s", "status")
 
     def __init__(
         self,
@@ -47,12 +47,14 @@ class TpoError(Exception):
         retry_after_s: float | None = None,
         status: int | None = None,
         body: bytes | None = None,
+        lines: bytes = b"",
     ) -> None:
         """Say what is wrong.
 
         ``reason`` is a slug (default: the class's code), ``param`` the offending field,
-        ``status`` overrides the class's HTTP status (an upstream's own 4xx, say), and ``body``
-        is an upstream's error body that a same-dialect client may see as it is.
+        ``status`` overrides the class's HTTP status (an upstream's own 4xx, say), ``body``
+        is an upstream's error body that a same-dialect client may see as it is, and ``lines`` are
+        those of its header lines that are for clients (limits left, whether to retry).
         """
         super().__init__(message)
         self.message = message
@@ -61,10 +63,14 @@ class TpoError(Exception):
         self.retry_after_s = retry_after_s
         self.status = status if status is not None else self.http_status
         self.body = body
+        self.lines = lines
 
     def to_wire(self) -> WireError:
         """Render for a ring frame; ``from_wire`` builds the same class again."""
-        return (self.code, self.reason, self.message, self.param, self.retry_after_s, self.status)
+        return (
+            self.code, self.reason, self.message, self.param, self.retry_after_s, self.status,
+            self.lines,
+        )  # fmt: skip
 
 
 class Rejected(TpoError):
@@ -254,7 +260,7 @@ BY_CODE = _classes(TpoError)
 
 def from_wire(wire: WireError) -> TpoError:
     """Build the error a peer sent; an unknown code (newer peer) becomes ``Fault``."""
-    code, reason, message, param, retry_after_s, status = wire
+    code, reason, message, param, retry_after_s, status, lines = wire
     return BY_CODE.get(code, Fault)(
-        message, reason=reason, param=param, retry_after_s=retry_after_s, status=status
+        message, reason=reason, param=param, retry_after_s=retry_after_s, status=status, lines=lines
     )

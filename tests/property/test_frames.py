@@ -63,12 +63,15 @@ def test_kinds_fit_their_byte_and_differ() -> None:
 
 
 @given(st.sampled_from(sorted(BY_CODE)), TEXT, TEXT, st.none() | TEXT,
-       st.none() | st.floats(0, 1e6), st.integers(400, 599))  # fmt: skip
+       st.none() | st.floats(0, 1e6), st.integers(400, 599), st.binary(max_size=99))  # fmt: skip
 def test_errors_cross_as_what_they_are(
-    code: str, reason: str, message: str, param: str | None, retry: float | None, status: int
-) -> None:
-    """Class, reason, words, field, retry time and status."""
-    error = BY_CODE[code](message, reason=reason, param=param, retry_after_s=retry, status=status)
+    code: str, reason: str, message: str, param: str | None, retry: float | None, status: int,
+    lines: bytes,
+) -> None:  # fmt: skip
+    """Class, reason, words, field, retry time, status and header lines."""
+    error = BY_CODE[code](
+        message, reason=reason, param=param, retry_after_s=retry, status=status, lines=lines
+    )
     again = from_wire(msgspec.msgpack.decode(msgspec.msgpack.encode(error.to_wire())))
     assert type(again) is type(error)
     assert again.to_wire() == error.to_wire()

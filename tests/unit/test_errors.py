@@ -43,17 +43,20 @@ def test_retryable_means_that_trying_again_may_help() -> None:
 
 def test_error_says_what_it_was_told() -> None:
     """Each detail overrides the class's own."""
-    error = RateLimited("m", reason="r", param="p", retry_after_s=0.5, status=418, body=b"b")
+    error = RateLimited("m", reason="r", param="p", retry_after_s=0.5, status=418, body=b"b",
+                        lines=b"x: y\r\n")  # fmt: skip
     assert (error.message, error.reason, error.param) == ("m", "r", "p")
     assert (error.retry_after_s, error.status, error.body) == (0.5, 418, b"b")
+    assert error.lines == b"x: y\r\n"
     assert RateLimited.http_status == 429
 
 
 def test_error_of_a_newer_peer_is_a_fault() -> None:
     """With everything it said."""
-    error = from_wire(("from_the_future", "r", "m", None, 2.0, 451))
+    error = from_wire(("from_the_future", "r", "m", None, 2.0, 451, b"x: y\r\n"))
     assert type(error) is Fault
     assert (error.reason, error.message, error.retry_after_s, error.status) == ("r", "m", 2.0, 451)
+    assert error.lines == b"x: y\r\n"
 
 
 def test_exit_codes_are_the_documented_ones() -> None:

@@ -130,8 +130,10 @@ def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
             room -= len(line)
             if room >= 0:
                 passed.append(line)
-            if name == b"retry-after" and value.isdigit():
-                head.retry_after = float(value)
+            if name == b"retry-after-ms" and value.isdigit():
+                head.retry_after = float(value) / 1e3
+            elif name == b"retry-after" and head.retry_after is None and value.isdigit():
+                head.retry_after = float(value[:9])
     if head.chunked and head.content_length >= 0:
         raise BackendFailure("upstream sent both length and chunked", reason="bad_upstream_head")
     if head.status in (204, 304):

@@ -25,6 +25,7 @@ from .promise import Promise
 
 MAX_REPLY_BYTES = 32 << 20
 MAX_ERROR_BYTES = 1 << 20
+MAX_ERROR_LINES_BYTES = 2048  # they cross the mesh in one small frame
 MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 30
 _SSE = b"text/event-stream"
@@ -330,6 +331,15 @@ def _is_sound(chunk: bytes) -> bool:
 
 def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoError:
     """Map an upstream's error status to what the client should see and whether to try again."""
+    if head.status in (401, 403) and not client_key:
+        said = "the upstream refused this gateway's credential"
+        return BackendFailure(said, reason="upstream_auth_failed")
+    error = _of_status(head, body)
+    error.lines = _told_to_clients(head)
+    return error
+
+
+def _of_status(head: ResponseHead, body: bytes) -> TpoError:
     status = head.status
     shown = body if body[:1] == b"{" and head.content_type.startswith(b"application/json") else None
     said = _message(body) or f"upstream answered {status}"
@@ -337,10 +347,6 @@ def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoErro
     if status == 429:
         return RateLimited(
             said, reason="upstream_rate_limited", retry_after_s=retry_after, body=shown
-        )
-    if status in (401, 403) and not client_key:
-        return BackendFailure(
-            "the upstream refused this gateway's credential", reason="upstream_auth_failed"
         )
     if 400 <= status < 500 and status != 408:
         return Rejected(said, reason="upstream_rejected", status=status, body=shown)
@@ -351,6 +357,20 @@ def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoErro
             said, reason="upstream_overloaded", status=503, retry_after_s=retry_after
         )
     return BackendFailure(said, reason="upstream_error", retry_after_s=retry_after)
+
+
+def _told_to_clients(head: ResponseHead) -> bytes:
+    """The header lines that go with an error; a pause in seconds is told by the error itself."""
+    if not head.passed:
+        return b""
+    kept, room = b"", MAX_ERROR_LINES_BYTES
+    for line in head.passed.splitlines(keepends=True):
+        room -= len(line)
+        if room < 0:
+            break
+        if head.retry_after is None or not line.startswith(b"retry-after"):
+            kept += line
+    return kept
 
 
 class _ErrorObject(msgspec.Struct):

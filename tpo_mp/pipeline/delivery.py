@@ -146,7 +146,9 @@ class Delivery:
         spoken = codec(self.call.dialect)
         body = spoken.error_body(error, self.call.client_request_id or self.call.id)
         self.bytes_out = len(body)
-        self.exchange.respond(self.status, body, extra=self.lines(None) + retry_lines(error))
+        self.exchange.respond(
+            self.status, body, extra=self.lines(None) + retry_lines(error) + error.lines
+        )
 
     def send_error_event(self, error: TpoError) -> None:
         """Tell a client in mid-stream, then end the body."""
@@ -227,7 +229,9 @@ def retry_lines(error: TpoError) -> bytes:
             max(1, round(seconds)),
             round(seconds * 1e3),
         )
-    if error.status in (429, 503) and error.code != "over_budget":
+    if error.code == "over_budget":
+        return b"x-should-retry: false\r\n"
+    if error.status in (429, 503) and b"retry-after" not in error.lines:
         return b"retry-after: 1\r\n"
     return b""
 

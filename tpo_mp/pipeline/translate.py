@@ -82,9 +82,10 @@ def _lines_without(lines: bytes, prefixes: tuple[bytes, ...]) -> bytes:
 
 
 def _own(error: BaseException | None) -> BaseException:
-    """The failure without the other dialect's error body."""
+    """The failure without the other dialect's error body and headers."""
     if isinstance(error, TpoError):
         error.body = None
+        error.lines = _lines_without(error.lines, _OF_A_DIALECT)
         return error
     return error or RuntimeError("a backend answered nothing")
 

@@ -548,6 +548,21 @@ def test_response_head_keeps_what_clients_may_see() -> None:
     assert b"cookie" not in head.passed.lower()
 
 
+@pytest.mark.parametrize(
+    ("lines", "pause"),
+    [
+        (b"Retry-After-Ms: 250\r\nRetry-After: 1\r\n", 0.25),
+        (b"Retry-After: 1\r\nRetry-After-Ms: 250\r\n", 0.25),
+        (b"Retry-After: Fri, 27 Nov 2026 12:00:00 GMT\r\n", None),
+        (b"Retry-After-Ms: soon\r\n", None),
+        (b"", None),
+    ],
+)
+def test_pause_is_read_in_milliseconds_first(lines: bytes, pause: float | None) -> None:
+    """As SDKs do; a date is left for them to read."""
+    assert parse_response_head(OK + lines + b"Content-Length: 0\r\n\r\n").retry_after == pause
+
+
 def test_passed_headers_are_bounded() -> None:
     """An upstream cannot make our heads huge."""
     lines = b"".join(b"X-RateLimit-%d: %b\r\n" % (i, b"y" * 1000) for i in range(40))

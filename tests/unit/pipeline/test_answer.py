@@ -395,6 +395,19 @@ def test_upstream_status_becomes_the_clients(
     assert told.reason == reason
 
 
+@pytest.mark.parametrize("pause", [None, 7.0])
+def test_error_keeps_the_headers_that_are_for_clients(pause: float | None) -> None:
+    """Whole lines, bounded; a pause that the error tells itself is not told twice."""
+    made = head(429, JSON)
+    made.retry_after = pause
+    limits = b"x-should-retry: false\r\nx-ratelimit-limit-tokens: 5\r\n"
+    made.passed = b"retry-after: 7\r\n" + limits + b"x-ratelimit-more: %b\r\n" % (b"y" * 3000)
+    lines = upstream_error(made, BODY, client_key=False).lines
+    assert lines == (limits if pause else b"retry-after: 7\r\n" + limits)
+    made.status = 401
+    assert upstream_error(made, BODY, client_key=False).lines == b""
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -280,13 +280,14 @@ def test_header_lines_identify_the_call() -> None:
         (RateLimited("x"), b"retry-after: 1\r\n"),
         (Shed("x"), b"retry-after: 1\r\n"),
         (CircuitOpen("x"), b"retry-after: 1\r\n"),
-        (OverBudget("x"), b""),
+        (RateLimited("x", lines=b"retry-after: Fri, 27 Nov 2026 12:00:00 GMT\r\n"), b""),
+        (OverBudget("x"), b"x-should-retry: false\r\n"),
         (InvalidRequest("x"), b""),
         (BackendFailure("x"), b""),
     ],
 )
 def test_clients_are_told_when_to_come_back(error: TpoError, lines: bytes) -> None:
-    """In both spellings SDKs read; never when waiting does not help."""
+    """In both spellings SDKs read, unless they were told; not to, when waiting does not help."""
     assert retry_lines(error).startswith(lines)
     assert bool(retry_lines(error)) == bool(lines)
 
