@@ -35,10 +35,12 @@ def error_object(error: TpoError, request_id: str = "") -> dict[str, Any]:
     message = error.message
     if error.param and error.param not in message:
         message = f"{error.param}: {message}"
-    out: dict[str, Any] = {
-        "type": "error",
-        "error": {"type": _TYPES.get(error.status, kind), "message": message},
-    }
+    told: dict[str, Any] = {"type": _TYPES.get(error.status, kind), "message": message}
+    if error.param == "thread" and error.reason == "unsupported_translation":
+        # Their SDK's tool runners ask the server to hold the conversation; this makes them go on
+        # without, sending it whole every time.
+        told["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    out: dict[str, Any] = {"type": "error", "error": told}
     if request_id:
         out["request_id"] = request_id
     return out

@@ -20,6 +20,9 @@ class ModelCard(Struct):
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
 
 
 class ModelList(Struct):
@@ -27,6 +30,9 @@ class ModelList(Struct):
 
     object: Literal["list"]
     data: list[ModelCard]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class OpenAIUsage(Struct):

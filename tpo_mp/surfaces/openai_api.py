@@ -1,10 +1,13 @@
 """The OpenAI family: chat completions, legacy completions, embeddings and models.
 
+Models are told in the fields of both families at once, since both list them at one path.
+
 Source: OpenAI API reference; error envelope and headers as its SDKs read them.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from time import time
 
 import orjson
@@ -21,6 +24,8 @@ from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect
 
+_RFC3339 = "%Y-%m-%dT%H:%M:%SZ"
+
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """No options."""
@@ -31,6 +36,7 @@ class OpenAIApi:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._started = int(time())
+        self._started_at = datetime.fromtimestamp(self._started, UTC).strftime(_RFC3339)
         self._gateway: Gateway
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
@@ -96,7 +102,15 @@ class OpenAIApi:
     async def models(self, exchange: Exchange) -> None:
         """List every model a client may name."""
         data = [self._entry(name) for name in await self._gateway.models()]
-        body = orjson.dumps({"object": "list", "data": data})
+        body = orjson.dumps(
+            {
+                "object": "list",
+                "data": data,
+                "has_more": False,
+                "first_id": data[0]["id"] if data else None,
+                "last_id": data[-1]["id"] if data else None,
+            }
+        )
         exchange.respond(200, body, extra=id_line(exchange.head))
 
     async def model(self, exchange: Exchange) -> None:
@@ -109,7 +123,15 @@ class OpenAIApi:
         exchange.respond(200, orjson.dumps(self._entry(name)), extra=id_line(exchange.head))
 
     def _entry(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._started, "owned_by": "tpo-mp"}
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "tpo-mp",
+            "type": "model",
+            "display_name": name,
+            "created_at": self._started_at,
+        }
 
 
 FEATURE = Feature(Config, OpenAIApi)

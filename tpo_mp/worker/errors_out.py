@@ -15,6 +15,8 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
     head = exchange.head
     status = error.status
     family = head.endpoint.family if head.endpoint else _family(head.path)
+    if family == "openai" and b"anthropic-version" in head.headers:
+        family = "anthropic"  # their SDK, at a path that both families have
     # One id for header and body, the caller's or ours: it is what a report will quote.
     name = request_id(head)
     extra = b"%bx-request-id: %b\r\n" % (retry_lines(error), name.encode())

@@ -13,7 +13,14 @@ from pydantic import TypeAdapter
 from tests.support.dialects import PLAIN, SIGNATURE, TOOL_REPLIES, body, datas, decode, encode
 from tpo_mp.dialects import anthropic_messages as dialect
 from tpo_mp.dialects import openai_chat, openai_responses
-from tpo_mp.dialects.canonical import OpaqueBlock, Ping, ReplyFailed, TextBlock, ThinkingBlock
+from tpo_mp.dialects.canonical import (
+    OpaqueBlock,
+    Ping,
+    ReplyFailed,
+    TextBlock,
+    ThinkingBlock,
+    unsupported,
+)
 from tpo_mp.dialects.translate import (
     StreamTranslator,
     aggregate,
@@ -339,6 +346,16 @@ def test_errors_have_anthropics_types(error: TpoError, status: int, kind: str) -
     assert event.startswith(b"event: error\ndata: ")
     failed = decode(dialect, event)[-1]
     assert isinstance(failed, ReplyFailed)
+
+
+def test_refused_thread_is_refused_in_the_words_that_sdks_recover_from() -> None:
+    """A conversation held by the server is asked for by default; no other refusal has details."""
+    refused = unsupported("thread", "openai_chat")
+    told = json.loads(dialect.error_body(refused))["error"]
+    assert told["type"] == "invalid_request_error"
+    assert told["details"]["error_code"] == "thread_unsupported_request"
+    other = json.loads(dialect.error_body(unsupported("container", "openai_chat")))["error"]
+    assert "details" not in other
 
 
 def test_an_upstreams_own_error_body_passes_as_it_came() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -154,6 +155,18 @@ def test_models_are_listed_in_the_apis_shape() -> None:
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["b", "a"]
     assert all(model["object"] == "model" for model in listed["data"])
+
+
+def test_models_are_listed_in_anthropics_shape_too() -> None:
+    """One page, whole, with the names and times that its SDK reads."""
+    listed = Surface(FEATURE, names=["b", "a"]).ask("GET", "/v1/models").json()
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "b", "a")
+    for model in listed["data"]:
+        assert (model["type"], model["display_name"]) == ("model", model["id"])
+        made = datetime.fromisoformat(model["created_at"])
+        assert made.timestamp() == model["created"]
+    empty = Surface(FEATURE, names=[]).ask("GET", "/v1/models").json()
+    assert (empty["data"], empty["first_id"], empty["last_id"]) == ([], None, None)
 
 
 def test_model_names_may_contain_slashes() -> None:

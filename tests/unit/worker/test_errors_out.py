@@ -41,6 +41,16 @@ def test_body_has_the_familys_shape(path: str, family: str, native: bool) -> Non
     assert b"x-request-id: r-1\r\n" in asked.extra
 
 
+def test_anthropics_sdk_is_answered_in_its_own_shape_where_both_ask() -> None:
+    """Both families list models at one path; only one names its version."""
+    asked = exchange("/v1/models/x", "openai", "r-1")
+    asked.head.headers = {b"anthropic-version": b"2023-06-01"}
+    render_error(asked, NotFound("no", reason="gone", param="id"))
+    said = asked.json()
+    assert (said["type"], said["error"]["type"]) == ("error", "not_found_error")
+    assert b"request-id: r-1\r\n" in asked.extra
+
+
 def test_clients_are_told_when_to_come_back() -> None:
     """As in a call."""
     asked = exchange("/v1/x", "openai")
