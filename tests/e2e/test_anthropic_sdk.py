@@ -12,29 +12,11 @@ import pytest
 from anthropic import Anthropic
 from anthropic.types import MessageParam, ToolParam
 
-from tests.support.dialects import REPLIES, TOOL_REPLIES, encode
+from tests.support.configs import BOTH_FAMILIES
+from tests.support.dialects import REPLIES, TOOL_REPLIES, streamed
 from tests.support.gateway import Gateway
 from tests.support.upstream import Upstream
-from tests.support.wait import wait_for
-from tpo_mp.dialects import support
-from tpo_mp.dialects.translate import events_of
 
-FRONT = """
-[[backends]]
-name = "claude"
-kind = "anthropic"
-base_url = "{base_url}"
-api_key = "sk-ant-of-the-gateway"
-models = ["claude-*", "echo"]
-
-[[backends]]
-name = "open"
-kind = "openai"
-base_url = "{base_url}"
-api_key = "sk-of-the-gateway"
-models = ["gpt-*", "open-echo"]
-model_map = {{ open-echo = "echo" }}
-"""
 TOOL: ToolParam = {
     "name": "weather",
     "description": "Asks.",
@@ -59,26 +41,10 @@ def said(message: anthropic.types.Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
-def streamed(dialect: str, replies: dict[str, dict[str, Any]]) -> tuple[bytes, ...]:
-    """A reply as the events of its dialect's stream."""
-    reply = support.codec(dialect).reply_to_canonical(json.dumps(replies[dialect]).encode())
-    events = encode(dialect, events_of(reply)).split(b"\n\n")
-    return tuple(event + b"\n\n" for event in events if event)
-
-
-@pytest.fixture(scope="module")
-def scripted(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
-    """A two-shard gateway whose two backends are one upstream that says what it is told."""
-    with Upstream() as upstream:
-        config = FRONT.format(base_url=upstream.base_url)
-        with Gateway(short_tmp / "scripted", config=config, workers=2) as gateway:
-            yield gateway, upstream
-
-
 @pytest.fixture(scope="module")
 def chained(short_tmp: Path, echo_gateway: Gateway) -> Iterator[Gateway]:
     """A gateway whose two backends are another gateway, which speaks every dialect."""
-    config = FRONT.format(base_url=f"{echo_gateway.url}/v1")
+    config = BOTH_FAMILIES.format(base_url=f"{echo_gateway.url}/v1")
     with Gateway(short_tmp / "chained", config=config, workers=2) as gateway:
         yield gateway
 
@@ -267,22 +233,6 @@ def test_broken_stream_raises_in_the_sdk(
         seen += [event.type for event in stream]
     assert "message_stop" not in seen
     assert "api_error" in str(caught.value.body)
-
-
-def test_leaving_a_translated_stream_cancels_the_upstream(
-    scripted: tuple[Gateway, Upstream],
-) -> None:
-    """The upstream sees its client go, though the words were another's."""
-    gateway, upstream = scripted
-    upstream.queue("endless", delay_s=0.005)
-    before = upstream.counters.aborted
-    with connect(gateway.url) as client:
-        stream = client.messages.create(
-            model="gpt-1", max_tokens=9, messages=user("go on"), stream=True
-        )
-        next(iter(stream))
-        stream.close()
-        wait_for(lambda: upstream.counters.aborted == before + 1, 5.0, "upstream sees it leave")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -10,38 +10,11 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
+from tests.support.configs import ONE_BACKEND
 from tests.support.gateway import Gateway
 from tests.support.raw import ask, chat
 from tests.support.tiny_model import MlxServer
 from tests.support.upstream import Upstream
-from tests.support.wait import wait_for
-
-ONE_BACKEND = """
-[[backends]]
-name = "up"
-kind = "openai"
-base_url = "{base_url}"
-models = ["*"]
-"""
-WITH_A_MAPPED_NAME = (
-    ONE_BACKEND
-    + """
-[[backends]]
-name = "mapped"
-kind = "openai"
-base_url = "{base_url}"
-models = ["tiny"]
-model_map = {{ tiny = "{model}" }}
-
-[[routes]]
-models = ["tiny"]
-backends = ["mapped"]
-
-[[routes]]
-models = ["*"]
-backends = ["up"]
-"""
-)
 
 
 def user(text: str) -> list[ChatCompletionMessageParam]:
@@ -60,14 +33,6 @@ def client(echo_gateway: Gateway) -> Iterator[OpenAI]:
     """A client of the shared echo gateway."""
     with connect(echo_gateway.url) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
-    """A gateway in front of the real engine, under its own name and a mapped one."""
-    config = WITH_A_MAPPED_NAME.format(base_url=mlx.base_url, model=mlx.model)
-    with Gateway(short_tmp / "engine", config=config, workers=2) as gateway:
-        yield gateway
 
 
 @pytest.fixture(scope="module")
@@ -198,23 +163,6 @@ def test_broken_stream_raises_in_the_sdk(faulty: tuple[Gateway, Upstream]) -> No
                         model="up-1", messages=user(f"break {mode} please"), stream=True
                     )
                 )
-
-
-def test_leaving_a_stream_cancels_the_upstream(
-    faulty: tuple[Gateway, Upstream],
-) -> None:
-    """Closing the SDK's stream aborts the upstream request at once."""
-    gateway, upstream = faulty
-    upstream.play("endless", delay_s=0.005)
-    before = upstream.counters.aborted
-    with connect(gateway.url) as client:
-        stream = client.chat.completions.create(model="up-1", messages=user("go on"), stream=True)
-        next(iter(stream))
-        stream.close()
-        wait_for(
-            lambda: upstream.counters.aborted == before + 1, 5.0, "upstream sees the client leave"
-        )
-    assert upstream.counters.open == 0
 
 
 @pytest.mark.engine

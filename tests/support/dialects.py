@@ -8,6 +8,7 @@ from typing import Any
 from tpo_mp.dialects import support
 from tpo_mp.dialects.canonical import StreamEvent
 from tpo_mp.dialects.codec import Codec
+from tpo_mp.dialects.translate import events_of
 
 FOUR = ("openai_chat", "openai_completions", "anthropic_messages", "openai_responses")
 PAIRS = [(client, backend) for client in FOUR for backend in FOUR]
@@ -328,6 +329,13 @@ def encode(name: str, events: list[StreamEvent]) -> bytes:
     request = codec.request_to_canonical(body(PLAIN[name], **WANTS_USAGE.get(name, {})))
     encoder = codec.StreamEncoder(request)
     return b"".join(encoder.encode(event) for event in events)
+
+
+def streamed(dialect: str, replies: dict[str, dict[str, Any]]) -> tuple[bytes, ...]:
+    """A reply as the events of its dialect's stream."""
+    reply = support.codec(dialect).reply_to_canonical(json.dumps(replies[dialect]).encode())
+    events = encode(dialect, events_of(reply)).split(b"\n\n")
+    return tuple(event + b"\n\n" for event in events if event)
 
 
 WANTS_USAGE: dict[str, dict[str, Any]] = {

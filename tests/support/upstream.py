@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -107,6 +108,8 @@ class Upstream:
         self._tls = tls
         self.counters = Counters()
         self.seen: deque[Seen] = deque(maxlen=10_000)
+        self.aborted_at: deque[float] = deque(maxlen=10_000)
+        """When each request was aborted, on the machine's monotonic clock."""
         self.port = port
         self._script = Script()
         self._queued: deque[Script] = deque()
@@ -143,6 +146,12 @@ class Upstream:
     def queue(self, mode: Mode, times: int = 1, **changes: Any) -> None:
         """Do this with the next ``times`` requests, before anything else."""
         self._queued.extend([Script(mode=mode, **changes)] * times)
+
+    def forget(self) -> None:
+        """Behave well again, and forget what was seen and what was to come."""
+        self.play()
+        for kept in (self._queued, self.seen, self.aborted_at):
+            kept.clear()
 
     def refuse(self) -> None:
         """Close the listener and every connection: connecting is refused until ``accept``."""
@@ -216,6 +225,8 @@ class Upstream:
         try:
             await asyncio.wait({reply, left}, return_when=asyncio.FIRST_COMPLETED)
             done = reply.done() and reply.exception() is None
+            if not done:
+                self.aborted_at.append(time.monotonic())
             counters.completed += done
             counters.aborted += not done
             return done and script.keep_alive and not writer.transport.is_closing()

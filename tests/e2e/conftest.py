@@ -1,0 +1,37 @@
+"""Gateways that the tests of several clients share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.configs import BOTH_FAMILIES, WITH_A_MAPPED_NAME
+from tests.support.gateway import Gateway
+from tests.support.tiny_model import MlxServer
+from tests.support.upstream import Upstream
+
+
+@pytest.fixture(scope="session")
+def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
+    """A gateway in front of the real engine, under its own name and a mapped one, ``tiny``."""
+    config = WITH_A_MAPPED_NAME.format(base_url=mlx.base_url, model=mlx.model)
+    with Gateway(short_tmp / "engine", config=config, workers=2) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """A two-shard gateway with a backend of each family, both at one upstream."""
+    with Upstream() as upstream:
+        config = BOTH_FAMILIES.format(base_url=upstream.base_url)
+        with Gateway(short_tmp / "scripted", config=config, workers=2) as gateway:
+            yield gateway, upstream
+
+
+@pytest.fixture
+def scripted(both_families: tuple[Gateway, Upstream]) -> tuple[Gateway, Upstream]:
+    """A gateway whose two backends are one upstream that says what it is told."""
+    both_families[1].forget()  # what the test before left behind
+    return both_families
