@@ -20,8 +20,9 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import settings
 
-from tests.support import tiny_model
+from tests.support import javascript, tiny_model
 from tests.support.gateway import Gateway
+from tests.support.javascript import Node
 from tests.support.tiny_model import MlxServer
 from tests.support.upstream import Upstream
 
@@ -115,6 +116,18 @@ def mlx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlxServer]:
     yield server
     with _locked(shared / "mlx.lock"):
         _leave_mlx(shared)
+
+
+@pytest.fixture(scope="session")
+def node() -> Node:
+    """Node with the pinned JavaScript clients, installed by whichever test process is first."""
+    found = javascript.find_node()
+    require(found is not None, f"node {javascript.OLDEST_MAJOR} or newer")
+    assert found is not None
+    with _locked(javascript.FOLDER / ".install.lock"):
+        failure = javascript.install(found)
+    require(not failure, f"the npm packages of tests/js ({failure})")
+    return found
 
 
 def _join_mlx(shared: Path) -> MlxServer:
