@@ -6,8 +6,10 @@ import signal
 from random import Random
 
 from tests.chaos.conftest import StartHost
-from tests.support.host import kill
+from tests.support.host import Host, kill
 from tests.support.load import Crowd, Load
+from tests.support.raw import chat
+from tests.support.shards import connect_to, render, session_on
 from tests.support.wait import wait_for
 
 TIMES = 20
@@ -137,3 +139,36 @@ def test_a_worker_that_dies_in_a_reload_does_not_hold_it_up(start_host: StartHos
         5, "the new configuration everywhere",
     )  # fmt: skip
     host.end()
+
+
+def test_a_call_is_served_under_the_config_that_admitted_it(start_host: StartHost) -> None:
+    """A shard that has not heard of a new model yet is sent a call for it: it catches up first."""
+    host = start_host(config=config(0))
+    host.warm()
+    assert host.config_path is not None
+    met = 0
+    for number in range(1, 9):
+        host.config_path.write_text(config(number))
+        session = {"X-Session-Id": session_on(host.url, 1)}
+        server = host.slot(1)
+        with connect_to(host.url, 0) as client:
+            kill(server["pid"], signal.SIGSTOP)
+            host.send_signal(signal.SIGHUP)
+            epoch = wait_for(lambda: _adopted(host, number + 1), 5, "the owner's adoption")  # noqa: B023
+            client.send(render(client.host, chat("x", f"echo-{10 + number}"), session, "fast"))
+            # The owner is done with that turn: the call lies in the ring, if it was sent at all.
+            assert host.ask("/live").status == 200
+            behind = host.slot(1)["config_epoch"] < epoch
+            kill(server["pid"], signal.SIGCONT)
+            reply = client.read_reply("POST")
+        assert reply.status == 200, reply
+        # A slot that is silent for too long loses its sessions, and the owner serves by itself.
+        met += behind and reply.headers["x-tpo-shard"] == "1"
+        host.logged("reloaded", number)
+    print(f"{met} of 8 calls met a shard that was behind")
+    assert met > 0
+    host.end()
+
+
+def _adopted(host: Host, epoch: int) -> int:
+    return epoch if host.slot(0)["config_epoch"] == epoch else 0

@@ -98,10 +98,6 @@ class FakeGateway:
         """Note the end."""
         self.ends.append(delivery.terminal)
 
-    def serve(self, call: Call) -> Any:
-        """Nothing is served here."""
-        raise AssertionError(call)
-
     async def models(self) -> Sequence[str]:
         """The names it was given."""
         return self.names

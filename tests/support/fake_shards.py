@@ -203,7 +203,7 @@ class FakeShard:
         )  # fmt: skip
         self.mesh = Mesh(
             links=self.links, placing=self.placing, registry=host.registry, writer=self.writer,
-            seat=seat, serve=self.owner.serve, config_epoch=lambda: 1, credit_bytes=credit_bytes,
+            seat=seat, serving=self.owner.serving, credit_bytes=credit_bytes,
             inline_bytes=inline_bytes, on_busy=self._on_busy,
         )  # fmt: skip
         self.links.damaged = self.mesh.damaged
@@ -229,7 +229,13 @@ class FakeShard:
             clock=monotonic, random=Random(0), metrics=self.metrics, log=None,  # type: ignore[arg-type]
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},
         )  # fmt: skip
-        self.owner.use(build(load.build(tables, {}, {}, None), env, 1, given={"up": self.up}))
+        self._env, self._tables = env, tables
+        self.adopt(1, self.up)
+
+    def adopt(self, epoch: int, up: Scripted) -> None:
+        """Take another config epoch, with another upstream."""
+        config = load.build(self._tables, {}, {}, None)
+        self.owner.use(build(config, self._env, epoch, given={"up": up}))
 
     def _on_busy(self) -> None:
         self.busy += 1

@@ -5,13 +5,13 @@ Invariants: a call that was opened is settled exactly once, by its ``Delivery``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
-from tpo_mp.types import Call, Reply
+from tpo_mp.types import Call
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
@@ -36,9 +36,6 @@ class Gateway(Protocol):
 
     def settled(self, delivery: Delivery) -> None:
         """Account for a call that ended; called once, by its delivery."""
-
-    def serve(self, call: Call) -> Awaitable[Reply]:
-        """Run a call through the chain, wherever its session lives."""
 
     async def models(self) -> Sequence[str]:
         """Every model a client may name."""

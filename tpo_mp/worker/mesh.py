@@ -54,20 +54,19 @@ class Mesh:
         registry: Registry,
         writer: RegistryWriter,
         seat: int,
-        serve: Serve,
-        config_epoch: Callable[[], int],
+        serving: Callable[[int], Serve],
         credit_bytes: int,
         inline_bytes: int,
         on_busy: Callable[[], None],
         on_crash: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
+        """``serving`` names the chain of a config epoch: a call is served as it was admitted."""
         self.links = links
         self._placing = placing
         self._registry = registry
         self._writer = writer
         self._seat = seat
-        self._serve = serve
-        self._config_epoch = config_epoch
+        self._serving = serving
         self.credit_bytes = credit_bytes
         self._inline_bytes = min(inline_bytes, links.max_record // 2)
         self._next = 0
@@ -95,8 +94,11 @@ class Mesh:
 
     # -- owner's side -------------------------------------------------------------------------
 
-    def forward(self, call: Call, seat: int) -> Remote | None:
-        """Send a call to ``seat``; ``None`` when its body cannot travel.  Raises ``Shed``."""
+    def forward(self, call: Call, seat: int, epoch: int) -> Remote | None:
+        """Send a call to ``seat``; ``None`` when its body cannot travel.  Raises ``Shed``.
+
+        ``epoch`` is the config's under which the call was admitted.
+        """
         body, offset, crc = call.body, 0, 0
         length = len(body)
         if length > self._inline_bytes:
@@ -111,7 +113,7 @@ class Mesh:
         budget_s = 0.0 if call.deadline == NO_DEADLINE else max(call.deadline - monotonic(), 0.001)
         frame = frames.CallFrame(
             call.id,
-            self._config_epoch(),
+            epoch,
             self._placing.version,
             call.model,
             call.stream,
@@ -216,7 +218,7 @@ class Mesh:
         if not frame.body and not self._fetch_body(call, source, frame):
             served.refuse(call, WorkerLost("the call's body is gone", reason="body_gone"))
             return
-        served.start(call, self._serve)
+        served.start(call, self._serving(frame.config_epoch))
 
     def _fetch_body(self, call: Call, source: int, frame: frames.CallFrame) -> bool:
         """Copy the body out of the owner's arena; False when it is another call's by now."""

@@ -3,6 +3,9 @@
 The shard that accepted a call owns it: it admits it, registers it, keeps the client, and accounts
 for its end, wherever the chain runs.
 
+A call goes by one configuration from its admission to its end, on whichever shard: the chain of
+the epoch before the present one stays at hand for calls that are still under way with it.
+
 Invariants: every submitted delivery is registered and ends in ``settled`` once; refusals before
 submission (draining, too many open calls) are answered, never queued.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -94,15 +98,20 @@ class Owner:
         self.syncs: Syncs
         self.cancels: Cancels
         self.pipeline: Pipeline
+        self._previous: Pipeline | None = None
+        self.catch_up: Callable[[], None] = lambda: None
+        """Adopts the published config now, or refuses it."""
         self._run: Callable[[Call], Awaitable[Reply]]
         self.store: StoreClient
         self.table: EndpointTable
 
     def use(self, pipeline: Pipeline) -> None:
         """Serve new calls with another chain; open ones keep theirs."""
+        self._previous = getattr(self, "pipeline", None)
         self.pipeline = pipeline
         always = pipeline.config.store.durability == "always"
-        self._run = pipeline.chain.admit(self.syncs.first(self._placed) if always else self._placed)
+        placed = partial(self._placed, pipeline)
+        self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
 
     # -- Gateway ------------------------------------------------------------------------------
 
@@ -195,9 +204,15 @@ class Owner:
             self._registry.set_state(slot, SlotState.SETTLED)
         self._account.add(delivery)
 
-    def serve(self, call: Call) -> Awaitable[Reply]:
-        """Run the inner chain here."""
-        return self.pipeline.chain.serve(call)
+    def serving(self, epoch: int) -> Callable[[Call], Awaitable[Reply]]:
+        """The inner chain of a config epoch, for a call that was admitted under it elsewhere."""
+        if epoch > self.pipeline.epoch:
+            # The other shard was told first; what it found published, we find too.
+            self.catch_up()
+        previous = self._previous
+        if previous is not None and previous.epoch == epoch:
+            return previous.chain.serve
+        return self.pipeline.chain.serve
 
     async def models(self) -> Sequence[str]:
         return await self.pipeline.models.names()
@@ -225,27 +240,27 @@ class Owner:
 
     # -- placing ------------------------------------------------------------------------------
 
-    def _placed(self, call: Call) -> Awaitable[Reply]:
+    def _placed(self, pipeline: Pipeline, call: Call) -> Awaitable[Reply]:
         """Run the inner chain on the shard that holds the call's session."""
         affinity = call.affinity
         if affinity is None or self.plane.workers == 1:
-            return self.pipeline.chain.serve(call)
+            return pipeline.chain.serve(call)
         seat = self._placing.seat_of(call.tenant, affinity)
         if seat == self._seat or not self._reachable(seat):
-            return self.pipeline.chain.serve(call)
-        return self._away(call, seat)
+            return pipeline.chain.serve(call)
+        return self._away(pipeline, call, seat)
 
     def _reachable(self, seat: int) -> bool:
         """Whether a living shard sits there; between a death and its replacement none does."""
         return seat != NO_SEAT and self.plane.seat(seat).state in _SERVING
 
-    async def _away(self, call: Call, seat: int) -> Reply:
+    async def _away(self, pipeline: Pipeline, call: Call, seat: int) -> Reply:
         """Forward; when the other shard dies before a byte was sent, place the call again."""
         assert call.affinity is not None
         for _ in range(MAX_PLACINGS):
             if seat == self._seat or not self._reachable(seat):
                 break
-            remote = self.mesh.forward(call, seat)
+            remote = self.mesh.forward(call, seat, pipeline.epoch)
             if remote is None:
                 break
             call.shard = self.plane.seat(seat).slot
@@ -258,7 +273,7 @@ class Owner:
                     raise
             seat = self._placing.seat_of(call.tenant, call.affinity)
         call.shard = self.slot
-        return await self.pipeline.chain.serve(call)
+        return await pipeline.chain.serve(call)
 
     def stop_all(self, error: TpoError) -> None:
         """End every open call with ``error``."""

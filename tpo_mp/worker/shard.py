@@ -188,8 +188,7 @@ class Shard:
             registry=registry,
             writer=writer,
             seat=seat,
-            serve=self.owner.serve,
-            config_epoch=lambda: self.pipeline.epoch,
+            serving=self.owner.serving,
             credit_bytes=config.rings.credit_bytes,
             inline_bytes=config.rings.inline_bytes,
             on_busy=self._busy,
@@ -219,6 +218,7 @@ class Shard:
         self.owner.cancels = self.cancels
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
         self.owner.syncs = self.syncs
+        self.owner.catch_up = self._catch_up
 
     def _make_edges(self, config: Any) -> dict[str, Edge]:
         lines, plane, seat = self.lines, self.plane, self.handoff.seat
@@ -394,8 +394,7 @@ class Shard:
                 await self._serve_slot()
             if self.stage is Life.DRAINING and self._empty():
                 await self._stop()
-            if self.plane.config_epoch != self._epoch_seen:
-                self._adopt_config()
+            self._catch_up()
             if not self._stopped():
                 await self._news.wait()
 
@@ -418,6 +417,10 @@ class Shard:
             return handoff.cpu
         cpus = os.sched_getaffinity(0)
         return next(iter(cpus)) if len(cpus) == 1 else -1
+
+    def _catch_up(self) -> None:
+        if self.plane.config_epoch != self._epoch_seen:
+            self._adopt_config()
 
     def _adopt_config(self) -> None:
         """Build the new chain; a failure vetoes the change for the whole host."""

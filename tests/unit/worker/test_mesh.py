@@ -11,6 +11,7 @@ from tests.support.fake_net import Collected, HeldStream
 from tests.support.fake_shards import FakeHost, Scripted
 from tests.unit.worker.conftest import MakeHost
 from tpo_mp.errors import BackendFailure, RateLimited, Rejected, Shed, TpoError, WorkerLost
+from tpo_mp.pipeline.promise import run
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.types import Call, Priority, Reply, Usage
 from tpo_mp.worker.remote import Bounced, Remote
@@ -20,14 +21,14 @@ class Forwarded:
     """One call sent from shard 0 to shard 1, and what came back."""
 
     def __init__(
-        self, host: FakeHost, body: bytes = b"{}", *, pump: bool = True, **more: Any
+        self, host: FakeHost, body: bytes = b"{}", *, pump: bool = True, epoch: int = 1, **more: Any
     ) -> None:
         self.host = host
         self.here, self.there = host.shards
         call = make_call(body, affinity=host.session_on(1), **more)
         call.slot = self.here.writer.open(bytes(16), b"meta", body, 0)
         self.call = call
-        remote = self.here.mesh.forward(call, 1)
+        remote = self.here.mesh.forward(call, 1, epoch)
         assert remote is not None
         self.remote: Remote = remote
         self.sink = Collected()
@@ -113,9 +114,9 @@ def test_body_that_did_not_fit_the_arena_stays(host: FakeHost) -> None:
     here = host.shards[0]
     call = make_call(b"x" * 3_000_000)
     call.slot = here.writer.open(bytes(16), b"meta", call.body, 0)
-    assert here.mesh.forward(call, 1) is None
+    assert here.mesh.forward(call, 1, 1) is None
     call.slot = -1
-    assert here.mesh.forward(call, 1) is None
+    assert here.mesh.forward(call, 1, 1) is None
 
 
 def test_body_that_is_gone_fails_the_call(host: FakeHost) -> None:
@@ -448,3 +449,51 @@ def test_busy_shards_say_so(host: FakeHost) -> None:
     assert sent.there.busy >= 1
     sent.answer(Reply(200, b"x"))
     sent.at_rest()
+
+
+# -- config epochs -------------------------------------------------------------------------------
+
+
+def test_call_is_served_by_the_config_that_admitted_it(host: FakeHost) -> None:
+    """The serving shard has a newer one already: calls under way go by the old, new ones do not."""
+    there = host.shards[1]
+    old, new = there.up, Scripted()
+    there.adopt(2, new)
+    Forwarded(host, epoch=1)
+    assert (len(old.calls), len(new.calls)) == (1, 0)
+    Forwarded(host, epoch=2)
+    assert (len(old.calls), len(new.calls)) == (1, 1)
+
+
+def test_call_of_a_newer_config_makes_the_server_catch_up(host: FakeHost) -> None:
+    """It was told later, not otherwise: it adopts what is published before it serves."""
+    there = host.shards[1]
+    old, new = there.up, Scripted()
+    there.owner.catch_up = lambda: there.adopt(2, new)
+    Forwarded(host, epoch=2)
+    assert (len(old.calls), len(new.calls)) == (0, 1)
+
+
+def test_call_of_a_config_that_was_refused_is_served_by_what_there_is(host: FakeHost) -> None:
+    """A veto is on its way to everyone; an epoch long gone has no chain any more."""
+    there = host.shards[1]
+    Forwarded(host, epoch=2)
+    assert len(there.up.calls) == 1
+    for epoch in (3, 4):
+        there.adopt(epoch, there.up)
+    Forwarded(host, epoch=1)
+    assert len(there.up.calls) == 2
+
+
+def test_call_keeps_the_config_of_its_admission_when_it_leaves_late(host: FakeHost) -> None:
+    """Admitted, then held up while a reload comes: it travels under the epoch it began with."""
+    here, there = host.shards
+    new = Scripted()
+    placed = here.owner._run
+    here.adopt(2, Scripted())
+    there.adopt(2, new)
+    call = make_call(b"{}", affinity=host.session_on(1))
+    call.slot = here.writer.open(bytes(16), b"meta", b"{}", 0)
+    run(placed(call), lambda _reply, _error: None)
+    host.pump()
+    assert (len(there.up.calls), len(new.calls)) == (1, 0)
