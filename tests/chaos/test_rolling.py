@@ -7,11 +7,13 @@ from random import Random
 from typing import Any
 
 from tests.chaos.conftest import StartHost
-from tests.support.host import Host, kill, metric
+from tests.support.host import Host, kill
 from tests.support.load import Crowd, Load
-from tests.support.raw import ask
+from tests.support.raw import RawClient
+from tests.support.shards import shard_of
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
+from tpo_mp.shm.callid import CallIds
 
 RELAY = """
 [[backends]]
@@ -45,24 +47,28 @@ def check_whole(host: Host) -> None:
 def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
     start_host: StartHost, upstream: Upstream, rng: Random
 ) -> None:
-    """Two hundred streams, half of them forwarded to a shard that retires, all end [DONE]."""
+    """Two hundred streams, each owned by one shard and served by another, all end [DONE]."""
     host = start_host(config=RELAY.format(url=upstream.url))
     host.warm()
     before, epochs = everyone(host), {child["seat"]: child["epoch"] for child in children(host)}
-    upstream.play(chunks=40, delay_s=0.12, pad_bytes=400)
-    sessions = [f"session-{i}" for i in range(64)]
-    with Crowd(host.url, STREAMS, model="up-1", sessions=sessions) as crowd:
+    seats = [slot["seat"] for slot in host.status()["slots"]]
+    with RawClient(host.url) as client:
+        homes = {f"s-{i}": shard_of(client, f"s-{i}", "up-1") for i in range(64)}
+    upstream.play(first_s=0.01)
+    script = {"chunks": 40, "delay_s": 0.12, "pad_bytes": 400}
+    with Crowd(
+        host.url, STREAMS, model="up-1", homes=homes, metadata={"upstream": script}
+    ) as crowd:
         crowd.flowing()
-        upstream.play(first_s=0.01)
         with Load(host.url, rng, clients=12, model="up-1") as load:
             host.send_signal(signal.SIGUSR2)
             host.event("rolling_restart_ended", 40)
             load.more(20)
             load.stop()
         attempts = crowd.ended()
-    forwarded = metric(ask(host.ops, "/metrics").body.decode(), "tpo_ring_records_total")
-    print(f"{forwarded:.0f} records crossed the mesh")
-    assert forwarded > STREAMS * 10, "streams were forwarded"
+    places = [(CallIds.parse(a.call_id), seats[a.slot]) for a in attempts]
+    assert all(owner and owner.seat != server for owner, server in places), "each was forwarded"
+    assert {server for _, server in places} == set(seats), "both ways"
     print(load.outcomes(), crowd.outcomes())
     assert not load.failed(), [(a.outcome, a.phase, a.why) for a in load.failed()]
     assert crowd.outcomes() == {"ok": STREAMS}

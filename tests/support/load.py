@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from random import Random
 from typing import Any, Self, TypeVar
 
@@ -162,10 +162,13 @@ class Crowd(LoopThread):
         stream: bool = True,
         patience_s: float = 40.0,
         sessions: Iterable[str] = (),
+        homes: Mapping[str, int] | None = None,
         **body: Any,
     ) -> None:
+        """With ``homes``, the shard of each session, every call is made to another shard."""
         super().__init__()
-        named = list(sessions)
+        self._homes = homes or {}
+        named = list(sessions or self._homes)
         self.attempts = [
             Attempt(f"{prefix}-{i}", stream=stream, session=named[i % len(named)] if named else "")
             for i in range(number)
@@ -192,8 +195,20 @@ class Crowd(LoopThread):
 
     async def _run(self, wire: Wire, attempt: Attempt, request: bytes) -> None:
         try:
+            await self._elsewhere(wire, attempt)
             await wire.run(attempt, request, patience_s=self._patience_s)
         finally:
+            wire.close()
+
+    async def _elsewhere(self, wire: Wire, attempt: Attempt) -> None:
+        """Connect until a shard takes it that does not hold the session."""
+        home = self._homes.get(attempt.session)
+        while home is not None:
+            probe = Attempt(f"{attempt.id}-where")
+            request = probe.request(f"{wire.host}:{wire.port}", "", self._model, CHAT)
+            await wire.run(probe, request, patience_s=self._patience_s)
+            if probe.outcome == "ok" and probe.slot != home:
+                return
             wire.close()
 
     def flowing(self, timeout_s: float = 20.0) -> Self:
