@@ -82,7 +82,7 @@ def test_response_that_must_not_be_kept_is_not(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
         ({"previous_response_id": "resp_nobody"}, "previous_response_id"),
         ({"temperature": 9}, "temperature"),
         ({"conversation": "conv_1"}, "conversation"),
@@ -99,7 +99,7 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 def test_finished_response_cannot_be_cancelled(client: OpenAI) -> None:
-    """Only background ones can, and there are none."""
+    """Only background ones can."""
     made = client.responses.create(model="echo", input="hi")
     with pytest.raises(openai.BadRequestError):
         client.responses.cancel(made.id)

@@ -10,11 +10,13 @@ from typing import Any
 
 from tests.support.fake_env import FakeWorld
 from tests.support.raw import build
+from tpo_mp.dialects.openai_responses_background import accepted, response_id
 from tpo_mp.errors import TpoError
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.http.exchange import JSON
 from tpo_mp.http.head import Head, parse
 from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.pipeline.response_log import EventPage
 from tpo_mp.ports import Feature
 from tpo_mp.types import Call, Reply, Stream, Terminal
 
@@ -79,9 +81,13 @@ class FakeGateway:
     accepted: list[Delivery] = field(default_factory=list)
     ends: list[Terminal] = field(default_factory=list)
     questions: list[tuple[str, str]] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
     affinities: list[str | None] = field(default_factory=list)
     table: Sequence[Endpoint] = ()
+    background: list[Call] = field(default_factory=list)
+    pages: list[EventPage | None] = field(default_factory=list)
+    followed: list[tuple[str, int]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    on_cancel: Callable[[], object] = lambda: None
 
     def new_call(
         self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None
@@ -120,13 +126,24 @@ class FakeGateway:
         return self.results.get(call_id)
 
     async def cancel(self, call_id: str) -> bool:
-        """Note it; nothing is open here."""
+        """Note it, and do what the test wants then; nothing is open here."""
         self.cancelled.append(call_id)
+        self.on_cancel()
         return False
 
     def endpoints(self) -> Sequence[Endpoint]:
         """The surface's own routes."""
         return self.table
+
+    async def run_background(self, call: Call, asked: bytes) -> dict[str, Any]:
+        """Keep the call and answer what a client sees first."""
+        self.background.append(call)
+        return accepted(asked, response_id(call.id), 5)
+
+    async def background_events(self, call_id: str, after: int, wait_s: float) -> EventPage | None:
+        """The pages it was given, one after the other."""
+        self.followed.append((call_id, after))
+        return self.pages.pop(0) if self.pages else None
 
     def accept(self, delivery: Delivery, session_id: str) -> dict[str, Any]:
         """Keep the delivery and answer a first record."""

@@ -36,6 +36,7 @@ from tpo_mp.store.client import StoreClient
 from tpo_mp.types import STAGES, Call, Reply
 from tpo_mp.worker.account import Account
 from tpo_mp.worker.asyncs import Asyncs
+from tpo_mp.worker.backgrounds import Backgrounds
 from tpo_mp.worker.build import build
 from tpo_mp.worker.cancels import Cancels
 from tpo_mp.worker.letters import Letters
@@ -219,6 +220,11 @@ class FakeShard:
         self.cancels = self.owner.cancels = Cancels(
             owner=self.owner, asyncs=self.asyncs, links=self.links, plane=host.plane, seat=seat
         )
+        self.backgrounds = Backgrounds(
+            owner=self.owner, links=self.links, plane=host.plane, store=self.store, seat=seat,
+            ttl_s=60.0,
+        )  # fmt: skip
+        self.owner.backgrounds = self.backgrounds
         self.owner.syncs = Syncs(
             lambda record: self.links.send(control, record), loop or self.loop, self.metrics
         )
@@ -248,6 +254,7 @@ class FakeShard:
             self.mesh.take(source, kind, number, payload)
             or self.asyncs.take(source, kind, payload)
             or self.cancels.take(source, kind, payload)
+            or self.backgrounds.take(source, kind, payload)
         ):
             return
         if kind == Kind.STORE_ANSWER:

@@ -10,12 +10,13 @@ import msgspec
 import orjson
 
 from tpo_mp.dialects import native
+from tpo_mp.dialects import openai_responses_background as background
 from tpo_mp.errors import WorkerLost
 from tpo_mp.shm.callid import to_text
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.registry import Orphan, SlotFlag
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import RESULTS
+from tpo_mp.store.questions import RESPONSES, RESULTS
 from tpo_mp.store.shelf import Shelf
 
 from . import results
@@ -61,11 +62,28 @@ def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
     """Tell whoever fetches an asynchronous call's result that there will be none."""
     if not orphan.flags & SlotFlag.ASYNC:
         return
+    lost = WorkerLost("the worker that ran the call died")
+    if letter.path == background.PATH:
+        _note_failed_response(shelf, letter.call_id, lost)
+        return
     _, known = shelf.get(RESULTS, letter.call_id)
     if known is not None and b'"processing"' not in known[:_STATUS_WITHIN]:
         return
-    error = native.error_object(WorkerLost("the worker that ran the call died"), letter.call_id)
+    error = native.error_object(lost, letter.call_id)
     failed = native.record(
         letter.call_id, letter.session or None, "failed", error=error, model=letter.model
     )
     results.keep(shelf, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
+
+
+def _note_failed_response(shelf: Shelf, call_id: str, error: WorkerLost) -> None:
+    """The kept response of a background call will stay unfinished: it failed."""
+    name = background.response_id(call_id)
+    _, known = shelf.get(RESPONSES, name)
+    if known is None:
+        return
+    record = orjson.loads(known)
+    response = record["response"]
+    if response["status"] in background.UNFINISHED:
+        record["response"] = background.broken(response, error)
+        shelf.put(RESPONSES, name, orjson.dumps(record), _AS_LONG_AS_ALLOWED_S)

@@ -133,7 +133,7 @@ class Delivery:
             self.send_error_event(error)
         else:
             self.send_error(error)
-        self.settle(_terminal(error), error)
+        self.settle(terminal_of(error), error)
 
     def cut(self, error: ConnectionCut) -> None:
         """End the call by breaking the connection, after what was written has left."""
@@ -260,7 +260,8 @@ class UnexpectedError(Fault):
         self.__cause__ = cause
 
 
-def _terminal(error: TpoError) -> Terminal:
+def terminal_of(error: TpoError) -> Terminal:
+    """How a call ended that ended with ``error`` and whose client heard of it."""
     if isinstance(error, Shed):
         return Terminal.SHED
     if isinstance(error, DeadlineExceeded):

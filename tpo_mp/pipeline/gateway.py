@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .delivery import Delivery
     from .native_delivery import NativeDelivery
+    from .response_log import EventPage
 
 
 class Gateway(Protocol):
@@ -60,3 +61,9 @@ class Gateway(Protocol):
 
     def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
         """Run a call whose result is fetched later; answers its first record."""
+
+    async def run_background(self, call: Call, asked: bytes) -> dict[str, Any]:
+        """Run a response whose client ``asked`` not to wait for it; answers it as it stands."""
+
+    async def background_events(self, call_id: str, after: int, wait_s: float) -> EventPage | None:
+        """A background response's next events; ``None`` when this host has none of it."""

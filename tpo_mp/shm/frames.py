@@ -51,6 +51,8 @@ class Kind(IntEnum):
     SYNCED = 27
     CANCEL_CALL = 28
     CANCEL_ANSWER = 29
+    EVENTS_QUERY = 40
+    EVENTS_ANSWER = 41
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -211,6 +213,34 @@ class ResultAnswer(_Frame, frozen=True):
 
     token: int
     record: bytes | None
+
+
+class EventsQuery(_Frame, frozen=True):
+    """Worker→worker: the events of this background response after number ``after``.
+
+    Waits up to ``wait_s`` for one.
+    """
+
+    token: int
+    call_id: str
+    after: int
+    wait_s: float
+
+
+class EventsAnswer(_Frame, frozen=True):
+    """Worker→worker: a page of events, or ``found`` is false.
+
+    A long page comes in several frames of the same token; ``more`` says that another follows.
+    """
+
+    token: int
+    found: bool
+    data: bytes = b""
+    last: int = -1
+    run: int = 0
+    ended: bool = False
+    gone: bool = False
+    more: bool = False
 
 
 class RerunFrame(_Frame, frozen=True):

@@ -7,6 +7,7 @@
     put  letters  <call id>  status   -> marks it ("replayed", "dropped", "aged_out")
     get  results  RecordQuery.key()   -> JSON {results, count, next}
     get  results  <call id>           -> the bytes that were put there
+    get  responses  <response id>     -> JSON of a response and its input, as put there
 
 Invariants: both sides build and read keys with this file alone.
 """
@@ -22,6 +23,7 @@ Q = TypeVar("Q")
 
 LETTERS: Final = "letters"
 RESULTS: Final = "results"
+RESPONSES: Final = "responses"
 STATUSES: Final = frozenset({"open", "replayed", "dropped", "aged_out"})
 DEFAULT_LIMIT: Final = 1000
 

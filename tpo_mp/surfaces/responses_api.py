@@ -3,10 +3,11 @@
 A response is kept in the store, with its input, unless the client says ``store: false``; a later
 ``previous_response_id`` that is kept here is written out into the input, so that every backend
 understands it.  One that is not kept here goes upstream as it came.
+A background response is answered at once and made meanwhile, whoever leaves; it is fetched,
+followed and cancelled by its id on any shard.
 
 Source: OpenAI API reference, responses.
-Known weakness: a response of 8 MiB and more is answered but not kept; background responses are
-refused, so there is none to cancel.
+Known weakness: a response of 8 MiB and more is answered but not kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
@@ -22,21 +24,31 @@ import orjson
 from msgspec import Meta, Raw, Struct
 
 from tpo_mp.dialects import openai_responses, shapes
-from tpo_mp.dialects.body import strip_routing_fields
+from tpo_mp.dialects.body import strip_routing_fields, with_fields
+from tpo_mp.dialects.openai_responses_background import UNFINISHED, call_id_of
 from tpo_mp.dialects.sse import EventCutter
 from tpo_mp.errors import BackendFailure, InvalidRequest, NotFound, Shed, TpoError
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.pipeline.following import follow
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
+from tpo_mp.store.questions import RESPONSES
 from tpo_mp.types import Call, Dialect, Reply
 
-TABLE = "responses"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _FINAL = (b'"response.completed"', b'"response.incomplete"')
 _MAX_PAGE = 100
-STREAM = Parameter("stream", "Only `false`: what is kept is whole.", Literal["false"])
+_SETTLES_S = 3.0
+_LOOK_S = 0.02
+_QUESTIONS = 10
+STREAM = (
+    Parameter("stream", "With `true`, the events of a background response.",
+              Literal["true", "false"]),
+    Parameter("starting_after", "With `stream`, the number of the last event already read.",
+              Annotated[int, Meta(ge=0, le=999_999_999)]),
+)  # fmt: skip
 PAGE = (
     Parameter("limit", "Most items to list; 20 unless given.",
               Annotated[int, Meta(ge=1, le=_MAX_PAGE)]),
@@ -66,6 +78,12 @@ class _Head(Struct):
 
 class _Output(Struct):
     output: list[dict[str, Any]] = []
+    status: str = ""
+
+
+class _State(Struct):
+    status: str = ""
+    background: bool | None = None
 
 
 class _FinalEvent(Struct):
@@ -95,24 +113,27 @@ class ResponsesApi:
                                   media=EVENTS)),
                 example={"model": "echo", "input": "hello"},
             ),
-            Endpoint("GET", one, self.get, "openai", example_path=kept, parameters=(STREAM,),
-                     outcomes=(Outcome("the response", shapes.ModelResponse),)),
+            Endpoint("GET", one, self.get, "openai", example_path=kept, parameters=STREAM,
+                     errors=(400,),
+                     outcomes=(Outcome("the response", shapes.ModelResponse),
+                               Outcome("with `stream`, its events", media=EVENTS))),
             Endpoint("DELETE", one, self.delete, "openai", example_path=kept,
                      outcomes=(Outcome("it is forgotten", shapes.DeletedResponse),)),
             Endpoint("POST", one + "/cancel", self.cancel, "openai", takes_json=False,
-                     example_path=kept + "/cancel", errors=(400,)),
+                     example_path=kept + "/cancel", errors=(400,),
+                     outcomes=(Outcome("the response as it ended", shapes.ModelResponse),)),
             Endpoint("GET", one + "/input_items", self.input_items, "openai", parameters=PAGE,
                      example_path=kept + "/input_items",
                      outcomes=(Outcome("one page", shapes.InputItems),)),
         ]  # fmt: skip
 
     async def create(self, exchange: Exchange) -> None:
-        """Make a response, streamed or not."""
+        """Make a response: whole, streamed or in the background."""
         body = exchange.body
         request = openai_responses.decode_request(body)
-        if request.background:
-            said = "background responses are not supported"
-            raise InvalidRequest(said, reason="unsupported_parameter", param="background")
+        if request.background and request.store is False:
+            said = "a background response must be stored"
+            raise InvalidRequest(said, reason="invalid_value", param="background")
         if request.has_routing_fields():
             body = strip_routing_fields(body)
         if request.previous_response_id:
@@ -126,32 +147,70 @@ class ResponsesApi:
         )
         call.dialect = Dialect.OPENAI_RESPONSES
         call.usage_wanted = request.usage_wanted
-        if request.store is False:
+        if request.background:
+            await self._in_background(exchange, call, follow_it=call.stream)
+        elif request.store is False:
             self._gateway.submit(Delivery(self._gateway, exchange, call))
         else:
             self._gateway.submit(KeptDelivery(self._gateway, exchange, call, self.keep))
 
+    async def _in_background(self, exchange: Exchange, call: Call, *, follow_it: bool) -> None:
+        """Start a call that nobody waits for; its first state, or its events, are the answer."""
+        asked = call.body
+        call.body = with_fields(asked, background=None, stream=True)
+        call.stream = True
+        response = await self._gateway.run_background(call, asked)
+        if follow_it:
+            await follow(exchange, self._gateway, call.id, -1)
+        else:
+            ids = b"x-tpo-call-id: %b\r\n" % call.id.encode()
+            answer = orjson.dumps(response)
+            exchange.respond(200, answer, extra=id_line(exchange.head) + ids)
+
     async def get(self, exchange: Exchange) -> None:
-        """Answer a kept response."""
-        if _query(exchange.head.query).get("stream") == "true":
-            said = "a kept response cannot be streamed again"
-            raise InvalidRequest(said, reason="unsupported_parameter", param="stream")
-        kept = await self._kept(exchange.head.params["id"])
-        exchange.respond(200, bytes(kept.response), extra=id_line(exchange.head))
+        """Answer a kept response as it stands, or the events of a background one."""
+        name = exchange.head.params["id"]
+        after = _starting_after(_query(exchange.head.query))
+        kept = await self._kept(name)
+        if after is None:
+            exchange.respond(200, bytes(kept.response), extra=id_line(exchange.head))
+            return
+        call_id = call_id_of(name)
+        if call_id is None or not _state(kept).background:
+            said = "only a background response can be streamed again"
+            raise InvalidRequest(said, reason="not_background", param="stream")
+        await follow(exchange, self._gateway, call_id, after)
 
     async def delete(self, exchange: Exchange) -> None:
-        """Forget a kept response."""
+        """Forget a kept response; one that is still being made is cancelled first."""
         name = exchange.head.params["id"]
-        await self._kept(name)
-        if not await self._store.put(TABLE, name, b"", 0):
+        kept = await self._settled(name, await self._kept(name))
+        if _state(kept).status in UNFINISHED or not await self._store.put(RESPONSES, name, b"", 0):
             raise _unavailable()
         gone = orjson.dumps({"id": name, "object": "response", "deleted": True})
         exchange.respond(200, gone, extra=id_line(exchange.head))
 
     async def cancel(self, exchange: Exchange) -> None:
-        """Refuse: only background responses can be cancelled, and there are none."""
-        await self._kept(exchange.head.params["id"])
-        raise InvalidRequest("only background responses can be cancelled", reason="not_background")
+        """Cancel a background response; one that is finished stays as it is."""
+        name = exchange.head.params["id"]
+        kept = await self._kept(name)
+        if not _state(kept).background:
+            said = "only background responses can be cancelled"
+            raise InvalidRequest(said, reason="not_background", param="response_id")
+        kept = await self._settled(name, kept)
+        exchange.respond(200, bytes(kept.response), extra=id_line(exchange.head))
+
+    async def _settled(self, name: str, kept: Kept) -> Kept:
+        """A response that nobody works on any more: cancelled, if somebody still did."""
+        call_id = call_id_of(name)
+        if call_id is None or _state(kept).status not in UNFINISHED:
+            return kept
+        await self._gateway.cancel(call_id)
+        until = monotonic() + _SETTLES_S
+        while _state(kept).status in UNFINISHED and monotonic() < until:
+            await asyncio.sleep(_LOOK_S)
+            kept = await self._kept(name)
+        return kept
 
     async def input_items(self, exchange: Exchange) -> None:
         """List what a kept response was made of, newest first unless asked otherwise."""
@@ -177,7 +236,7 @@ class ResponsesApi:
         if _ID.fullmatch(name):
             made_of = orjson.dumps(openai_responses.input_items(call.body))
             record = b'{"response":%b,"input":%b}' % (response, made_of)
-            if not await self._store.put(TABLE, name, record, self._config.age_s):
+            if not await self._store.put(RESPONSES, name, record, self._config.age_s):
                 self._log.warning("response_not_kept", call_id=call.id, response_id=name)
         then()
 
@@ -191,8 +250,11 @@ class ResponsesApi:
     async def _find(self, name: str) -> Kept | None:
         if not _ID.fullmatch(name):
             return None
-        answer = await self._gateway.ask_store(TABLE, name)
-        if answer is None:
+        for _ in range(_QUESTIONS):  # control may be starting again
+            answer = await self._gateway.ask_store(RESPONSES, name)
+            if answer is not None:
+                break
+        else:
             raise _unavailable()
         return None if answer[0] is None else msgspec.json.decode(answer[0], type=Kept)
 
@@ -203,8 +265,11 @@ class ResponsesApi:
             return body
         fields = orjson.loads(body)
         del fields["previous_response_id"]
-        said = msgspec.json.decode(kept.response, type=_Output).output
-        fields["input"] = [*kept.input, *said, *openai_responses.input_items(body)]
+        said = msgspec.json.decode(kept.response, type=_Output)
+        if said.status in UNFINISHED:
+            words = f"response {name[:64]!r} is not finished"
+            raise InvalidRequest(words, reason="not_finished", param="previous_response_id")
+        fields["input"] = [*kept.input, *said.output, *openai_responses.input_items(body)]
         return orjson.dumps(fields)
 
 
@@ -257,6 +322,24 @@ class KeptDelivery(Delivery):
 
     def _end(self, error: TpoError | None) -> None:
         super().end(error)
+
+
+def _state(kept: Kept) -> _State:
+    return msgspec.json.decode(kept.response, type=_State)
+
+
+def _starting_after(asked: dict[str, str]) -> int | None:
+    """Where a stream is to go on, -1 for its beginning; ``None`` when no stream is asked for."""
+    stream, after = asked.get("stream", "false"), asked.get("starting_after")
+    if stream not in ("true", "false"):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    if after is not None and stream == "false":
+        raise InvalidRequest("starting_after needs stream=true", param="starting_after")
+    if after is not None and not (after.isascii() and after.isdigit() and len(after) < 10):
+        raise InvalidRequest("starting_after must be an event's number", param="starting_after")
+    if stream == "false":
+        return None
+    return -1 if after is None else int(after)
 
 
 def _query(query: bytes) -> dict[str, str]:

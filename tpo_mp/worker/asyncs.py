@@ -20,6 +20,7 @@ import msgspec
 import orjson
 
 from tpo_mp.dialects import native
+from tpo_mp.dialects import openai_responses_background as background
 from tpo_mp.errors import Shed, TpoError
 from tpo_mp.pipeline.absent import AbsentClient
 from tpo_mp.pipeline.native_delivery import NativeDelivery
@@ -233,6 +234,9 @@ class Asyncs:
         )
         call.client_request_id = meta.client_request_id
         call.shard = self._owner.slot
+        if meta.path == background.PATH:
+            self._owner.backgrounds.rerun(call, frame.attempts)
+            return
         delivery = NativeDelivery(
             self._owner, AbsentClient("POST", meta.path), call, meta.session or None, detached=True
         )

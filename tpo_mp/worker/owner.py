@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from tpo_mp.http.head import Head
     from tpo_mp.pipeline.delivery import Delivery
     from tpo_mp.pipeline.native_delivery import NativeDelivery
+    from tpo_mp.pipeline.response_log import EventPage
 
     from .asyncs import Asyncs
+    from .backgrounds import Backgrounds
     from .cancels import Cancels
 
 MAX_PLACINGS = 3
@@ -95,6 +97,7 @@ class Owner:
         self.slot = -1
         self.mesh: Mesh
         self.asyncs: Asyncs
+        self.backgrounds: Backgrounds
         self.syncs: Syncs
         self.cancels: Cancels
         self.pipeline: Pipeline
@@ -237,6 +240,12 @@ class Owner:
 
     def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
         return self.asyncs.accept(delivery, session_id)
+
+    async def run_background(self, call: Call, asked: bytes) -> dict[str, Any]:
+        return await self.backgrounds.start(call, asked)
+
+    async def background_events(self, call_id: str, after: int, wait_s: float) -> EventPage | None:
+        return await self.backgrounds.events(call_id, after, wait_s)
 
     # -- placing ------------------------------------------------------------------------------
 

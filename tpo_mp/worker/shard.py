@@ -46,6 +46,7 @@ from tpo_mp.store.client import StoreClient
 
 from .account import Account
 from .asyncs import Asyncs
+from .backgrounds import Backgrounds
 from .build import Pipeline, build
 from .cancels import Cancels
 from .errors_out import render_error
@@ -211,6 +212,15 @@ class Shard:
             epoch=handoff.epoch,
             ttl_s=config.store.result_age_s,
         )
+        self.backgrounds = Backgrounds(
+            owner=self.owner,
+            links=self.links,
+            plane=self.plane,
+            store=self.store,
+            seat=seat,
+            ttl_s=config.store.result_age_s,
+        )
+        self.owner.backgrounds = self.backgrounds
         self.syncs = Syncs(lambda record: self.links.send(control, record), self.loop, self.metrics)
         self.cancels = Cancels(
             owner=self.owner, asyncs=self.asyncs, links=self.links, plane=self.plane, seat=seat
@@ -367,6 +377,7 @@ class Shard:
                 self.mesh.take(source, kind, number, payload)
                 or self.asyncs.take(source, kind, payload)
                 or self.cancels.take(source, kind, payload)
+                or self.backgrounds.take(source, kind, payload)
             ):
                 return
             if kind == Kind.STORE_ANSWER:

@@ -11,9 +11,12 @@ import pytest
 from tests.support.dialects import PLAIN, REPLIES, body
 from tests.support.fake_gateway import FakeExchange, Surface, whole
 from tests.support.fake_net import HeldStream
-from tpo_mp.errors import BackendFailure, InvalidRequest
+from tpo_mp.errors import BackendFailure
 from tpo_mp.pipeline.delivery import Delivery
-from tpo_mp.surfaces.responses_api import FEATURE, TABLE, KeptDelivery
+from tpo_mp.pipeline.response_log import EventPage
+from tpo_mp.store.questions import RESPONSES as RECORDS
+from tpo_mp.surfaces import responses_api
+from tpo_mp.surfaces.responses_api import FEATURE, KeptDelivery
 from tpo_mp.types import Dialect, Reply, Terminal
 
 RESPONSES = "/v1/responses"
@@ -24,7 +27,7 @@ FINAL = b'event: response.completed\ndata: {"type":"response.completed","respons
 def kept(answer: bytes = b'{"id":"resp_7","output":[{"role":"assistant"}]}') -> dict[Any, Any]:
     """A store that holds one response."""
     record = b'{"response":%b,"input":[{"role":"user","content":"before"}]}' % answer
-    return {(TABLE, "resp_7"): (record,)}
+    return {(RECORDS, "resp_7"): (record,)}
 
 
 def only(surface: Surface, **fields: Any) -> tuple[FakeExchange, Delivery]:
@@ -126,22 +129,87 @@ def test_kept_response_is_written_out_before_the_new_input() -> None:
 
 def test_response_that_is_not_kept_here_is_left_to_the_upstream() -> None:
     """It may be the upstream's own."""
-    surface = Surface(FEATURE, stored={(TABLE, "resp_8"): (None,)})
+    surface = Surface(FEATURE, stored={(RECORDS, "resp_8"): (None,)})
     _, delivery = only(surface, previous_response_id="resp_8")
     assert json.loads(delivery.call.body)["previous_response_id"] == "resp_8"
 
 
-def test_background_is_refused() -> None:
+def unfinished(status: str = "in_progress") -> bytes:
+    """A background response's record."""
+    state = b'{"id":"x","background":true,"status":"%b","output":[]}' % status.encode()
+    return b'{"response":%b,"input":[]}' % state
+
+
+BACKGROUND = "resp_" + "0" * 32
+CALL = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_background_response_is_run_as_a_stream(stream: bool) -> None:
+    """The answer is its first state, or its events; the upstream hears of no background."""
+    surface = Surface(FEATURE, pages=[EventPage(b"events", 5, ended=True)])
+    exchange = surface.ask("POST", RESPONSES, BODY | {"background": True, "stream": stream})
+    (call,) = surface.gateway.background
+    assert json.loads(call.body) == BODY | {"stream": True}
+    assert call.stream
+    assert not surface.gateway.submitted
+    if stream:
+        assert exchange.answer == b"events"
+    else:
+        assert exchange.json()["status"] == "queued"
+
+
+def test_background_response_that_is_not_stored_is_refused() -> None:
     """Nothing is run that nobody could fetch."""
+    refused = Surface(FEATURE).refusal(
+        "POST", RESPONSES, BODY | {"background": True, "store": False}
+    )
+    assert (refused.status, refused.param) == (400, "background")
 
-    async def ask() -> None:
-        surface = Surface(FEATURE)
-        handler = surface.gateway.table[0].handler
-        await handler(FakeExchange(None, body(BODY, background=True)))  # type: ignore[arg-type, misc]
 
-    with pytest.raises(InvalidRequest) as caught:
-        asyncio.run(ask())
-    assert caught.value.param == "background"
+def test_background_response_is_followed_from_a_number_on() -> None:
+    """Only one that was made so."""
+    stored = {(RECORDS, BACKGROUND): (unfinished(),)}
+    surface = Surface(FEATURE, stored=stored, pages=[EventPage(b"rest", 9, ended=True)])
+    target = f"{RESPONSES}/{BACKGROUND}?stream=true&starting_after=4"
+    assert surface.ask("GET", target).answer == b"rest"
+    assert surface.gateway.followed == [(CALL, 4)]
+    assert surface.refusal("GET", f"{RESPONSES}/{BACKGROUND}?stream=true").param == "stream"
+    other = Surface(FEATURE, stored=kept())
+    assert other.refusal("GET", f"{RESPONSES}/resp_7?stream=true").reason == "not_background"
+    assert other.refusal("POST", f"{RESPONSES}/resp_7/cancel").reason == "not_background"
+
+
+@pytest.mark.parametrize("method", ["cancel", "delete"])
+def test_unfinished_response_is_cancelled_first(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is shown, or forgotten; one that does not end in time is not."""
+    monkeypatch.setattr(responses_api, "_SETTLES_S", 0.05)
+    ask = ("POST", f"{RESPONSES}/{BACKGROUND}/cancel")
+    if method == "delete":
+        ask = ("DELETE", f"{RESPONSES}/{BACKGROUND}")
+    stored: dict[Any, Any] = {(RECORDS, BACKGROUND): (unfinished(),)}
+    surface = Surface(FEATURE, stored=stored)
+    if method == "cancel":
+        assert surface.ask(*ask).json()["status"] == "in_progress"
+    else:
+        assert surface.refusal(*ask).status == 503
+    gone = {(RECORDS, BACKGROUND): (unfinished("cancelled"),)}
+    surface.gateway.on_cancel = lambda: surface.gateway.stored.update(gone)
+    surface.gateway.stored.update(stored)
+    if method == "cancel":
+        assert surface.ask(*ask).json()["status"] == "cancelled"
+    else:
+        assert surface.refusal(*ask).status == 503  # this test's store takes nothing
+    assert surface.gateway.cancelled == [CALL, CALL]
+
+
+def test_unfinished_response_cannot_be_gone_on_from() -> None:
+    """There is no answer yet to go on from."""
+    surface = Surface(FEATURE, stored={(RECORDS, BACKGROUND): (unfinished(),)})
+    asked = BODY | {"previous_response_id": BACKGROUND}
+    assert surface.refusal("POST", RESPONSES, asked).reason == "not_finished"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +225,7 @@ def test_unknown_response_is_not_found_and_a_silent_store_is_unavailable(
     method: str, path: str, status: int
 ) -> None:
     """Two different answers: only one of them is worth a retry."""
-    known = Surface(FEATURE, stored={(TABLE, "resp_7"): (None,)})
+    known = Surface(FEATURE, stored={(RECORDS, "resp_7"): (None,)})
     assert known.refusal(method, path).status == status
     assert Surface(FEATURE).refusal(method, path).status == 503
 
