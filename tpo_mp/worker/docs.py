@@ -41,7 +41,8 @@ VARIABLES: Final = {
     "CALL_ID": f"""$(curl -s {BASE}/api/v1/infer {_JSON} -d '{{"prompt": "hello"}}' """
     f"""| {_found("request_id")})""",
     "RESPONSE_ID": f"""$(curl -s {BASE}/v1/responses {_JSON} """
-    f"""-d '{{"model": "echo", "input": "hello"}}' | grep -o 'resp_[0-9A-Za-z_-]*' | head -n 1)""",
+    f"""-d '{{"model": "echo", "input": "hello", "background": true}}' """
+    f"""| grep -o 'resp_[0-9A-Za-z_-]*' | head -n 1)""",
     "OPEN_ID": f"""$(curl -s {BASE}/api/v1/infer {_JSON} """
     f"""-d '{{"prompt": "hello", "model": "slow"}}' | {_found("request_id")})""",
     "LETTER_ID": f"$(curl -s '{BASE}/api/v1/dlq?limit=1' | {_found('request_id')})",
