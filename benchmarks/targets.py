@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tpo_mp.supervisor.client import request
+
 from . import configs, peers
 from .load import tag
 from .machine import ROOT
@@ -110,6 +112,7 @@ class Place:
         extra = configs.GOVERNED_EXTRA if mode == "governed" else {}
         with self._running(argv, home) as process:
             seen = _ready(process, READY)
+            _wait_spare(home / "state")
             yield Live(name, seen["url"], process, home / "state", extra)
 
     def _peer(self, name: str, home: Path) -> Iterator[Live]:
@@ -167,6 +170,15 @@ def _ready(process: Process, pattern: str, timeout_s: float = 30.0) -> Mapping[s
         return process.wait_line(pattern, timeout_s).groupdict()
     except NotReadyError as error:
         raise Skipped(str(error)) from error
+
+
+def _wait_spare(state: Path, timeout_s: float = 30.0) -> None:
+    """Wait until the warm spare has booted: its start is no request's cost."""
+    deadline = time.monotonic() + timeout_s
+    while request(state, "status")["spare"]["state"] != "parked":
+        if time.monotonic() > deadline:
+            raise Skipped(f"no warm spare after {timeout_s:g} s")
+        time.sleep(0.05)
 
 
 def _wait_answer(process: Process, url: str, timeout_s: float = 90.0) -> None:
