@@ -42,6 +42,23 @@ class StartGateway(Protocol):
     ) -> Gateway: ...
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each test process cores of its own where there are enough.
+
+    Every gateway pins its shards to the first cores it may use: side by side on a big machine they
+    would all want the same two.
+    """
+    name = os.environ.get("PYTEST_XDIST_WORKER")
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if name is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // count
+    if share >= 2:
+        at = int(name.removeprefix("gw")) * share
+        os.sched_setaffinity(0, cores[at : at + share])
+
+
 def require(present: bool, what: str) -> None:
     """Skip without ``what`` on a laptop, fail without it in CI."""
     if present:

@@ -117,7 +117,7 @@ def test_a_refusal_at_boot_is_not_tried_again(fakes: Fakes) -> None:
     gateway.config_path.write_text(config)
     code, _ = fails(gateway, 15)
     assert code == 3
-    assert gateway.stderr.count('where="slot') <= 2
+    assert gateway.stderr.count('worker_died where="slot') <= 2
     assert "restart needed" in gateway.stderr.splitlines()[-1]
 
 
