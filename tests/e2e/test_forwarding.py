@@ -227,19 +227,20 @@ def test_deadline_that_is_no_number_is_refused(bench: Bench, value: str) -> None
 # -- clients that leave --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["waiting", "streaming"])
+@pytest.mark.parametrize("moment", ["unary", "waiting", "streaming"])
 def test_client_that_leaves_cancels_its_upstream_at_once(
     bench: Bench, way: Way, moment: str
 ) -> None:
-    """Before the first byte and in mid-stream: the fastest of five within 50 ms, none slow."""
+    """Unary, before the first event and in mid-stream: the fastest of five within 50 ms."""
     counters = bench.upstream.counters
-    mode = {"waiting": "hang", "streaming": "hang_body"}[moment]
+    mode = "hang_body" if moment == "streaming" else "hang"
+    stream = moment != "unary"
     took = []
     for _ in range(5):
         wait_for(lambda: counters.open == 0, 5, "nothing open")
         aborted = counters.aborted
         with way.open() as client:
-            body = chat("bye", "up", stream=True, metadata={"upstream": {"mode": mode}})
+            body = chat("bye", "up", stream=stream, metadata={"upstream": {"mode": mode}})
             client.send(way.request(client, body))
             wait_for(lambda: counters.open == 1, 5, "the call upstream")
             if moment == "streaming":

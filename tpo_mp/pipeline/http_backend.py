@@ -30,6 +30,7 @@ from tpo_mp.types import Call, Dialect, Reply
 
 from .answer import Answer
 from .codecs import codec
+from .gathered import gathered, gathers
 from .promise import Promise
 
 MAX_LIST_BYTES = 4 << 20
@@ -47,6 +48,13 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
     query: Annotated[dict[str, str], Meta(description="Extra query parameters.")] = {}  # noqa: RUF012 - frozen
     ca_file: Annotated[str | None, Meta(description="PEM file of trusted authorities.")] = None
     timeouts: Timeouts = Timeouts()
+    stream_unary: Annotated[
+        bool,
+        Meta(
+            description="Ask for whole replies as streams and put them together, so that an engine "
+            "that computes on for a client that left stops; calls for log probabilities excepted."
+        ),
+    ] = False
     max_concurrent: Annotated[
         int,
         Meta(
@@ -83,6 +91,7 @@ class HttpBackend:
         self._env = env
         self._map = config.model_map
         self._usage = frozenset(_ASKS_USAGE) if include_usage else frozenset()
+        self._stream_unary = config.stream_unary
         self._origin: Origin | None = None
         self._url = url = urlsplit(config.base_url)
         key = config.api_key
@@ -124,6 +133,11 @@ class HttpBackend:
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Send the call; resolves with the whole reply, or with the first event of a stream."""
+        if self._stream_unary and gathers(call):
+            return gathered(self._send, call)
+        return self._send(call)
+
+    def _send(self, call: Call) -> Promise[Reply]:
         origin = self._origin or self._connect()
         body, dialect = call.body, call.dialect
         if self._map:
