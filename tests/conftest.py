@@ -39,6 +39,7 @@ class StartGateway(Protocol):
         config: str | Path | None = None,
         workers: int = 1,
         env: dict[str, str] | None = None,
+        verb: str = "serve",
     ) -> Gateway: ...
 
 

@@ -23,6 +23,8 @@ class ModelTraits:
 
 
 _KNOWN: Final[dict[str, ModelTraits]] = {
+    "gpt-5.5": ModelTraits("chat"),
+    "gpt-5.4-mini": ModelTraits("chat"),
     "gpt-5": ModelTraits("chat", reasons=True),
     "gpt-5-mini": ModelTraits("chat", reasons=True),
     "gpt-4o": ModelTraits("chat"),
@@ -36,8 +38,10 @@ _KNOWN: Final[dict[str, ModelTraits]] = {
     "text-embedding-3-small": ModelTraits("embedding", 1536),
     "text-embedding-3-large": ModelTraits("embedding", 3072),
     "text-embedding-ada-002": ModelTraits("embedding", 1536, shortens=False),
-    "claude-opus-4-5": ModelTraits("chat"),
-    "claude-sonnet-4-5": ModelTraits("chat"),
+    "claude-opus-5": ModelTraits("chat"),
+    "claude-sonnet-5": ModelTraits("chat"),
+    "claude-opus-4-8": ModelTraits("chat"),
+    "claude-sonnet-4-6": ModelTraits("chat"),
     "claude-haiku-4-5": ModelTraits("chat"),
     "claude-2.1": ModelTraits("any"),
 }

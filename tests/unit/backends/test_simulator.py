@@ -17,7 +17,7 @@ from tpo_mp.pipeline.promise import Promise
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.types import Call, Dialect, Reply
 
-MESSAGES = {"model": "claude-sonnet-4-5", "max_tokens": 64,
+MESSAGES = {"model": "claude-haiku-4-5", "max_tokens": 64,
             "messages": [{"role": "user", "content": "rivers"}]}  # fmt: skip
 COMPLETION = {"model": "gpt-3.5-turbo-instruct", "prompt": "rivers"}
 RESPONSE = {"model": "gpt-4o", "input": "rivers"}
