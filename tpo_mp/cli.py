@@ -133,7 +133,8 @@ def schema() -> int:
     """Print the JSON Schema of the config file."""
     from .config.schema import build
 
-    click.echo(json.dumps(build(), indent=2))
+    built = build(lambda said: click.echo(f"warning: {said}", err=True))
+    click.echo(json.dumps(built, indent=2))
     return ExitCode.OK
 
 

@@ -24,8 +24,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar, TypeAlias
 
-WireError: TypeAlias = tuple[str, str, str, str | None, float | None, int | None, bytes]
-"""code, reason, message, param, retry_after_s, upstream status, header lines."""
+WireError: TypeAlias = tuple[str, str, str, str | None, float | None, int | None, bytes, str]
+"""code, reason, message, param, retry_after_s, upstream status, header lines, stage."""
 
 
 class TpoError(Exception):
@@ -36,7 +36,9 @@ class TpoError(Exception):
     retryable: ClassVar[bool] = False
     label: ClassVar[str] = "other"
 
-    __slots__ = ("body", "lines", "message", "param", "reason", "retry_after_s", "status")
+    __slots__ = (
+        "body", "lines", "message", "param", "reason", "retry_after_s", "stage", "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class TpoError(Exception):
         status: int | None = None,
         body: bytes | None = None,
         lines: bytes = b"",
+        stage: str = "",
     ) -> None:
         """Say what is wrong.
 
@@ -55,6 +58,7 @@ class TpoError(Exception):
         ``status`` overrides the class's HTTP status (an upstream's own 4xx, say), ``body``
         is an upstream's error body that a same-dialect client may see as it is, and ``lines`` are
         those of its header lines that are for clients (limits left, whether to retry).
+        ``stage`` is where it happened, for metrics; the chain fills it in.
         """
         super().__init__(message)
         self.message = message
@@ -64,12 +68,14 @@ class TpoError(Exception):
         self.status = status if status is not None else self.http_status
         self.body = body
         self.lines = lines
+        self.stage = stage
 
     def to_wire(self) -> WireError:
         """Render for a ring frame; ``from_wire`` builds the same class again."""
         return (
             self.code, self.reason, self.message, self.param, self.retry_after_s, self.status,
             self.lines,
+            self.stage,
         )  # fmt: skip
 
 
@@ -260,7 +266,8 @@ BY_CODE = _classes(TpoError)
 
 def from_wire(wire: WireError) -> TpoError:
     """Build the error a peer sent; an unknown code (newer peer) becomes ``Fault``."""
-    code, reason, message, param, retry_after_s, status, lines = wire
+    code, reason, message, param, retry_after_s, status, lines, stage = wire
     return BY_CODE.get(code, Fault)(
-        message, reason=reason, param=param, retry_after_s=retry_after_s, status=status, lines=lines
+        message, reason=reason, param=param, retry_after_s=retry_after_s, status=status,
+        lines=lines, stage=stage,
     )

@@ -126,6 +126,7 @@ class LocalPipeline:
         self._arena = MetricsArena.create(1)
         metrics = self._arena.block(0, 1)
         capacities = msgspec.structs.asdict(self._config.pipeline.edges)
+        rooms = make_edges(capacities, metrics, lambda _n: None, lambda: 0)
         env = Env(
             clock=monotonic,
             random=Random(),  # noqa: S311 - spreads load, guards nothing
@@ -133,8 +134,10 @@ class LocalPipeline:
             log=structlog.get_logger("tpo_mp"),
             store=_NoStore(),
             timers=self._wheel,
-            rooms=make_edges(capacities, metrics, lambda _n: None, lambda: 0),
+            rooms=rooms,
         )
+        for room in rooms.values():
+            room.open()
         self._pipeline = build(self._config, env, 0, given=self._given)
         self._model = self._pipeline.models.first() or self._model
         self._serve = self._pipeline.chain.admit(self._pipeline.chain.serve)

@@ -12,7 +12,7 @@ import importlib.util
 import pkgutil
 import re
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from .errors import ConfigError
 from .ports import Door, Feature
@@ -34,15 +34,33 @@ def _outside(door: Door) -> frozenset[str]:
 
 
 def find(door: Door, name: str) -> Feature:
-    """Import one feature; raises ``ConfigError`` with a suggestion when there is none."""
+    """Import one feature; raises ``ConfigError`` with a suggestion when there is none.
+
+    A feature of ours cannot be replaced from outside, and two from outside may not share a name.
+    """
     if _NAME.match(name) and importlib.util.find_spec(f"tpo_mp.{door}.{name}") is not None:
         feature = importlib.import_module(f"tpo_mp.{door}.{name}").FEATURE
-    else:
-        outside = list(entry_points(group=f"tpo_mp.{door}", name=name))
-        if not outside:
-            raise ConfigError(_unknown(door, name))
-        feature = outside[0].load()
-    assert isinstance(feature, Feature)
+        assert isinstance(feature, Feature)
+        return feature
+    # One package that is found twice (an editable install, say) is still one.
+    outside = list({e.value: e for e in entry_points(group=f"tpo_mp.{door}", name=name)}.values())
+    if not outside:
+        raise ConfigError(_unknown(door, name))
+    if len(outside) > 1:
+        several = " and ".join(sorted(e.value for e in outside))
+        raise ConfigError(f"{door.rstrip('s')} {name!r} comes from {several}; uninstall one")
+    return _load(door, outside[0])
+
+
+def _load(door: Door, point: EntryPoint) -> Feature:
+    """Import what a stranger wrote; whatever is wrong with it is a line, not a traceback."""
+    about = f"{door.rstrip('s')} {point.name!r} ({point.value})"
+    try:
+        feature = point.load()
+    except Exception as e:
+        raise ConfigError(f"{about} cannot be loaded: {type(e).__name__}: {e}") from e
+    if not isinstance(feature, Feature):
+        raise ConfigError(f"{about} is no Feature, but {type(feature).__name__}")
     return feature
 
 

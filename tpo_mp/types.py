@@ -7,7 +7,6 @@ ring is a frame of ``shm.frames``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum, IntEnum, StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -151,14 +150,15 @@ class Call:
     ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
     ``authorization`` is the client's own credential.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
-    ``abort`` is set by whatever currently waits for the call (a backend, a queue) and cancels it.
+    ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
+    ``pipeline.stage_times``).
     """
 
     __slots__ = (
-        "abort", "affinity", "attempts", "authorization", "backend", "body",
+        "admitted", "affinity", "attempts", "authorization", "backend", "body",
         "client_request_id", "deadline", "dialect", "first_byte_at", "forward", "id", "key_id",
-        "model", "priority", "session", "shard", "slot", "started_at", "stream", "tenant", "tried",
-        "upstream_at", "usage_wanted",
+        "model", "priority", "session", "shard", "slot", "spent", "started_at", "stream", "tenant",
+        "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -187,4 +187,5 @@ class Call:
         self.tried: set[str] | None = None
         self.upstream_at = 0.0
         self.first_byte_at = 0.0
-        self.abort: Callable[[TpoError], None] | None = None
+        self.admitted = False
+        self.spent: list[float] | None = None

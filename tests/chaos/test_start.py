@@ -29,7 +29,7 @@ def test_a_cold_start_takes_three_seconds_and_tells_the_truth(
     began = time.monotonic()
     with host.stdout_path.open("wb") as out, host.stderr_path.open("wb") as err:
         child = subprocess.Popen(
-            host.command, stdout=out, stderr=err, env=host._env, start_new_session=True
+            host.command, stdout=out, stderr=err, env=host.environment, start_new_session=True
         )
     try:
         wait_for(lambda: accepts("127.0.0.1", port), 20, "the port")

@@ -56,7 +56,7 @@ class Gateway:
         self.workers = workers
         self._verb = verb
         self._args = args
-        self._env = {**os.environ, **(env or {})}
+        self.environment = {**os.environ, **(env or {})}
         self._ready_s = ready_s
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -88,7 +88,7 @@ class Gateway:
         with self.stdout_path.open("wb") as out, self.stderr_path.open("wb") as err:
             self._child = subprocess.Popen(
                 self.command,
-                stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, env=self._env,
+                stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=ROOT, env=self.environment,
                 start_new_session=True,
             )  # fmt: skip
         try:
@@ -128,7 +128,7 @@ class Gateway:
         """Run another ``tpo-mp`` command against this gateway's state directory."""
         return subprocess.run(
             [sys.executable, "-m", "tpo_mp", *args, "--state-dir", str(self.state_dir)],
-            capture_output=True, text=True, timeout=100, cwd=ROOT, env=self._env, check=False,
+            capture_output=True, text=True, timeout=100, cwd=ROOT, env=self.environment, check=False,
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:

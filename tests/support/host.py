@@ -49,7 +49,7 @@ class Host(Gateway):
         with self.stdout_path.open("wb") as out, self.stderr_path.open("wb") as err:
             done = subprocess.run(
                 self.command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, check=False,
-                timeout=timeout_s, cwd=ROOT, env=self._env,
+                timeout=timeout_s, cwd=ROOT, env=self.environment,
             )  # fmt: skip
         return done.returncode, time.monotonic() - began
 

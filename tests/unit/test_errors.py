@@ -53,10 +53,10 @@ def test_error_says_what_it_was_told() -> None:
 
 def test_error_of_a_newer_peer_is_a_fault() -> None:
     """With everything it said."""
-    error = from_wire(("from_the_future", "r", "m", None, 2.0, 451, b"x: y\r\n"))
+    error = from_wire(("from_the_future", "r", "m", None, 2.0, 451, b"x: y\r\n", "rag"))
     assert type(error) is Fault
     assert (error.reason, error.message, error.retry_after_s, error.status) == ("r", "m", 2.0, 451)
-    assert error.lines == b"x: y\r\n"
+    assert (error.lines, error.stage) == (b"x: y\r\n", "rag")
 
 
 def test_exit_codes_are_the_documented_ones() -> None:

@@ -66,3 +66,38 @@ def test_features_come_in_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         assert registry.find("backends", "mine") is registry.find("backends", "echo")
     finally:
         registry._outside.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (["no_such_module:FEATURE"], "cannot be loaded: ModuleNotFoundError"),
+        (["tpo_mp.backends.echo:MISSING"], "cannot be loaded: AttributeError"),
+        (["tpo_mp.backends.echo:EchoBackend"], "is no Feature"),
+        (["a:FEATURE", "b:FEATURE"], "comes from a:FEATURE and b:FEATURE; uninstall one"),
+    ],
+)
+def test_what_is_wrong_with_a_feature_from_outside_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, points: list[str], said: str
+) -> None:
+    """Named, with where it comes from; never a traceback, never a guess."""
+    found = [EntryPoint("mine", value, "tpo_mp.backends") for value in points]
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: found)
+    with pytest.raises(ConfigError, match=said) as caught:
+        registry.find("backends", "mine")
+    assert "'mine'" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_package_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable install beside a built one, say."""
+    point = EntryPoint("mine", "tpo_mp.backends.echo:FEATURE", "tpo_mp.backends")
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: [point, point])
+    assert registry.find("backends", "mine") is registry.find("backends", "echo")
+
+
+def test_features_of_the_house_cannot_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a config says is what runs, whatever else is installed."""
+    point = EntryPoint("echo", "tpo_mp.backends.openai:FEATURE", "tpo_mp.backends")
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: [point])
+    assert registry.find("backends", "echo").build.__name__ == "EchoBackend"

@@ -59,11 +59,11 @@ class EchoBackend:
             reply = Reply(200, body, backend=self.name)
         reply.usage, reply.finish_reason = usage, "stop"
         if self._delay_s:
-            pause = _Pause(said, reply)
-            pause.file(self._env, self._delay_s)
+            pause = _Pause(call, said, reply, self._env)
+            pause.file(self._delay_s)
             said.cancel_with = pause.stop
-            call.abort = said.reject
         else:
+            call.first_byte_at = call.upstream_at
             said.resolve(reply)
         return said
 
@@ -78,23 +78,26 @@ class EchoBackend:
 class _Pause:
     """Resolves a promise when its time has come."""
 
-    __slots__ = ("_reply", "_said", "deadline", "filed_at")
+    __slots__ = ("_call", "_env", "_reply", "_said", "deadline", "filed_at")
 
-    def __init__(self, said: Promise[Reply], reply: Reply) -> None:
+    def __init__(self, call: Call, said: Promise[Reply], reply: Reply, env: Env) -> None:
+        self._call = call
+        self._env = env
         self._said = said
         self._reply = reply
         self.deadline = float("inf")
         self.filed_at = 0.0
 
-    def file(self, env: Env, delay_s: float) -> None:
-        now = env.clock()
+    def file(self, delay_s: float) -> None:
+        now = self._env.clock()
         self.deadline = now + delay_s
-        env.timers.add(self, now)
+        self._env.timers.add(self, now)
 
     def stop(self) -> None:
         self.deadline = float("inf")
 
     def expire(self) -> None:
+        self._call.first_byte_at = self._env.clock()
         self._said.resolve(self._reply)
 
 

@@ -143,21 +143,15 @@ class SimulatorBackend:
         if wait_s <= 0:
             self._settle(said, call, answered, fault)
             return said
-        stop = self._alarm(wait_s, lambda: self._settle(said, call, answered, fault))
-
-        def give_up(error: TpoError) -> None:
-            stop()
-            said.reject(error)
-
-        said.cancel_with = stop
-        call.abort = give_up
+        said.cancel_with = self._alarm(
+            wait_s, lambda: self._settle(said, call, answered, fault)
+        )
         return said
 
     def _settle(
         self, said: Promise[Reply], call: Call, answered: Answered, fault: FaultOrder | None
     ) -> None:
         """Answer now, or cut the connection before a byte."""
-        call.abort = None
         if fault is not None and fault.kind == "disconnect" and not (call.stream and fault.after):
             said.reject(cut())
             return

@@ -73,6 +73,7 @@ class _Features(Struct, frozen=True, kw_only=True):
     backends: tuple[tuple[str, Raw], ...]
     routes: tuple[_Route, ...]
     stages: tuple[tuple[str, Raw], ...]
+    surfaces: tuple[tuple[str, Raw], ...]
 
 
 class _Blob(Struct, frozen=True, kw_only=True):
@@ -121,6 +122,7 @@ def to_blob(config: Config) -> bytes:
             _Route(r.models, r.strategy, r.backends, _raw(r.options)) for r in config.routes
         ),
         stages=tuple((name, _raw(config.stages[name])) for name in config.stage_order),
+        surfaces=tuple((name, _raw(options)) for name, options in config.surfaces.items()),
     )
     blob = _encode(_Blob(version=BLOB_VERSION, process=_raw(process), features=_raw(features)))
     if len(blob) > BLOB_LIMIT_BYTES:
@@ -156,6 +158,10 @@ def from_blob(blob: bytes | memoryview) -> Config:
             for name, raw in features.stages
         },
         stage_order=tuple(name for name, _ in features.stages),
+        surfaces={
+            name: _decode(raw, registry.find("surfaces", name).Config)
+            for name, raw in features.surfaces
+        },
     )
 
 

@@ -28,16 +28,21 @@ SHIPPED: Final = frozenset({"dedup", "admission", "retry", "breaker"})
 ROUTES: Final = (
     "weighted", "least_loaded", "failover", "arbitrage", "tournament", "by_class", "bandit",
 )  # fmt: skip
+SURFACES: Final = (
+    "openai_api", "responses_api", "anthropic_api", "native_api", "results_api", "ops_api",
+    "docs_api",
+)  # fmt: skip
+"""Surfaces that are served unless they are switched off; others are served once configured."""
+
 BACKENDS: Final = ("echo", "openai", "anthropic", "vllm", "llama_cpp", "mlx", "simulator")
 
 _KNOWN: Final[dict[Door, tuple[str, ...]]] = {
-    "stages": STAGES, "routes": ROUTES, "backends": BACKENDS,
+    "stages": STAGES, "routes": ROUTES, "backends": BACKENDS, "surfaces": SURFACES,
 }  # fmt: skip
 
 UNBUILT: Final = (
     "simulator.providers", "simulator.simulation", "simulator.scenarios", "simulator.telemetry",
     "engines",
-    "pipeline.sampling",
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",

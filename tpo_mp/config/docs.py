@@ -140,6 +140,8 @@ def render() -> str:
     for name, shape in properties["stages"]["properties"].items():
         if "properties" in shape:
             page.table(f"`[stages.{name}]`", shape)
+    for name, shape in properties["surfaces"]["properties"].items():
+        page.table(f"`[surfaces.{name}]`", shape)
     page.lines += _names()
     return "\n".join(page.lines)
 

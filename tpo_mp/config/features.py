@@ -1,4 +1,4 @@
-"""Options of the features a config names: stages, backends, routes.
+"""Options of the features a config names: stages, surfaces, backends, routes.
 
 A feature's ``Config`` is found through the registry by the feature's name, so nothing here lists
 features.
@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from tpo_mp import registry
 from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig, Door, Feature
+from tpo_mp.types import Phase
 
 from . import catalog
 from .check import Converter
@@ -59,7 +60,9 @@ def find(door: Door, name: str, path: str, problems: Problems) -> Feature | None
 def stages(tables: Tree, listed: tuple[str, ...] | None, converter: Converter) -> dict[str, Struct]:
     """Answer the options of every stage that runs, outermost first."""
     problems = converter.problems
-    switched_off = {name for name, table in tables.items() if table.get("enabled") is False}
+    switched_off = {
+        name for name in tables if not _enabled(tables[name], f"stages.{name}", problems)
+    }
     configured = set(tables) - switched_off
     order = list(listed) if listed is not None else catalog.default_stages(configured)
     found: dict[str, Struct] = {}
@@ -81,7 +84,36 @@ def stages(tables: Tree, listed: tuple[str, ...] | None, converter: Converter) -
             found[name] = options
             if (phase := getattr(feature.build, "phase", None)) is not None:
                 phases.append((phase, name))
-    _check_order(order, phases, problems)
+    if listed is None:
+        # Nobody gave an order: a stage from outside takes its place by its phase.
+        place = {name: phase for phase, name in phases}
+        found = dict(sorted(found.items(), key=lambda item: place.get(item[0], Phase.ATTEMPT)))
+    else:
+        _check_order(order, phases, problems)
+    return found
+
+
+def _enabled(table: Tree, path: str, problems: Problems) -> bool:
+    enabled = table.get("enabled", True)
+    if not isinstance(enabled, bool):
+        problems.add_value(f"{path}.enabled", enabled, "expected bool")
+    return enabled is not False
+
+
+def surfaces(tables: Tree, converter: Converter) -> dict[str, Struct]:
+    """Answer the options of every surface that is served: the shipped ones, then the others."""
+    problems = converter.problems
+    found: dict[str, Struct] = {}
+    for name in dict.fromkeys([*catalog.SURFACES, *tables]):
+        feature = find("surfaces", name, f"surfaces.{name}", problems)
+        if feature is None:
+            continue
+        table = tables.get(name, {})
+        enabled = _enabled(table, f"surfaces.{name}", problems)
+        options = {key: value for key, value in table.items() if key != "enabled"}
+        made = converter.convert(options, feature.Config, f"surfaces.{name}")
+        if made is not None and enabled:
+            found[name] = made
     return found
 
 

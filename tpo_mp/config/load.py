@@ -46,6 +46,8 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "distributed": DistributedSection,
 }
 _LISTS: Final = ("backends", "routes", "engines")
+_TABLES: Final = ("stages", "surfaces")
+"""Tables of tables, each named after a feature's file."""
 
 
 def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> Config:
@@ -116,6 +118,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     stages = features.stages(
         tree.get("stages", {}), pipeline.stages if pipeline else None, converter
     )
+    surfaces = features.surfaces(tree.get("surfaces", {}), converter)
     backends = features.backends(tree["backends"], converter)
     names = {str(table["name"]): None for table in tree["backends"] if "name" in table}
     routes = features.routes(tree.get("routes", []), names, converter)
@@ -144,6 +147,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         routes=routes,
         stages=stages,
         stage_order=tuple(stages),
+        surfaces=surfaces,
         ops_port_given="ops_port" in tree.get("server", {}),
         warnings=tuple(problems.warnings),
     )
@@ -151,16 +155,17 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
 
 def _require_shapes(tree: Tree, problems: Problems) -> None:
     """Take out what is no table where a table is expected, so that later steps need not ask."""
-    for name in [*SECTIONS, "stages", "simulator"]:
+    for name in [*SECTIONS, *_TABLES, "simulator"]:
         if not isinstance(tree.get(name, {}), dict):
             problems.add_value(name, tree.pop(name), "expected a table")
     for name in _LISTS:
         entries = tree.get(name, [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             problems.add_value(name, tree.pop(name), f"expected a list of tables, as [[{name}]]")
-    for name, table in list(tree.get("stages", {}).items()):
-        if not isinstance(table, dict):
-            problems.add_value(f"stages.{name}", tree["stages"].pop(name), "expected a table")
+    for door in _TABLES:
+        for name, table in list(tree.get(door, {}).items()):
+            if not isinstance(table, dict):
+                problems.add_value(f"{door}.{name}", tree[door].pop(name), "expected a table")
 
 
 def _warn_of_unbuilt(tree: Tree, problems: Problems) -> None:
@@ -174,7 +179,7 @@ def _warn_of_unbuilt(tree: Tree, problems: Problems) -> None:
 
 
 def _refuse_unknown_sections(tree: Tree, problems: Problems) -> None:
-    known = [*SECTIONS, *_LISTS, "stages", "simulator"]
+    known = [*SECTIONS, *_LISTS, *_TABLES, "simulator"]
     for name in [name for name in tree if name not in known]:
         del tree[name]
         roots = [path.partition(".")[0] for path in aliases.FAMILIES]

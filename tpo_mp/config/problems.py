@@ -15,7 +15,7 @@ from typing import Final
 from tpo_mp.errors import ConfigError
 
 _PRIVATE: Final = re.compile(
-    r"key|secret|token|password|credential|authorization|cookie|headers|redis_url|nats_url"
+    r"key|secret|token(?!s)|password|credential|authorization|cookie|headers|redis_url|nats_url"
 )
 _IN_URL: Final = re.compile(r"(?<=//)[^/?#]*(?=@)|(?<=\?)[^#]+")
 _SHOWN_CHARACTERS: Final = 60

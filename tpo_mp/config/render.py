@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from . import toml_out
+from . import catalog, toml_out
 from .problems import is_private
 from .text import Tree
 from .tree import Config
@@ -40,6 +40,9 @@ def canonical(config: Config) -> Tree:
         tree["distributed"] = _plain(config.distributed)
     if config.stages:
         tree["stages"] = {name: _plain(options) for name, options in config.stages.items()}
+    tree["surfaces"] = {name: _plain(options) for name, options in config.surfaces.items()}
+    for name in catalog.SURFACES:
+        tree["surfaces"].setdefault(name, {"enabled": False})
     tree["backends"] = [_plain(backend) for backend in config.backends]
     tree["routes"] = [
         {

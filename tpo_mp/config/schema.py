@@ -7,12 +7,14 @@ warning is allowed without a shape.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from tpo_mp import registry
+from tpo_mp.errors import ConfigError
 from tpo_mp.ports import Door
 
 from . import catalog, providers, simulating
@@ -43,12 +45,12 @@ SECRET: Final[Schema] = {
 }
 
 
-def build() -> Schema:
-    """Answer the schema; imports every built feature."""
-    found = {
-        door: {name: registry.find(door, name).Config for name in registry.names(door)}
-        for door in _DOORS
-    }
+def build(warn: Callable[[str], object] = lambda _said: None) -> Schema:
+    """Answer the schema; imports every built feature.
+
+    One from outside that cannot be loaded is left out, and ``warn`` told why.
+    """
+    found = {door: dict(_options(door, warn)) for door in _DOORS}
     kinds = [*SECTIONS.values(), RouteTable, *(k for of in found.values() for k in of.values())]
     shapes, defs = msgspec.json.schema_components(kinds, schema_hook=_hook, ref_template=_REF)
     by_kind = dict(zip(kinds, shapes, strict=True))
@@ -59,6 +61,7 @@ def build() -> Schema:
 
     properties: Schema = {name: by_kind[kind] for name, kind in SECTIONS.items()}
     properties["stages"] = _stages({n: shape(k) for n, k in found["stages"].items()})
+    properties["surfaces"] = _surfaces({n: shape(k) for n, k in found["surfaces"].items()})
     properties["backends"] = _backends({n: shape(k) for n, k in found["backends"].items()})
     properties["routes"] = _routes(
         shape(RouteTable), {n: shape(k) for n, k in found["routes"].items()}
@@ -89,7 +92,15 @@ def build() -> Schema:
     return plain
 
 
-_DOORS: Final[tuple[Door, ...]] = ("stages", "backends", "routes")
+_DOORS: Final[tuple[Door, ...]] = ("stages", "surfaces", "backends", "routes")
+
+
+def _options(door: Door, warn: Callable[[str], object]) -> Iterator[tuple[str, type[Struct]]]:
+    for name in registry.names(door):
+        try:
+            yield name, registry.find(door, name).Config
+        except ConfigError as error:
+            warn(error.message)
 
 
 def _hook(kind: type) -> Schema:
@@ -117,6 +128,17 @@ def _stages(built: dict[str, Schema]) -> Schema:
         "description": "Options of stages, each named after its file.",
         "type": "object",
         "properties": built | later,
+        "additionalProperties": False,
+    }
+
+
+def _surfaces(built: dict[str, Schema]) -> Schema:
+    for shape in built.values():
+        shape["properties"]["enabled"] = {"type": "boolean", "description": "Serve this surface."}
+    return {
+        "description": "Options of surfaces, each named after its file.",
+        "type": "object",
+        "properties": built,
         "additionalProperties": False,
     }
 

@@ -35,6 +35,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """Everything one gateway was told.
 
     ``stage_order`` names the stages of the chain, outermost first; ``stages`` holds their options.
+    ``surfaces`` holds those of the surfaces that are served.
     ``ops_port_given`` tells a chosen ops port from the default one; ``warnings`` are for people.
     """
 
@@ -50,5 +51,6 @@ class Config(Struct, frozen=True, kw_only=True):
     routes: tuple[RouteRule, ...] = ()
     stages: dict[str, Struct] = {}
     stage_order: tuple[str, ...] = ()
+    surfaces: dict[str, Struct] = {}
     ops_port_given: bool = False
     warnings: tuple[str, ...] = ()

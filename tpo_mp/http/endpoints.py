@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from tpo_mp.errors import ConfigError
+
 if TYPE_CHECKING:
     from .exchange import Exchange
 
@@ -125,7 +127,8 @@ class EndpointTable:
             if parts not in known:
                 self._pattern.append((parts, known.setdefault(parts, {})))
             methods = known[parts]
-        assert endpoint.method not in methods, endpoint
+        if endpoint.method in methods:
+            raise ConfigError(f"two surfaces answer {endpoint.method} {endpoint.template}")
         methods[endpoint.method] = endpoint
 
     def match(self, method: str, path: str) -> tuple[Endpoint | None, dict[str, str], str]:

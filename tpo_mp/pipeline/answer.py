@@ -68,7 +68,6 @@ class Answer(UpstreamExchange):
     def whole(self, head: ResponseHead, body: bytes) -> None:
         call = self._call
         call.first_byte_at = self._clock()
-        call.abort = None
         if head.status != 200:
             self.promise.reject(upstream_error(head, body, self._client_key))
         elif call.stream and head.content_type.startswith(_SSE):
@@ -127,16 +126,10 @@ class Answer(UpstreamExchange):
             self.whole(self._head, b"".join(self._parts))
 
     def failed(self, error: TpoError) -> None:
-        self._call.abort = None
         if self._events is not None:
             self._events.failed(error)
         else:
             self.promise.reject(error)
-
-    def stop(self, error: TpoError) -> None:
-        """End the call with ``error``, whatever its state."""
-        self.cancel()
-        self.failed(error)
 
 
 class Events:
@@ -287,7 +280,6 @@ class Events:
             return
         self._ended = True
         self._error = error
-        self._call.abort = None
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.end(error)

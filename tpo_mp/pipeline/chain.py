@@ -23,7 +23,9 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.types import Call, Phase, Reply
 
 from .promise import Promise, run
+from .stage_times import MARKED, StageTimes
 
+_INNER = (Phase.RAG, Phase.STREAM, Phase.POST_PROCESS, Phase.ASSEMBLE, Phase.INFERENCE)
 Serve: TypeAlias = Callable[[Call], Awaitable[Reply]]
 Named: TypeAlias = tuple[str, Any]
 Before: TypeAlias = Callable[[Call], Reply | None]
@@ -152,17 +154,24 @@ class Chain:
         route: Callable[[Sequence[Any]], Serve],
         *,
         epoch: int = 0,
+        times: StageTimes | None = None,
     ) -> None:
         """Compile.
 
         ``route`` receives the ATTEMPT stages and answers the innermost function, which picks
-        backends and wraps each try in them.
+        backends and wraps each try in them; ``times`` measures the stages.
         """
         check_order(stages)
         self.epoch = epoch
         self.names = tuple(name for name, _ in stages)
         admit = [s for _, s in stages if s.phase is Phase.ADMIT]
-        inner = [s for _, s in stages if Phase.ADMIT < s.phase < Phase.ATTEMPT]
         attempt = [s for _, s in stages if s.phase is Phase.ATTEMPT]
-        self.serve: Serve = fold(inner, route(attempt))
+        serve = route(attempt)
+        for phase in reversed(_INNER):
+            layers = [s for _, s in stages if s.phase is phase]
+            if layers and times is not None and phase in MARKED:
+                serve = times.mark(phase, layers, serve, fold)
+            else:
+                serve = fold(layers, serve)
+        self.serve: Serve = serve
         self.admit: Callable[[Serve], Serve] = lambda core: fold(admit, core)

@@ -29,7 +29,8 @@ CAPACITY_OF = {
 class Edge:
     """The waiting room in front of one stage."""
 
-    __slots__ = ("_depth", "_others", "_publish", "capacity", "depth", "stage")
+    __slots__ = ("_depth", "_open", "_others", "_publish", "_shared_by", "_shown", "capacity",
+                 "depth", "stage")  # fmt: skip
 
     def __init__(
         self,
@@ -39,19 +40,36 @@ class Edge:
         *,
         publish: Callable[[int], None] = lambda _n: None,
         others: Callable[[], int] = lambda: 0,
+        shared_by: int = 1,
     ) -> None:
-        """``publish`` tells other shards our number, ``others`` answers the sum of theirs."""
+        """``publish`` tells other shards our number, ``others`` answers the sum of theirs.
+
+        ``shared_by`` shards have one capacity together; metrics, which are added up, show our part.
+        """
         self.stage = stage
         self.capacity = capacity
         self.depth = 0
+        self._shared_by = shared_by
+        self._open = False
         self._publish = publish
         self._others = others
         self._depth = metrics.gauge(
             "orchestrator_queue_depth", "Calls waiting in front of a stage.", stage=stage
         )
-        metrics.gauge(
-            "orchestrator_channel_capacity", "Calls that may wait per shard.", queue=stage
-        ).set(capacity)
+        self._shown = metrics.gauge(
+            "orchestrator_channel_capacity", "Calls that may wait in front of a stage.", queue=stage
+        )
+
+    def open(self) -> None:
+        """Calls come from here on: the metrics may show the room."""
+        self._open = True
+        self._shown.set(self.capacity / self._shared_by)
+
+    def resize(self, capacity: int) -> None:
+        """Let more or fewer wait; who waits already stays."""
+        self.capacity = capacity
+        if self._open:
+            self.open()
 
     def enter(self) -> bool:
         """Take a place; False when the edge is full."""
@@ -76,13 +94,22 @@ def make_edges(
     metrics: Metrics,
     publish: Callable[[int], None],
     others: Callable[[], int],
+    workers: int = 1,
 ) -> dict[str, Edge]:
-    """One edge per stage; only inference counts host-wide."""
+    """One edge per stage; only inference counts host-wide, over ``workers`` shards."""
     edges = {}
     for stage in STAGES:
         capacity = capacities[CAPACITY_OF[stage]]
         if stage == "inference":
-            edges[stage] = Edge(stage, capacity, metrics, publish=publish, others=others)
+            edges[stage] = Edge(
+                stage, capacity, metrics, publish=publish, others=others, shared_by=workers
+            )
         else:
             edges[stage] = Edge(stage, capacity, metrics)
     return edges
+
+
+def resize_edges(edges: Mapping[str, Edge], capacities: Mapping[str, int]) -> None:
+    """Apply capacities of another config."""
+    for stage, edge in edges.items():
+        edge.resize(capacities[CAPACITY_OF[stage]])

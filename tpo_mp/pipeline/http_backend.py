@@ -155,7 +155,6 @@ class HttpBackend:
         clock = self._env.clock
         answer = Answer(call, request, self.name, clock, strip, self._client_key)
         call.upstream_at = clock()
-        call.abort = answer.stop
         try:
             origin.send(answer)
         except OverflowError:

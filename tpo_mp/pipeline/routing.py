@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import iscoroutinefunction
+from time import monotonic
 from typing import Any
 
 from tpo_mp.errors import NotFound, Shed
@@ -67,8 +68,19 @@ def wrap(backend: Any, attempt_stages: Sequence[Any]) -> Serve:
 
 
 def _in_task(infer: Callable[[Call], Coroutine[Any, Any, Reply]]) -> Serve:
-    """Clients written for asyncio ask for the current task: give a coroutine backend one."""
-    return lambda call: asyncio.get_running_loop().create_task(infer(call))
+    """Clients written for asyncio ask for the current task: give a coroutine backend one.
+
+    Its waiting is timed here, unless it does that itself.
+    """
+
+    async def timed(call: Call) -> Reply:
+        call.upstream_at = asked_at = monotonic()
+        reply = await infer(call)
+        if call.first_byte_at < asked_at:
+            call.first_byte_at = monotonic()
+        return reply
+
+    return lambda call: asyncio.get_running_loop().create_task(timed(call))
 
 
 class Router:

@@ -70,7 +70,6 @@ def _translated(direct: Infer, call: Call, target: Dialect) -> Promise[Reply]:
         out.resolve(translated)
 
     out.cancel_with = run(direct(inner), done)
-    call.abort = inner.abort
     return out
 
 

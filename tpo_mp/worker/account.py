@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tpo_mp.pipeline.delivery import UnexpectedError
+from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.types import STAGES, Terminal
 
 from .letters import Letters
+from .model_labels import ModelLabels
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.delivery import Delivery
@@ -33,24 +35,6 @@ if TYPE_CHECKING:
 BATCH = 64
 MAX_KEPT = 8192
 MAX_ROWS = 1024
-DURATION_S = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
 _DURATION_SUM = len(DURATION_S) + 1
@@ -69,13 +53,8 @@ class _Row:
         self.duration = m.histogram(
             "tpo_request_duration_seconds", "Request to last byte.", DURATION_S, path=path
         ).index
-        stage_text = "Time in a stage."
-        self.upstream = m.histogram(
-            "orchestrator_stage_duration_seconds", stage_text, DURATION_S, stage="inference"
-        ).index
-        self.stream = m.histogram(
-            "orchestrator_stage_duration_seconds", stage_text, DURATION_S, stage="stream"
-        ).index
+        self.upstream = m.histogram(NAME, TEXT, DURATION_S, stage="inference").index
+        self.stream = m.histogram(NAME, TEXT, DURATION_S, stage="stream").index
         self.ttft = m.histogram(
             "inference_time_to_first_token_seconds",
             "Request to first upstream byte.",
@@ -116,16 +95,18 @@ class Account:
         self._queue: list[Delivery] = []
         self._records: list[tuple[object, ...]] = []
         self._slots: list[int] = []
+        self.models = ModelLabels()
         self._rows: dict[tuple[str, str, str, int], _Row] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._scheduled = False
         counter = metrics.counter
         text = "Calls that reached a stage."
         self._stages = {s: counter("orchestrator_requests_total", text, stage=s) for s in STAGES}
-        self._shed = counter("orchestrator_requests_shed_total", "Calls shed.", stage="inference")
+        text = "Calls shed."
+        self._shed = {s: counter("orchestrator_requests_shed_total", text, stage=s) for s in STAGES}
         text = "Calls by how they ended."
         self._terminal = {t: counter("tpo_calls_total", text, terminal=t.value) for t in Terminal}
-        self._errors: dict[str, CellCounter] = {}
+        self._errors: dict[tuple[str, str], CellCounter] = {}
         self._dropped = counter("tpo_records_dropped_total", "Records lost to a full ring.")
         # Monotonic instants become wall instants by one offset, refreshed by ``tick``.
         self._wall_offset = time() - monotonic()
@@ -141,7 +122,7 @@ class Account:
         self._scheduled = False
         queue, self._queue = self._queue, []
         enter = self._enter
-        inferred = replied = done = 0
+        admitted = inferred = replied = done = unassembled = 0
         for delivery in queue:
             try:
                 enter(delivery)
@@ -149,6 +130,8 @@ class Account:
                 self._on_crash(e)
             if delivery.call.slot >= 0:
                 self._slots.append(delivery.call.slot)
+            if delivery.call.admitted:
+                admitted += 1
             if delivery.call.attempts:
                 inferred += 1
             if delivery.reply is not None:
@@ -156,10 +139,10 @@ class Account:
             if delivery.error is None:
                 done += 1
             else:
-                self._note_error(delivery)
+                unassembled += self._note_error(delivery) == "rag"
         stages = self._stages
-        stages["rag"].inc(len(queue))
-        stages["assemble"].inc(len(queue))
+        stages["rag"].inc(admitted)
+        stages["assemble"].inc(admitted - unassembled)
         stages["inference"].inc(inferred)
         stages["post_process"].inc(replied)
         stages["stream"].inc(replied)
@@ -172,9 +155,10 @@ class Account:
         call, reply = delivery.call, delivery.reply
         path, model, status = delivery.template, call.model, delivery.status or 499
         backend = call.backend or "none"
-        row = self._rows.get((path, model, backend, status))
+        label = model if model in self.models.known else self.models.label(model, status)
+        row = self._rows.get((path, label, backend, status))
         if row is None:
-            row = self._new_row(path, model, backend, status)
+            row = self._new_row(path, label, backend, status)
         cells = self._cells
         finished_at = delivery.finished_at
         duration_s = finished_at - call.started_at
@@ -229,21 +213,23 @@ class Account:
         self._rows[path, model, backend, status] = row
         return row
 
-    def _note_error(self, delivery: Delivery) -> None:
+    def _note_error(self, delivery: Delivery) -> str:
+        """Count one failed call; answers the stage it failed in."""
         self._letters.add(delivery)
         if isinstance(delivery.error, UnexpectedError) and delivery.error.__cause__ is not None:
             self._on_crash(delivery.error.__cause__)
         self._terminal[delivery.terminal].inc()
-        if delivery.terminal is Terminal.SHED:
-            self._shed.inc()
         assert delivery.error is not None
-        label = delivery.error.label
-        counter = self._errors.get(label)
+        stage, label = _stage_of(delivery), delivery.error.label
+        if delivery.terminal is Terminal.SHED:
+            self._shed[stage if stage in self._shed else "inference"].inc()
+        counter = self._errors.get((stage, label))
         if counter is None:
-            counter = self._errors[label] = self._metrics.counter(
-                "orchestrator_errors_total", "Failed calls.", stage="inference", error_type=label
+            counter = self._errors[stage, label] = self._metrics.counter(
+                "orchestrator_errors_total", "Failed calls.", stage=stage, error_type=label
             )
         counter.inc()
+        return stage
 
     def tick(self) -> None:
         """Follow the wall clock, and push what waits."""
@@ -276,3 +262,13 @@ class Account:
         for slot in slots:
             self._registry.close(slot)
         return bool(slots)
+
+
+def _stage_of(delivery: Delivery) -> str:
+    """Where a call failed: where the chain says, else as far as it is known to have come."""
+    assert delivery.error is not None
+    if delivery.error.stage:
+        return delivery.error.stage
+    if not delivery.call.admitted:
+        return "admit"
+    return "inference" if delivery.reply is None else "stream"

@@ -17,6 +17,7 @@ from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
 from tpo_mp.pipeline.routing import Router, Rule, Target, wrap
+from tpo_mp.pipeline.stage_times import StageTimes
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Reply
 
@@ -85,7 +86,7 @@ def build(
         routers.append(Router(rules))
         return routers[0].serve
 
-    chain = Chain(stages, route, epoch=epoch)
+    chain = Chain(stages, route, epoch=epoch, times=StageTimes(env.metrics, env.clock))
     return Pipeline(epoch, config, chain, routers[0], Models(config.backends, backends), backends)
 
 
@@ -114,6 +115,11 @@ class Models:
                 self._asked.append((entry, backends[entry.name]))
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def configured(self) -> list[str]:
+        """The names that the config itself says."""
+        return self._literal
 
     def first(self) -> str | None:
         """The first literal name, for requests that name none."""

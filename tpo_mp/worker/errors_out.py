@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from tpo_mp.dialects import anthropic_messages, native, openai_chat
-from tpo_mp.errors import TpoError
+from tpo_mp.errors import Shed, TpoError
 from tpo_mp.http.exchange import Exchange, request_id
 from tpo_mp.pipeline.delivery import retry_lines
+from tpo_mp.ports import Counter, Metrics
 
 _ANTHROPIC = ("/v1/messages", "/v1/complete")
+
+
+class Refusals:
+    """Answers and counts requests that never became a call."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._counters: dict[tuple[int, str], Counter] = {}
+        text = "Calls shed."
+        self._shed = metrics.counter("orchestrator_requests_shed_total", text, stage="admit")
+
+    def answer(self, exchange: Exchange, error: TpoError) -> None:
+        """Answer ``error`` in the dialect of the request's family."""
+        key = (error.status, error.reason)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._metrics.counter(
+                "tpo_refused_requests_total", "Requests refused before they became a call.",
+                code=str(key[0]), reason=key[1],
+            )  # fmt: skip
+        counter.inc()
+        if isinstance(error, Shed):
+            self._shed.inc()
+        render_error(exchange, error)
 
 
 def render_error(exchange: Exchange, error: TpoError) -> None:

@@ -113,6 +113,7 @@ class Owner:
         self._previous = getattr(self, "pipeline", None)
         self.pipeline = pipeline
         always = pipeline.config.store.durability == "always"
+        self._account.models.use(pipeline.models.configured)
         placed = partial(self._placed, pipeline)
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
 
@@ -251,6 +252,7 @@ class Owner:
 
     def _placed(self, pipeline: Pipeline, call: Call) -> Awaitable[Reply]:
         """Run the inner chain on the shard that holds the call's session."""
+        call.admitted = True
         affinity = call.affinity
         if affinity is None or self.plane.workers == 1:
             return pipeline.chain.serve(call)

@@ -31,7 +31,7 @@ from tpo_mp.http.full import FullLane
 from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
-from tpo_mp.pipeline.edges import Edge, make_edges
+from tpo_mp.pipeline.edges import Edge, make_edges, resize_edges
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -49,7 +49,7 @@ from .asyncs import Asyncs
 from .backgrounds import Backgrounds
 from .build import Pipeline, build
 from .cancels import Cancels
-from .errors_out import render_error
+from .errors_out import Refusals
 from .letters import Letters
 from .links import Links
 from .listen import Listening
@@ -67,10 +67,6 @@ LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
 LEAVING_FRESH_S = 1.0
 LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-SURFACES = (
-    "openai_api", "responses_api", "anthropic_api", "native_api", "results_api", "ops_api",
-    "docs_api",
-)  # fmt: skip
 
 
 class Life(Enum):
@@ -240,7 +236,9 @@ class Shard:
             return sum(plane.seat(s).waiting for s in range(plane.seats) if s != seat)
 
         capacities = msgspec.structs.asdict(config.pipeline.edges)
-        return make_edges(capacities, self.metrics, publish, others)
+        edges = make_edges(capacities, self.metrics, publish, others, plane.workers)
+        self._edges = edges
+        return edges
 
     def _build_edge(self, config: Any) -> None:
         m, server = self.metrics, config.server
@@ -248,8 +246,8 @@ class Shard:
         self.edge = ClientEdge(
             loop=self.loop,
             wheel=self.wheel,
-            table=self._endpoints(),
-            render_error=render_error,
+            table=self._endpoints(config),
+            render_error=Refusals(self.metrics).answer,
             on_crash=self._crashed,
             limits=server,
             policy=_policy(server),
@@ -259,6 +257,7 @@ class Shard:
                 "tpo_bad_requests_total", "Requests whose framing was refused."
             ).inc,
         )
+        self.owner.table = self.edge.table
         FullLane(self.edge)
         self.tls = Tls(server.tls) if server.tls.cert_file else None
         self.listening = Listening(
@@ -272,13 +271,12 @@ class Shard:
             warn=self.log.warning,
         )
 
-    def _endpoints(self) -> EndpointTable:
+    def _endpoints(self, config: Any) -> EndpointTable:
         found = []
-        for name in SURFACES:
-            feature = features.find("surfaces", name)
-            found += feature.build(feature.Config(), self.env).endpoints(self.owner)
-        self.owner.table = EndpointTable(found)
-        return self.owner.table
+        for name, options in config.surfaces.items():
+            surface = features.find("surfaces", name).build(options, self.env)
+            found += surface.endpoints(self.owner)
+        return EndpointTable(found)
 
     def _crashed(self, error: BaseException) -> None:
         self.log.error("defect", error=repr(error), exc_info=error)
@@ -416,6 +414,8 @@ class Shard:
         slot = self.lines.slot
         if slot != NO_SLOT and slot != self.owner.slot:
             self.owner.slot = slot
+            for edge in self._edges.values():
+                edge.open()
             _title(slot, self._cpu())
         await self.listening.follow(slot)
         if self.lines.state != SeatState.READY:
@@ -440,6 +440,7 @@ class Shard:
             config, epoch = self._read_config()
             built = build(config, self.env, epoch, keep=self.pipeline)
             certificate = server_context(config.server.tls) if self.tls is not None else None
+            table = self._endpoints(config)
         except (TpoError, OSError, ValueError) as e:
             self._epoch_seen = epoch
             last_words(self.handoff, str(e))
@@ -447,10 +448,12 @@ class Shard:
             return
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
+        resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
         self.edge.configure(config.server, _policy(config.server))
         if self.tls is not None and certificate is not None:
             self.tls.use(certificate)
-        self.edge.use(self.edge.table)
+        self.edge.use(table)
+        self.owner.table = table
         for name, backend in old.backends.items():
             if built.backends.get(name) is not backend:
                 backend.close()

@@ -267,7 +267,12 @@ def test_a_second_start_on_the_same_directory_is_already_running(fakes: Fakes) -
     """Exit 5 with the pid of the first."""
     gateway = fakes(workers=1)
     done = subprocess.run(
-        gateway.command, capture_output=True, text=True, timeout=20, check=False, env=gateway._env
+        gateway.command,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=gateway.environment,
     )
     assert done.returncode == 5
     assert f"already running: pid {gateway.pid}" in done.stderr
@@ -278,7 +283,12 @@ def test_a_second_start_on_the_same_port_is_refused(fakes: Fakes) -> None:
     gateway = fakes(workers=2)
     other = fakes("--port", str(gateway.port), start=False)
     done = subprocess.run(
-        other.command, capture_output=True, text=True, timeout=20, check=False, env=gateway._env
+        other.command,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=gateway.environment,
     )
     assert done.returncode == 6
     assert f"address in use: 127.0.0.1:{gateway.port}" in done.stderr
@@ -293,7 +303,7 @@ def test_the_service_manager_is_told(fakes: Fakes) -> None:
         path = str(gateway.folder / "notify")
         manager.bind(path)
         manager.settimeout(5)
-        gateway._env["NOTIFY_SOCKET"] = path
+        gateway.environment["NOTIFY_SOCKET"] = path
         gateway.start()
         assert manager.recv(500).startswith(b"READY=1")
         gateway.stop()

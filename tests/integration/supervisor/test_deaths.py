@@ -24,7 +24,7 @@ def fails(gateway: FakeGateway, within_s: float) -> tuple[int, float]:
     with gateway.stdout_path.open("wb") as out, gateway.stderr_path.open("wb") as err:
         done = subprocess.run(
             gateway.command, stdout=out, stderr=err, timeout=within_s, check=False,
-            env=gateway._env, cwd=ROOT,
+            env=gateway.environment, cwd=ROOT,
         )  # fmt: skip
     return done.returncode, time.monotonic() - began
 

@@ -153,7 +153,7 @@ def test_a_wrong_config_at_start_is_exit_2_with_file_key_and_reason(fakes: Fakes
     path.write_text("[server]\ndrain_s = 'soon'\n")
     done = subprocess.run(
         [*gateway.command, "--config", str(path)],
-        capture_output=True, text=True, timeout=20, check=False, env=gateway._env,
+        capture_output=True, text=True, timeout=20, check=False, env=gateway.environment,
     )  # fmt: skip
     assert done.returncode == 2
     assert "drain_s" in done.stderr

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
+
+import pytest
 
 from tests.support.fake_env import FakeWorld, make_call
 from tests.support.raw import chat, sse_data
 from tpo_mp.backends.echo import FEATURE, EchoBackend
-from tpo_mp.errors import Cancelled, TpoError
+from tpo_mp.errors import TpoError
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.types import Call, Reply, Stream
 
@@ -138,12 +141,21 @@ def test_delay_is_waited_on_the_clock() -> None:
     assert said.value is not None
 
 
-def test_aborting_a_delayed_call_ends_it() -> None:
-    """``call.abort`` rejects at once and the timer finds nothing left to do."""
+def test_giving_up_a_delayed_call_ends_it() -> None:
+    """At once, and the timer finds nothing left to do."""
+    world = FakeWorld()
+    said = infer(echo(world, delay_ms=50), call_for("hi"))
+    assert said.cancel()
+    world.advance(1)
+    assert isinstance(said.error, asyncio.CancelledError)
+
+
+@pytest.mark.parametrize("delay_ms", [0, 50])
+def test_its_time_to_the_first_byte_is_known(delay_ms: int) -> None:
+    """As any backend's, so that metrics count its calls."""
     world = FakeWorld()
     call = call_for("hi")
-    said = infer(echo(world, delay_ms=50), call)
-    assert call.abort is not None
-    call.abort(Cancelled("left"))
-    world.advance(1)
-    assert isinstance(said.error, Cancelled)
+    infer(echo(world, delay_ms=delay_ms), call)
+    world.advance(0.06)
+    assert call.upstream_at == 1000.0
+    assert call.first_byte_at == pytest.approx(1000.06 if delay_ms else 1000.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from tpo_mp.config.values import Secret
 from tpo_mp.errors import (
     BackendFailure,
     BackendTimeout,
-    Cancelled,
     ConfigError,
     RateLimited,
     Rejected,
@@ -283,15 +283,13 @@ def test_cancelling_a_stream_cancels_the_request() -> None:
     assert origin.cancelled == 1
 
 
-def test_aborting_a_waiting_call_cancels_the_request() -> None:
-    """``call.abort`` works before the first byte."""
+def test_giving_up_a_waiting_call_cancels_the_request() -> None:
+    """Before the first byte there is only the promise to cancel."""
     backend, origin = build()
-    call = call_for()
-    said = infer(backend, call)
-    assert call.abort is not None
-    call.abort(Cancelled("left"))
+    said = infer(backend, call_for())
+    assert said.cancel()
     assert origin.cancelled == 1
-    assert isinstance(said.error, Cancelled)
+    assert isinstance(said.error, asyncio.CancelledError)
 
 
 def test_full_pool_sheds() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from tpo_mp import registry
 from tpo_mp.config import catalog
 from tpo_mp.config.aliases import ALIASES, WITHOUT_EFFECT
 from tpo_mp.config.load import SECTIONS
@@ -26,6 +27,9 @@ def test_target_of_an_alias_exists(alias: object) -> None:
     section, *rest = path.split(".")
     if section == "stages":
         assert rest[0] in catalog.STAGES
+        return
+    if section == "surfaces":
+        assert rest[1] in registry.find("surfaces", rest[0]).Config.__struct_fields__
         return
     kind: object = SECTIONS[section]
     for key in rest:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tpo_mp import registry
+from tpo_mp.config import catalog
 from tpo_mp.config.tree import Config
 
 pytestmark = pytest.mark.usefixtures("some_stages")
@@ -126,3 +127,52 @@ def test_options_survive_as_the_features_own_struct(load_text: Loads) -> None:
     """What a stage gets is what its file declares."""
     retry: Any = load_text("[stages.retry]\nattempts = 7\n").stages["retry"]
     assert (type(retry).__name__, retry.attempts) == ("RetryConfig", 7)
+
+
+def test_switch_that_is_no_switch_is_refused(refused: Refused) -> None:
+    """``"no"`` would have run it."""
+    assert refused('[stages.retry]\nenabled = "no"\n') == [
+        "stages.retry.enabled = 'no': expected bool"
+    ]
+    assert refused("[surfaces.native_api]\nenabled = 0\n") == [
+        "surfaces.native_api.enabled = 0: expected bool"
+    ]
+
+
+def test_shipped_surfaces_are_served_with_their_defaults(load_text: Loads) -> None:
+    """Nobody has to name them."""
+    config = load_text()
+    assert tuple(config.surfaces) == catalog.SURFACES
+    native: Any = config.surfaces["native_api"]
+    assert (native.max_tokens, native.temperature) == (256, 0.7)
+
+
+def test_surface_has_options_and_a_switch(load_text: Loads) -> None:
+    """Both are said in its table; the sampling of the reference's inference stage is one."""
+    config = load_text(
+        "[surfaces.native_api]\nmax_tokens = 9\n[surfaces.ops_api]\nenabled = false\n"
+    )
+    native: Any = config.surfaces["native_api"]
+    assert native.max_tokens == 9
+    assert "ops_api" not in config.surfaces
+    text = '[stages.inference]\nworker = "echo"\nmodel = "m"\nmax_tokens = 7\ntemperature = 0.1\n'
+    other: Any = load_text(text).surfaces["native_api"]
+    assert (other.max_tokens, other.temperature) == (7, 0.1)
+
+
+NATIVE = "surfaces.native_api"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[surfaces.native_ap]\n", "surfaces.native_ap = 'native_ap': unknown; did you mean"),
+        (f"[{NATIVE}]\nmax_tokens = 0\n", f"{NATIVE}.max_tokens = 0: expected int >= 1"),
+        (f"[{NATIVE}]\nmaxtokens = 1\n", f"{NATIVE}.maxtokens: unknown key; did you mean"),
+        ("[surfaces]\nnative_api = 1\n", f"{NATIVE} = 1: expected a table"),
+    ],
+)
+def test_surfaces_are_checked_like_stages(refused: Refused, text: str, problem: str) -> None:
+    """Name, bounds, keys, shape."""
+    (said,) = refused(text)
+    assert said.startswith(problem)

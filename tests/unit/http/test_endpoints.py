@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tpo_mp.errors import ConfigError
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 
 
@@ -66,9 +67,9 @@ def test_other_methods_learn_what_is_allowed() -> None:
 
 def test_one_endpoint_per_method_and_path() -> None:
     """Two surfaces cannot claim the same route."""
-    with pytest.raises(AssertionError):
+    with pytest.raises(ConfigError, match="two surfaces answer GET /a"):
         EndpointTable([endpoint("GET", "/a"), endpoint("GET", "/a")])
-    with pytest.raises(AssertionError):
+    with pytest.raises(ConfigError, match="two surfaces answer GET /a"):
         EndpointTable([endpoint("GET", "/a/{x}"), endpoint("GET", "/a/{x}")])
 
 

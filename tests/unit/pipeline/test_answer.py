@@ -13,7 +13,6 @@ from tests.support.raw import sse_data
 from tpo_mp.errors import (
     BackendFailure,
     BackendTimeout,
-    Cancelled,
     RateLimited,
     Rejected,
     TpoError,
@@ -56,7 +55,6 @@ class Told:
         self.call = make_call(b"{}", stream=stream)
         self.now = 5.0
         self.answer = Answer(self.call, b"", "up", lambda: self.now, strip, client_key)
-        self.call.abort = self.answer.stop
         self.sink = Collected()
         self.dropped = 0
         self.answer.connection = self  # type: ignore[assignment]
@@ -126,7 +124,6 @@ def test_whole_answer_is_passed_untouched() -> None:
     assert reply.usage is not None
     assert (reply.usage.prompt, reply.usage.completion) == (3, 4)
     assert told.call.first_byte_at == 5.0
-    assert told.call.abort is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,6 @@ def test_stream_passes_byte_for_byte(strip: bool, wire: bytes, step: int) -> Non
     assert told.sink.ends == [None]
     assert told.reply.finish_reason == "stop"
     assert told.reply.content_type == b"text/event-stream"
-    assert told.call.abort is None
 
 
 @pytest.mark.parametrize(
@@ -342,13 +338,10 @@ def test_cancelled_stream_is_silent() -> None:
     assert told.sink.ends == []
 
 
-@pytest.mark.parametrize("fed", [0, 1])
-def test_call_is_aborted_at_any_point(fed: int) -> None:
-    """``call.abort`` ends it with the given error."""
-    told = Told().feed(*[event("a")] * fed, end=False)
-    assert told.call.abort is not None
-    told.call.abort(Cancelled("enough"))
-    assert told.reason == "cancelled"
+def test_call_given_up_before_its_first_byte_lets_the_upstream_go() -> None:
+    """Cancelling the promise is enough."""
+    told = Told()
+    assert told.answer.promise.cancel()
     assert told.dropped == 1
 
 

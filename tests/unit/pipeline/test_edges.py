@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support.fake_env import SilentMetrics, SilentSeries
-from tpo_mp.pipeline.edges import CAPACITY_OF, Edge, make_edges
+from tpo_mp.pipeline.edges import CAPACITY_OF, Edge, make_edges, resize_edges
 from tpo_mp.types import STAGES
 
 
@@ -25,7 +25,31 @@ def test_room_is_bounded_and_says_how_full_it_is() -> None:
     assert [edge.enter() for _ in range(4)] == [True, True, False, False]
     assert edge.depth == 2
     assert metrics.gauges["orchestrator_queue_depth['rag']"].value == 2
-    assert metrics.gauges["orchestrator_channel_capacity['rag']"].value == 2
+    edge.leave()
+    assert edge.enter()
+
+
+def test_capacity_is_shown_by_who_takes_calls() -> None:
+    """A spare has no room yet; a capacity of the whole host is shown in equal parts."""
+    metrics = Metrics()
+    shown = "orchestrator_channel_capacity['inference']"
+    edge = Edge("inference", 1024, metrics, shared_by=4)
+    assert metrics.gauges[shown].value == 0
+    edge.resize(512)
+    assert metrics.gauges[shown].value == 0
+    edge.open()
+    assert metrics.gauges[shown].value == 128
+    edge.resize(2048)
+    assert metrics.gauges[shown].value == 512
+
+
+def test_room_that_shrinks_keeps_who_waits() -> None:
+    """The next one must wait for both to go."""
+    edge = Edge("rag", 2, Metrics())
+    assert [edge.enter(), edge.enter()] == [True, True]
+    edge.resize(1)
+    edge.leave()
+    assert not edge.enter()
     edge.leave()
     assert edge.enter()
 
@@ -57,3 +81,6 @@ def test_each_stage_has_its_configured_capacity() -> None:
         assert rooms[stage].capacity == capacities[CAPACITY_OF[stage]]
         assert rooms[stage].enter()
     assert published == [1]
+    resize_edges(rooms, {name: 100 + size for name, size in capacities.items()})
+    for stage in STAGES:
+        assert rooms[stage].capacity == capacities[CAPACITY_OF[stage]] + 100

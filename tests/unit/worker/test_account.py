@@ -69,7 +69,9 @@ class Books:
                **fields: Any) -> None:  # fmt: skip
         """Account for calls that ended."""
         for i in range(n):
-            call = make_call(b"{}", **{"backend": "up", "attempts": 1, "slot": i} | fields)
+            call = make_call(
+                b"{}", **{"backend": "up", "attempts": 1, "slot": i, "admitted": True} | fields
+            )
             head = Head()
             head.method = "POST"
             delivery = Delivery(FakeGateway(), FakeExchange(head, b"body"), call)  # type: ignore[arg-type]
@@ -146,6 +148,7 @@ def test_errors_are_counted_by_label_and_end(
     assert books.records()[0].error == error.reason
     assert books.value("tpo_calls_total", terminal=terminal.value) == 1
     assert books.value("orchestrator_errors_total", stage="inference", error_type=label) == 1
+    assert books.value("orchestrator_requests_shed_total", stage="rag") == 0
     assert books.value("orchestrator_requests_shed_total", stage="inference") == (
         terminal is Terminal.SHED
     )
@@ -166,8 +169,11 @@ def test_cells_add_up(books: Books) -> None:
     books.finish(5, reply=reply)
     books.finish(2, error=RateLimited("a"), terminal=Terminal.FAILED, status=429, attempts=0)
     assert books.value("tpo_requests_total", path="/v1/x", code="200") == 5
-    assert books.value("tpo_requests_total", path="/v1/x", code="429") == 2
+    books.finish(
+        3, error=RateLimited("a"), terminal=Terminal.FAILED, status=429, attempts=0, admitted=False
+    )
     assert books.value("orchestrator_requests_total", stage="rag") == 7
+    assert books.value("orchestrator_requests_total", stage="assemble") == 7
     assert books.value("orchestrator_requests_total", stage="inference") == 5
     assert books.value("orchestrator_requests_total", stage="stream") == 5
     assert books.value("orchestrator_tokens_generated_total", worker_type="up") == 20
@@ -271,8 +277,9 @@ def test_batches_fit_their_ring() -> None:
 
 
 def test_rows_are_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invented models end in one row, not in the memory."""
+    """Names that were configured or answered for have rows of their own, up to a limit."""
     monkeypatch.setattr(account, "MAX_ROWS", 20)
+    books.account.models.use(f"m-{i}" for i in range(50))
     for i in range(100):
         books.finish(1, model=f"m-{i}", slot=-1)
     assert len(books.account._rows) <= 21
@@ -290,3 +297,46 @@ def test_defect_in_the_books_spares_the_other_calls(books: Books) -> None:
     assert len(books.crashes) == 1
     assert len(books.records()) == 2
     assert books.closed == [9, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "stage"),
+    [
+        ({"admitted": False}, "admit"),
+        ({}, "inference"),
+        ({"reply": Reply(200, b"x")}, "stream"),
+        ({"error": Shed("full", stage="rag")}, "rag"),
+        ({"admitted": False, "error": RateLimited("no", stage="assemble")}, "assemble"),
+    ],
+)
+def test_failures_are_counted_where_they_happened(
+    books: Books, fields: dict[str, Any], stage: str
+) -> None:
+    """By what the chain says, else by how far the call is known to have come."""
+    error = fields.setdefault("error", Shed("full"))
+    books.finish(terminal=Terminal.SHED, status=503, **fields)
+    found = {
+        (sample.labels, sample.value)
+        for family in books.arena.collect()
+        if family.name == "orchestrator_errors_total"
+        for sample in family.samples
+    }
+    assert found == {((("error_type", error.label), ("stage", stage)), 1.0)}
+    shed_in = stage if stage != "admit" else "inference"
+    assert books.value("orchestrator_requests_shed_total", stage=shed_in) == 1
+    met = books.value("orchestrator_requests_total", stage="assemble")
+    assert met == (fields.get("admitted", True) and stage != "rag")
+
+
+def test_invented_models_get_no_series(books: Books) -> None:
+    """A client that asks for names nobody serves leaves one label, whatever they are."""
+    for i in range(100):
+        books.finish(1, model=f"no-{i}", status=404, error=BackendFailure("x"))
+    books.finish(1, model="real")
+    models = {
+        dict(sample.labels)["model"]
+        for family in books.arena.collect()
+        if family.name == "inference_time_to_first_token_seconds"
+        for sample in family.samples
+    }
+    assert models == {"other", "real"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.fake_gateway import FakeExchange
-from tpo_mp.errors import InvalidRequest, NotFound, RateLimited
+from tpo_mp.errors import InvalidRequest, NotFound, RateLimited, Shed
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.head import Head
-from tpo_mp.worker.errors_out import render_error
+from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.worker.errors_out import Refusals, render_error
 
 
 def exchange(path: str, family: str = "", request_id: str = "") -> FakeExchange:
@@ -67,3 +68,23 @@ def test_method_not_allowed_says_which_are() -> None:
                        reason="method_not_allowed", status=405),
     )  # fmt: skip
     assert b"allow: GET, POST\r\n" in asked.extra
+
+
+def test_refusals_are_counted_by_status_and_reason() -> None:
+    """Shed ones also where operators look for them."""
+    arena = MetricsArena.create(1)
+    refusals = Refusals(arena.block(0, 1))
+    for error in (NotFound("no", reason="gone"), NotFound("no", reason="gone"), Shed("full")):
+        asked = exchange("/v1/x")
+        refusals.answer(asked, error)
+        assert asked.status == error.status
+    seen = {
+        (family.name, dict(sample.labels).get("reason") or dict(sample.labels).get("stage")):
+        sample.value
+        for family in arena.collect()
+        for sample in family.samples
+    }  # fmt: skip
+    assert seen["tpo_refused_requests_total", "gone"] == 2
+    assert seen["tpo_refused_requests_total", "shed"] == 1
+    assert seen["orchestrator_requests_shed_total", "admit"] == 1
+    arena.close()
