@@ -268,6 +268,11 @@ def from_wire(wire: WireError) -> TpoError:
     """Build the error a peer sent; an unknown code (newer peer) becomes ``Fault``."""
     code, reason, message, param, retry_after_s, status, lines, stage = wire
     return BY_CODE.get(code, Fault)(
-        message, reason=reason, param=param, retry_after_s=retry_after_s, status=status,
-        lines=lines, stage=stage,
+        message,
+        reason=reason,
+        param=param,
+        retry_after_s=retry_after_s,
+        status=status,
+        lines=lines,
+        stage=stage,
     )

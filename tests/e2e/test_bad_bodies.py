@@ -184,27 +184,33 @@ SESSIONS = {
 
 
 @pytest.mark.parametrize("lane", ["fast", "full"])
+@pytest.mark.parametrize("name", [b"X-Session-Id", b"x-litellm-session-id"])
 @pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS.keys())
 def test_unsafe_session_id_is_refused_and_not_reflected(
-    echo_gateway: Gateway, lane: str, session: bytes
+    echo_gateway: Gateway, lane: str, name: bytes, session: bytes
 ) -> None:
-    """Only the safe pattern is a session id."""
-    reply = ask_on(echo_gateway.url, lane, BODY, b"X-Session-Id: " + session)
+    """Only the safe pattern is a session id, whoever's header names it."""
+    reply = ask_on(echo_gateway.url, lane, BODY, name + b": " + session)
     assert reply.status == 400, reply
     if len(session) > 3:
         assert session not in reply.head + reply.body
 
 
-def test_two_session_ids_are_refused(echo_gateway: Gateway) -> None:
+@pytest.mark.parametrize("lane", ["fast", "full"])
+@pytest.mark.parametrize("name", [b"X-Session-Id", b"x-litellm-session-id"])
+def test_two_session_ids_are_refused(echo_gateway: Gateway, lane: str, name: bytes) -> None:
     """Two headers would let two layers disagree about the session."""
-    reply = ask_on(echo_gateway.url, "fast", BODY, b"X-Session-Id: a", b"X-Session-Id: b")
+    reply = ask_on(echo_gateway.url, lane, BODY, name + b": a", name + b": b")
     assert reply.status == 400
 
 
+@pytest.mark.parametrize("lane", ["fast", "full"])
 @pytest.mark.parametrize("value", [b"a b", b"\xffx", b"x" * 129, b"a\tb"])
-def test_unsafe_request_id_is_refused_not_reflected(echo_gateway: Gateway, value: bytes) -> None:
+def test_unsafe_request_id_is_refused_not_reflected(
+    echo_gateway: Gateway, lane: str, value: bytes
+) -> None:
     """A request id is echoed, so it must be safe to write into a header."""
-    reply = ask_on(echo_gateway.url, "fast", BODY, b"X-Request-Id: " + value)
+    reply = ask_on(echo_gateway.url, lane, BODY, b"X-Request-Id: " + value)
     assert reply.status == 400
     assert value not in reply.head
 

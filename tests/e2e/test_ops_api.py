@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import exposition
 from tests.support.gateway import Gateway
-from tests.support.raw import ask, chat
+from tests.support.raw import RawClient, ask, chat
 from tests.support.wait import wait_for
+from tpo_mp import __version__
 
 BOTH = ["/metrics", "/live", "/ready", "/health"]
 
@@ -20,10 +22,55 @@ def test_both_ports_answer_operations(echo_gateway: Gateway, path: str) -> None:
         assert reply.body
 
 
-@pytest.mark.parametrize("path", ["/", "/version", "/livez", "/healthz", "/readyz", "/v1/health"])
-def test_other_names_of_operations_answer(echo_gateway: Gateway, path: str) -> None:
-    """The spellings that probes and dashboards use are routes too."""
-    assert echo_gateway.ask(path).status == 200
+@pytest.mark.parametrize("path", ["/", "/version"])
+def test_main_port_says_what_it_is(echo_gateway: Gateway, path: str) -> None:
+    """By name and version."""
+    said = echo_gateway.ask(path).json()
+    assert said["name"] == "tpo-mp"
+    assert said["version"] == __version__
+
+
+SAME = {
+    "/live": ("/livez", "/healthz", "/health/liveliness"),
+    "/ready": ("/readyz", "/health/readiness"),
+    "/health": ("/v1/health",),
+}
+
+
+@pytest.mark.parametrize("path", SAME)
+def test_other_names_of_operations_answer_the_same(echo_gateway: Gateway, path: str) -> None:
+    """The spellings that probes and dashboards use, on both ports, to GET and to HEAD."""
+    for url in (echo_gateway.url, echo_gateway.ops):
+        keys = set(ask(url, path).json())
+        for other in SAME[path]:
+            reply = ask(url, other)
+            assert (reply.status, set(reply.json())) == (200, keys), (url, other)
+            with RawClient(url) as client:
+                assert client.request("HEAD", other).status == 200
+
+
+def test_metrics_pass_the_lint_of_their_readers(echo_gateway: Gateway) -> None:
+    """What ``promtool check metrics`` asks of a page, after every kind of answer there is."""
+    chat_path = "/v1/chat/completions"
+    for body in (chat("a"), chat("b", stream=True), chat("c", "nobody"), {"model": 7}):
+        echo_gateway.ask(chat_path, body)
+    echo_gateway.ask("/nowhere")
+    with RawClient(echo_gateway.url) as client:
+        client.send(b"nonsense\n\n")
+        client.read_to_end()
+    for url in (echo_gateway.url, echo_gateway.ops):
+        page = ask(url, "/metrics").body.decode()
+        assert exposition.problems(page) == []
+        assert 'reason="unknown_url"' in page
+
+
+def test_names_a_client_invents_are_no_labels(echo_gateway: Gateway) -> None:
+    """A model nobody serves is ``other``, and so is what was refused before."""
+    for number in range(20):
+        reply = echo_gateway.ask("/v1/chat/completions", chat("x", f"invented-{number}"))
+        assert reply.status == 404
+    wait_for(lambda: 'model="other"' in ask(echo_gateway.ops, "/metrics").body.decode(), 5, "other")
+    assert "invented" not in ask(echo_gateway.ops, "/metrics").body.decode()
 
 
 def test_banner_lists_every_route(echo_gateway: Gateway) -> None:
@@ -34,8 +81,6 @@ def test_banner_lists_every_route(echo_gateway: Gateway) -> None:
 
 def test_head_is_get_without_a_body(echo_gateway: Gateway) -> None:
     """Probes may use HEAD."""
-    from tests.support.raw import RawClient
-
     with RawClient(echo_gateway.url) as client:
         reply = client.request("HEAD", "/ready")
         assert reply.status == 200

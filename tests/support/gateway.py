@@ -128,7 +128,8 @@ class Gateway:
         """Run another ``tpo-mp`` command against this gateway's state directory."""
         return subprocess.run(
             [sys.executable, "-m", "tpo_mp", *args, "--state-dir", str(self.state_dir)],
-            capture_output=True, text=True, timeout=100, cwd=ROOT, env=self.environment, check=False,
+            capture_output=True, text=True, timeout=100, cwd=ROOT, env=self.environment,
+            check=False,
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.support.fake_env import FakeWorld, make_call
 from tests.support.fake_net import Collected, turns
 from tests.support.raw import chat
 from tpo_mp import registry
-from tpo_mp.errors import BackendFailure, Cancelled, TpoError
+from tpo_mp.errors import BackendFailure, TpoError
 from tpo_mp.pipeline.promise import run
 from tpo_mp.pipeline.routing import wrap
 from tpo_mp.ports import BackendConfig

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tpo_mp.errors import ConfigError, TpoError
+from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import BackendConfig, Env, Feature
@@ -143,9 +143,7 @@ class SimulatorBackend:
         if wait_s <= 0:
             self._settle(said, call, answered, fault)
             return said
-        said.cancel_with = self._alarm(
-            wait_s, lambda: self._settle(said, call, answered, fault)
-        )
+        said.cancel_with = self._alarm(wait_s, lambda: self._settle(said, call, answered, fault))
         return said
 
     def _settle(

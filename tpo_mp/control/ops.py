@@ -45,8 +45,10 @@ class OpsPort:
             "/live": self._live,
             "/livez": self._live,
             "/healthz": self._live,
+            "/health/liveliness": self._live,
             "/ready": self._ready,
             "/readyz": self._ready,
+            "/health/readiness": self._ready,
             "/health": self._health,
             "/v1/health": self._health,
         }

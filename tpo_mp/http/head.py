@@ -34,7 +34,7 @@ _SAFE_TARGET = re.compile(rb"/[!-~]*")
 _SINGLE = frozenset(
     (b"host", b"content-length", b"content-type", b"transfer-encoding", b"authorization",
      b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
-     b"x-tpo-deadline-ms", b"x-request-id", b"origin")
+     b"x-tpo-deadline-ms", b"x-request-id", b"x-litellm-session-id", b"origin")
 )  # fmt: skip
 _SPECIAL = frozenset(
     (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
@@ -300,9 +300,10 @@ def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
         if _SESSION.fullmatch(session):
             head.session = session.decode("ascii")
         else:
-            head.refusal = InvalidRequest(
-                "x-session-id must match [A-Za-z0-9._:-]{1,128}", param="x-session-id"
-            )
+            head.refusal = _unsafe_session("x-session-id")
+    hint = headers.get(b"x-litellm-session-id") if head.special else None
+    if hint is not None and not _SESSION.fullmatch(hint):
+        head.refusal = _unsafe_session("x-litellm-session-id")
     if endpoint is None:
         head.refusal = (
             InvalidRequest(f"method {head.method} is not allowed here; use {allowed}",
@@ -316,6 +317,10 @@ def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
         head.keep_alive = False
     elif endpoint is not None and endpoint.method == "POST" and endpoint.takes_json:
         _check_media(head)
+
+
+def _unsafe_session(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} must match [A-Za-z0-9._:-]{{1,128}}", param=name)
 
 
 def _check_media(head: Head) -> None:

@@ -48,11 +48,12 @@ class OpsApi:
                 Outcome("unhealthy or shutting down", shapes.HealthReport, status=503),
             )).at("/v1/health"),
             *Endpoint("GET", "/live", self.live, "ops",
-                      outcomes=(Outcome("it does", shapes.Liveness),)).at("/livez", "/healthz"),
+                      outcomes=(Outcome("it does", shapes.Liveness),)).at(
+                          "/livez", "/healthz", "/health/liveliness"),
             *Endpoint("GET", "/ready", self.ready, "ops", outcomes=(
                 Outcome("it does", shapes.Readiness),
                 Outcome("it does not; `reason` says why", shapes.Readiness, status=503),
-            )).at("/readyz"),
+            )).at("/readyz", "/health/readiness"),
         ]  # fmt: skip
 
     def banner(self, exchange: Exchange) -> None:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Final, cast
 import structlog
 
 from tpo_mp import registry
+from tpo_mp.config import catalog
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.pipeline.curl import BASE, curl_line
 from tpo_mp.pipeline.openapi_parts import FAMILIES, INTRO, PARAMETERS, TITLES
 from tpo_mp.ports import Env
 from tpo_mp.shm.metrics import MetricsArena
-
-from .shard import SURFACES
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.gateway import Gateway
@@ -78,7 +77,7 @@ def table() -> EndpointTable:
         rooms={},
     )
     found: list[Endpoint] = []
-    for name in SURFACES:
+    for name in catalog.SURFACES:
         feature = registry.find("surfaces", name)
         found += feature.build(feature.Config(), env).endpoints(cast("Gateway", None))
     arena.close()

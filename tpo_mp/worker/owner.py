@@ -155,7 +155,10 @@ class Owner:
         if any(name in headers for name in orders.STEER):
             call.forward += orders.lines_of(headers)
         if b"x-litellm-session-id" in headers and call.session is None:
-            call.affinity = headers[b"x-litellm-session-id"].decode("latin-1") or call.affinity
+            # A native body names a session of ours; other bodies only hint at one.
+            native = head.endpoint is not None and head.endpoint.family == "native"
+            if not (native and call.affinity):
+                call.affinity = headers[b"x-litellm-session-id"].decode("ascii")
         if b"x-tpo-priority" in headers:
             priority = _PRIORITIES.get(headers[b"x-tpo-priority"].lower())
             if priority is None:

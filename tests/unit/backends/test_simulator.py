@@ -12,7 +12,7 @@ from tests.support.fake_env import FakeWorld, make_call
 from tests.support.fake_net import Collected
 from tests.support.raw import chat, sse_data
 from tpo_mp.backends.simulator import FEATURE, SimulatorBackend
-from tpo_mp.errors import Cancelled, ConfigError, ConnectionCut, InvalidRequest, TpoError
+from tpo_mp.errors import ConfigError, ConnectionCut, InvalidRequest, TpoError
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.types import Call, Dialect, Reply

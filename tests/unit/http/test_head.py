@@ -226,10 +226,11 @@ def test_well_framed_requests_are_refused_with_their_reason(
     [b"", b"x" * 10_000, b"\xff\xfe", b"a.b.>", b"*", b"{hash}", b"../../x", b"x y", b"%0d%0a",
      "😀".encode(), b"a/b"],
 )  # fmt: skip
-def test_odd_session_ids_are_refused(value: bytes) -> None:
+@pytest.mark.parametrize("name", [b"X-Session-Id", b"X-LiteLLM-Session-Id"])
+def test_odd_session_ids_are_refused(name: bytes, value: bytes) -> None:
     """A session id is a short safe word, or the request is refused, never a 500."""
     try:
-        refused = refusal_of(post(LENGTH, b"X-Session-Id: " + value)).status
+        refused = refusal_of(post(LENGTH, name + b": " + value)).status
     except BadHead as e:
         refused = e.status
     assert refused in (400, 431)

@@ -10,6 +10,7 @@ from tests.support.fake_net import HeldStream
 from tests.support.fake_shards import SLOTS, FakeHost
 from tests.unit.worker.conftest import MakeHost
 from tpo_mp.errors import BackendFailure, Draining, InvalidRequest, RateLimited, Shed, TpoError
+from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.frames import Kind
 from tpo_mp.types import Priority, Reply, Terminal
@@ -56,7 +57,6 @@ def test_identity_comes_from_seat_and_head(host: FakeHost) -> None:
         ("head", None, "body", "head"),
         ("head", b"lite", "body", "head"),
         (None, b"lite", "body", "lite"),
-        (None, b"", "body", "body"),
     ],
 )
 def test_affinity_is_the_first_key_given(
@@ -71,6 +71,17 @@ def test_affinity_is_the_first_key_given(
     )
     assert call.affinity == chosen
     assert call.session == session
+
+
+def test_session_of_a_native_body_outranks_a_hint(host: FakeHost) -> None:
+    """``session_id`` comes before LiteLLM's header; without one the header counts."""
+    for affinity, chosen in (("body", "body"), (None, "lite")):
+        exchange = host.shards[0].exchange(headers={b"x-litellm-session-id": b"lite"}, special=True)
+        exchange.head.endpoint = Endpoint("POST", "/v1/prompt", lambda _exchange: None, "native")
+        call = host.shards[0].owner.new_call(
+            exchange, model="m", body=b"", stream=False, affinity=affinity
+        )
+        assert call.affinity == chosen
 
 
 def test_long_affinity_is_hashed(host: FakeHost) -> None:
