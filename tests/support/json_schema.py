@@ -31,7 +31,9 @@ LIMITS = {
     "enum": lambda value, limit: value in limit,
     "const": lambda value, limit: value == limit,
 }
-OBJECT = {"properties", "patternProperties", "additionalProperties", "required"}
+OBJECT = {
+    "properties", "patternProperties", "additionalProperties", "required", "propertyNames"
+}  # fmt: skip
 KNOWN = {*NOTES, *LIMITS, *OBJECT, "$ref", "type", "items", "anyOf"}
 
 
@@ -66,6 +68,8 @@ class Validator:
 
     def _object(self, shape: dict[str, Any], value: Any, path: str) -> Iterator[str]:
         yield from (f"{path}.{k}: missing" for k in shape.get("required", []) if k not in value)
+        for key in value:
+            yield from self._walk(shape.get("propertyNames", {}), key, f"{path}.{key}")
         for key, item in value.items():
             known = shape.get("properties", {}).get(key)
             if known is None and any(re.search(p, key) for p in shape.get("patternProperties", {})):

@@ -58,6 +58,8 @@ def typed(decode: Callable[[bytes], _T], body: bytes) -> _T:
     """Decode a client's body with a msgspec decoder; raises ``InvalidRequest`` naming the field."""
     check_json_size(body)
     try:
+        if not body.isascii():
+            body.decode()  # the decoder skips what it does not read, and upstreams would not
         return decode(body)
     except msgspec.ValidationError as e:
         message, param = split_path(str(e))

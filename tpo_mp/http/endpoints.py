@@ -143,6 +143,11 @@ class EndpointTable:
             return methods.get("GET"), params, ", ".join(methods)
         return methods.get(method), params, ", ".join(methods)
 
+    def family(self, path: str) -> Family | None:
+        """The family of a path, whatever the method; ``None`` for one that is not served."""
+        methods = self._literal.get(path) or self._match_pattern(path)[0]
+        return next(iter(methods.values())).family if methods else None
+
     def _match_pattern(self, path: str) -> tuple[dict[str, Endpoint] | None, dict[str, str]]:
         given = path.split("/")
         for parts, methods in self._pattern:

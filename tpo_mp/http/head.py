@@ -22,7 +22,7 @@ from tpo_mp.errors import InvalidRequest, NotFound, TooLarge, TpoError
 from .trace import trace_lines
 
 if TYPE_CHECKING:
-    from .endpoints import Endpoint, EndpointTable
+    from .endpoints import Endpoint, EndpointTable, Family
 
 MAX_HEADERS = 64
 MAX_LINE_BYTES = 8190
@@ -68,6 +68,7 @@ class Head:
     ``extra`` are header lines every response to it carries, ``whole`` those of a whole response.
     ``shaped`` says that a whole response is not simply sent (HEAD, preflight, a copy that may be
     fresh, compression from ``gzip_from`` bytes on).
+    ``family`` is whose words refuse a method that the path does not have.
     ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
     ``trace`` are the header lines that continue the client's trace upstream.
     ``special`` says that headers which steer a call are present.
@@ -76,9 +77,9 @@ class Head:
     """
 
     __slots__ = (
-        "client", "content_length", "endpoint", "extra", "full_lane", "gzip_from", "headers",
-        "keep_alive", "method", "params", "path", "query", "refusal", "request_id", "session",
-        "shaped", "special", "trace", "version_10", "whole",
+        "client", "content_length", "endpoint", "extra", "family", "full_lane", "gzip_from",
+        "headers", "keep_alive", "method", "params", "path", "query", "refusal", "request_id",
+        "session", "shaped", "special", "trace", "version_10", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,6 +92,7 @@ class Head:
         self.version_10 = False
         self.full_lane = ""
         self.endpoint: Endpoint | None = None
+        self.family: Family | None = None
         self.params: dict[str, str] = {}
         self.refusal: TpoError | None = None
         self.session: str | None = None
@@ -305,6 +307,7 @@ def _route(head: Head, table: EndpointTable, max_body_bytes: int) -> None:
     if hint is not None and not _SESSION.fullmatch(hint):
         head.refusal = _unsafe_session("x-litellm-session-id")
     if endpoint is None:
+        head.family = table.family(head.path)
         head.refusal = (
             InvalidRequest(f"method {head.method} is not allowed here; use {allowed}",
                            reason="method_not_allowed", status=405)

@@ -21,7 +21,7 @@ import msgspec
 from tpo_mp import __version__
 from tpo_mp.dialects import shapes
 from tpo_mp.dialects.body import ROUTING_FIELDS, RoutedHead
-from tpo_mp.http.endpoints import Endpoint, Family, Outcome, Shape
+from tpo_mp.http.endpoints import EVENTS, Endpoint, Family, Outcome, Shape
 from tpo_mp.http.exchange import REASON
 
 from .curl import curl_line
@@ -217,7 +217,9 @@ def _add_outcome(answer: Json, outcome: Outcome, endpoint: Endpoint, defs: _Defi
     else:
         schema = {"type": "string"} if outcome.shape is None else defs.of(outcome.shape)
     if outcome.status not in (101, 204, 304):
-        answer.setdefault("content", {})[outcome.media] = {"schema": schema}
+        # Readers disagree whether a schema here is of the whole stream or of one event.
+        media = {} if outcome.media == EVENTS else {"schema": schema}
+        answer.setdefault("content", {})[outcome.media] = media
     if endpoint.family != "ops":
         answer["headers"] = _header_refs(CALL_HEADERS if endpoint.infers else ANSWER_HEADERS)
 

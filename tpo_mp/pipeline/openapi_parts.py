@@ -65,7 +65,7 @@ PARAMETERS: Final[dict[str, Any]] = {
         _parameter(
             "x-request-id",
             "An id of the client's own; comes back in the answer and goes upstream.",
-            {"type": "string", "pattern": "^[!-~]{1,128}$"},
+            {"type": "string", "pattern": "^[!-~]{0,128}$"},
         ),
         _parameter(
             "x-session-id",

@@ -39,7 +39,7 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
     """Answer ``error``; status and body have the family's shape."""
     head = exchange.head
     status = error.status
-    family = head.endpoint.family if head.endpoint else _family(head.path)
+    family = head.endpoint.family if head.endpoint else head.family or _family(head.path)
     if family == "openai" and b"anthropic-version" in head.headers:
         family = "anthropic"  # their SDK, at a path that both families have
     # One id for header and body, the caller's or ours: it is what a report will quote.

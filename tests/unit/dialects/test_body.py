@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from tpo_mp.dialects.body import (
     MAX_BRACKETS,
     Fields,
+    RoutedHead,
     parse,
     strip_routing_fields,
     texts,
+    typed,
     with_fields,
     with_model,
     with_stream,
@@ -82,6 +85,16 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse(body)
     assert refused.value.reason == "invalid_json"
+
+
+def test_what_is_not_utf8_is_refused_where_nobody_reads_it() -> None:
+    """An unread field goes upstream too."""
+    decode = msgspec.json.Decoder(RoutedHead).decode
+    assert typed(decode, '{"note": "é"}'.encode()).timeout is msgspec.UNSET
+    for body in (b'{"note": "\xff"}', b'{"n\xffte": 1}', '{"note": "é"}'.encode("latin-1")):
+        with pytest.raises(InvalidRequest) as refused:
+            typed(decode, body)
+        assert refused.value.reason == "invalid_json"
 
 
 def test_one_string_or_many() -> None:

@@ -65,6 +65,13 @@ def test_other_methods_learn_what_is_allowed() -> None:
     assert TABLE.match("HEAD", "/v1/chat/completions") == (None, {}, "POST")
 
 
+def test_path_has_a_family_whatever_the_method() -> None:
+    """Whose words a 405 is said in."""
+    assert TABLE.family("/v1/models") == "native"
+    assert TABLE.family("/api/v1/result/7") == "native"
+    assert TABLE.family("/nowhere") is None
+
+
 def test_one_endpoint_per_method_and_path() -> None:
     """Two surfaces cannot claim the same route."""
     with pytest.raises(ConfigError, match="two surfaces answer GET /a"):

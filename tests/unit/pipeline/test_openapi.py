@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import re
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.conftest import require
 from tests.support.api import (
     METHODS,
     described,
@@ -42,6 +45,18 @@ def test_document_is_plain_json() -> None:
     """It says the same after a round trip."""
     assert json.loads(json.dumps(DOC)) == DOC
     assert DOC["openapi"] == "3.1.0"
+
+
+def test_document_is_valid_openapi() -> None:
+    """By the specification's own schema, as a client generator applies it."""
+    require(importlib.util.find_spec("schemathesis") is not None, "schemathesis")
+    import schemathesis
+
+    schemathesis.openapi.from_dict(copy.deepcopy(DOC)).validate()
+    broken = copy.deepcopy(DOC)
+    del broken["paths"]["/live"]["get"]["responses"]["200"]["description"]
+    with pytest.raises(Exception, match="description"):
+        schemathesis.openapi.from_dict(broken).validate()
 
 
 def test_every_reference_resolves() -> None:

@@ -52,6 +52,14 @@ def test_anthropics_sdk_is_answered_in_its_own_shape_where_both_ask() -> None:
     assert b"request-id: r-1\r\n" in asked.extra
 
 
+def test_path_with_another_method_has_its_familys_shape() -> None:
+    """A method that is not allowed is refused in the words of those that are."""
+    asked = exchange("/v1/prompt")
+    asked.head.family = "native"
+    render_error(asked, NotFound("no", reason="gone"))
+    assert "request_id" in asked.json()["error"]
+
+
 def test_clients_are_told_when_to_come_back() -> None:
     """As in a call."""
     asked = exchange("/v1/x", "openai")
