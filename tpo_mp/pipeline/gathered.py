@@ -82,7 +82,6 @@ class _Gathering:
         self.promise: Promise[Reply] = Promise(self._leave)
 
     def start(self, send: Callable[[Call], Awaitable[Reply]]) -> None:
-        self._call.abort = self._stop
         cancel = run(send(self._inner), self._begun)
         if self._reply is None:
             self._cancel = cancel
@@ -91,8 +90,6 @@ class _Gathering:
     def _begun(self, reply: Reply | None, error: BaseException | None) -> None:
         call, inner = self._call, self._inner
         call.upstream_at, call.first_byte_at = inner.upstream_at, inner.first_byte_at
-        if reply is None or reply.stream is None:
-            call.abort = None
         if reply is None:
             self.promise.reject(error or RuntimeError("a backend answered nothing"))
         elif reply.stream is None:
@@ -128,7 +125,6 @@ class _Gathering:
 
     def end(self, error: TpoError | None) -> None:
         """Resolve with the whole, or with what went wrong."""
-        self._call.abort = None
         if error is not None and error.body == TOLD:
             # In a stream its client would have read the words; here they are still to be said.
             error = self._gatherer.error or BackendFailure(error.message, reason=error.reason)
