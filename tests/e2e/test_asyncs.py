@@ -47,9 +47,11 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture(autouse=True)
-def well_behaved(bench: Bench) -> None:
-    """Every test starts with an upstream that answers."""
+def well_behaved(bench: Bench) -> Iterator[None]:
+    """Every test has an upstream that answers, and leaves no call open there."""
     bench.upstream.play()
+    yield
+    wait_for(lambda: bench.upstream.counters.open == 0, 10, "no call left upstream")
 
 
 def infer(client: RawClient, text: str, session: str = "", **more: Any) -> str:

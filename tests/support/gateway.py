@@ -169,7 +169,13 @@ class Gateway:
         session = self.pid
         self._child.send_signal(number)
         try:
-            code = self._child.wait(timeout_s)
+            try:
+                code = self._child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                said = self.tpo("status")
+                raise AssertionError(
+                    f"still there {timeout_s:g} s after {number.name}:\n{said.stdout}{said.stderr}"
+                ) from None
             assert code == 0, f"exit code {code}:\n{self.stderr}"
             wait_for(lambda: not _alive(session), 3.0, f"no process left of {session}")
             assert "Traceback (most recent call last)" not in self.stderr, self.stderr
