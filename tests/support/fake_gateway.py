@@ -18,6 +18,7 @@ from tpo_mp.http.head import Head, parse
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.response_log import EventPage
 from tpo_mp.ports import Feature
+from tpo_mp.store.job_questions import AskLines, AskProgress, JobAnswer, Question, StartJob
 from tpo_mp.types import Call, Reply, Stream, Terminal
 
 
@@ -68,6 +69,14 @@ class FakeExchange:
         return json.loads(self.answer)
 
 
+def done_at_once(question: Question) -> JobAnswer:
+    """A control that keeps every job it is given, and nothing of it."""
+    if isinstance(question, (StartJob, AskProgress)):
+        ended = {"status": "completed", "total": 2, "completed": 2, "failed": 0, "cancelled": 0}
+        return JobAnswer("ok", json.dumps(ended).encode())
+    return JobAnswer("ok") if isinstance(question, AskLines) else JobAnswer("unknown")
+
+
 @dataclass
 class FakeGateway:
     """The shard as a surface sees it."""
@@ -81,6 +90,8 @@ class FakeGateway:
     accepted: list[Delivery] = field(default_factory=list)
     ends: list[Terminal] = field(default_factory=list)
     questions: list[tuple[str, str]] = field(default_factory=list)
+    jobs: Callable[[Question], JobAnswer | None] = field(default=done_at_once)
+    job_questions: list[Question] = field(default_factory=list)
     affinities: list[str | None] = field(default_factory=list)
     table: Sequence[Endpoint] = ()
     background: list[Call] = field(default_factory=list)
@@ -130,6 +141,11 @@ class FakeGateway:
         self.cancelled.append(call_id)
         self.on_cancel()
         return False
+
+    async def ask_jobs(self, question: Question) -> JobAnswer | None:
+        """What the test's control says; nobody home when it was told nothing."""
+        self.job_questions.append(question)
+        return self.jobs(question)
 
     def endpoints(self) -> Sequence[Endpoint]:
         """The surface's own routes."""

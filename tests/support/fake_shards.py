@@ -39,6 +39,7 @@ from tpo_mp.worker.asyncs import Asyncs
 from tpo_mp.worker.backgrounds import Backgrounds
 from tpo_mp.worker.build import build
 from tpo_mp.worker.cancels import Cancels
+from tpo_mp.worker.job_calls import JobCalls
 from tpo_mp.worker.letters import Letters
 from tpo_mp.worker.links import Links
 from tpo_mp.worker.mesh import Mesh
@@ -225,6 +226,7 @@ class FakeShard:
             ttl_s=60.0,
         )  # fmt: skip
         self.owner.backgrounds = self.backgrounds
+        self.job_calls = JobCalls(self.owner, self.store)
         self.owner.syncs = Syncs(
             lambda record: self.links.send(control, record), loop or self.loop, self.metrics
         )
@@ -255,6 +257,7 @@ class FakeShard:
             or self.asyncs.take(source, kind, payload)
             or self.cancels.take(source, kind, payload)
             or self.backgrounds.take(source, kind, payload)
+            or self.job_calls.take(kind, payload)
         ):
             return
         if kind == Kind.STORE_ANSWER:

@@ -318,6 +318,36 @@ class StoreSection(Section, frozen=True, kw_only=True):
     result_age_s: Annotated[
         float, Meta(ge=1, le=31_536_000, description="Age at which finished results are dropped.")
     ] = 3600.0
+    jobs: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Batch jobs kept; the one that ended first goes first, and a new one is "
+            "refused while all have prompts left.",
+        ),
+    ] = 1000
+    job_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20, le=1 << 40, description="Disk space for prompts and answers of batch jobs."
+        ),
+    ] = 1 << 30
+    job_age_s: Annotated[
+        float,
+        Meta(
+            ge=60,
+            le=31_536_000,
+            description="Age at which an ended batch job is dropped and one with prompts left is "
+            "cancelled.",
+        ),
+    ] = 604_800.0
+    job_concurrency: Annotated[
+        int,
+        Meta(
+            ge=1, le=1024, description="Prompts of batch jobs running at once, on the whole host."
+        ),
+    ] = 32
 
 
 class ObservabilitySection(Section, frozen=True, kw_only=True):

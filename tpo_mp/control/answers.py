@@ -18,7 +18,7 @@ from tpo_mp.store.questions import LETTERS, RESULTS, STATUSES, LetterQuery, Reco
 from tpo_mp.store.shelf import Shelf
 from tpo_mp.store.tables import LetterHeader
 
-from . import results
+from . import job_work, results
 
 UNAVAILABLE = (False, None)
 
@@ -29,6 +29,10 @@ def get(shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
         wanted = RecordQuery.from_key(key)
         if wanted is not None:
             return True, results.page(shelf, wanted)
+        ok, found = shelf.get(table, key)
+        if ok and found is None:  # a prompt of a batch has its record with its job
+            found = shelf.with_jobs(lambda jobs: job_work.record_of(jobs, key))
+        return ok, found
     if table != LETTERS:
         return shelf.get(table, key)
     query = LetterQuery.from_key(key)

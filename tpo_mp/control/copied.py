@@ -55,7 +55,7 @@ class CopiedCalls:
                 epoch=0,
                 call_id=call.call_id,
                 state_before=SlotState.ACCEPTED,
-                flags=SlotFlag(call.flags & 7),
+                flags=SlotFlag(call.flags & 15),
                 attempts=0,
                 started_wall_ms=0,
                 meta=call.meta,

@@ -22,11 +22,13 @@ from tpo_mp.shm.frames import (
     frame,
 )
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.job_questions import JOBS
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.shelf import Shelf
 
 from . import answers
 from .copies import Copies
+from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
 from .pieces import Pieces
@@ -56,6 +58,8 @@ class Desk:
         """Where answers go; set once both exist."""
         self.copies: Copies | None = None
         """Who syncs open calls; set as well."""
+        self.jobs: JobRunner | None = None
+        """Who runs batch jobs; set as well."""
         self.batches = 0
         self.malformed = 0
         self.letters = 0
@@ -120,6 +124,9 @@ class Desk:
         epoch, token = self._plane.seat(seat).epoch, question.token
         value = self._pieces.add((seat, epoch, token), question.value, question.more)
         if value is None:
+            return
+        if question.table == JOBS and self.jobs is not None:
+            self.jobs.ask(value, lambda ok, said: self._answer(seat, epoch, token, ok, said))
             return
         table, key, ttl_s = question.table, question.key, question.ttl_s
 

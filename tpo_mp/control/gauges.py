@@ -25,6 +25,8 @@ _COUNTERS = {
     "tpo_harvest_reruns_total": "Calls of dead processes that were given to another worker.",
     "tpo_open_copy_errors_total": "Failed writes or syncs of the copy of the open calls.",
     "tpo_open_copy_cut_total": "Open calls copied without their body: the copy was full.",
+    "tpo_job_prompts_ended_total": "Prompts of batch jobs that workers brought to an end.",
+    "tpo_job_prompts_put_back_total": "Prompts of batch jobs taken back from a worker to wait.",
     "tpo_access_lines_dropped_total": "Batches missing in the access log.",
 }
 
@@ -43,6 +45,10 @@ class ControlGauges:
         self._record_bytes = metrics.gauge("tpo_record_bytes", "Bytes of the call-record log.")
         self._copied = metrics.gauge("tpo_open_copy_calls", "Open calls whose copy is on disk.")
         self._copy_bytes = metrics.gauge("tpo_open_copy_bytes", "Bytes of that copy's file.")
+        self._jobs_open = metrics.gauge("tpo_jobs_open", "Batch jobs with prompts left.")
+        self._jobs_running = metrics.gauge("tpo_job_prompts_running", "Batch prompts running.")
+        self._job_rows = metrics.gauge("tpo_jobs", "Batch jobs kept.")
+        self._job_bytes = metrics.gauge("tpo_job_bytes", "Bytes of batch jobs.")
         self._limit = metrics.gauge("tpo_open_calls_limit", "Open calls allowed on this host.")
         self._broken = {
             part: metrics.gauge("tpo_store_broken", "1 while a part cannot write.", part=part)
@@ -72,6 +78,11 @@ class ControlGauges:
                 self._counters[name].inc(step)
             self._last[name] = total
 
+    def show_jobs(self, *, open: int, running: int) -> None:
+        """Show how busy batch jobs keep the host."""
+        self._jobs_open.set(open)
+        self._jobs_running.set(running)
+
     def show_copy(self, *, calls: int, file_bytes: int, broken: bool) -> None:
         """Show the copy of the open calls."""
         self._copied.set(calls)
@@ -83,6 +94,8 @@ class ControlGauges:
         self._letters.set(state.letters_open)
         self._letter_bytes.set(state.letters_bytes)
         self._record_bytes.set(state.calls_bytes)
+        self._job_rows.set(state.jobs)
+        self._job_bytes.set(state.job_bytes)
         for part, gauge in self._broken.items():
             gauge.set(part in state.broken)
         self.count(

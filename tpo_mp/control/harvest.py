@@ -1,7 +1,8 @@
 """Turns the calls of dead processes into dead letters, or into reruns.
 
 The supervisor marks a dead worker's open slots ORPHANED.  A sweep, on the store's thread, looks at
-each orphan: a call that has its call record or its letter already only gives its slot back; an
+each orphan: a call that has its call record or its letter already, and a prompt of a batch, which
+its job puts back itself, only gives its slot back; an
 asynchronous one that was never tried goes to another worker (``reruns``); the rest become letters.
 A slot is given back one sweep later, when its letter is known to be written.
 
@@ -226,7 +227,7 @@ class Harvest:
             finished |= source.calls.finished(shelf)
         letters = []
         for call_id, orphan in orphans:
-            if call_id in finished or shelf.letters.stored(call_id):
+            if orphan.flags & SlotFlag.JOB or call_id in finished or shelf.letters.stored(call_id):
                 sweep.done_slots.append((orphan.seat, orphan.slot))
             elif rerun and _rerunnable(orphan) and (possible or self._may_wait(source, call_id)):
                 if possible:

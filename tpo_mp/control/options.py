@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tpo_mp.config.blob import process_view
 from tpo_mp.config.certificate import expires_at
 from tpo_mp.config.sections import ObservabilitySection, ServerSection, StoreSection
+from tpo_mp.store.job_table import JobCaps
 from tpo_mp.store.letters import LetterCaps
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import ShelfOptions
@@ -22,6 +23,7 @@ class ControlOptions:
     max_open_calls: int
     certificate_expires_at: float | None
     open_copy_bytes: int
+    job_concurrency: int
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
@@ -41,6 +43,7 @@ def _options(
         letters=LogLimits(store.segment_bytes, store.dead_letter_bytes, store.dead_letter_age_s),
         letter_caps=LetterCaps(rows=store.dead_letters),
         tables=TableCaps(rows=store.results, age_s=store.result_age_s),
+        jobs=JobCaps(jobs=store.jobs, bytes=store.job_bytes, age_s=store.job_age_s),
     )
     return ControlOptions(
         shelf=shelf,
@@ -48,4 +51,5 @@ def _options(
         max_open_calls=server.max_open_calls,
         certificate_expires_at=expires_at(server.tls),
         open_copy_bytes=store.open_calls_bytes,
+        job_concurrency=store.job_concurrency,
     )

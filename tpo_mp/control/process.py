@@ -38,6 +38,7 @@ from .desk import Desk
 from .faults import faulty_disk
 from .gauges import ControlGauges
 from .harvest import Harvest
+from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
 from .ops import OpsPort
@@ -89,6 +90,7 @@ class ControlProcess:
             self.plane, registry, self.keeper, self.mail, Path(handoff.state_dir),
             faulty_disk() if failpoints.ACTIVE else None,
         )  # fmt: skip
+        self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
         self._ops = OpsPort(self.plane, self._arena)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -143,6 +145,7 @@ class ControlProcess:
         while True:
             self._turn()
             self.desk.flush()
+            self.jobs.tick()
             await asyncio.sleep(MAIL_S)
 
     async def _harvest(self) -> None:
@@ -261,6 +264,9 @@ class ControlProcess:
         self._gauges.set_limit(options.max_open_calls)
         self._gauges.set_certificate(options.certificate_expires_at)
         self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
+        self.jobs.concurrency = options.job_concurrency
+        self.jobs.age_s = options.shelf.jobs.age_s
+        self.jobs.max_open_calls = options.max_open_calls
         self.copies.configure(options.shelf.durability, options.open_copy_bytes)
 
     def _configure_log(self) -> FilteringBoundLogger:
@@ -280,6 +286,7 @@ class ControlProcess:
             self._gauges.show(self.keeper.state)
         copy = self.copies.copyist
         self._gauges.show_copy(calls=copy.calls, file_bytes=copy.file_bytes, broken=copy.broken)
+        self._gauges.show_jobs(open=self.jobs.open, running=self.jobs.running)
         self._gauges.count(
             {
                 "tpo_open_copy_errors_total": copy.errors,
@@ -292,6 +299,8 @@ class ControlProcess:
                 "tpo_control_letters_total": self.desk.letters,
                 "tpo_harvest_letters_total": self.harvest.letters,
                 "tpo_harvest_reruns_total": self.reruns.started,
+                "tpo_job_prompts_ended_total": self.jobs.ended,
+                "tpo_job_prompts_put_back_total": self.jobs.put_back,
                 "tpo_access_lines_dropped_total": self._access.dropped,
             }
         )

@@ -5,7 +5,8 @@ A record is the same wherever it is read: in the answer of ``/v1/prompt``, and b
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
@@ -15,6 +16,8 @@ from tpo_mp.errors import InvalidRequest, TpoError
 from tpo_mp.types import Usage
 
 from .body import check_json_size, split_path
+
+T = TypeVar("T")
 
 MAX_KEY_BYTES = 128
 MAX_VALUE_BYTES = 1024
@@ -42,21 +45,35 @@ class PromptRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return None if self.session_id is None else str(self.session_id)
 
 
+class BatchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of ``/api/v1/batch``: prompts that share everything else."""
+
+    prompts: Annotated[list[Annotated[str, Meta(min_length=1)]],
+                       Meta(min_length=1, max_length=10_000)]  # fmt: skip
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    session_id: Annotated[str, Meta(min_length=1, max_length=256)] | int | None = None
+    max_concurrency: Annotated[int, Meta(ge=1, le=16)] = 4
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The session as text; ids we made may come back as numbers."""
+        return None if self.session_id is None else str(self.session_id)
+
+
 _decode = msgspec.json.Decoder(PromptRequest).decode
+_decode_batch = msgspec.json.Decoder(BatchRequest).decode
+
+
+def decode_batch(body: bytes) -> BatchRequest:
+    """Check a batch's body; raises ``InvalidRequest`` (422) naming the field."""
+    return _strictly(_decode_batch, body)
 
 
 def decode_request(body: bytes) -> PromptRequest:
     """Check a body; raises ``InvalidRequest`` (422) naming the field."""
-    check_json_size(body)
-    try:
-        request = _decode(body)
-    except msgspec.ValidationError as e:
-        message, param = split_path(str(e))
-        if "unknown field" in message:
-            param = message.rpartition(" `")[2].rstrip("`")
-        raise _invalid(message, param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise InvalidRequest(f"the body is not valid JSON: {e}", reason="INVALID_REQUEST") from None
+    request = _strictly(_decode, body)
     if request.prompt is None and request.input is None:
         raise _invalid("prompt is required", "prompt")
     if request.prompt is not None and request.input is not None and request.prompt != request.input:
@@ -64,6 +81,19 @@ def decode_request(body: bytes) -> PromptRequest:
     if request.metadata:
         _check_metadata(request.metadata)
     return request
+
+
+def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
+    check_json_size(body)
+    try:
+        return decode(body)
+    except msgspec.ValidationError as e:
+        message, param = split_path(str(e))
+        if "unknown field" in message:
+            param = message.rpartition(" `")[2].rstrip("`")
+        raise _invalid(message, param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise InvalidRequest(f"the body is not valid JSON: {e}", reason="INVALID_REQUEST") from None
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:

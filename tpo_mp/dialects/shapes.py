@@ -210,6 +210,53 @@ class RecordPage(Struct):
     next: str | None
 
 
+class BatchProgress(Struct):
+    """How a batch job stands."""
+
+    job_id: str
+    status: Literal["in_progress", "completed", "failed", "cancelled"]
+    total: int
+    completed: int
+    failed: int
+    cancelled: int
+    pending: int
+    model: str
+    session_id: str | None
+    max_concurrency: int
+    created_at: float
+    ended_at: float | None
+
+
+class BatchLine(Struct):
+    """What became of one prompt; a line of the results."""
+
+    index: int
+    request_id: str
+    status: Literal["completed", "failed", "cancelled"]
+    text: str | None
+    error: dict[str, Any] | None
+    model: str
+    finish_reason: str | None
+    usage: PromptUsage | None
+    latency_ms: float | None
+
+
+class BatchAnswer(Struct):
+    """A whole small batch."""
+
+    job_id: str
+    results: list[BatchLine]
+    total: int
+    succeeded: int
+    failed: int
+
+
+class BatchAccepted(Struct):
+    """The id to ask for a batch by."""
+
+    job_id: str
+
+
 class LetterEntry(Struct):
     """One dead letter, without its payload."""
 

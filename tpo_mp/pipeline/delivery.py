@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from tpo_mp.errors import (
     BackendFailure,
@@ -51,6 +51,9 @@ class Delivery:
         "finished_at", "peer", "promise", "reply", "settled", "started", "status", "template",
         "terminal",
     )  # fmt: skip
+
+    lettered: ClassVar[bool] = True
+    """Whether a call that could not be finished leaves a dead letter."""
 
     def __init__(self, gateway: Gateway, exchange: Exchange, call: Call) -> None:
         self._gateway = gateway

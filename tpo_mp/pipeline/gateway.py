@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.job_questions import JobAnswer, Question
 from tpo_mp.types import Call
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class Gateway(Protocol):
 
     def endpoints(self) -> Sequence[Endpoint]:
         """Every route this shard serves."""
+
+    async def ask_jobs(self, question: Question) -> JobAnswer | None:
+        """What control says about batch jobs; ``None`` when it does not answer."""
 
     def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
         """Run a call whose result is fetched later; answers its first record."""

@@ -51,6 +51,7 @@ class Kind(IntEnum):
     SYNCED = 27
     CANCEL_CALL = 28
     CANCEL_ANSWER = 29
+    JOB_CALL = 30
     EVENTS_QUERY = 40
     EVENTS_ANSWER = 41
 
@@ -244,7 +245,7 @@ class EventsAnswer(_Frame, frozen=True):
 
 
 class RerunFrame(_Frame, frozen=True):
-    """Control→worker: run this orphaned asynchronous call again under its own id.
+    """Control→worker: run this call under its own id, an orphaned asynchronous one or a job's.
 
     A long body comes in several frames of the same call id, ``meta`` in the first only; ``more``
     says that another follows.

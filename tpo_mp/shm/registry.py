@@ -14,7 +14,7 @@
              34     inline           982 bytes: meta, then the body if both fit
              1 016  epoch u32        of the occupant that opened it
              1 020  attempts u8
-             1 021  flags u8         1 ASYNC · 2 STREAM · 4 TRUNCATED
+             1 021  flags u8         1 ASYNC · 2 STREAM · 4 TRUNCATED · 8 JOB
              1 022  state_before u8  written with ORPHANED
              1 023  state u8         the last byte, stored last
 
@@ -99,6 +99,7 @@ class SlotFlag(IntFlag):
     ASYNC = 1
     STREAM = 2
     TRUNCATED = 4
+    JOB = 8
 
 
 _FREE, _ACCEPTED = int(SlotState.FREE), int(SlotState.ACCEPTED)
@@ -374,7 +375,7 @@ class Registry:
             epoch=epoch,
             call_id=call_id,
             state_before=SlotState(before) if before in _OPEN else SlotState.ACCEPTED,
-            flags=SlotFlag(flags & 7),
+            flags=SlotFlag(flags & 15),
             attempts=attempts,
             started_wall_ms=started_ns // NS_PER_MS,
             meta=inline[:n] if n <= INLINE_BYTES else b"",

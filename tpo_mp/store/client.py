@@ -100,6 +100,12 @@ class StoreClient:
 
     async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
         """Whether the store has taken the value; ``ttl_s`` of 0 forgets the key."""
+        return await self.post(table, key, value, ttl_s=ttl_s) is not None
+
+    async def post(
+        self, table: str, key: str, value: bytes, *, ttl_s: float = 0.0, wait_s: float = DEADLINE_S
+    ) -> tuple[bytes | None] | None:
+        """A 1-tuple of what control says to a value, or ``None`` when it did not take it."""
 
         def pieces(token: int) -> Iterator[bytes]:
             step = self._piece_bytes
@@ -107,8 +113,8 @@ class StoreClient:
                 more = at + step < len(value)
                 yield self._put_record(token, table, key, value[at : at + step], ttl_s, more)
 
-        ok, _ = await self._ask(pieces, DEADLINE_S)
-        return ok
+        ok, said = await self._ask(pieces, wait_s)
+        return (said,) if ok else None
 
     def on_answer(self, answer: AnswerView) -> None:
         """Take an answer, or a piece of one, off the ring."""

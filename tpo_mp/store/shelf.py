@@ -4,7 +4,7 @@
 
     DIRECTORY/calls/*.seg     batches of call records, as the workers packed them
     DIRECTORY/letters/*.seg   dead letters and their status changes
-    DIRECTORY/tables.sqlite   keyed values, index of the letters
+    DIRECTORY/tables.sqlite   keyed values, batch jobs, index of the letters
 
 Calls stage work and ``commit`` writes it: one ``write()`` per log, one transaction.  ``tick``, once
 a second, syncs, prunes, expires, and tries again what failed.
@@ -23,12 +23,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from .framing import Disk
+from .job_table import JobCaps, JobTable
 from .letters import DeadLetters, Letter, LetterCaps
 from .segment_files import LogLimits
 from .segments import Durability, SegmentError, SegmentLog
 from .tables import TableCaps, Tables
+
+T = TypeVar("T")
 
 _REOPEN_S = 5.0
 _BACKLOG_BYTES = 8 << 20
@@ -43,6 +47,7 @@ class ShelfOptions:
     letters: LogLimits = field(default_factory=LogLimits)
     letter_caps: LetterCaps = field(default_factory=LetterCaps)
     tables: TableCaps = field(default_factory=TableCaps)
+    jobs: JobCaps = field(default_factory=JobCaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class ShelfState:
     cut_bytes: int
     tables: tuple[tuple[str, int, int, int], ...]
     """Per keyed table: name, rows, bytes, evicted."""
+    jobs: int
+    job_bytes: int
     broken: tuple[str, ...]
     """Parts that cannot write now."""
 
@@ -90,6 +97,8 @@ class Shelf:
         self._calls_broken = False
         self._table_errors = 0
         self._tables: Tables | None = None
+        self.jobs: JobTable | None = None
+        """Batch jobs; ``None`` while the database is not open."""
         self._retry_at = 0.0
         self.letters = DeadLetters(self._log("letters", options.letters, disk), options.letter_caps)
         self._open_tables()
@@ -109,6 +118,8 @@ class Shelf:
         self.letters.caps = options.letter_caps
         if self._tables is not None:
             self._tables.caps = options.tables
+            if self.jobs is not None:
+                self.jobs.caps = options.jobs
             with self._guarded():
                 self._tables.set_durability(options.durability)
 
@@ -169,6 +180,16 @@ class Shelf:
             self._table_errors += 1
             return False, None
 
+    # -- batch jobs -----------------------------------------------------------------------------
+
+    def with_jobs(self, work: Callable[[JobTable], T]) -> T | None:
+        """Do something to the jobs; ``None`` when the database is away, and nothing is changed."""
+        if self.jobs is None:
+            return None
+        with self._guarded():
+            return work(self.jobs)
+        return None
+
     # -- dead letters ---------------------------------------------------------------------------
 
     def add_letters(self, letters: Iterable[Letter]) -> int:
@@ -182,6 +203,8 @@ class Shelf:
         self._write_calls()
         done = True
         if self._tables is not None:
+            done = not self._tables.undone
+            self._tables.undone = False
             try:
                 self._tables.commit()
             except sqlite3.Error:
@@ -205,6 +228,8 @@ class Shelf:
             self.letters.prune()
             if self._tables is not None:
                 self._tables.expire()
+            if self.jobs is not None:
+                self.jobs.tidy()
         self.commit()
         if self._tables is None and self._clock() >= self._retry_at:
             self._open_tables()
@@ -218,6 +243,7 @@ class Shelf:
         depth = letters.waiting
         with self._guarded():
             depth = letters.depth()
+        kept = self.with_jobs(JobTable.fill) or (0, 0)
         return ShelfState(
             letters_open=depth,
             letters_waiting=letters.waiting,
@@ -230,6 +256,8 @@ class Shelf:
             call_write_errors=self._calls.write_errors,
             table_errors=self._table_errors,
             cut_bytes=log.cut_bytes + self._calls.cut_bytes,
+            jobs=kept[0],
+            job_bytes=kept[1],
             tables=tuple((name, f.rows, f.bytes, f.evicted) for name, f in tables.items()),
             broken=tuple(name for name, bad in broken if bad),
         )
@@ -260,7 +288,7 @@ class Shelf:
     def _abandon(self, tables: Tables) -> None:
         """Stop using a damaged database; ``tick`` makes a new one."""
         self.letters.detach()
-        self._tables = None
+        self._tables = self.jobs = None
         tables.abandon()
 
     def _write_calls(self) -> None:
@@ -303,3 +331,4 @@ class Shelf:
             tables.close()
         else:
             self._tables = tables
+            self.jobs = JobTable(tables, options.jobs, self._clock)

@@ -6,6 +6,7 @@
                                         results and Env.store tables; label and state find them
     dead_letters  seq, call_id (unique), …, segment, offset, length   rebuildable from the segments
     marks         name -> value                                       how far the index has read
+    jobs, job_prompts   batch jobs; ``job_table`` says what they hold
 
 Writes of one batch are one transaction: ``put`` and friends stage, ``commit`` makes them durable.
 A table that is full evicts its oldest rows; expired rows are never answered.
@@ -21,7 +22,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ MIGRATIONS = (
     CREATE INDEX kv_by_label ON kv(tbl, label) WHERE state != '';
     CREATE INDEX kv_by_state ON kv(tbl, state) WHERE state != '';
     CREATE INDEX kv_in_order ON kv(tbl) WHERE state != '';
+    """,
+    """
+    CREATE TABLE jobs(
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+        session TEXT NOT NULL, model TEXT NOT NULL, concurrency INTEGER NOT NULL,
+        max_tokens INTEGER NOT NULL, temperature REAL NOT NULL, state TEXT NOT NULL,
+        total INTEGER NOT NULL, completed INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
+        bytes INTEGER NOT NULL, created_at REAL NOT NULL, ended_at REAL NOT NULL DEFAULT 0);
+    CREATE INDEX jobs_state ON jobs(state, ended_at);
+    CREATE TABLE job_prompts(
+        job INTEGER NOT NULL, n INTEGER NOT NULL, call_id TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL DEFAULT 'waiting', run TEXT NOT NULL DEFAULT '',
+        seat INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0,
+        lost INTEGER NOT NULL DEFAULT 0, sent_back INTEGER NOT NULL DEFAULT 0,
+        prompt TEXT NOT NULL, record BLOB, PRIMARY KEY(job, n));
+    CREATE INDEX job_prompts_state ON job_prompts(job, state, n);
+    CREATE INDEX job_prompts_running ON job_prompts(run) WHERE state='running';
     """,
 )
 _SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}
@@ -114,6 +133,8 @@ class Tables:
         self._path = path
         self._clock = clock
         self._in_batch = False
+        self.undone = False
+        """Whether something staged for the next ``commit`` was rolled back."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._db = self._open(durability)
@@ -257,6 +278,22 @@ class Tables:
         )
         return done.rowcount
 
+    # -- other tables of the same database ------------------------------------------------------
+
+    def read(self, sql: str, params: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Ask."""
+        return self._db.execute(sql, params)
+
+    def write(self, sql: str, params: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Stage a change in this batch's transaction."""
+        self._begin()
+        return self._db.execute(sql, params)
+
+    def write_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Stage one change per row."""
+        self._begin()
+        self._db.executemany(sql, rows)
+
     # -- marks and transactions -----------------------------------------------------------------
 
     def mark(self, name: str) -> str | None:
@@ -277,6 +314,7 @@ class Tables:
 
     def rollback(self) -> None:
         """Undo the batch; the fill counts are taken again."""
+        self.undone |= self._in_batch
         self._in_batch = False
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")

@@ -88,7 +88,7 @@ class ResultsApi:
         if record is None:
             raise _unknown()
         status = msgspec.json.decode(record, type=_Status).status
-        if status == "processing":
+        if status in ("processing", "pending"):
             raise Shed(
                 "the call is between two workers; ask again", reason="in_transit", retry_after_s=1
             )

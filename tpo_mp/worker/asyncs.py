@@ -12,6 +12,7 @@ Known weakness: between a worker's death and the rerun the store says "processin
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from time import monotonic
 from typing import Any
@@ -40,6 +41,7 @@ from .puts import Puts
 MAX_KEPT = 16_384
 MAX_QUESTIONS = 4096
 _POLL_S = 0.1
+_UNFINISHED = re.compile(rb'"(processing|pending)"')
 _PIECE_ROOM = 64
 _encode = msgspec.msgpack.Encoder().encode
 _decode_query = msgspec.msgpack.Decoder(frames.ResultQuery).decode
@@ -140,7 +142,7 @@ class Asyncs:
         while True:
             kept = await self._store.lookup(RESULTS, call_id)
             found = None if kept is None else kept[0]
-            if found is not None and b'"processing"' not in found[:400]:
+            if found is not None and not _UNFINISHED.search(found, 0, 400):
                 return found
             left = until - monotonic()
             if left <= 0:

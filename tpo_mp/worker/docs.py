@@ -44,11 +44,15 @@ VARIABLES: Final = {
     f"""| grep -o 'resp_[0-9A-Za-z_-]*' | head -n 1)""",
     "OPEN_ID": f"""$(curl -s {BASE}/api/v1/infer {_JSON} """
     f"""-d '{{"prompt": "hello", "model": "slow"}}' | {_found("request_id")})""",
+    "JOB_ID": f"""$(curl -s {BASE}/api/v1/batch {_JSON} -d '{{"prompts": ["hello"]}}' """
+    f"""| {_found("job_id")})""",
+    "OPEN_JOB_ID": f"""$(curl -s {BASE}/api/v1/batch {_JSON} -H 'prefer: respond-async' """
+    f"""-d '{{"prompts": ["hello"], "model": "slow"}}' | {_found("job_id")})""",
     "LETTER_ID": f"$(curl -s '{BASE}/api/v1/dlq?limit=1' | {_found('request_id')})",
 }
 """How a shell gets the ids that lines name.
 
-The last needs a call that could not be finished, ``OPEN_ID`` a model that takes its time.
+The last needs a call that could not be finished, the open ones a model that takes its time.
 """
 
 _TOP: Final = f"""\

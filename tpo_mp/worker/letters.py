@@ -41,6 +41,8 @@ class Letters:
     def add(self, delivery: Delivery) -> None:
         """Write a letter if this end calls for one."""
         terminal = delivery.terminal
+        if not delivery.lettered:
+            return
         if terminal in _ALWAYS or (terminal is Terminal.FAILED and delivery.status >= 500):
             self._written.inc()
             self._waiting.extend(self._records(delivery))

@@ -31,6 +31,7 @@ from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
 from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
 from tpo_mp.simulator import orders
+from tpo_mp.store import job_questions
 from tpo_mp.store.client import StoreClient
 from tpo_mp.types import Call, Priority, Reply
 
@@ -238,6 +239,11 @@ class Owner:
 
     async def result(self, call_id: str, wait_s: float) -> bytes | None:
         return await self.asyncs.result(call_id, wait_s)
+
+    async def ask_jobs(self, question: job_questions.Question) -> job_questions.JobAnswer | None:
+        value, wait_s = job_questions.encode(question), job_questions.ASK_S
+        said = await self.store.post(job_questions.JOBS, "", value, wait_s=wait_s)
+        return None if said is None else job_questions.decode_answer(said[0] or b"")
 
     async def cancel(self, call_id: str) -> bool:
         return await self.cancels.cancel(call_id)

@@ -50,6 +50,7 @@ from .backgrounds import Backgrounds
 from .build import Pipeline, build
 from .cancels import Cancels
 from .errors_out import Refusals
+from .job_calls import JobCalls
 from .letters import Letters
 from .links import Links
 from .listen import Listening
@@ -222,6 +223,7 @@ class Shard:
             owner=self.owner, asyncs=self.asyncs, links=self.links, plane=self.plane, seat=seat
         )
         self.owner.cancels = self.cancels
+        self.job_calls = JobCalls(self.owner, self.store)
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
         self.owner.syncs = self.syncs
         self.owner.catch_up = self._catch_up
@@ -376,6 +378,7 @@ class Shard:
                 or self.asyncs.take(source, kind, payload)
                 or self.cancels.take(source, kind, payload)
                 or self.backgrounds.take(source, kind, payload)
+                or self.job_calls.take(kind, payload)
             ):
                 return
             if kind == Kind.STORE_ANSWER:
@@ -473,7 +476,8 @@ class Shard:
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""
-        return not self.owner.open and not self.mesh.busy and not self.edge.open_connections
+        busy = self.owner.open or self.mesh.busy or self.job_calls.busy
+        return not busy and not self.edge.open_connections
 
     async def _stop(self) -> None:
         """End what is open with an error its client can read, account for it, leave."""
