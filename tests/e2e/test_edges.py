@@ -126,6 +126,12 @@ def test_refusals_under_load_can_be_read(bench: Bench, lane: str) -> None:
         refused = bench.ask(lane, f"Origin: {APP}")
         assert (refused.status, cors(refused)) == (503, APP)
         assert refused.headers["retry-after"] == "1"
+        assert refused.headers["retry-after-ms"] == "1000"
+        assert refused.headers["x-should-retry"] == "true"
+        anthropic = bench.gateway.ask("/v1/messages", chat(max_tokens=5), {"Host": "localhost"})
+        assert anthropic.status == 529
+        assert anthropic.headers["retry-after-ms"] == "1000"
+        assert anthropic.headers["request-id"] == anthropic.headers["x-request-id"]
         assert refused.headers["x-request-id"].startswith("req-")
     finally:
         for client in held:

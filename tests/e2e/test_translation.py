@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from openai import OpenAI
@@ -22,10 +23,12 @@ from tests.support.dialects import (
     encode,
 )
 from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, RawReply
 from tests.support.upstream import Upstream
 from tpo_mp.dialects import support
 from tpo_mp.dialects.canonical import (
     ModelReply,
+    ReplyChoice,
     ReplyFailed,
     TextBlock,
     ToolResultBlock,
@@ -135,19 +138,158 @@ def test_question_is_answered(
     assert "sk-of-the-client" not in str(seen.headers)
 
 
+NEWER: dict[str, str] = {
+    "openai_chat": """ "messages": [{"role":"user","content":[{"type":"text","text":"h\\u00e9"},
+        {"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}},
+        {"type":"input_audio","input_audio":{"data":"AA==","format":"wav"}},
+        {"type":"file","file":{"file_id":"f-1"}}]}],
+        "n": 2, "logprobs": true, "top_logprobs": 3, "stop": ["a","b"], "seed": 7,
+        "response_format": {"type":"json_schema","json_schema":{"name":"x","schema":{}}},
+        "tools": [{"type":"function","function":{"name":"f","strict":true}},{"type":"custom"}],
+        "prediction": {"type":"content","content":"x"}, "service_tier": "flex", "verbosity":"low",
+        "prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "s" """,
+    "openai_completions": """ "prompt": ["a", "b"], "suffix": "!", "n": 2, "best_of": 3,
+        "logprobs": 2, "echo": true, "stop": "x" """,
+    "openai_responses": """ "input": [{"role":"user","content":[
+        {"type":"input_file","file_id":"f-1"},
+        {"type":"input_image","image_url":"https://x/y.png","detail":"high"}]}],
+        "tools": [{"type":"web_search"},{"type":"mcp","server_label":"s"}], "include": ["a.b"],
+        "text": {"format":{"type":"json_schema","name":"x","schema":{}},"verbosity":"high"},
+        "reasoning": {"effort":"high","summary":"auto"}, "truncation": "auto", "store": false """,
+    "anthropic_messages": """ "max_tokens": 99, "system": [{"type":"text","text":"s",
+        "cache_control":{"type":"ephemeral","ttl":"1h"}}],
+        "thinking": {"type":"enabled","budget_tokens":2048}, "service_tier":"auto",
+        "messages": [{"role":"user","content":[{"type":"document","source":{"type":"url",
+        "url":"https://x/y.pdf"},"citations":{"enabled":true}}]},
+        {"role":"assistant","content":[{"type":"thinking","thinking":"hm","signature":"Eq+/=\\u003c"},
+        {"type":"redacted_thinking","data":"zz"},{"type":"tool_use","id":"t","name":"n","input":{}}]},
+        {"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"ok"}]}],
+        "tools": [{"type":"bash_20250124","name":"bash"}], "mcp_servers": [{"type":"url"}],
+        "container": "c", "context_management": {"edits": []} """,
+}
+"""Fields and parts of each dialect, newer than this gateway or not, as a client may write them."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("client", ROUTES)
-def test_same_dialect_passes_bytes(table: tuple[Gateway, Upstream], client: str) -> None:
-    """Request, whole reply and stream are the very bytes, unknown fields included."""
+def test_same_dialect_passes_bytes(
+    table: tuple[Gateway, Upstream], client: str, stream: bool
+) -> None:
+    """Request, whole reply and stream are the very bytes: spaces, escapes, unknown fields."""
     gateway, upstream = table
     sent = events(client, REPLIES)
     reply = REPLIES[client] | {"x_unknown": {"a": [None]}}
-    upstream.queue("answer", times=2, reply=reply, events=sent)
-    body = asked(client, client, PLAIN[client] | {"x_unknown": [1]}, stream=False)
-    whole = gateway.ask(ROUTES[client], body)
-    assert whole.json() == reply
-    assert upstream.seen[-1].json() == body
-    body = asked(client, client, PLAIN[client], stream=True)
-    assert gateway.ask(ROUTES[client], body).body == b"".join(sent)
+    upstream.queue("answer", reply=reply, events=sent)
+    head = '{ "x_unknown" : [1, {"deep": null}],\r\n\t"model":'
+    text = f'{head}"{client}",{NEWER[client]}'
+    if stream:
+        text += ', "stream" : true'
+        if client in WANTS_USAGE:
+            text += ', "stream_options": {"include_usage": true, "x_more": 1}'
+    raw = (text + " }\n").encode()
+    headers = {"Content-Type": "application/json"} | CLIENT_KEY
+    with RawClient(gateway.url) as connection:
+        answer = connection.request("POST", ROUTES[client], headers, raw)
+    assert answer.status == 200, answer
+    assert upstream.seen[-1].body == raw
+    assert answer.body == (b"".join(sent) if stream else json.dumps(reply).encode())
+
+
+def awkward(backend: str) -> tuple[str, bytes]:
+    """Words that look like a stream's own, and a stream of them as no one should write it."""
+    said = "data: [DONE]\n\nevent: error\n\u00e9\u6f22\U0001f642 [DONE]"
+    reply = msgspec.structs.replace(
+        canonical(backend, REPLIES),
+        choices=(ReplyChoice((TextBlock(said),), "end"),),
+    )
+    text = encode(backend, events_of(reply)).decode()
+    awkwardly = ": a comment\n: and another\n\n" + text.replace("\n\n", "\n\n:\n\n", 3)
+    return said, awkwardly.replace("\n", "\r\n").encode()
+
+
+@pytest.mark.parametrize(("client", "backend"), CELLS)
+def test_stream_is_read_however_it_is_written_and_cut(
+    table: tuple[Gateway, Upstream], client: str, backend: str
+) -> None:
+    """Comments, CRLF, one byte at a time, and ``[DONE]`` among the words."""
+    gateway, upstream = table
+    said, text = awkward(backend)
+    assert "\u6f22".encode() in text
+    upstream.queue("drip", events=(text,))
+    reply = gateway.ask(ROUTES[client], asked(client, backend, PLAIN[client], stream=True))
+    assert reply.status == 200, reply
+    assert told(client, reply, True).choices[0].blocks[0].text == said  # type: ignore[union-attr]
+    if client == backend:
+        assert reply.body == text
+
+
+EVERY_KIND = b"""\
+event: message_start
+data: {"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant",\
+"model":"m","content":[],"usage":{"input_tokens":20,"output_tokens":1}}}
+
+event: ping
+data: {"type": "ping"}
+
+event: content_block_start
+data: {"type":"content_block_start","index":0,"content_block":{"type":"thinking",\
+"thinking":"","signature":""}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta",\
+"thinking":"h\xc3\xa9"}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"signature_delta",\
+"signature":"EqoB+/=\\u003c <&> \xe6\xbc\xa2 \x7f"}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":0}
+
+event: content_block_start
+data: {"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"t",\
+"name":"n","input":{}}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta",\
+"partial_json":"{\\"a\\": 1}"}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":1}
+
+event: content_block_start
+data: {"type":"content_block_start","index":2,"content_block":{"type":"text","text":""}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":2,"delta":{"type":"citations_delta",\
+"citation":{"type":"page_location"}}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":2,"delta":{"type":"delta_of_tomorrow","x":[1]}}
+
+event: event_of_tomorrow
+data: {"type":"event_of_tomorrow"}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":2}
+
+event: message_delta
+data: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},\
+"usage":{"output_tokens":7}}
+
+event: message_stop
+data: {"type":"message_stop"}"""
+"""What a message's stream may hold, and what it may hold one day."""
+
+
+def test_every_event_kind_passes_byte_for_byte(table: tuple[Gateway, Upstream]) -> None:
+    """Pings, thoughts, signatures, citations and what is not known yet."""
+    gateway, upstream = table
+    sent = tuple(event + b"\n\n" for event in EVERY_KIND.split(b"\n\n"))
+    upstream.queue("answer", events=sent)
+    name = "anthropic_messages"
+    reply = gateway.ask(ROUTES[name], asked(name, name, PLAIN[name], stream=True))
+    assert reply.body == b"".join(sent)
 
 
 @pytest.mark.parametrize(("client", "backend"), TOOL_CELLS)
@@ -170,18 +312,43 @@ def test_tool_round_trip(
     assert ids == results == ["call_1", "call_2"]
 
 
-@pytest.mark.parametrize("client", ["openai_chat", "anthropic_messages"])
+@pytest.mark.parametrize("client", sorted(TOOLS))
+@pytest.mark.parametrize("stream", [False, True])
 def test_tools_before_legacy_completions_are_refused(
-    table: tuple[Gateway, Upstream], client: str
+    table: tuple[Gateway, Upstream], client: str, stream: bool
 ) -> None:
-    """By name, and the upstream hears nothing."""
+    """By the client's own name for the first of them, and the upstream hears nothing."""
     gateway, upstream = table
     before = upstream.counters.requests
-    body = asked(client, "openai_completions", TOOLS[client], stream=False)
-    reply = gateway.ask(ROUTES[client], body)
-    assert reply.status == 400
-    assert "cannot be translated" in reply.json()["error"]["message"]
+    named = {"openai_chat": "messages", "openai_responses": "instructions"}.get(client, "system")
+    body = asked(client, "openai_completions", TOOLS[client], stream=stream)
+    refused(client, gateway.ask(ROUTES[client], body), named)
+    only = PLAIN[client] | {"tools": TOOLS[client]["tools"]}
+    body = asked(client, "openai_completions", only, stream=stream)
+    refused(client, gateway.ask(ROUTES[client], body), "tools")
     assert upstream.counters.requests == before
+
+
+@pytest.mark.parametrize("backend", sorted(set(FOUR) - {"openai_completions"}))
+def test_legacy_completions_cannot_ask_for_tools(
+    table: tuple[Gateway, Upstream], backend: str
+) -> None:
+    """The dialect has no such field: what is not known is refused, never dropped."""
+    gateway, upstream = table
+    before = upstream.counters.requests
+    client = "openai_completions"
+    body = asked(client, backend, PLAIN[client] | {"tools": []}, stream=False)
+    refused(client, gateway.ask(ROUTES[client], body), "tools")
+    assert upstream.counters.requests == before
+
+
+def refused(client: str, reply: RawReply, field: str) -> None:
+    """A 400 of the client's family that names the field."""
+    assert reply.status == 400, reply
+    error = reply.json()["error"]
+    assert f"{field} cannot be translated" in error["message"]
+    if client != "anthropic_messages":
+        assert (error["code"], error["param"]) == ("unsupported_translation", field)
 
 
 @pytest.mark.parametrize(("client", "backend"), CELLS)

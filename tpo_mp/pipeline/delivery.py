@@ -226,17 +226,19 @@ class Delivery:
 
 def retry_lines(error: TpoError) -> bytes:
     """What tells SDKs whether and when to come back."""
-    if error.retry_after_s is not None:
-        seconds = error.retry_after_s
-        return b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (
-            max(1, round(seconds)),
-            round(seconds * 1e3),
-        )
     if error.code == "over_budget":
         return b"x-should-retry: false\r\n"
-    if error.status in (429, 503) and b"retry-after" not in error.lines:
-        return b"retry-after: 1\r\n"
-    return b""
+    busy = error.status in (429, 503)
+    # An upstream's refusal may be one that waiting does not help: it says so itself, or not.
+    ours = busy and not error.reason.startswith("upstream_")
+    should = b"x-should-retry: true\r\n" if ours else b""
+    seconds = error.retry_after_s
+    if seconds is None:
+        if not busy or b"retry-after" in error.lines:
+            return should
+        seconds = 1.0
+    pause = (max(1, round(seconds)), round(seconds * 1e3))
+    return b"retry-after: %d\r\nretry-after-ms: %d\r\n%b" % (*pause, should)
 
 
 def as_tpo(error: BaseException | None) -> TpoError:

@@ -126,8 +126,15 @@ def test_chat_keeps_choices_and_parallel_tool_calls_apart() -> None:
 
 def test_message_keeps_thoughts_signatures_and_citations() -> None:
     """To the character; an input that never came is an empty one."""
-    start: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "content": [], "model": "x",
-             "stop_reason": None, "usage": {"input_tokens": 3, "output_tokens": 1}}  # fmt: skip
+    start: dict[str, Any] = {
+        "id": "m",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": "x",
+        "stop_reason": None,
+        "usage": {"input_tokens": 3, "output_tokens": 1},
+    }
     deltas: list[tuple[int, dict[str, Any]]] = [
         (0, {"type": "thinking_delta", "thinking": "hm"}),
         (0, {"type": "signature_delta", "signature": "EqoB+/="}),
