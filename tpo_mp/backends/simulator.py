@@ -10,7 +10,7 @@ Known weakness: time passes in the steps of the shard's timer wheel, see ``simul
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Annotated
 
 from msgspec import Meta
@@ -31,6 +31,8 @@ from tpo_mp.simulator.texts import Strategy
 from tpo_mp.types import Call, Dialect, Reply
 
 SSE = b"text/event-stream; charset=utf-8"
+AT_ONCE = 3
+"""Choices made without a pause: two, and the end."""
 
 
 class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,10 +55,10 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str, Meta(max_length=1 << 20, description="What the strategy `fixed` says.")
     ] = "Hello from the simulator."
     min_tokens: Annotated[
-        int, Meta(ge=1, le=100_000, description="Shortest answer it makes up, in tokens.")
+        int, Meta(ge=1, le=8192, description="Shortest answer it makes up, in tokens.")
     ] = 10
     max_tokens: Annotated[
-        int, Meta(ge=1, le=100_000, description="Longest answer it makes up, in tokens.")
+        int, Meta(ge=1, le=8192, description="Longest answer it makes up, in tokens.")
     ] = 500
     first_token_ms: Annotated[
         float, Meta(ge=0, le=600_000, description="Wait before the first token.")
@@ -115,10 +117,15 @@ class SimulatorBackend:
             return asyncio.get_running_loop().create_task(self._embed(call, orders))
         spoken = codec(call.dialect)
         if call.dialect is Dialect.ANTHROPIC_COUNT:
-            answered = self._provider.count(spoken, call.body)
-        else:
-            answered = self._provider.generate(spoken, call.dialect, call.body, orders.key)
-        return self._later(call, answered, orders.fault)
+            counted = self._provider.count(spoken, call.body)
+            return self._later(call, counted, orders.fault)
+        steps = self._provider.generate(spoken, call.dialect, call.body, orders.key)
+        try:
+            for _ in range(AT_ONCE):
+                next(steps)
+        except StopIteration as done:
+            return self._later(call, done.value, orders.fault)
+        return asyncio.get_running_loop().create_task(self._slowly(call, steps, orders))
 
     async def list_models(self) -> Sequence[str]:
         """The literal names it was configured with."""
@@ -126,6 +133,17 @@ class SimulatorBackend:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    async def _slowly(
+        self, call: Call, steps: Generator[None, None, Answered], orders: Orders
+    ) -> Reply:
+        """Many choices, with room for other calls between them."""
+        while True:
+            await asyncio.sleep(0)
+            try:
+                next(steps)
+            except StopIteration as done:
+                return await self._later(call, done.value, orders.fault)
 
     async def _embed(self, call: Call, orders: Orders) -> Reply:
         answered = await self._provider.embed(call.body)

@@ -6,8 +6,10 @@ token counts are those of ``tokens``; nothing is said beyond ``max_tokens`` or a
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from time import time
+from typing import Final
 
 import orjson
 
@@ -31,6 +33,9 @@ from .tokens import count, pieces, prompt_tokens
 from .toolcalls import calls_of, newest_user_text
 from .values import fitting
 
+MOST_TEXT: Final = 131_072
+"""Characters of one answer, which only an echo could exceed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
@@ -49,8 +54,10 @@ class Composer:
     def __init__(self, speech: Speech) -> None:
         self._speech = speech
 
-    def compose(self, request: ModelRequest, dialect: Dialect, key: bytes) -> ModelReply:
-        """The whole reply; raises ``InvalidRequest`` for what no model can do."""
+    def compose(
+        self, request: ModelRequest, dialect: Dialect, key: bytes
+    ) -> Generator[None, None, ModelReply]:
+        """The whole reply, made in steps of one choice; raises ``InvalidRequest``."""
         thoughts.check(request, dialect)
         choices, completion, reasoning = [], 0, 0
         for number in range(request.n or 1):
@@ -58,6 +65,7 @@ class Composer:
             choices.append(choice)
             completion += used
             reasoning += thought
+            yield
         return ModelReply(
             id=reply_id(dialect),
             model=request.model,
@@ -71,12 +79,12 @@ class Composer:
         self, request: ModelRequest, dialect: Dialect, key: bytes, number: int
     ) -> tuple[ReplyChoice, int, int]:
         """One choice, its tokens in all, and those of its thoughts."""
-        random = stream_of(key, "choice", number)
         prompt = newest_user_text(request)
         limit = request.max_tokens
         thought = thoughts.think(request, dialect, prompt, stream_of(key, "thoughts", number))
         thought, used, cut = thoughts.cut(thought, limit)
-        blocks: list[Block] = [*thoughts.shown(request, dialect, thought, random)]
+        seal = stream_of(key, "signature", number)
+        blocks: list[Block] = [*thoughts.shown(request, dialect, thought, seal)]
         if cut:
             return ReplyChoice(tuple(blocks), "length"), used, used
         calls = calls_of(request, dialect, key)
@@ -85,7 +93,7 @@ class Composer:
             return ReplyChoice((*blocks, *calls), "tool_use"), used + spoken, used
         text = self._text(request, prompt, key, number)
         left = None if limit is None else limit - used
-        said, stop, sequence = _within(text, left, request.stop)
+        said, stop, sequence = _within(text[:MOST_TEXT], left, request.stop)
         blocks.append(TextBlock(said))
         rows = None
         if request.logprobs is not None:

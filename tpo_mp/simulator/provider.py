@@ -1,13 +1,13 @@
 """The core both ways in share: a request's bytes to an answer in the same dialect.
 
 Invariants: an answer is composed whole before its first byte, so a stream and a whole reply say
-the same; nothing here waits but embeddings, which let others run between inputs.
+the same; what may take longer than a moment (choices, inputs) is made in steps.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import orjson
@@ -20,11 +20,11 @@ from tpo_mp.dialects.codec import Codec
 from tpo_mp.errors import Rejected
 from tpo_mp.types import Dialect, Usage
 
-from . import dress, vectors
+from . import dress, prompts, vectors
 from .answers import Composer, Speech
 from .catalog import traits_of
 from .events import events_of
-from .seeds import key_of
+from .seeds import key_of, stream_of
 from .source import Frame
 from .tokens import prompt_tokens
 
@@ -46,12 +46,27 @@ class SimulatedProvider:
         self._seed = speech.seed
         self._composer = Composer(speech)
 
-    def generate(self, codec: Codec, dialect: Dialect, body: bytes, key: str) -> Answered:
-        """Answer a generation request; raises ``Rejected`` naming the field at fault."""
-        request = codec.request_to_canonical(body)
+    def generate(
+        self, codec: Codec, dialect: Dialect, body: bytes, key: str
+    ) -> Generator[None, None, Answered]:
+        """Answer a generation request, in steps of one choice.
+
+        Raises ``Rejected`` naming the field at fault.
+        """
+        if dialect is Dialect.OPENAI_COMPLETIONS:
+            requests, echo = prompts.requests_of(codec, body)
+        else:
+            requests, echo = [codec.request_to_canonical(body)], False
+        request = requests[0]
         _check_model(request.model, dialect)
-        told = {"key": key, "model": request.model} if key else parse(body)
-        reply = self._composer.compose(request, dialect, key_of(self._seed, told))
+        drawn = key_of(self._seed, {"key": key, "model": request.model} if key else parse(body))
+        compose = self._composer.compose
+        reply = yield from compose(request, dialect, drawn)
+        if echo or len(requests) > 1:
+            replies = [reply]
+            for number, other in enumerate(requests[1:], 1):
+                replies.append((yield from compose(other, dialect, _next(drawn, number))))
+            reply = prompts.together(requests, replies, echo)
         usage = reply.usage or TokenUsage()
 
         def whole() -> bytes:
@@ -86,6 +101,11 @@ class SimulatedProvider:
             listed.append(orjson.dumps(vectors.entry(request, index, vector)))
         answer = vectors.answer(request.model, listed, tokens)
         return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()))
+
+
+def _next(key: bytes, number: int) -> bytes:
+    """The key of a further prompt of the same request."""
+    return stream_of(key, "prompt", number).randbytes(16)
 
 
 def _check_model(model: str, dialect: Dialect) -> None:

@@ -78,7 +78,7 @@ def shown(
 def cut(text: str, limit: int | None) -> tuple[str, int, bool]:
     """Thoughts within ``limit`` tokens: the text, its tokens, and whether it was cut."""
     used = count(text)
-    if limit is None or used < limit:
+    if limit is None or used <= limit:
         return text, used, False
     return "".join(pieces(text)[:limit]), limit, True
 

@@ -16,6 +16,7 @@ from tpo_mp.errors import (
     BackendFailure,
     Cancelled,
     CircuitOpen,
+    ConnectionCut,
     DeadlineExceeded,
     Draining,
     InvalidRequest,
@@ -302,6 +303,27 @@ _AGAIN = b"x-should-retry: true\r\n"
 def test_clients_are_told_when_to_come_back(error: TpoError, lines: bytes) -> None:
     """In both spellings SDKs read, unless they were told; not to, when waiting does not help."""
     assert retry_lines(error) == lines
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_cut_connection_is_broken_without_a_word(begun: bool) -> None:
+    """After what was written has left; the call failed, and the client is told nothing."""
+
+    async def story() -> None:
+        scene = Scene(stream=begun)
+        if begun:
+            scene.flow()
+            scene.delivery.data(b"data: 1\n\n")
+            scene.delivery.end(ConnectionCut("gone"))
+        else:
+            scene.delivery.done(None, ConnectionCut("gone"))
+        assert scene.ends == [Terminal.FAILED]
+        assert not scene.exchange.aborted
+        await asyncio.sleep(0)
+        assert scene.exchange.aborted
+        assert scene.exchange.answer == (b"data: 1\n\n" if begun else b"")
+
+    asyncio.run(story())
 
 
 def test_every_outcome_has_a_clients_word() -> None:

@@ -11,7 +11,14 @@ import pytest
 from tests.support.fake_env import make_call
 from tests.support.fake_gateway import FakeExchange, FakeGateway
 from tests.support.fake_net import HeldStream
-from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, RateLimited, TpoError
+from tpo_mp.errors import (
+    BackendFailure,
+    Cancelled,
+    ConnectionCut,
+    DeadlineExceeded,
+    RateLimited,
+    TpoError,
+)
 from tpo_mp.http.head import Head
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.types import Reply, Terminal, Usage
@@ -135,3 +142,13 @@ def test_detached_record_keeps_its_own_request() -> None:
     assert scene.delivery.exchange is not scene.exchange
     scene.exchange.head.method = "DELETE"
     assert scene.delivery.exchange.head.method != "DELETE"
+
+
+def test_cut_fails_a_kept_record_and_leaves_its_client_alone() -> None:
+    """Who was answered already has a connection that is none of the call's business."""
+    scene = Scene(detached=True)
+    scene.delivery.done(None, ConnectionCut("gone"))
+    (record,) = scene.records
+    assert record["status"] == "failed"
+    assert scene.gateway.ends == [Terminal.FAILED]
+    assert not scene.exchange.aborted

@@ -112,11 +112,24 @@ def test_headers_steer_the_call(
     assert getattr(call, field) == value
 
 
+def test_orders_to_a_simulator_travel_with_the_call(host: FakeHost) -> None:
+    """They go upstream with the count of tries; without an order nothing does."""
+    owner = host.shards[0].owner
+    tries = {b"x-stainless-retry-count": b"1"}
+    for headers, forward in (
+        (tries | {b"x-sim-error": b"429"}, b"x-sim-error: 429\r\nx-stainless-retry-count: 1\r\n"),
+        (tries | {b"x-api-key": b"k"}, b""),
+    ):
+        exchange = host.shards[0].exchange(headers=headers, special=True)
+        call = owner.new_call(exchange, model="m", body=b"", stream=False, affinity=None)
+        assert call.forward == forward
+
+
 @pytest.mark.parametrize(
     "headers",
     [{b"x-tpo-priority": b"urgent"}, {b"x-tpo-deadline-ms": b"0"}, {b"x-tpo-deadline-ms": b"-1"},
      {b"x-tpo-deadline-ms": b"1.5"}, {b"x-tpo-deadline-ms": b""},
-     {b"x-tpo-deadline-ms": b"9" * 30}, {b"x-tpo-deadline-ms": b"604800001"}],
+     {b"x-sim-error": b"9" * 300}, {b"x-tpo-deadline-ms": b"9" * 30}, {b"x-tpo-deadline-ms": b"604800001"}],
 )  # fmt: skip
 def test_nonsense_in_steering_headers_is_refused(
     host: FakeHost, headers: dict[bytes, bytes]

@@ -1,0 +1,87 @@
+"""``[simulator]`` and ``simulate``: one description of a simulated provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tpo_mp.backends import simulator
+from tpo_mp.config import load
+from tpo_mp.config.tree import Config
+from tpo_mp.errors import ConfigError
+
+
+def loaded(tree: dict[str, Any], **flags: Any) -> Config:
+    """Load a parsed tree."""
+    return load.build(tree, flags, {}, None)
+
+
+def options(config: Config, index: int = 0) -> simulator.Config:
+    """The options of a backend that must be a simulator."""
+    found = config.backends[index]
+    assert isinstance(found, simulator.Config)
+    return found
+
+
+def test_simulate_is_one_backend_without_stages() -> None:
+    """With the table's options, and the flag's over them."""
+    config = loaded({"simulator": {"seed": 3, "strategy": "lorem"}}, simulate=True, seed=4)
+    assert [b.kind for b in config.backends] == ["simulator"]
+    assert config.stage_order == ()
+    assert (options(config).seed, options(config).strategy) == (4, "lorem")
+    assert config.warnings == ()
+
+
+def test_table_fills_what_backends_leave_out() -> None:
+    """A backend's own word wins; other kinds are left alone."""
+    backends = [
+        {"name": "a", "kind": "simulator", "seed": 1},
+        {"name": "b", "kind": "echo"},
+        {"name": "c", "kind": "sim"},
+    ]
+    config = loaded({"simulator": {"seed": 3, "token_ms": 5.0}, "backends": backends})
+    assert [options(config, i).seed for i in (0, 2)] == [1, 3]
+    assert options(config, 0).token_ms == 5.0
+
+
+def test_backend_flag_takes_the_table_too() -> None:
+    """``serve --backend simulator``."""
+    assert options(loaded({"simulator": {"seed": 9}}, backend="simulator")).seed == 9
+
+
+def test_table_that_nobody_uses_warns() -> None:
+    """It is not an error to have one ready."""
+    (warning,) = loaded({"simulator": {"seed": 9}}).warnings
+    assert warning.startswith("simulator: no backend")
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"simulator": {"seed": -1}}, "(from simulator.seed): expected int >= 0"),
+        ({"simulator": {"sed": 1}}, "unknown key; did you mean 'seed'?"),
+        ({"simulator": {"weight": 1}}, "simulator.weight: belongs to [[backends]], not here"),
+        ({"simulator": {"strategy": "shout"}}, "expected one of"),
+        ({"simulator": 7}, "simulator = 7: expected a table"),
+        ({"backends": [{"name": "a", "kind": "echo"}]}, "backends: tpo-mp simulate has one"),
+        ({"routes": [{"strategy": "weighted"}]}, "routes: tpo-mp simulate has one"),
+    ],
+)
+def test_mistakes_are_told_where_they_were_written(tree: dict[str, Any], said: str) -> None:
+    """One line, with the place."""
+    with pytest.raises(ConfigError) as refused:
+        loaded(tree, simulate=True)
+    assert said in refused.value.message
+
+
+def test_sections_of_the_reference_load_with_a_warning() -> None:
+    """Scenarios and the like are not built yet."""
+    config = loaded({"scenarios": {"x": {}}, "simulator": {"seed": 1}}, simulate=True)
+    assert config.warnings == ("scenarios: not built yet, ignored",)
+    assert options(config).seed == 1
+
+
+def test_seed_flag_without_a_table() -> None:
+    """The flag alone is enough."""
+    assert options(loaded({}, simulate=True, seed=2)).seed == 2
