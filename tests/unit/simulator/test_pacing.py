@@ -22,7 +22,8 @@ def test_alarm_rings_once_at_its_time() -> None:
 
 def test_pace_never_drifts() -> None:
     """A late look releases all that was due; the next is due on the old beat."""
-    world, released = FakeWorld(), []
+    world = FakeWorld()
+    released: list[int] = []
     pace = FixedPace(world.env, 0.1)
     pace.begin(released.append)
     assert released == [1]

@@ -129,7 +129,8 @@ def test_orders_to_a_simulator_travel_with_the_call(host: FakeHost) -> None:
     "headers",
     [{b"x-tpo-priority": b"urgent"}, {b"x-tpo-deadline-ms": b"0"}, {b"x-tpo-deadline-ms": b"-1"},
      {b"x-tpo-deadline-ms": b"1.5"}, {b"x-tpo-deadline-ms": b""},
-     {b"x-sim-error": b"9" * 300}, {b"x-tpo-deadline-ms": b"9" * 30}, {b"x-tpo-deadline-ms": b"604800001"}],
+     {b"x-sim-error": b"9" * 300}, {b"x-tpo-deadline-ms": b"9" * 30},
+     {b"x-tpo-deadline-ms": b"604800001"}],
 )  # fmt: skip
 def test_nonsense_in_steering_headers_is_refused(
     host: FakeHost, headers: dict[bytes, bytes]
