@@ -66,7 +66,8 @@ def install(node: Node) -> str:
         capture_output=True, text=True, timeout=300, check=False, cwd=FOLDER,
     )  # fmt: skip
     if done.returncode:
-        return done.stderr[-1000:] or f"npm ended with {done.returncode}"
+        words = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
+        return "; ".join(words[:3]) or f"npm ended with {done.returncode}"
     stamp.write_text(wanted)
     return ""
 

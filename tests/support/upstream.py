@@ -83,12 +83,13 @@ _counters: ContextVar[Counters] = ContextVar("counters")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as it arrived; header names in lower case."""
+    """One request as it arrived, ``at`` on the monotonic clock; header names in lower case."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    at: float = 0.0
 
     def json(self) -> Any:
         """Decode the body."""
@@ -271,7 +272,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Seen | None:
         await reader.readexactly(2)
     else:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Seen(method, path, headers, body)
+    return Seen(method, path, headers, body, time.monotonic())
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
