@@ -27,12 +27,22 @@ PROMPT_CANCEL_S = 0.05
 TIMES = 5
 SDKS = ("openai-python", "anthropic-python", "openai-javascript", "anthropic-javascript")
 BACKENDS = {"gpt-1": "openai_chat", "claude-1": "anthropic_messages"}
-SLOW_ECHO = """
+SLOW = {
+    "echo": """
 [[backends]]
 name = "slow"
 kind = "echo"
 delay_ms = 100
-"""
+""",
+    "simulated": """
+[[backends]]
+name = "slow"
+kind = "simulator"
+models = ["simulated"]
+token_ms = 100
+min_tokens = 400
+""",
+}
 pytestmark = pytest.mark.timeout(240)  # the first test may wait for the npm packages
 
 
@@ -149,10 +159,13 @@ def test_abort_reaches_the_upstream_at_once(
     wait_for(lambda: cancelled(gateway) == before + TIMES, 5, "counted as cancelled")
 
 
-def test_abort_ends_an_echo(leaver: Leaver, start_gateway: StartGateway) -> None:
-    """A stream of twenty seconds is left after its first word: nothing of it stays open."""
-    gateway = start_gateway(config=SLOW_ECHO, workers=2)
-    leaver.leave(gateway.url, "echo", "streaming", times=2)
+@pytest.mark.parametrize("model", SLOW)
+def test_abort_ends_a_backend_of_our_own(
+    leaver: Leaver, start_gateway: StartGateway, model: str
+) -> None:
+    """A stream of many seconds is left after its first word: nothing of it stays open."""
+    gateway = start_gateway(config=SLOW[model], workers=2)
+    leaver.leave(gateway.url, model, "streaming", times=2)
     wait_for(lambda: idle(gateway), 5, "no open call")
     assert cancelled(gateway) == 2
 

@@ -4,7 +4,7 @@ import { now, open, run, until } from "./report.mjs";
 
 const connect = ({ url, retries = 0, headers }) =>
   new Anthropic({ baseURL: url, apiKey: "unused", maxRetries: retries, timeout: 20_000, defaultHeaders: headers });
-const asked = ({ model, text, more }) => ({ model, max_tokens: 64, messages: [{ role: "user", content: text }], ...more });
+const asked = ({ model, text, more }) => ({ model, max_tokens: 2000, messages: [{ role: "user", content: text }], ...more });
 const words = (message) => message.content.filter((block) => block.type === "text").map((block) => block.text).join("");
 
 const scenarios = {

@@ -73,7 +73,7 @@ const scenarios = {
     }
     await client.responses.delete(made.id);
     const gone = await client.responses.retrieve(made.id).catch((error) => error.status);
-    return { text: made.output_text, kept: again.output_text, next: next.previous_response_id, streamed, gone, id: made.id };
+    return { text: made.output_text, kept: again.output_text, next: next.status, streamed, gone, id: made.id };
   },
 
   // Leaves `times` calls, waiting for their first byte or in mid-stream; answers the moments it left.

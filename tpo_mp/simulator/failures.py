@@ -83,7 +83,10 @@ def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
         told = {"error": {"message": message, "type": shape.kind, "param": param,
                           "code": shape.code}}  # fmt: skip
         code = shape.code or shape.kind
-    return _error(status, wait, message, code, orjson.dumps(told))
+    error = _error(status, wait, message, code, orjson.dumps(told))
+    if order.quota:
+        error.lines = b"x-should-retry: false\r\n"
+    return error
 
 
 def _error(status: int, wait: float | None, said: str, code: str, body: bytes) -> TpoError:
