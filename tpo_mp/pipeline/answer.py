@@ -16,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from tpo_mp.dialects import openai_chat
+from tpo_mp.dialects.sse import MAX_EVENT_BYTES
 from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected, TpoError
 from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink
@@ -26,7 +27,6 @@ from .promise import Promise
 MAX_REPLY_BYTES = 32 << 20
 MAX_ERROR_BYTES = 1 << 20
 MAX_ERROR_LINES_BYTES = 2048  # they cross the mesh in one small frame
-MAX_EVENT_BYTES = 1 << 20
 MAX_STREAM_BYTES = 1 << 30
 _SSE = b"text/event-stream"
 TOLD = b""
@@ -135,8 +135,8 @@ class Answer(UpstreamExchange):
 class Events:
     """The ``Stream`` of a reply: events as they come, watched but not re-written."""
 
-    __slots__ = ("_answer", "_backend", "_buffer", "_call", "_carry", "_ended", "_error",
-                 "_event_bytes", "_head", "_reply", "_sink", "_size", "_strip",
+    __slots__ = ("_answer", "_backend", "_buffer", "_call", "_ended", "_error",
+                 "_head", "_held", "_held_bytes", "_reply", "_sink", "_size", "_strip", "_tail",
                  "_watch")  # fmt: skip
 
     def __init__(
@@ -149,8 +149,9 @@ class Events:
         self._strip = strip
         self._reply: Reply | None = None
         self._size = 0
-        self._carry = b""
-        self._event_bytes = 0
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._tail = b""
         self._sink: Sink | None = None
         self._buffer: list[bytes] = []
         self._ended = False
@@ -162,11 +163,16 @@ class Events:
     def data(self, chunk: bytes) -> None:
         """Take body bytes, cut anywhere."""
         self._size += len(chunk)
-        if self._carry:
-            chunk = self._carry + chunk
-            self._carry = b""
+        if self._held:
+            tail = self._tail + chunk
+            if b"\n\n" not in tail and b"\r\n\r\n" not in tail:
+                self._hold(chunk)
+                return
+            self._held.append(chunk)
+            chunk = b"".join(self._held)
+            self._held = []
         if chunk.endswith(_EVENT_ENDS) and self._size <= MAX_STREAM_BYTES:
-            self._event_bytes = 0
+            self._held_bytes = 0
         else:
             chunk = self._cut(chunk)
             if not chunk:
@@ -185,7 +191,7 @@ class Events:
 
     def ended(self) -> None:
         """The upstream's body is complete."""
-        rest, self._carry = self._carry, b""
+        rest, self._held = b"".join(self._held), []
         watch, reply = self._watch, self._reply
         if rest and reply is not None and not watch.ended:
             watch.feed(rest.rstrip() + b"\n\n")
@@ -240,17 +246,25 @@ class Events:
 
     def _cut(self, chunk: bytes) -> bytes:
         """What may go on of a chunk that ends inside an event."""
-        self._event_bytes += len(chunk)
-        if self._event_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
-            self._break(BackendFailure("upstream sent an endless event", reason="endless_reply"))
-            return b""
         # Whole events only: the first is checked, a usage event may have to go, and an error event
         # must not land in the middle of another.
         cut = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\r\n\r\n") + 4)
         cut = cut if cut >= 4 else 0
-        self._carry = chunk[cut:]
-        self._event_bytes = len(self._carry)
-        return chunk[:cut]
+        self._held_bytes = 0
+        self._tail = b""
+        return chunk[:cut] if self._hold(chunk[cut:]) else b""
+
+    def _hold(self, piece: bytes) -> bool:
+        """Keep a piece of an event until its end comes; False when it never will."""
+        self._held_bytes += len(piece)
+        if self._held_bytes > MAX_EVENT_BYTES or self._size > MAX_STREAM_BYTES:
+            self._break(BackendFailure("upstream sent an endless event", reason="endless_reply"))
+            return False
+        if piece:
+            # Joined once at its end: a long event comes in many reads.
+            self._held.append(piece)
+            self._tail = (self._tail + piece)[-3:]
+        return True
 
     def _first(self, chunk: bytes) -> None:
         """The first whole event: from here on the client sees what comes."""

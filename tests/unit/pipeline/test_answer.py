@@ -295,6 +295,16 @@ def test_endless_event_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told.dropped == 1
 
 
+@pytest.mark.parametrize("step", [1009, 65_536, 1 << 23])
+def test_long_event_passes_whole(step: int) -> None:
+    """A picture or a whole answer in one event, in many reads, with its end cut too."""
+    long = event("x" * (3 << 20))
+    wire = event("a") + long[:-1]
+    told = Told().feed(*pieces(wire, step), long[-1:], event("b"), b"data: [DONE]\n\n")
+    assert told.sink.text == event("a") + long + event("b") + b"data: [DONE]\n\n"
+    assert told.sink.ends == [None]
+
+
 def test_endless_stream_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole events too have an end."""
     monkeypatch.setattr(module, "MAX_STREAM_BYTES", 1000)
