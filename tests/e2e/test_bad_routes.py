@@ -101,10 +101,10 @@ def test_value_that_fits_the_schema_is_no_defect(echo_gateway: Gateway, endpoint
     with RawClient(echo_gateway.url, timeout_s=30) as client:
         for field, value in right_values(endpoint):
             reply = ask(client, request(endpoint, encoded(sample(endpoint) | {field: value})))
-            if reply.status != 200:
+            if reply.status not in {o.status for o in endpoint.outcomes}:
                 # A deadline of a millisecond is kept; nothing else may fail.
                 late = field in ("deadline_secs", "timeout_seconds")
-                refused(endpoint, reply, 202, 400, 404, 422, *((504,) if late else ()))
+                refused(endpoint, reply, 400, 404, 422, *((504,) if late else ()))
 
 
 @pytest.mark.parametrize("endpoint", BODIES, ids=name)

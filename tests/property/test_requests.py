@@ -20,7 +20,6 @@ from tests.support.from_schema import ANY, fitting, spoiled
 from tpo_mp import registry
 from tpo_mp.errors import TpoError
 from tpo_mp.http.endpoints import Endpoint
-from tpo_mp.worker.shard import SURFACES
 
 DOC = described()
 BODIES = [e for e in endpoints() if e.request is not None]
@@ -35,7 +34,7 @@ def served() -> dict[tuple[str, str], str]:
     """The surface of each route."""
     return {
         (e.method, e.template): feature
-        for feature in SURFACES
+        for feature in registry.names("surfaces")
         for e in Surface(registry.find("surfaces", feature)).gateway.table
     }
 
