@@ -346,6 +346,21 @@ def test_rate_limited_answer_says_when_to_come_back(client: OpenAI) -> None:
         )  # fmt: skip
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.response.headers["retry-after"] == "3"
+    assert caught.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_empty_account_is_not_tried_again(simulator: Gateway) -> None:
+    """The SDK is told so, and stops at the first answer."""
+    with (
+        OpenAI(base_url=f"{simulator.url}/v1", api_key="k", max_retries=5, timeout=20) as client,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        client.chat.completions.create(
+            model=MODEL, messages=user("hi"), extra_headers={"X-Sim-Error": "insufficient_quota"}
+        )
+    assert caught.value.code == "insufficient_quota"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_sdk_retries_until_it_is_answered(url: str) -> None:

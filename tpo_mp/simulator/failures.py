@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from tpo_mp.errors import BackendFailure, RateLimited, Rejected, TpoError
+from tpo_mp.errors import BackendFailure, OverBudget, RateLimited, Rejected, TpoError
 from tpo_mp.types import Call
 
 from .limits import Allowance, is_anthropic
@@ -83,15 +83,21 @@ def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
         told = {"error": {"message": message, "type": shape.kind, "param": param,
                           "code": shape.code}}  # fmt: skip
         code = shape.code or shape.kind
-    error = _error(status, wait, message, code, orjson.dumps(told))
+    kind_of_error = _kind(order)
+    return kind_of_error(
+        message,
+        reason=code,
+        retry_after_s=wait,
+        status=status,
+        body=orjson.dumps(told),
+        lines=allowance.lines(call.dialect, 0, 0, 0.0, spent=kind_of_error is RateLimited),
+    )
+
+
+def _kind(order: ErrorOrder) -> type[TpoError]:
+    """Whether the gateway may try again, and what clients are told about that."""
     if order.quota:
-        error.lines = b"x-should-retry: false\r\n"
-    return error
-
-
-def _error(status: int, wait: float | None, said: str, code: str, body: bytes) -> TpoError:
-    if status == 429:
-        return RateLimited(said, reason=code, retry_after_s=wait, body=body)
-    if status < 500:
-        return Rejected(said, reason=code, retry_after_s=wait, status=status, body=body)
-    return BackendFailure(said, reason=code, retry_after_s=wait, status=status, body=body)
+        return OverBudget
+    if order.status == 429:
+        return RateLimited
+    return Rejected if order.status < 500 else BackendFailure

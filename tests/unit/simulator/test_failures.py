@@ -42,9 +42,22 @@ def test_only_what_passes_says_when_to_come_back() -> None:
     assert waits == [1.0, 7, None, None]
 
 
+def test_limit_headers_say_what_is_left() -> None:
+    """Nothing, when the limit was the reason; an empty account is not one."""
+    call = make_call(b"", model="m")
+    limited, broke, bad = (
+        refusal(order, call, ALLOWED).lines
+        for order in (ErrorOrder(429), ErrorOrder(429, None, True), ErrorOrder(400))
+    )
+    assert b"x-ratelimit-remaining-requests: 0\r\n" in limited
+    assert b"x-ratelimit-remaining-requests: 59\r\n" in broke
+    assert b"x-ratelimit-remaining-requests: 59\r\n" in bad
+
+
 def test_gateway_may_try_again_where_a_client_would() -> None:
     """Limits and failures are retryable, refusals are not."""
     call = make_call(b"", model="m")
     assert [refusal(ErrorOrder(s), call, ALLOWED).retryable for s in (429, 500, 400)] == [
         True, True, False,
     ]  # fmt: skip
+    assert not refusal(ErrorOrder(429, None, True), call, ALLOWED).retryable
