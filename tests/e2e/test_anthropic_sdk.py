@@ -11,10 +11,12 @@ import anthropic
 import pytest
 from anthropic import Anthropic
 from anthropic.types import MessageParam, ToolParam
+from openai import OpenAI
 
 from tests.support.configs import BOTH_FAMILIES
 from tests.support.dialects import REPLIES, TOOL_REPLIES, streamed
 from tests.support.gateway import Gateway
+from tests.support.tiny_model import MlxServer
 from tests.support.upstream import Upstream
 
 TOOL: ToolParam = {
@@ -290,3 +292,74 @@ def test_untranslatable_field_is_refused_by_name(scripted: tuple[Gateway, Upstre
         )
     assert "tools[0].type" in caught.value.message
     assert upstream.counters.requests == before
+
+
+def test_tool_runner_goes_on_without_a_thread(scripted: tuple[Gateway, Upstream]) -> None:
+    """The SDK's own loop asks for a conversation held by the server, and is told that none is."""
+    gateway, upstream = scripted
+    called = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Ask for the weather.
+
+        Args:
+            city: Where.
+        """
+        called.append(city)
+        return "sun"
+
+    upstream.queue("answer", reply=TOOL_REPLIES["openai_chat"])
+    upstream.queue("answer", reply=REPLIES["openai_chat"])
+    with connect(gateway.url) as client:
+        runner = client.beta.messages.tool_runner(
+            model="gpt-1", max_tokens=99, messages=[{"role": "user", "content": "Rome?"}],
+            tools=[weather],
+        )  # fmt: skip
+        last = runner.until_done()
+    assert called == ["Rome"]
+    assert last.stop_reason == "end_turn"
+    first, second = (request.json()["messages"] for request in upstream.seen)
+    assert len(first) == 1
+    assert [message["role"] for message in second] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.engine
+def test_engine_says_the_same_in_this_dialect(engine_gateway: Gateway, mlx: MlxServer) -> None:
+    """Whole and streamed, under both its names: the words and counts of the engine itself."""
+    asked: dict[str, Any] = {"max_tokens": 24, "extra_body": {"temperature": 0}}
+    with OpenAI(base_url=mlx.base_url, api_key="unused", timeout=20) as direct:
+        told = direct.chat.completions.create(
+            model=mlx.model, messages=[{"role": "user", "content": "hello there"}], **asked
+        )
+    assert told.usage is not None
+    with connect(engine_gateway.url) as client:
+        for model in ("tiny", mlx.model):
+            whole = client.messages.create(model=model, messages=user("hello there"), **asked)
+            with client.messages.stream(
+                model=model, messages=user("hello there"), **asked
+            ) as stream:
+                pieces = "".join(stream.text_stream)
+                last = stream.get_final_message()
+            assert said(whole) == pieces == said(last) == told.choices[0].message.content
+            for usage in (whole.usage, last.usage):
+                read = usage.input_tokens + (usage.cache_read_input_tokens or 0)
+                assert (read, usage.output_tokens) == (told.usage.prompt_tokens, 24)
+            assert whole.stop_reason == last.stop_reason == "max_tokens"
+
+
+@pytest.mark.engine
+def test_engine_is_listed_and_refuses_in_this_dialect(
+    engine_gateway: Gateway, mlx: MlxServer
+) -> None:
+    """Its models in the fields of this API; what only it can refuse as an error of the SDK."""
+    with connect(engine_gateway.url) as client:
+        assert {"tiny", mlx.model} <= {entry.id for entry in client.models.list()}
+        one = client.models.retrieve("tiny")
+        assert (one.type, one.display_name) == ("model", "tiny")
+        assert one.created_at.year >= 2024
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            client.messages.create(
+                model="tiny", max_tokens=4, messages=user("hi"), extra_body={"top_k": -5}
+            )
+    assert cast("dict[str, Any]", caught.value.body)["type"] == "error"
