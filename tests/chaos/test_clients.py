@@ -24,7 +24,8 @@ from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
-CUTS = 300
+CUTS, MANY_CUTS = 300, 1000
+STORM, HURRICANE = 2000, 25_000
 HEADER_S, BODY_S, IDLE_S = 0.6, 0.7, 0.8
 HURRIED = section(
     "[server]", header_timeout_s=HEADER_S, body_timeout_s=BODY_S, idle_timeout_s=IDLE_S
@@ -98,12 +99,28 @@ def test_clients_that_leave_at_any_byte_leave_nothing_behind(
     start_host: StartHost, upstream: Upstream, rng: Random, slack: float
 ) -> None:
     """Three hundred random cuts: no traceback, no open call, no connection, no lost descriptor."""
+    cut_and_look(start_host, upstream, rng, slack, CUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_thousand_clients_that_leave_at_any_byte_leave_nothing_behind(
+    start_host: StartHost, upstream: Upstream, rng: Random, slack: float
+) -> None:
+    """The long form of the above."""
+    cut_and_look(start_host, upstream, rng, slack, MANY_CUTS)
+
+
+def cut_and_look(
+    start_host: StartHost, upstream: Upstream, rng: Random, slack: float, cuts: int
+) -> None:
+    """Let that many clients leave; then look for what they left."""
     host = start_host(config=ECHO + backend("up", upstream.base_url))
     host.warm()
     workers = [psutil.Process(pid) for pid in host.worker_pids()]
     for number in range(20):
         assert host.ask(CHAT, chat(f"warm {number}", "up")).status == 200
-    kinds = [cut(host, rng, number) for number in range(CUTS)]
+    kinds = [cut(host, rng, number) for number in range(cuts)]
     print(f"{len(set(kinds))} kinds of cut")
     wait_for(lambda: upstream.counters.open == 0, 10 * slack, "no call upstream")
     wait_for(lambda: not _open_calls(host), 10 * slack, "no open call")
@@ -242,30 +259,47 @@ def _nobody(host: Host) -> bool:
 # -- storms --------------------------------------------------------------------------------------
 
 
-def test_streams_go_on_through_a_storm_of_connections(
-    start_host: StartHost, rng: Random, slack: float
-) -> None:
+def test_streams_go_on_through_a_storm_of_connections(start_host: StartHost, rng: Random) -> None:
     """Forty streams and two thousand new connections, some of which leave at once."""
+    weather(start_host, rng, STORM, words=100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_streams_go_on_through_a_hurricane_of_connections(
+    start_host: StartHost, rng: Random
+) -> None:
+    """The long form: as many as five thousand a second in five seconds, as fast as they come."""
+    weather(start_host, rng, HURRICANE, words=1500)
+
+
+def weather(start_host: StartHost, rng: Random, connections: int, words: int) -> None:
+    """Open streams, then connections by the batch; every stream and every request ends well."""
     config = ECHO + section("[[backends]]", name="slow", kind="echo", models=["slow"], delay_ms=60)
     host = start_host(config=config)
     host.warm()
-    text = " ".join(f"word{n}" for n in range(20))
-    with Crowd(host.url, 40, model="slow", text=text, sessions=("a", "b", "c", "d")) as streams:
+    text = " ".join(f"word{n}" for n in range(words))
+    patience_s = words * 0.5 + 60
+    with Crowd(
+        host.url, 40, model="slow", text=text, sessions=("a", "b", "c", "d"), patience_s=patience_s
+    ) as streams:
         streams.flowing()
-        with ExitStack() as opened:
-            for _ in range(600):
-                client = opened.enter_context(RawClient(host.url))
-                if rng.random() < 0.5:
-                    client.send(post(LENGTH))
-                if rng.random() < 0.3:
-                    reset(client.sock)
-        with Crowd(host.url, 1400, stream=False, patience_s=30, prefix="storm") as storm:
-            storm.ended()
-        assert storm.outcomes() == {"ok": 1400}
-        ended = streams.ended()
+        for batch in range(connections // STORM):
+            with ExitStack() as opened:
+                for _ in range(600):
+                    client = opened.enter_context(RawClient(host.url))
+                    if rng.random() < 0.5:
+                        client.send(post(LENGTH))
+                    if rng.random() < 0.3:
+                        reset(client.sock)
+            with Crowd(host.url, 1400, stream=False, patience_s=30, prefix=f"s{batch}") as storm:
+                storm.ended()
+            assert storm.outcomes() == {"ok": 1400}
+        assert streams.outcomes()["open"] == 40, "the storm came while they flowed"
+        ended = streams.ended(patience_s)
     assert streams.outcomes() == {"ok": 40}
     for attempt in ended:
         assert attempt.done
-        assert len(attempt.events) == 20 + 1 + 3
+        assert len(attempt.events) == words + 1 + 3
     assert not host.events("worker_died")
     host.stop()

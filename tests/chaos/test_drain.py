@@ -49,8 +49,22 @@ def test_term_lets_two_hundred_streams_finish(
     start_host: StartHost, slack: float, mode: dict[str, str]
 ) -> None:
     """New connections are refused at once; every stream ends with [DONE]; exit 0 soon after."""
-    whole_group = "TPO_PORTABLE" in mode
-    host = start_host(config=slow_echo(150))
+    drain_two_hundred(start_host, slack, delay_ms=150, whole_group="TPO_PORTABLE" in mode)
+
+
+@pytest.mark.slow
+def test_term_lets_two_hundred_streams_of_ten_seconds_finish(
+    start_host: StartHost, slack: float, mode: dict[str, str]
+) -> None:
+    """The long form of the above."""
+    drain_two_hundred(start_host, slack, delay_ms=840, whole_group="TPO_PORTABLE" in mode)
+
+
+def drain_two_hundred(
+    start_host: StartHost, slack: float, delay_ms: int, *, whole_group: bool
+) -> None:
+    """Drain a host of two hundred streams of twelve words with that much between two of them."""
+    host = start_host(config=slow_echo(delay_ms))
     sessions = [f"session-{i}" for i in range(64)]
     with Crowd(host.url, STREAMS, text=WORDS, sessions=sessions) as crowd:
         crowd.flowing()

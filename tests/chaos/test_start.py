@@ -11,6 +11,7 @@ import pytest
 from tests.chaos.conftest import StartHost
 from tests.conftest import require
 from tests.support.host import Host
+from tests.support.load import Crowd
 from tests.support.mounts import can_mount, tmpfs
 from tests.support.raw import RawClient
 from tests.support.wait import accepts, free_port, wait_for
@@ -103,6 +104,22 @@ def test_a_state_directory_without_room_is_refused(start_host: StartHost) -> Non
     host = start_host(start=False)
     with tmpfs(host.state_dir, "64k"):
         check_no_memory(host)
+
+
+def test_a_small_shared_memory_mount_is_no_obstacle(start_host: StartHost) -> None:
+    """A container has 64 MiB of it: the registry lies in the state directory then, and is said."""
+    require(can_mount(), "the right to mount")
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    host = start_host(prefix=["unshare", "--mount", "sh", "-c", script, "sh"])
+    passed_over = host.event("registry_on_disk")
+    assert passed_over["no_room_on"] == "/dev/shm"
+    assert (host.state_dir / "registry").is_file()
+    assert not (host.state_dir / "registry").is_symlink()
+    with Crowd(host.url, 20, stream=False) as crowd:
+        crowd.ended()
+    assert crowd.outcomes() == {"ok": 20}
+    host.end()
+    assert not (host.state_dir / "registry").exists()
 
 
 def test_ports_that_are_taken_are_named(start_host: StartHost) -> None:

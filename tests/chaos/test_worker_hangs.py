@@ -90,6 +90,8 @@ def test_a_spinning_worker_is_found_by_its_beat(start_host: StartHost, slack: fl
         hangs = host.event("worker_hangs", 20)
         victim = hangs["pid"]
         assert victim in pids
+        lags = host.event("worker_lags", pid=victim)
+        assert logged_at(lags) < logged_at(hangs), "the alarm comes first"
         check_hang(host, victim, hung_at, slack)
         crowd.ended()
     assert crowd.outcomes()["ok"] <= 6
