@@ -83,6 +83,8 @@ class Delivery:
         if self.settled:
             if reply is not None and reply.stream is not None:
                 reply.stream.cancel()
+            elif error is not None:
+                forget_frames(error)
         elif reply is None:
             self.fail(_answerable(as_tpo(error)))
         else:
@@ -206,6 +208,8 @@ class Delivery:
             self.error = error
             self.finished_at = monotonic()
             self.deadline = NO_DEADLINE
+            if error is not None and not isinstance(error, UnexpectedError):
+                forget_frames(error)
             self._gateway.settled(self)
 
     def lines(self, reply: Reply | None) -> bytes:
@@ -263,6 +267,18 @@ class UnexpectedError(Fault):
     def __init__(self, cause: BaseException | None) -> None:
         super().__init__("internal error", reason="internal_error")
         self.__cause__ = cause
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the frames an error came through, and those of its causes.
+
+    They hold the call, which holds the error: a circle only the garbage collector could open.  A
+    defect keeps its frames until it is in the log.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 def terminal_of(error: TpoError) -> Terminal:

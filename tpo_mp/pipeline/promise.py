@@ -4,6 +4,9 @@
 ``run`` steps a coroutine by hand and resumes it straight from the callback that resolved what it
 waits for.  A request that needs no timer and no task therefore costs neither.
 
+Whoever works on a value holds its promise, and the promise holds how to cancel the work: a circle
+that ends with the outcome, so that a call leaves nothing for the garbage collector.
+
 Invariants: ``then`` callbacks run once, in the resolver's stack; callbacks added by asyncio run
 through the loop, because a task must not step inside another task's step.
 """
@@ -37,6 +40,7 @@ class Promise(Generic[T]):
         if not self.done:
             self.done = True
             self.value = value
+            self.cancel_with = None
             self._tell()
 
     def reject(self, error: BaseException) -> None:
@@ -44,6 +48,7 @@ class Promise(Generic[T]):
         if not self.done:
             self.done = True
             self.error = error
+            self.cancel_with = None
             self._tell()
 
     def _tell(self) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tpo_mp.pipeline.delivery import UnexpectedError
+from tpo_mp.pipeline.delivery import UnexpectedError, forget_frames
 from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
@@ -218,6 +218,7 @@ class Account:
         self._letters.add(delivery)
         if isinstance(delivery.error, UnexpectedError) and delivery.error.__cause__ is not None:
             self._on_crash(delivery.error.__cause__)
+            forget_frames(delivery.error)
         self._terminal[delivery.terminal].inc()
         assert delivery.error is not None
         stage, label = _stage_of(delivery), delivery.error.label

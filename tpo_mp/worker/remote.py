@@ -24,6 +24,10 @@ GRANT_BYTES = 16384
 _encode = msgspec.msgpack.Encoder().encode
 
 
+_KEPT: Promise[Reply] = Promise()
+"""Stands for promises that were kept long ago."""
+
+
 class Bounced(Exception):
     """The chosen shard does not hold that key any more: place the call again."""
 
@@ -147,6 +151,8 @@ class Remote:
 
     def lost(self, why: str) -> None:
         """The other shard is gone, or something it sent is."""
+        if self._over:
+            return
         self._close()
         if self.life == self._mesh.links.life_of(self.seat):
             self._mesh.tell(self.seat, Kind.CANCEL, self.number)
@@ -182,6 +188,7 @@ class Remote:
         if not self._over:
             self._close()
             self._mesh.tell(self.seat, Kind.CANCEL, self.number)
+        self._let_go()
 
     def _grant(self) -> None:
         owed = self._owed
@@ -194,9 +201,14 @@ class Remote:
         self._over = True
         self._mesh.forget(self)
 
+    def _let_go(self) -> None:
+        """Forget the reply whose stream this is: one holding the other would be a circle."""
+        self._reply, self.promise = None, _KEPT
+
     def _finish(self, error: TpoError | None) -> None:
         self._ended = True
         self._error = error
+        self._let_go()
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.end(error)

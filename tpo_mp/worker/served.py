@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from tpo_mp.errors import TpoError
-from tpo_mp.pipeline.delivery import UnexpectedError, as_tpo
+from tpo_mp.pipeline.delivery import UnexpectedError, as_tpo, forget_frames
 from tpo_mp.pipeline.promise import run
 from tpo_mp.shm import frames
 from tpo_mp.shm.frames import HEAD, Kind
@@ -82,6 +82,8 @@ class Served:
             if isinstance(failure, UnexpectedError) and error is not None:
                 self._mesh.on_crash(error)  # the owner only hears that there was one
             self.end(failure)
+            if error is not None:
+                forget_frames(error)
             return
         self._reply = reply
         call = self._call
