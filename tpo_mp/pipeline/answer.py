@@ -132,6 +132,25 @@ class Answer(UpstreamExchange):
             self.promise.reject(error)
 
 
+class _Gone:
+    """What an ended stream has instead of its request, which holds the stream: no circle stays."""
+
+    promise: Promise[Reply] = Promise()
+
+    def pause(self) -> None:
+        """Nothing comes."""
+
+    def resume(self) -> None:
+        """Nothing comes."""
+
+    def cancel(self) -> None:
+        """Nothing is under way."""
+
+
+_GONE = _Gone()
+_GONE.promise.cancel()  # no late failure is kept in it
+
+
 class Events:
     """The ``Stream`` of a reply: events as they come, watched but not re-written."""
 
@@ -142,7 +161,7 @@ class Events:
     def __init__(
         self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
     ) -> None:
-        self._answer = answer
+        self._answer: Answer | _Gone = answer
         self._call = call
         self._backend = backend
         self._head = head
@@ -240,7 +259,9 @@ class Events:
     def cancel(self) -> None:
         """Nobody wants the rest."""
         self._sink = None
-        self._answer.cancel()
+        answer = self._answer
+        self._let_go()
+        answer.cancel()
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -268,6 +289,8 @@ class Events:
 
     def _first(self, chunk: bytes) -> None:
         """The first whole event: from here on the client sees what comes."""
+        if self._answer is _GONE:
+            return
         if not chunk.startswith(_FIELD_STARTS) or not _is_sound(chunk):
             self._break(BackendFailure("upstream sent no event stream", reason="bad_upstream_body"))
             return
@@ -294,9 +317,13 @@ class Events:
             return
         self._ended = True
         self._error = error
+        self._let_go()
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.end(error)
+
+    def _let_go(self) -> None:
+        self._reply, self._answer = None, _GONE
 
 
 def _without_usage(chunk: bytes) -> bytes:

@@ -31,6 +31,7 @@ class Forwarded:
         remote = self.here.mesh.forward(call, 1, epoch)
         assert remote is not None
         self.remote: Remote = remote
+        self.promise = remote.promise
         self.sink = Collected()
         if pump:
             host.pump()
@@ -60,14 +61,14 @@ class Forwarded:
     @property
     def reply(self) -> Reply:
         """The reply, which must be there."""
-        assert self.remote.promise.error is None
-        assert self.remote.promise.value is not None
-        return self.remote.promise.value
+        assert self.promise.error is None
+        assert self.promise.value is not None
+        return self.promise.value
 
     @property
     def error(self) -> TpoError:
         """Why it failed, before or after the first byte."""
-        error = self.remote.promise.error or self.sink.ends[0]
+        error = self.promise.error or self.sink.ends[0]
         assert isinstance(error, TpoError)
         return error
 
@@ -283,7 +284,7 @@ def test_full_ring_keeps_a_whole_answer(host: FakeHost) -> None:
         sent = Forwarded(host)
         sent.there.fill_ring(0)
         sent.up.answer(Reply(200, b"z" * size))
-        assert not sent.remote.promise.done
+        assert not sent.promise.done
         for _ in range(3):
             host.pump()
             host.tick()
@@ -331,7 +332,7 @@ def test_cancelling_reaches_the_upstream(host: FakeHost, stream: bool, full: boo
         sent.reply.stream.cancel()
         sent.reply.stream.cancel()
     else:
-        sent.remote.promise.cancel()
+        sent.promise.cancel()
     for _ in range(2):
         host.pump()
         host.tick()
@@ -347,7 +348,7 @@ def test_late_answers_of_a_cancelled_call_find_nobody(host: FakeHost) -> None:
     sent.up.answer(Reply(200, None, stream=held))
     held.data(b"late")
     held.end()
-    sent.remote.promise.cancel()
+    sent.promise.cancel()
     host.pump()
     assert sent.sink.chunks == []
     sent.at_rest()
@@ -359,7 +360,7 @@ def test_call_for_a_moved_key_is_bounced(host: FakeHost, moved: bool) -> None:
     sent = Forwarded(host, pump=False)
     host.plane.publish_map([0 if moved else 1] * 1024)
     host.pump()
-    assert isinstance(sent.remote.promise.error, Bounced) is moved
+    assert isinstance(sent.promise.error, Bounced) is moved
     assert len(sent.up.calls) == (0 if moved else 1)
 
 
