@@ -16,6 +16,7 @@ from typing import Any, get_args
 import pytest
 
 from tpo_mp import registry
+from tpo_mp.config import catalog
 from tpo_mp.ports import Door
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ def test_every_feature_is_named_in_the_full_pipeline() -> None:
         "routes": {route.get("strategy", "weighted") for route in full.get("routes", [])},
         "backends": {backend["kind"] for backend in full.get("backends", [])},
         "controllers": set(words(full.get("controllers", {}))),
-        "surfaces": set(features("surfaces")),  # every surface is always served
+        "surfaces": set(catalog.SURFACES),  # served unless a config switches them off
     }
     absent = {door: sorted(set(features(door)) - named[door]) for door in DOORS}
     assert not {door: left for door, left in absent.items() if left}
