@@ -8,14 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.fake_env import FakeWorld
+from tests.support.fake_env import FakeWorld, SilentMetrics
 from tests.support.raw import build
+from tpo_mp.config.sections import StreamsSection
 from tpo_mp.dialects.openai_responses_background import accepted, response_id
 from tpo_mp.errors import TpoError
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.http.exchange import JSON
 from tpo_mp.http.head import Head, parse
+from tpo_mp.http.wheel import Wheel
 from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.response_log import EventPage
 from tpo_mp.ports import Feature
 from tpo_mp.store.job_questions import AskLines, AskProgress, JobAnswer, Question, StartJob
@@ -69,6 +72,11 @@ class FakeExchange:
         return json.loads(self.answer)
 
 
+def fake_feeds(**settings: Any) -> Feeds:
+    """Feeds of one process, without a beat."""
+    return Feeds(settings=StreamsSection(**settings), timers=Wheel(), metrics=SilentMetrics())
+
+
 def done_at_once(question: Question) -> JobAnswer:
     """A control that keeps every job it is given, and nothing of it."""
     if isinstance(question, (StartJob, AskProgress)):
@@ -99,6 +107,13 @@ class FakeGateway:
     followed: list[tuple[str, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     on_cancel: Callable[[], object] = lambda: None
+
+    feeds: Feeds = field(default_factory=fake_feeds)
+    tenants: dict[str, str] = field(default_factory=dict)
+
+    def tenant(self, head: Head) -> str:
+        """Named by the test per ``authorization`` header."""
+        return self.tenants.get(head.headers.get(b"authorization", b"").decode(), "")
 
     def new_call(
         self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None

@@ -17,6 +17,7 @@ from tests.support.fake_env import FakeRoom
 from tests.support.fake_gateway import FakeExchange
 from tests.support.fake_net import FakeLoop
 from tpo_mp.config import load
+from tpo_mp.config.sections import StreamsSection
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.head import Head
 from tpo_mp.http.wheel import Wheel
@@ -45,6 +46,7 @@ from tpo_mp.worker.links import Links
 from tpo_mp.worker.mesh import Mesh
 from tpo_mp.worker.owner import Owner
 from tpo_mp.worker.placing import Placing
+from tpo_mp.worker.shared_feeds import SharedFeeds
 from tpo_mp.worker.syncs import Syncs
 
 SLOTS = 64
@@ -96,6 +98,7 @@ class FakeHost:
         """One beat of every shard, and what comes of it."""
         for shard in self.shards:
             shard.mesh.tick()
+            shard.feeds.tick(monotonic())
         self.pump()
 
     def die(self, seat: int, *, back: bool = True) -> None:
@@ -208,7 +211,7 @@ class FakeShard:
             seat=seat, serving=self.owner.serving, credit_bytes=credit_bytes,
             inline_bytes=inline_bytes, on_busy=self._on_busy,
         )  # fmt: skip
-        self.links.damaged = self.mesh.damaged
+        self.links.damaged = self._damaged
         self.store = StoreClient(
             lambda record: self.links.send(control, record), monotonic, frames.store_get,
             frames.store_put,
@@ -217,6 +220,11 @@ class FakeShard:
             owner=self.owner, links=self.links, plane=host.plane, store=self.store, seat=seat,
             epoch=self.epoch, ttl_s=60.0,
         )  # fmt: skip
+        self.feeds = SharedFeeds(
+            links=self.links, plane=host.plane, seat=seat, on_busy=self._on_busy,
+            settings=StreamsSection(), timers=self.wheel, metrics=self.metrics,
+        )  # fmt: skip
+        self.owner.feeds = self.feeds
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
         self.cancels = self.owner.cancels = Cancels(
             owner=self.owner, asyncs=self.asyncs, links=self.links, plane=host.plane, seat=seat
@@ -248,6 +256,10 @@ class FakeShard:
     def _on_busy(self) -> None:
         self.busy += 1
 
+    def _damaged(self, source: int) -> None:
+        self.mesh.damaged(source)
+        self.feeds.damaged(source)
+
     def _take(self, source: int, record: bytes) -> None:
         self.taken += 1
         kind, number = HEAD.unpack_from(record)
@@ -258,6 +270,7 @@ class FakeShard:
             or self.cancels.take(source, kind, payload)
             or self.backgrounds.take(source, kind, payload)
             or self.job_calls.take(kind, payload)
+            or self.feeds.take(source, kind, number, payload)
         ):
             return
         if kind == Kind.STORE_ANSWER:

@@ -92,7 +92,8 @@ def test_endpoints_describe_themselves(name: str) -> None:
         takes = endpoint.method in ("POST", "PUT", "PATCH") and endpoint.takes_json
         assert (endpoint.request is not None) == takes, said
         assert not takes or endpoint.example is not None, said
-        assert not endpoint.infers or takes, said
+        prompted = any(parameter.name == "prompt" for parameter in endpoint.parameters)
+        assert not endpoint.infers or takes or prompted, said
         for outcome in endpoint.outcomes:
             assert outcome.meaning, said
             assert (outcome.shape is not None) == (outcome.media == "application/json"), said

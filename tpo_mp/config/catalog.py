@@ -29,7 +29,7 @@ ROUTES: Final = (
     "weighted", "least_loaded", "failover", "arbitrage", "tournament", "by_class", "bandit",
 )  # fmt: skip
 SURFACES: Final = (
-    "openai_api", "responses_api", "anthropic_api", "native_api", "results_api",
+    "openai_api", "responses_api", "anthropic_api", "native_api", "stream_api", "results_api",
     "batch_api", "ops_api",
     "docs_api",
 )  # fmt: skip

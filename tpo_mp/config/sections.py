@@ -60,6 +60,42 @@ class TlsSection(Section, frozen=True, kw_only=True):
     ] = ""
 
 
+class StreamsSection(Section, frozen=True, kw_only=True):
+    """Native streams: server-sent events and WebSockets."""
+
+    heartbeat_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=20,
+            description="Seconds of silence after which an event stream gets a comment and a "
+            "WebSocket a ping; a peer that does not pong for half as long again is cut off.",
+        ),
+    ] = 15.0
+    messages_per_min: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Messages a WebSocket may send per minute before it is closed with 4029; "
+            "0 is any number.",
+        ),
+    ] = 60
+    resume_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="Seconds a call goes on after its last listener left, for one to resume "
+            "its stream; 0 cancels it at once.",
+        ),
+    ] = 0.0
+    keep_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="Seconds a finished stream can be read again."),
+    ] = 60.0
+
+
 class ServerSection(Section, frozen=True, kw_only=True):
     """The main port: where clients connect, and what they may send."""
 
@@ -162,6 +198,9 @@ class ServerSection(Section, frozen=True, kw_only=True):
     ] = 0
     cors: Annotated[CorsSection, Meta(description="Browsers of other origins.")] = CorsSection()
     tls: Annotated[TlsSection, Meta(description="TLS on the main port.")] = TlsSection()
+    streams: Annotated[
+        StreamsSection, Meta(description="Native streams: server-sent events and WebSockets.")
+    ] = StreamsSection()
 
 
 class SupervisorSection(Section, frozen=True, kw_only=True):

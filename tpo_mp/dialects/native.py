@@ -5,8 +5,8 @@ A record is the same wherever it is read: in the answer of ``/v1/prompt``, and b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -62,8 +62,24 @@ class BatchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return None if self.session_id is None else str(self.session_id)
 
 
+class SocketMessage(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a WebSocket client says: a prompt, or that a running request is to end.
+
+    ``client_request_id`` is the client's own name for a prompt, repeated in what comes of it.
+    """
+
+    type: Literal["infer", "prompt", "cancel"] = "infer"
+    request_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    client_request_id: (
+        Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[!-~]*$(?!\n)")] | None
+    ) = None
+
+
 _decode = msgspec.json.Decoder(PromptRequest).decode
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
+
+_decode_message = msgspec.json.Decoder(SocketMessage).decode
+R = TypeVar("R", bound=PromptRequest)
 
 
 def decode_batch(body: bytes) -> BatchRequest:
@@ -73,7 +89,38 @@ def decode_batch(body: bytes) -> BatchRequest:
 
 def decode_request(body: bytes) -> PromptRequest:
     """Check a body; raises ``InvalidRequest`` (422) naming the field."""
-    request = _strictly(_decode, body)
+    return _prompted(_strictly(_decode, body))
+
+
+def decode_message(text: bytes) -> SocketMessage:
+    """Check a WebSocket message; raises as ``decode_request`` does."""
+    message = _strictly(_decode_message, text)
+    if message.type != "cancel":
+        if message.request_id is not None:
+            raise _invalid("request_id names a request to cancel", "request_id")
+        return _prompted(message)
+    if message.request_id is None:
+        raise _invalid("request_id is required", "request_id")
+    return message
+
+
+def request_of(query: Mapping[str, str]) -> PromptRequest:
+    """Query parameters as a request, which need not have a prompt; raises as the others do."""
+    try:
+        request = msgspec.convert(query, PromptRequest, strict=False)
+    except msgspec.ValidationError as e:
+        raise _misfit(e) from None
+    return _prompted(request) if "prompt" in query or "input" in query else request
+
+
+def _misfit(error: msgspec.ValidationError) -> InvalidRequest:
+    message, param = split_path(str(error))
+    if "unknown field" in message:
+        param = message.rpartition(" `")[2].rstrip("`")
+    return _invalid(message, param)
+
+
+def _prompted(request: R) -> R:
     if request.prompt is None and request.input is None:
         raise _invalid("prompt is required", "prompt")
     if request.prompt is not None and request.input is not None and request.prompt != request.input:
@@ -88,10 +135,7 @@ def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
     try:
         return decode(body)
     except msgspec.ValidationError as e:
-        message, param = split_path(str(e))
-        if "unknown field" in message:
-            param = message.rpartition(" `")[2].rstrip("`")
-        raise _invalid(message, param) from None
+        raise _misfit(e) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise InvalidRequest(f"the body is not valid JSON: {e}", reason="INVALID_REQUEST") from None
 

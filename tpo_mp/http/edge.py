@@ -121,6 +121,10 @@ class ClientEdge:
             exchange.head = _closing_copy(exchange.head)
         self._render_error(exchange, error)
 
+    def report(self, error: BaseException) -> None:
+        """Report a defect that nobody can be told of."""
+        self._on_crash(error)
+
     def crash(self, exchange: Exchange, error: BaseException) -> None:
         """Report a defect and answer 500 without detail."""
         self._on_crash(error)

@@ -17,6 +17,7 @@ from tpo_mp.errors import ConfigError
 
 if TYPE_CHECKING:
     from .exchange import Exchange
+    from .socket import Open
 
 Handler: TypeAlias = Callable[["Exchange"], object]
 """Answers the exchange itself, or returns a coroutine that will."""
@@ -54,6 +55,7 @@ class Endpoint:
     """One method on one path template.
 
     ``max_body_bytes`` 0 means the server's own limit; ``takes_json`` makes other media types 415.
+    ``socket`` takes requests that ask for an upgrade to WebSocket, instead of ``handler``.
 
     The rest describes: ``summary`` is the first sentence of the handler's docstring unless given;
     ``request`` the body (``None``: there is none); ``parameters`` the query and headers it reads
@@ -71,6 +73,7 @@ class Endpoint:
     family: Family
     max_body_bytes: int = 1 << 20
     takes_json: bool = True
+    socket: Open | None = None
     summary: str = ""
     request: Shape = None
     parameters: tuple[Parameter, ...] = ()
@@ -94,10 +97,11 @@ class Endpoint:
         return [self, *(self._alias(template) for template in templates)]
 
     def _alias(self, template: str) -> Endpoint:
-        path = self.example_path
+        path, mark, query = self.example_path.partition("?")
         if path:
             parts = dict(zip(self.template.split("/"), path.split("/"), strict=True))
             path = "/".join(parts[p] if p[:1] == "{" else p for p in template.split("/"))
+        path += mark + query
         return replace(self, template=template, alias_of=self.template, example_path=path)
 
 

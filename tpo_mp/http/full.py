@@ -19,14 +19,15 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
-from tpo_mp.errors import InvalidRequest, TooLarge, TpoError
+from tpo_mp.errors import Draining, InvalidRequest, TooLarge, TpoError
 from tpo_mp.types import Stream
 
 from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
 from .edge import ClientEdge, reset
-from .exchange import JSON
+from .exchange import JSON, id_line
 from .head import BadHead, Head, check
 from .nameless import SILENT, nameless
+from .socket import Socket, check_upgrade
 
 MAX_CHUNKS = 10_000
 HIGH_WATER_BYTES = 65536
@@ -48,6 +49,7 @@ class FullLane:
             read_bufsize=HIGH_WATER_BYTES,
             handler_cancellation=True,
         )
+        self._sockets: dict[Any, Socket] = {}
         edge.to_full_lane = self.take_over
         edge.drain_full_lane = self._drain
         edge.count_full_lane = lambda: len(self._server.connections)
@@ -62,7 +64,11 @@ class FullLane:
 
     def _drain(self) -> None:
         for connection in self._server.connections:
-            connection.close()
+            # aiohttp would read nothing more, no pong either, from one it is told to close.
+            if connection not in self._sockets:
+                connection.close()
+        for socket in list(self._sockets.values()):
+            socket.callbacks.drain()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         edge = self._edge
@@ -85,15 +91,17 @@ class FullLane:
                 exchange.peer = edge.peer(exchange.peer, exchange.head.client)
             if exchange.head.refusal is not None:
                 raise exchange.head.refusal
-            exchange.body = await self._body(request, exchange.head)
             endpoint = exchange.head.endpoint
             assert endpoint is not None
+            if endpoint.socket is not None and exchange.head.full_lane == "upgrade":
+                return await self._upgrade(request, exchange)
+            exchange.body = await self._body(request, exchange.head)
             waiting = endpoint.handler(exchange)
             if waiting is not None:
                 edge.adopt(exchange, cast("Any", waiting))
         except TpoError as e:
             edge.fail(exchange, e)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):
             exchange.left()
             raise
         except Exception as e:  # noqa: BLE001 - a defect answers 500, never a dead connection
@@ -106,6 +114,24 @@ class FullLane:
         except (asyncio.CancelledError, ConnectionError):
             exchange.left()
             raise
+
+    async def _upgrade(
+        self, request: web.BaseRequest, exchange: FullExchange
+    ) -> web.WebSocketResponse:
+        head, edge = exchange.head, self._edge
+        check_upgrade(head, edge.policy)
+        if edge.closing:
+            raise Draining("this gateway is shutting down", reason="draining", retry_after_s=1)
+        assert head.endpoint is not None
+        assert head.endpoint.socket is not None
+        socket = Socket(head, exchange.peer, edge.slow_reader_s)
+        head.endpoint.socket(socket)
+        self._sockets[request.protocol] = socket
+        lines = _headers(b"", head.extra + id_line(head))
+        try:
+            return await socket.carry(request, lines, edge.report)
+        finally:
+            del self._sockets[request.protocol]
 
     async def _body(self, request: web.BaseRequest, head: Head) -> bytes:
         endpoint = head.endpoint
@@ -242,7 +268,10 @@ class FullExchange:
             if len(squeezed) < len(body):
                 body, extra = squeezed, extra + GZIP_LINE
         lines = extra + self.head.whole
-        whole = web.Response(status=status, body=body, headers=_headers(content_type, lines))
+        headers = _headers(content_type, lines)
+        if "connection" in headers:
+            headers["connection"] += ", close"  # aiohttp says so itself only where nobody else does
+        whole = web.Response(status=status, body=body, headers=headers)
         whole.force_close()
         async with asyncio.timeout(self._slow_reader_s):
             await whole.prepare(self._request)

@@ -109,6 +109,10 @@ class Policy:
         elif head.content_length == 0 and not head.full_lane:
             lines += self._preflight_lines(head)
 
+    def allows(self, origin: bytes) -> bool:
+        """Whether pages of ``origin`` may read what this gateway answers."""
+        return self._cors and bool(self._allowed(origin))
+
     def _allowed(self, origin: bytes) -> bytes:
         """The value that lets ``origin`` in; empty for none."""
         if _ORIGIN.fullmatch(origin):

@@ -12,6 +12,13 @@ from typing import Final
 from tpo_mp.http.endpoints import EVENTS, Endpoint
 
 BASE: Final = "http://127.0.0.1:8080"
+# curl shakes hands and then only waits: a second shows the answer.
+_UPGRADE: Final = (
+    "connection: upgrade",
+    "upgrade: websocket",
+    "sec-websocket-version: 13",
+    "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
 
 
 def curl_line(endpoint: Endpoint) -> str:
@@ -21,7 +28,10 @@ def curl_line(endpoint: Endpoint) -> str:
     with_body = endpoint.request is not None
     if endpoint.method != ("POST" if with_body else "GET"):
         words += ["-X", endpoint.method]
-    words.append(BASE + (endpoint.example_path or endpoint.template))
+    target = BASE + (endpoint.example_path or endpoint.template)
+    words.append(f'"{target}"' if "?" in target else target)
+    if endpoint.socket is not None:
+        words += ["-i", "--max-time", "1", *(f"-H '{line}'" for line in _UPGRADE)]
     if with_body:
         body = json.dumps(endpoint.example, ensure_ascii=False).replace("'", "'\\''")
         words += ["-H", "'content-type: application/json'", "-d", f"'{body}'"]

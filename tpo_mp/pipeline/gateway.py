@@ -16,17 +16,26 @@ from tpo_mp.types import Call
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
+    from tpo_mp.http.head import Head
 
     from .delivery import Delivery
+    from .feeds import Feeds
     from .native_delivery import NativeDelivery
     from .response_log import EventPage
 
 
 class Gateway(Protocol):
-    """The shard, as surfaces see it; ``plane`` and ``metrics_arena`` are the host's."""
+    """The shard, as surfaces see it; ``plane`` and ``metrics_arena`` are the host's.
+
+    ``feeds`` are the native streams, of this shard and, through it, of the host.
+    """
 
     plane: Plane
     metrics_arena: MetricsArena
+    feeds: Feeds
+
+    def tenant(self, head: Head) -> str:
+        """Whom a request speaks for that is no call; raises ``Unauthorized``."""
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None

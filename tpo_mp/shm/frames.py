@@ -6,10 +6,11 @@
     kind u8  stream u32 (LE)  payload
 
 ``stream`` numbers a forwarded call on its owner's side; together with the ring's source seat it is
-unique while the call lives.  Data frames carry raw body bytes so that no codec touches them; all
-others carry one msgpack struct of this file, but for two.  SYNC, worker→control: the calls in these
-registry slots (u32 LE each) wait until they are on disk; SYNCED answers it and is empty.  Their
-stream is the worker's number of the question.
+unique while the call lives.  In FOLLOW and its kin it numbers a subscription of the follower.
+Data frames carry raw body bytes so that no codec touches them; all others carry one msgpack struct
+of this file, but for two.  SYNC, worker→control: the calls in these registry slots (u32 LE each)
+wait until they are on disk; SYNCED answers it and is empty.  Their stream is the worker's number of
+the question.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
 is pickled.  Control frames (credit, cancel, end, error, bounce, broken) use the ring's reserved
@@ -41,6 +42,11 @@ class Kind(IntEnum):
     BROKEN = 8
     RESULT_QUERY = 9
     RESULT_ANSWER = 10
+    FOLLOW = 14
+    FOLLOWED = 15
+    EVENT = 16
+    EVENT_CREDIT = 17
+    UNFOLLOW = 18
     RECORDS = 20
     STORE_PUT = 21
     STORE_GET = 22
@@ -241,6 +247,39 @@ class EventsAnswer(_Frame, frozen=True):
     run: int = 0
     ended: bool = False
     gone: bool = False
+    more: bool = False
+
+
+class FollowFrame(_Frame, frozen=True):
+    """Worker→worker: tell me the events of this call after number ``after``, or of this session."""
+
+    call_id: str
+    session: str
+    tenant: str
+    after: int
+
+
+class FollowedFrame(_Frame, frozen=True):
+    """Worker→worker: whether the call is known here, or why its events are not told.
+
+    ``over`` says that all of them were told before.
+    """
+
+    found: bool
+    error: WireError | None
+    over: bool = False
+
+
+class EventFrame(_Frame, frozen=True):
+    """Worker→worker: one event of a native stream; ``data`` is its JSON.
+
+    A long one comes in several frames; ``more`` says that another follows.
+    """
+
+    call_id: str
+    number: int
+    name: str
+    data: bytes
     more: bool = False
 
 

@@ -19,6 +19,7 @@ from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.native_calls import MAX_TOKENS, TEMPERATURE, native_call
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.ports import Env, Feature
@@ -44,9 +45,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling used when a native request does not say."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
-        description="Tokens of a native reply when the request does not say.")] = 256  # fmt: skip
+        description="Tokens of a native reply when it does not say.")] = MAX_TOKENS  # fmt: skip
     temperature: Annotated[float, Meta(ge=0, le=2,
-        description="Temperature of native requests that do not say.")] = 0.7  # fmt: skip
+        description="Temperature of native requests that do not say.")] = TEMPERATURE  # fmt: skip
 
 
 class NativeApi:
@@ -75,8 +76,6 @@ class NativeApi:
                 outcomes=(Outcome("the record of the call that runs now", record), accepted,
                           streamed),
             ),
-            Endpoint("POST", "/api/v1/stream", self.stream, "native", max_body_bytes=0, infers=True,
-                     request=asked, example=hello, outcomes=(streamed,)),
             Endpoint(
                 "GET", "/api/v1/result/{id}", self.result, "native",
                 example_path="/api/v1/result/$CALL_ID", parameters=(WAIT,),
@@ -102,24 +101,21 @@ class NativeApi:
             return self._accept(exchange, wait_s, unfinished=202)
         request, call = self._call(exchange)
         if call.stream:
-            self._stream(exchange, request, call)
+            self._stream(exchange, request, call, detached=False)
             return None
         self._gateway.submit(
             NativeDelivery(self._gateway, exchange, call, request.session or call.session)
         )
         return None
 
-    def stream(self, exchange: Exchange) -> None:
-        """Answer a prompt as events: start, token…, done or error."""
-        request, call = self._call(exchange, stream=True)
-        self._stream(exchange, request, call)
-
-    def _stream(self, exchange: Exchange, request: native.PromptRequest, call: Call) -> None:
+    def _stream(
+        self, exchange: Exchange, request: native.PromptRequest, call: Call, *, detached: bool
+    ) -> None:
         session = request.session or call.session
-        self._gateway.submit(NativeStream(self._gateway, exchange, call, session))
+        NativeStream(self._gateway, exchange, call, session, detached=detached).run()
 
     def infer(self, exchange: Exchange) -> object:
-        """Accept a prompt whose result is fetched by id."""
+        """Accept a prompt whose result is fetched by id, or whose stream is followed."""
         later = b"respond-async" in exchange.head.headers.get(b"prefer", b"").lower()
         return self._accept(exchange, _patience(exchange) or 0.0, unfinished=202 if later else 200)
 
@@ -129,7 +125,7 @@ class NativeApi:
         if call.stream:
             if wait_s:
                 raise InvalidRequest("a stream is not waited for: drop wait", param="wait")
-            self._stream(exchange, request, call)
+            self._stream(exchange, request, call, detached=True)
             return None
         session = request.session or call.session
         record = self._gateway.accept(
@@ -156,24 +152,17 @@ class NativeApi:
             % (request_id, call.id.encode(), call.id.encode()),
         )
 
-    def _call(
-        self, exchange: Exchange, *, stream: bool = False
-    ) -> tuple[native.PromptRequest, Call]:
+    def _call(self, exchange: Exchange) -> tuple[native.PromptRequest, Call]:
         request = native.decode_request(exchange.body)
-        model = request.model or self._gateway.default_model()
-        if model is None:
-            raise InvalidRequest("model is required: no backend names one", param="model")
-        stream = stream or bool(request.stream)
-        body = native.to_chat(
-            request, model, self._config.max_tokens, self._config.temperature, stream=stream
+        config = self._config
+        call = native_call(
+            self._gateway,
+            exchange,
+            request,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            stream=bool(request.stream),
         )
-        call = self._gateway.new_call(
-            exchange, model=model, body=body, stream=stream, affinity=request.session
-        )
-        call.usage_wanted = stream
-        seconds = request.deadline_secs or request.timeout_seconds
-        if seconds is not None:
-            call.deadline = min(call.deadline, call.started_at + seconds)
         return request, call
 
     async def result(self, exchange: Exchange) -> None:

@@ -25,6 +25,7 @@ from tpo_mp.dialects import openai_responses_background as background
 from tpo_mp.errors import Shed, TpoError
 from tpo_mp.pipeline.absent import AbsentClient
 from tpo_mp.pipeline.native_delivery import NativeDelivery
+from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.frames import HEAD, Kind
@@ -227,8 +228,13 @@ class Asyncs:
         meta = _decode_meta(pieces[0].meta)
         body = b"".join(p.body for p in pieces)
         call = Call(
-            id=frame.call_id, model=meta.model, body=body, stream=False, started_at=monotonic()
+            id=frame.call_id,
+            model=meta.model,
+            body=body,
+            stream=meta.stream,
+            started_at=monotonic(),
         )
+        call.usage_wanted = meta.stream
         call.tenant, call.session, call.affinity = (
             meta.tenant,
             meta.session or None,
@@ -239,12 +245,15 @@ class Asyncs:
         if meta.path == background.PATH:
             self._owner.backgrounds.rerun(call, frame.attempts)
             return
-        delivery = NativeDelivery(
+        kind = NativeStream if meta.stream else NativeDelivery
+        delivery = kind(
             self._owner, AbsentClient("POST", meta.path), call, meta.session or None, detached=True
         )
         delivery.template = meta.path
         try:
             self._start(delivery, meta.session or None, attempts=frame.attempts)
+            if isinstance(delivery, NativeStream):
+                self._owner.feeds.open(delivery.feed)
         except TpoError as e:
             error = native.error_object(e, call.id)
             self._finished(

@@ -8,6 +8,7 @@ from tpo_mp.http.exchange import Exchange, request_id
 from tpo_mp.pipeline.delivery import retry_lines
 from tpo_mp.ports import Counter, Metrics
 
+_UPGRADE = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
 _ANTHROPIC = ("/v1/messages", "/v1/complete")
 
 
@@ -55,6 +56,8 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
         body = openai_chat.error_body(error)
     if error.status == 405:
         extra += b"allow: %b\r\n" % error.message.rpartition("use ")[2].encode("latin-1", "replace")
+    elif error.status == 426:
+        extra += _UPGRADE
     exchange.respond(status, body, extra=extra)
 
 

@@ -23,6 +23,7 @@ import msgspec
 
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
+from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.callid import CallIds, to_bytes
@@ -101,6 +102,7 @@ class Owner:
         self.backgrounds: Backgrounds
         self.syncs: Syncs
         self.cancels: Cancels
+        self.feeds: Feeds
         self.pipeline: Pipeline
         self._previous: Pipeline | None = None
         self.catch_up: Callable[[], None] = lambda: None
@@ -119,6 +121,9 @@ class Owner:
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
 
     # -- Gateway ------------------------------------------------------------------------------
+
+    def tenant(self, head: Head) -> str:  # noqa: ARG002 - without keys all are one tenant
+        return ""
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None

@@ -57,6 +57,7 @@ from .listen import Listening
 from .mesh import Mesh
 from .owner import Owner
 from .placing import Placing
+from .shared_feeds import SharedFeeds
 from .sweep import IdleSweep
 from .syncs import Syncs
 from .tls import Tls
@@ -224,7 +225,17 @@ class Shard:
         )
         self.owner.cancels = self.cancels
         self.job_calls = JobCalls(self.owner, self.store)
+        self.feeds = SharedFeeds(
+            links=self.links,
+            plane=self.plane,
+            seat=seat,
+            on_busy=self._busy,
+            settings=config.server.streams,
+            timers=self.wheel,
+            metrics=self.metrics,
+        )
         self.owner.mesh, self.owner.asyncs, self.owner.store = self.mesh, self.asyncs, self.store
+        self.owner.feeds = self.feeds
         self.owner.syncs = self.syncs
         self.owner.catch_up = self._catch_up
 
@@ -314,6 +325,7 @@ class Shard:
         self.edge.tick()
         self.links.poll()
         self.mesh.tick()
+        self.feeds.tick(now)
         self.account.tick()
         self._count_others()
         open_now = len(self.owner.open)
@@ -343,10 +355,11 @@ class Shard:
 
     def _recheck(self) -> None:
         self._rechecking = False
-        if self.mesh.busy:
+        if self.mesh.busy or self.feeds.busy:
             self.links.republish()
             self.links.poll()
             self.mesh.tick()
+            self.feeds.tick(monotonic())
             self._busy()
 
     def _rung(self) -> None:
@@ -367,6 +380,7 @@ class Shard:
         self.log.warning("ring_damaged", source=source)
         if source != self.handoff.seats - 1:
             self.mesh.damaged(source)
+            self.feeds.damaged(source)
 
     def _take(self, source: int, record: bytes) -> None:
         """Dispatch one record from a ring."""
@@ -379,6 +393,7 @@ class Shard:
                 or self.cancels.take(source, kind, payload)
                 or self.backgrounds.take(source, kind, payload)
                 or self.job_calls.take(kind, payload)
+                or self.feeds.take(source, kind, number, payload)
             ):
                 return
             if kind == Kind.STORE_ANSWER:
@@ -452,6 +467,7 @@ class Shard:
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
+        self.feeds.settings = config.server.streams
         self.edge.configure(config.server, _policy(config.server))
         if self.tls is not None and certificate is not None:
             self.tls.use(certificate)
@@ -469,6 +485,7 @@ class Shard:
         await self.listening.drain(for_all=leaving)
         self.listening.close()
         self.owner.draining = leaving
+        self.feeds.drain()
         if leaving:
             self.edge.drain(LEAVING_LINGER_S, fresh_s=LEAVING_FRESH_S)
         else:
@@ -476,7 +493,7 @@ class Shard:
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""
-        busy = self.owner.open or self.mesh.busy or self.job_calls.busy
+        busy = self.owner.open or self.mesh.busy or self.feeds.busy or self.job_calls.busy
         return not busy and not self.edge.open_connections
 
     async def _stop(self) -> None:

@@ -13,7 +13,7 @@ from tpo_mp.config.tree import Config
 pytestmark = pytest.mark.usefixtures("only_core")
 
 
-TABLES = {"cors", "tls", "trusted_hosts", "trusted_proxies"}
+TABLES = {"cors", "tls", "streams", "trusted_hosts", "trusted_proxies"}
 """Settings of several values: files only."""
 
 

@@ -23,7 +23,7 @@ def events(answer: bytes) -> list[tuple[str, dict[str, Any]]]:
     """The named events of a body."""
     found = []
     for block in answer.decode().split("\n\n")[:-1]:
-        name, data = block.split("\n")
+        name, _, data = block.split("\n")
         found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return found
 
@@ -48,6 +48,7 @@ class Scene:
             call,
             "s-1",
         )
+        self.delivery.run()
         self.stream = HeldStream()
         self.reply = Reply(200, None, stream=self.stream)
 
