@@ -271,3 +271,21 @@ def test_full_ring_delays_and_loses_nothing(host: FakeHost) -> None:
         host.tick()
     assert other.deserted == 1
     assert not there.feeds.busy
+
+
+def test_one_long_event_keeps_to_the_credit_too(host: FakeHost) -> None:
+    """Its pieces wait at the owner until the client has taken those before."""
+    here, there = host.shards
+    source, slow = Source(here), FarEar()
+    assert follow(host, there, source.feed.id, slow)
+    slow.blocked = True
+    source.say("z" * (4 * CREDIT_BYTES))
+    for _ in range(20):
+        host.tick()
+    (subscription,) = there.feeds._subscriptions.values()
+    assert subscription._owed <= CREDIT_BYTES + here.links.max_record
+    assert slow.numbers == [0]
+    slow.unblock()
+    for _ in range(60):
+        host.tick()
+    assert slow.numbers == [0, 1]
