@@ -11,6 +11,7 @@ from typing import Any
 from tests.support.fake_env import FakeWorld, SilentMetrics
 from tests.support.raw import build
 from tpo_mp.config.sections import StreamsSection
+from tpo_mp.config.tree import Config
 from tpo_mp.dialects.openai_responses_background import accepted, response_id
 from tpo_mp.errors import TpoError
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
@@ -100,6 +101,7 @@ class FakeGateway:
     questions: list[tuple[str, str]] = field(default_factory=list)
     jobs: Callable[[Question], JobAnswer | None] = field(default=done_at_once)
     job_questions: list[Question] = field(default_factory=list)
+    config: Config = field(default_factory=Config)
     affinities: list[str | None] = field(default_factory=list)
     table: Sequence[Endpoint] = ()
     background: list[Call] = field(default_factory=list)

@@ -210,6 +210,58 @@ class RecordPage(Struct):
     next: str | None
 
 
+class StageQueue(Struct):
+    """Calls waiting in front of one stage."""
+
+    stage: str
+    waiting: int
+    capacity: int
+
+
+class JobsRunning(Struct):
+    """How busy batch jobs keep the host."""
+
+    open: int
+    prompts_running: int
+
+
+class PipelineStatus(Struct):
+    """How full the pipeline is; ``pipeline_queue_capacity`` are the places still free."""
+
+    status: Literal["starting", "running", "draining", "stopping"]
+    version: str
+    pending_requests: int
+    pipeline_queue_len: int
+    pipeline_queue_capacity: int
+    pipeline_queue_max: int
+    stages: list[StageQueue]
+    jobs: JobsRunning
+
+
+class MetricsReport(Struct):
+    """Metrics of the whole host."""
+
+    server_metrics: dict[str, Any]
+    cluster_metrics: dict[str, Any]
+    rate_limit_stats: dict[str, Any]
+    auth_stats: dict[str, Any]
+    metrics: dict[str, list[dict[str, Any]]]
+
+
+class ClusterStatus(Struct):
+    """Nodes, routes, backends and memory."""
+
+    total_nodes: int
+    healthy_nodes: int
+    shards: int
+    shards_ready: int
+    nodes: list[dict[str, Any]]
+    load_balancer: dict[str, Any]
+    routing: dict[str, Any]
+    inference_engine: dict[str, Any]
+    memory: dict[str, Any]
+
+
 class BatchProgress(Struct):
     """How a batch job stands."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tpo_mp.config.tree import Config
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
@@ -36,6 +37,10 @@ class Gateway(Protocol):
 
     def tenant(self, head: Head) -> str:
         """Whom a request speaks for that is no call; raises ``Unauthorized``."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration that new calls are served with."""
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None

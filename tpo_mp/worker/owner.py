@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tpo_mp.config.tree import Config
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.pipeline.feeds import Feeds
@@ -119,6 +120,10 @@ class Owner:
         self._account.models.use(pipeline.models.configured)
         placed = partial(self._placed, pipeline)
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
+
+    @property
+    def config(self) -> Config:
+        return self.pipeline.config
 
     # -- Gateway ------------------------------------------------------------------------------
 

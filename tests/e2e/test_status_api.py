@@ -1,0 +1,82 @@
+"""What the host says of itself, asked of both workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, chat
+from tests.support.shards import CHAT, connect_to
+from tests.support.toml import ECHO
+from tests.support.wait import wait_for
+
+CONFIG = ECHO + "[surfaces.status_api]\ndebug = true\n"
+DEBUG = ("/api/v1/debug/dlq", "/api/v1/debug/pipeline")
+
+
+@pytest.fixture(scope="module")
+def clients(short_tmp: Path) -> Iterator[tuple[RawClient, RawClient]]:
+    """A connection to each of two shards that show their inside."""
+    with (
+        Gateway(short_tmp / "status", config=CONFIG, workers=2) as gateway,
+        connect_to(gateway.url, 0) as one,
+        connect_to(gateway.url, 1) as other,
+    ):
+        yield one, other
+
+
+def test_both_workers_count_the_calls_of_both(clients: tuple[RawClient, RawClient]) -> None:
+    """One truth per host, whoever is asked."""
+
+    def done(client: RawClient) -> int:
+        found: int = client.request("GET", "/v1/metrics").json()["server_metrics"]["calls"]["done"]
+        return found
+
+    before = max(done(client) for client in clients)
+    for client in clients:
+        for _ in range(3):
+            assert client.post_json(CHAT, chat("x")).status == 200
+    for client in clients:
+        wait_for(lambda c=client: done(c) == before + 6, 5, "six more calls")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/pipeline/status", "/v1/cluster/status", "/api/v1/debug/dlq"]
+)
+def test_both_workers_answer_alike(clients: tuple[RawClient, RawClient], path: str) -> None:
+    """But for memory, which breathes."""
+    bodies = []
+    for client in clients:
+        reply = client.request("GET", path)
+        assert reply.status == 200, reply
+        body = reply.json()
+        body.pop("memory", None)
+        for node in body.get("nodes", []):
+            node.pop("rss_bytes")
+        bodies.append(body)
+    assert bodies[0] == bodies[1]
+
+
+def test_queues_and_backends_are_the_configured_ones(clients: tuple[RawClient, RawClient]) -> None:
+    """Nothing waits; one backend; both shards serve."""
+    status = clients[0].request("GET", "/api/v1/pipeline/status").json()
+    assert (status["status"], status["pipeline_queue_len"]) == ("running", 0)
+    assert status["pipeline_queue_capacity"] == status["pipeline_queue_max"] > 0
+    cluster = clients[1].request("GET", "/v1/cluster/status").json()
+    assert (cluster["healthy_nodes"], cluster["shards_ready"]) == (1, 2)
+    assert [b["name"] for b in cluster["inference_engine"]["backends"]] == ["echo"]
+
+
+def test_debug_dlq_is_the_dlq(clients: tuple[RawClient, RawClient]) -> None:
+    """Another path to the same list."""
+    same = [clients[0].request("GET", p).json() for p in ("/api/v1/dlq", DEBUG[0], "/v1/dlq")]
+    assert same[0] == same[1] == same[2]
+
+
+def test_inside_is_404_unless_configured(echo_gateway: Gateway) -> None:
+    """As a route that does not exist."""
+    for path in DEBUG:
+        assert echo_gateway.ask(path).status == 404
