@@ -103,7 +103,7 @@ def test_wait_ends_when_the_answer_is_there_or_the_time_is_up(bench: Bench) -> N
         call_id = infer(bench.clients[0], "slow")
         began = time.monotonic()
         assert result(client, call_id, 0.2).status == 202
-        assert 0.2 <= time.monotonic() - began < 0.9
+        assert 0.19 <= time.monotonic() - began < 0.9
         assert result(client, call_id, 20).status == 200
         assert time.monotonic() - began < 5
 
