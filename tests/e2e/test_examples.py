@@ -56,6 +56,11 @@ PROMISES: dict[str, tuple[list[str], str]] = {
         [],
         r"tpo-mp .* routes\nhealth 200 .* 2\nmodels echo\nchat 200 hello there\nrefusal 400 tempe",
     ),
+    "websocket_api": (
+        ["--requests", "3"],
+        r"(done [123] of 3: question-[123], \d+ tokens\n){3}"
+        r"(question-([123]): this is question \3\n){3}",
+    ),
 }
 """Arguments and output of those that need nothing but a gateway."""
 
