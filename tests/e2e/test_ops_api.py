@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from tests.support import exposition
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, ask, chat
+from tests.support.shards import connect_to
 from tests.support.wait import wait_for
 from tpo_mp import __version__
 
-BOTH = ["/metrics", "/live", "/ready", "/health"]
+BOTH = ["/metrics", "/live", "/ready", "/health", "/version"]
 
 
 @pytest.mark.parametrize("path", BOTH)
@@ -28,6 +31,16 @@ def test_main_port_says_what_it_is(echo_gateway: Gateway, path: str) -> None:
     said = echo_gateway.ask(path).json()
     assert said["name"] == "tpo-mp"
     assert said["version"] == __version__
+
+
+def test_all_processes_name_the_same_build(echo_gateway: Gateway) -> None:
+    """Both workers and control: version, age and features."""
+    said = ask(echo_gateway.ops, "/version").json()
+    assert datetime.fromisoformat(said["build_timestamp"]) < datetime.now(UTC)
+    assert {"backends/echo", "backends/openai", "surfaces/ops_api"} <= set(said["features"])
+    for slot in (0, 1):
+        with connect_to(echo_gateway.url, slot) as client:
+            assert client.request("GET", "/version").json() == said
 
 
 SAME = {

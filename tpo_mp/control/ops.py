@@ -21,6 +21,7 @@ from aiohttp import web
 
 from tpo_mp.http.nameless import SILENT, nameless
 from tpo_mp.observe import health, prometheus
+from tpo_mp.observe.version import version
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
 
@@ -51,6 +52,7 @@ class OpsPort:
             "/health/readiness": self._ready,
             "/health": self._health,
             "/v1/health": self._health,
+            "/version": self._version,
         }
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
@@ -107,6 +109,9 @@ class OpsPort:
 
     async def _live(self, _: web.BaseRequest) -> web.Response:
         return _json(200, health.live())
+
+    async def _version(self, _: web.BaseRequest) -> web.Response:
+        return _json(200, await self._made(version))
 
     async def _ready(self, _: web.BaseRequest) -> web.Response:
         return _json(*await self._made(lambda: health.ready(self._plane, self._arena)))

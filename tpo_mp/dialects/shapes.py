@@ -417,10 +417,16 @@ class Banner(Struct):
 
 
 class VersionAnswer(Struct):
-    """The running program."""
+    """The running program.
+
+    ``build_timestamp`` is when its newest source file was written, or null where it lies in none;
+    ``features`` are what may be configured, as ``door/name``.
+    """
 
     name: Literal["tpo-mp"]
     version: str
+    build_timestamp: str | None
+    features: list[str]
 
 
 class Liveness(Struct):

@@ -17,6 +17,7 @@ from tpo_mp.dialects import shapes
 from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.observe import health, prometheus
+from tpo_mp.observe.version import version
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 
@@ -32,15 +33,17 @@ class OpsApi:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._gateway: Gateway
+        self._version: bytes
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
         self._gateway = gateway
+        self._version = orjson.dumps(version())
         return [
             Endpoint("GET", "/", self.banner, "ops",
                      outcomes=(Outcome("name, version and paths", shapes.Banner),)),
             Endpoint("GET", "/version", self.version, "ops",
-                     outcomes=(Outcome("name and version", shapes.VersionAnswer),)),
+                     outcomes=(Outcome("name, version, age and features", shapes.VersionAnswer),)),
             Endpoint("GET", "/metrics", self.metrics, "ops",
                      outcomes=(Outcome("every series", media="text/plain"),)),
             *Endpoint("GET", "/health", self.health, "ops", outcomes=(
@@ -70,8 +73,8 @@ class OpsApi:
         )
 
     def version(self, exchange: Exchange) -> None:
-        """Name the version of the running program."""
-        exchange.respond(200, orjson.dumps({"name": "tpo-mp", "version": __version__}))
+        """Name the running program's version, the age of its files and its features."""
+        exchange.respond(200, self._version)
 
     def live(self, exchange: Exchange) -> None:
         """Answer whenever this process does."""
