@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import RawClient, chat
+from tests.support.raw import RawClient, ask, chat
 from tests.support.shards import CHAT, connect_to
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
@@ -80,3 +80,18 @@ def test_inside_is_404_unless_configured(echo_gateway: Gateway) -> None:
     """As a route that does not exist."""
     for path in DEBUG:
         assert echo_gateway.ask(path).status == 404
+
+
+def test_health_counts_the_same_rooms(echo_gateway: Gateway) -> None:
+    """Both ports and both workers: inference is one room for all, the others one per shard."""
+    status = echo_gateway.ask("/api/v1/pipeline/status").json()
+    assert {s["stage"]: s["capacity"] for s in status["stages"]} == {
+        "rag": 1024, "assemble": 1024, "inference": 1024, "post_process": 1024, "stream": 512,
+    }  # fmt: skip
+    said = [ask(echo_gateway.ops, "/health").json()]
+    for slot in (0, 1):
+        with connect_to(echo_gateway.url, slot) as client:
+            said.append(client.request("GET", "/health").json())
+    assert [s["pipeline"]["inbound_queue"]["capacity"] for s in said] == [
+        status["pipeline_queue_max"]
+    ] * 3

@@ -135,6 +135,11 @@ def process_view(blob: bytes | memoryview) -> ProcessView:
     return _decode(_open(blob).process, ProcessView)
 
 
+def pipeline_view(blob: bytes | memoryview) -> PipelineSection:
+    """Read the pipeline's own section of a blob; imports no feature."""
+    return _decode(_open(blob).features, _Features).pipeline
+
+
 def from_blob(blob: bytes | memoryview) -> Config:
     """Read a whole blob; imports the features it names.  Raises ``ConfigError``."""
     opened = _open(blob)

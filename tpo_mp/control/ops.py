@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -37,8 +37,12 @@ STOP_S = 1.0
 class OpsPort:
     """The server on an inherited listening socket."""
 
-    def __init__(self, plane: Plane, arena: MetricsArena) -> None:
+    def __init__(
+        self, plane: Plane, arena: MetricsArena, places: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """``places`` answers the waiting rooms' capacities as configured now."""
         self._plane = plane
+        self._places = places
         self._arena = arena
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ops-pages")
         self._routes: dict[str, Handler] = {
@@ -117,7 +121,7 @@ class OpsPort:
         return _json(*await self._made(lambda: health.ready(self._plane, self._arena)))
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
-        body = await self._made(lambda: health.health(self._plane, self._arena))
+        body = await self._made(lambda: health.health(self._plane, self._arena, self._places()))
         return _json(health.health_status(body), body)
 
     async def _made(self, page: Callable[[], T]) -> T:

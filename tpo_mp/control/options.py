@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tpo_mp.config.blob import process_view
+from tpo_mp.config.blob import pipeline_view, process_view
 from tpo_mp.config.certificate import expires_at
-from tpo_mp.config.sections import ObservabilitySection, ServerSection, StoreSection
+from tpo_mp.config.sections import (
+    ObservabilitySection,
+    PipelineSection,
+    ServerSection,
+    StoreSection,
+)
+from tpo_mp.pipeline.edges import places
 from tpo_mp.store.job_table import JobCaps
 from tpo_mp.store.letters import LetterCaps
 from tpo_mp.store.segment_files import LogLimits
@@ -24,18 +30,23 @@ class ControlOptions:
     certificate_expires_at: float | None
     open_copy_bytes: int
     job_concurrency: int
+    places: dict[str, int]
+    """Capacity of the waiting room in front of each stage."""
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
     """Read a compiled configuration; raises what ``process_view`` raises."""
     if blob is None:
-        return _options(ServerSection(), StoreSection(), ObservabilitySection())
+        return _options(ServerSection(), StoreSection(), ObservabilitySection(), PipelineSection())
     view = process_view(blob)
-    return _options(view.server, view.store, view.observability)
+    return _options(view.server, view.store, view.observability, pipeline_view(blob))
 
 
 def _options(
-    server: ServerSection, store: StoreSection, observability: ObservabilitySection
+    server: ServerSection,
+    store: StoreSection,
+    observability: ObservabilitySection,
+    pipeline: PipelineSection,
 ) -> ControlOptions:
     shelf = ShelfOptions(
         durability=store.durability,
@@ -52,4 +63,5 @@ def _options(
         certificate_expires_at=expires_at(server.tls),
         open_copy_bytes=store.open_calls_bytes,
         job_concurrency=store.job_concurrency,
+        places=places(pipeline.edges),
     )

@@ -91,7 +91,7 @@ class ControlProcess:
             faulty_disk() if failpoints.ACTIVE else None,
         )  # fmt: skip
         self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
-        self._ops = OpsPort(self.plane, self._arena)
+        self._ops = OpsPort(self.plane, self._arena, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
         self._hushed_until = 0.0

@@ -12,11 +12,13 @@ The structures are described by protocols, because this room does not know ``shm
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, TypeAlias
 
 import psutil
+
+from .rooms import DEPTH_GAUGE, rooms
 
 HOST_STATES = ("starting", "running", "draining", "stopping")
 SEAT_STATES = ("empty", "booting", "parked", "ready", "draining", "stopped")
@@ -114,16 +116,20 @@ def ready(plane: PlaneView, metrics: ArenaView | None = None) -> tuple[int, Body
     return 503, body | {"status": "not_ready", "ready": False, "reason": reason}
 
 
-def health(plane: PlaneView, metrics: ArenaView) -> Body:
-    """The body of ``/health``; ``health_status`` gives its status."""
+def health(plane: PlaneView, metrics: ArenaView, places: Mapping[str, int]) -> Body:
+    """The body of ``/health``; ``health_status`` gives its status.
+
+    ``places`` is the configured capacity of the waiting room by stage, as ``rooms`` wants it.
+    """
     levels = _Levels(metrics)
     draining = plane.host_state > RUNNING
     degraded = _degraded(plane, levels)
     breaker = _breaker(levels)
     used = sum(plane.seat(n).open_calls for n in range(plane.seats))
     capacity = int(levels.one("tpo_open_calls_limit"))
-    waiting = int(levels.one("orchestrator_queue_depth"))
-    room = int(levels.one("orchestrator_channel_capacity"))
+    found = rooms(levels.samples(DEPTH_GAUGE), places, plane.workers)
+    waiting = sum(room.waiting for room in found)
+    most = sum(room.capacity for room in found)
     rss = sum(_rss(plane.seat(n).pid) for n in range(plane.seats))
     return {
         "status": _status(plane, breaker, degraded),
@@ -131,7 +137,7 @@ def health(plane: PlaneView, metrics: ArenaView) -> Body:
         "uptime_secs": int(max(0.0, time.time() - plane.started_at_wall_ms / 1e3)),
         "shutting_down": draining,
         "pipeline": {
-            "inbound_queue": {"used": waiting, "capacity": room, "depth_pct": _pct(waiting, room)},
+            "inbound_queue": {"used": waiting, "capacity": most, "depth_pct": _pct(waiting, most)},
             "circuit_breaker": {"state": breaker["state"], "is_open": breaker["state"] == "open"},
             "dead_letter_queue_depth": int(levels.one("tpo_dead_letters")),
         },

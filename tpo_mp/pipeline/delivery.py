@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
     from .promise import Promise
 
+_BACKEND = b"x-tpo-backend: "
 _LINES = (
-    b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\nx-tpo-backend: %b\r\n"
+    b"%bx-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\n" + _BACKEND + b"%b\r\n"
     b"server-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
 )
+_NOWHERE = _BACKEND + b"\r\n"
 ON_REQUEST = "cancelled_on_request"
 """Reason of a ``Cancelled`` that the call's own client must hear of: it did not leave."""
 SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -213,19 +215,21 @@ class Delivery:
             self._gateway.settled(self)
 
     def lines(self, reply: Reply | None) -> bytes:
-        """The gateway's own response header lines."""
+        """The gateway's own response header lines; no backend is named where none was reached."""
         call = self.call
+        backend = call.backend
         now = monotonic()
         upstream_ms = (call.first_byte_at - call.upstream_at) * 1e3 if call.first_byte_at else 0.0
-        return _LINES % (
+        lines = _LINES % (
             reply.headers if reply is not None else b"",
             (call.client_request_id or call.id).encode(),
             call.id.encode(),
             call.shard,
-            call.backend.encode(),
+            backend.encode(),
             max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
             upstream_ms,
         )
+        return lines if backend else lines.replace(_NOWHERE, b"", 1)
 
 
 def retry_lines(error: TpoError) -> bytes:

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import msgspec
+
+from tpo_mp.config.sections import Edges
 from tpo_mp.ports import Metrics
 from tpo_mp.types import STAGES
 
@@ -24,6 +27,12 @@ CAPACITY_OF = {
     "stream": "stream_output",
 }
 """Which configured capacity bounds the room in front of each stage."""
+
+
+def places(edges: Edges) -> dict[str, int]:
+    """The capacity of the room in front of each stage."""
+    capacities = msgspec.structs.asdict(edges)
+    return {stage: capacities[edge] for stage, edge in CAPACITY_OF.items()}
 
 
 class Edge:

@@ -18,6 +18,7 @@ from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.observe import health, prometheus
 from tpo_mp.observe.version import version
+from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 
@@ -88,7 +89,8 @@ class OpsApi:
     async def health(self, exchange: Exchange) -> None:
         """Show the host's state in detail."""
         gateway = self._gateway
-        body = await _aside(lambda: health.health(gateway.plane, gateway.metrics_arena))
+        room = places(gateway.config.pipeline.edges)
+        body = await _aside(lambda: health.health(gateway.plane, gateway.metrics_arena, room))
         exchange.respond(health.health_status(body), orjson.dumps(body))
 
     async def metrics(self, exchange: Exchange) -> None:

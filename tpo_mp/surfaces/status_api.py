@@ -7,10 +7,9 @@ alike.  What looks inside is served only where ``debug`` asks for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-import msgspec
 import orjson
 from msgspec import Meta, Struct
 
@@ -21,13 +20,11 @@ from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.observe import health
-from tpo_mp.pipeline.edges import CAPACITY_OF
+from tpo_mp.observe.rooms import DEPTH_GAUGE, rooms
+from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.store.questions import LETTERS, LetterQuery
-
-HOST_WIDE = "inference"
-"""The one stage whose waiting room is shared by all shards."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,14 +97,9 @@ class StatusApi:
 
     def _pipeline(self, series: _Series) -> dict[str, Any]:
         plane, config = self._gateway.plane, self._gateway.config
-        places = msgspec.structs.asdict(config.pipeline.edges)
-        stages = []
-        for stage, edge in CAPACITY_OF.items():
-            shards = 1 if stage == HOST_WIDE else plane.workers
-            waiting = int(series.sum("orchestrator_queue_depth", stage=stage))
-            stages.append({"stage": stage, "waiting": waiting, "capacity": places[edge] * shards})
-        most = sum(stage["capacity"] for stage in stages)
-        waiting = sum(stage["waiting"] for stage in stages)
+        found = rooms(series.of(DEPTH_GAUGE), places(config.pipeline.edges), plane.workers)
+        most = sum(room.capacity for room in found)
+        waiting = sum(room.waiting for room in found)
         return {
             "status": health.HOST_STATES[plane.host_state],
             "version": __version__,
@@ -115,7 +107,7 @@ class StatusApi:
             "pipeline_queue_len": waiting,
             "pipeline_queue_capacity": most - waiting,
             "pipeline_queue_max": most,
-            "stages": stages,
+            "stages": [room._asdict() for room in found],
             "jobs": {
                 "open": int(series.sum("tpo_jobs_open")),
                 "prompts_running": int(series.sum("tpo_job_prompts_running")),
@@ -188,7 +180,9 @@ class StatusApi:
         }
 
     def _health(self) -> dict[str, Any]:
-        return health.health(self._gateway.plane, self._gateway.metrics_arena)
+        gateway = self._gateway
+        room = places(gateway.config.pipeline.edges)
+        return health.health(gateway.plane, gateway.metrics_arena, room)
 
     def _open_calls(self) -> int:
         plane = self._gateway.plane
@@ -211,17 +205,19 @@ class _Series:
     def __init__(self, families: Iterable[health.FamilyView]) -> None:
         self._families = {family.name: family for family in families}
 
+    def of(self, name: str) -> Sequence[health.SampleView]:
+        """All samples."""
+        family = self._families.get(name)
+        return () if family is None else family.samples
+
     def sum(self, name: str, **labels: str) -> float:
         """All samples with those labels."""
-        family = self._families.get(name)
-        found = () if family is None else family.samples
-        return sum(s.value for s in found if labels.items() <= dict(s.labels).items())
+        return sum(s.value for s in self.of(name) if labels.items() <= dict(s.labels).items())
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """Sums by one label."""
         out: dict[str, float] = {}
-        family = self._families.get(name)
-        for sample in () if family is None else family.samples:
+        for sample in self.of(name):
             key = dict(sample.labels).get(label, "")
             out[key] = out.get(key, 0.0) + sample.value
         return out

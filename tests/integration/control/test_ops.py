@@ -19,7 +19,7 @@ def serving(test: Callable[[int], Awaitable[None]], lifetime_s: float = 60.0) ->
     plane, arena = Plane.create(1, 4, bytes(16)), MetricsArena.create(4)
 
     async def main() -> None:
-        port = OpsPort(plane, arena)
+        port = OpsPort(plane, arena, lambda: {"rag": 1})
         listener = socket.create_server(("127.0.0.1", 0))
         await port.start(listener, lifetime_s=lifetime_s)
         try:

@@ -19,9 +19,11 @@ def test_the_configured_caps_reach_the_store(tmp_path: Path) -> None:
         '[store]\ndurability = "always"\nsegment_bytes = 2097152\nrecords_bytes = 3145728\n'
         "records_age_s = 61\ndead_letters = 5\ndead_letter_bytes = 4194304\n"
         "dead_letter_age_s = 62\nopen_calls_bytes = 1048577\nresults = 6\nresult_age_s = 63\n"
+        "[pipeline.edges]\ninference_to_post = 9\n"
     )
     options = read_options(to_blob(load(path, {}, {})))
     assert options.open_copy_bytes == 1048577
+    assert (options.places["rag"], options.places["inference"]) == (512, 9)
     shelf = options.shelf
     assert shelf.durability == "always"
     assert (shelf.calls.segment_bytes, shelf.calls.total_bytes, shelf.calls.age_s) == (

@@ -10,6 +10,8 @@ from tests.unit.observe.views import FakeArena, FakePlane, FakeSeat, gauge, runn
 from tpo_mp.observe import health
 from tpo_mp.shm.plane import HostState, SeatState
 
+PLACES = {"rag": 256}
+
 
 def test_the_names_of_states_are_those_of_the_plane() -> None:
     """The numbers are not known here twice with different meanings."""
@@ -70,10 +72,9 @@ def test_health_has_the_documented_shape() -> None:
             gauge("tpo_open_calls_limit", 100),
             gauge("tpo_dead_letters", 7),
             gauge("orchestrator_queue_depth", 128, stage="rag"),
-            gauge("orchestrator_channel_capacity", 512, queue="rag"),
         ]
     )
-    body = health.health(plane, arena)
+    body = health.health(plane, arena, PLACES)
     assert health.health_status(body) == 200
     assert body["status"] == "healthy"
     assert body["shutting_down"] is False
@@ -103,11 +104,11 @@ def test_health_is_503_while_draining_or_when_every_breaker_is_open() -> None:
     both_open = gauge(name, 2, worker="a")
     both_open.samples += gauge(name, 2, worker="b").samples
     plane = running_host()
-    assert health.health_status(health.health(plane, FakeArena([one_open]))) == 200
-    body = health.health(plane, FakeArena([both_open]))
+    assert health.health_status(health.health(plane, FakeArena([one_open]), PLACES)) == 200
+    body = health.health(plane, FakeArena([both_open]), PLACES)
     assert (health.health_status(body), body["circuit_breaker"]["state"]) == (503, "open")
     plane.host_state = 2
-    body = health.health(plane, FakeArena())
+    body = health.health(plane, FakeArena(), PLACES)
     assert (health.health_status(body), body["status"]) == (503, "shutting_down")
 
 
@@ -115,7 +116,7 @@ def test_a_slot_without_a_seat_is_shown_empty() -> None:
     """Words out of range are no reason to fail."""
     plane = FakePlane(slots=[0xFFFF, 1])
     plane.lines[1] = FakeSeat(epoch=3, pid=0, state=99)
-    body = health.health(plane, FakeArena())
+    body = health.health(plane, FakeArena(), PLACES)
     assert [shard["state"] for shard in body["host"]["shards"]] == ["empty", "unknown"]
 
 
@@ -123,4 +124,4 @@ def test_a_process_that_is_gone_has_no_memory() -> None:
     """A pid that died between reading and asking counts nothing."""
     plane = running_host()
     plane.lines[0].pid = 2**22 + 1
-    assert health.health(plane, FakeArena())["memory"]["rss_bytes"] == 0
+    assert health.health(plane, FakeArena(), PLACES)["memory"]["rss_bytes"] == 0

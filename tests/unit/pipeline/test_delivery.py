@@ -273,6 +273,23 @@ def test_header_lines_identify_the_call() -> None:
     assert b"upstream;dur=500.00" in scene.exchange.extra
 
 
+def test_error_of_a_call_that_reached_no_backend_names_none() -> None:
+    """No header rather than an empty one; the rest of the lines stay."""
+    scene = Scene(client_request_id="r-1", shard=3)
+    scene.delivery.done(None, RateLimited("x"))
+    names = [line.partition(b":")[0] for line in scene.exchange.extra.split(b"\r\n")]
+    assert b"x-tpo-backend" not in names
+    assert names[:4] == [b"x-request-id", b"x-tpo-call-id", b"x-tpo-shard", b"server-timing"]
+
+
+def test_error_of_a_backend_names_it() -> None:
+    """Whose fault it was is what the reader wants to know."""
+    scene = Scene()
+    scene.call.backend = "up"
+    scene.delivery.done(None, BackendFailure("x"))
+    assert b"\r\nx-tpo-backend: up\r\n" in scene.exchange.extra
+
+
 _PAUSE = b"retry-after: %d\r\nretry-after-ms: %d\r\n"
 _AGAIN = b"x-should-retry: true\r\n"
 

@@ -41,7 +41,11 @@ def test_health_has_the_whole_picture(surface: Surface, path: str) -> None:
     """It answers with a body even when the host is not well."""
     exchange = surface.ask("GET", path)
     assert exchange.status == 503
-    assert exchange.json()["status"]
+    body = exchange.json()
+    assert body["status"]
+    # As configured, though no shard has published its rooms: two shards, one room for inference.
+    room = body["pipeline"]["inbound_queue"]["capacity"]
+    assert room == 2 * (512 + 512 + 512 + 256) + 1024
 
 
 def test_metrics_are_prometheus_text(surface: Surface) -> None:
