@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
+from psutil import Process
+
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
@@ -39,6 +41,26 @@ def test_workers_that_never_boot_end_the_host_with_the_reason(
         # ``lived_s`` is rounded to 10 ms.
         assert all(later - sooner > SPACING_S - 0.02 for sooner, later in pairwise(starts)), starts
     assert not host.shared_names()
+
+
+def test_workers_without_the_c_parser_refuse_to_start(start_host: StartHost) -> None:
+    """Requests are never parsed by the weaker one: exit 3, and the last line says what to do."""
+    env = {"TPO_TEST": "1", "TPO_WORKER_MODULE": "tests.support.without_c_parser"}
+    host = start_host(start=False, env=env)
+    code, _ = host.fails(60)
+    assert code == 3
+    assert host.stdout_path.read_text() == "", "it was never ready"
+    last = host.stderr.splitlines()[-1]
+    assert "aiohttp's C parser is not active: install aiohttp with its extensions" in last
+
+
+def test_no_variable_of_the_caller_weakens_the_parser(start_host: StartHost) -> None:
+    """``AIOHTTP_NO_EXTENSIONS`` is not passed on: the workers come up, which takes the C parser."""
+    host = start_host(env={"AIOHTTP_NO_EXTENSIONS": "1"})
+    assert host.ask("/v1/models").status == 200
+    for pid in host.worker_pids():
+        assert "AIOHTTP_NO_EXTENSIONS" not in Process(pid).environ()
+    host.end()
 
 
 def test_no_connection_waits_for_a_slot_that_backs_off(

@@ -24,7 +24,8 @@ def _boot() -> int:
 
     setproctitle("tpo: shard-spare")
     if not getattr(http_parser, "HttpRequestParserC", None):
-        last_words(handoff, "aiohttp's C parser is not active; unset AIOHTTP_NO_EXTENSIONS")
+        # The one in Python lets requests through that two servers read differently.
+        last_words(handoff, "aiohttp's C parser is not active: install aiohttp with its extensions")
         return ExitCode.BOOT_FAILED
     from .shard import main
 

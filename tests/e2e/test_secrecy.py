@@ -1,0 +1,187 @@
+"""What clients say and hear stays out of logs, access lines and every file that need not hold it.
+
+Only dead letters and the table of results may: they are there to give it back.
+Each call carries a word of its own, so a failure names the call that leaked.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.messages import CHAT, post
+from tests.support.raw import RawClient, chat
+from tests.support.rfc6455 import RawSocket
+from tests.support.toml import ECHO, backend, section
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+KEEPERS = ("store/letters/", "store/tables.sqlite")
+"""Where payloads are kept, below the state directory."""
+SETTINGS = {
+    "default": {"access_log": "stdout"},
+    "debug": {"access_log": "stdout", "log_level": "debug", "log_format": "json"},
+}
+FAULTS = ("status", "html", "malformed_json", "malformed_sse", "stream_error", "cut", "short",
+          "reset", "no_done")  # fmt: skip
+
+
+class Words:
+    """Hands out words that nothing else contains and remembers whose each one is."""
+
+    def __init__(self) -> None:
+        self.owners: dict[bytes, str] = {}
+
+    def of(self, owner: str) -> str:
+        """A new word."""
+        word = f"canary{secrets.token_hex(8)}"
+        self.owners[word.encode()] = owner
+        return word
+
+    def found(self, data: bytes) -> set[str]:
+        """Whose words these bytes contain."""
+        return {owner for word, owner in self.owners.items() if word in data}
+
+
+def served(gateway: Gateway, words: Words) -> None:
+    """Calls that succeed, in every dialect, whole and streamed."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+    for stream in (False, True):
+        for model in ("echo", "up"):
+            name = f"{model} {'streamed' if stream else 'whole'}"
+            more: dict[str, Any] = {"model": model, "stream": stream, "max_tokens": 64}
+            said = [{"role": "user", "content": words.of(f"chat {name}")}]
+            asked += [
+                (CHAT, more | {"messages": said}),
+                (CHAT, more | {"messages": said, "tools": [tool(words.of(f"tool {name}"))]}),
+                ("/v1/messages", more | {"messages": said, "system": words.of(f"system {name}")}),
+            ]
+        asked += [
+            ("/v1/completions", {"model": "echo", "prompt": words.of("completion"),
+                                 "stream": stream}),
+            ("/v1/responses", {"model": "echo", "input": words.of("responses"), "stream": stream}),
+        ]  # fmt: skip
+    for target in ("/v1/prompt", "/api/v1/stream", "/api/v1/infer"):
+        asked.append((target, {"prompt": words.of(target), "session_id": "s"}))
+    for target, body in asked:
+        reply = gateway.ask(target, body)
+        if "tools" not in body or body["model"] != "echo":
+            assert reply.status in (200, 202), (target, reply)
+    with RawSocket(gateway.url).upgrade("/api/v1/ws") as socket:
+        socket.say({"prompt": words.of("socket")})
+        socket.until("done")
+
+
+def tool(word: str) -> dict[str, Any]:
+    """A function the model might call."""
+    return {"type": "function", "function": {"name": "f", "description": word, "parameters": {}}}
+
+
+def failed(gateway: Gateway, upstream: Upstream, words: Words) -> None:
+    """Calls whose upstream misbehaves and repeats what it was told while it does."""
+    for mode in FAULTS:
+        for stream in (False, True):
+            word = words.of(f"{mode} {'streamed' if stream else 'whole'}")
+            reply = None
+            if mode == "status":
+                reply = {"error": {"message": f"cannot say {word}", "type": "x", "code": word}}
+            upstream.play(mode, reply=reply)  # type: ignore[arg-type]
+            body = chat(word, model="up", stream=stream)
+            with RawClient(gateway.url) as client:
+                client.send(post(b"Connection: close", length(body), body=encoded(body)))
+                assert client.read_to_end(), mode
+            native = words.of(f"native {mode}")
+            gateway.ask("/v1/prompt", {"prompt": native, "model": "up"})
+    upstream.play("hang")
+    with RawClient(gateway.url) as client:
+        body = chat(words.of("client left"), model="up")
+        before = upstream.counters.aborted
+        client.send(post(length(body), body=encoded(body)))
+        wait_for(lambda: upstream.counters.open, 10, "the call at the upstream")
+    wait_for(lambda: upstream.counters.aborted > before, 10, "the cancelled call")
+    upstream.play()
+
+
+def refused(gateway: Gateway, words: Words) -> None:
+    """Requests that never become calls."""
+    bodies = [
+        chat(words.of("temperature"), temperature=words.of("value")),
+        chat(words.of("unknown model"), model="nobody"),
+        chat(words.of("role")) | {"messages": [{"role": words.of("a role"), "content": "x"}]},
+        chat("x") | {words.of("field"): 1},
+    ]
+    for body in bodies:
+        gateway.ask(CHAT, body)
+    for broken in (b'{"model": "echo", "messages": [{"role": "user", "content": "%b', b"%b"):
+        raw = broken % words.of("broken JSON").encode()
+        with RawClient(gateway.url) as client:
+            client.send(post(b"Content-Length: %d" % len(raw), body=raw))
+            assert client.read_reply().status == 400
+    gateway.ask(f"/v1/models?q={words.of('query')}")
+    gateway.ask(f"/v1/stream/sse?prompt={words.of('prompt in a query')}")
+    gateway.ask(f"/nowhere?q={words.of('query of nowhere')}")
+    for header in ("Authorization", "x-api-key", "api-key", "Cookie"):
+        word = words.of(header)
+        gateway.ask(CHAT, chat(), {header: f"Bearer {word}" if header[0] == "A" else word})
+    with RawClient(gateway.url) as client:
+        client.send(b"POST /v1/models HTTP/1.1\r\n" + words.of("framing").encode() + b"\r\n\r\n")
+        assert client.read_reply().status == 400
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """The JSON of a body."""
+    return json.dumps(body).encode()
+
+
+def length(body: dict[str, Any]) -> bytes:
+    """Its length, as a header line."""
+    return b"Content-Length: %d" % len(encoded(body))
+
+
+def files(gateway: Gateway) -> Iterator[tuple[str, bytes]]:
+    """Everything below the gateway's folder that can be read, state directory included."""
+    for path in sorted(gateway.folder.rglob("*")):
+        if path.is_file() and path != gateway.config_path:
+            yield str(path.relative_to(gateway.folder)), path.read_bytes()
+
+
+def keeps(name: str) -> bool:
+    """Say whether that file is one of those that may hold payloads."""
+    return name.removeprefix("state/").startswith(KEEPERS)
+
+
+@pytest.mark.parametrize("level", SETTINGS)
+def test_no_text_of_a_call_is_written_down(
+    start_gateway: StartGateway, upstream: Upstream, level: str
+) -> None:
+    """Not by any process, whether calls succeed, fail or are refused; while it runs and after."""
+    config = ECHO + backend("up", upstream.base_url)
+    config += section("[observability]", **SETTINGS[level])
+    gateway = start_gateway(config=config, workers=2)
+    words = Words()
+    served(gateway, words)
+    failed(gateway, upstream, words)
+    refused(gateway, words)
+    records = gateway.state_dir / "store/calls"
+    wait_for(lambda: size(records) > 5_000, 10, "the call records")
+    gateway.stop()
+    everything = dict(files(gateway))
+    assert {name: words.found(data) for name, data in everything.items() if not keeps(name)} == {
+        name: set() for name in everything if not keeps(name)
+    }
+    kept = set[str]().union(*(words.found(d) for name, d in everything.items() if keeps(name)))
+    assert {"/api/v1/infer", "cut streamed"} <= kept, "they are searched in the right places"
+    lines = everything["stdout"].decode().splitlines()
+    assert sum(CHAT in line for line in lines) > len(FAULTS) * 2, "access lines were written"
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
