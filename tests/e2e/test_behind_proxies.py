@@ -106,6 +106,31 @@ def test_no_request_is_smuggled_behind_a_good_one(street: Street, case: Bad) -> 
     next_client_is_served(street)
 
 
+REFUSED = [
+    ("POST", "/nowhere", {}), ("PUT", CHAT, {}), ("DELETE", CHAT, {}), ("GET", "/v1/models", {}),
+    ("HEAD", "/v1/models", {}), ("POST", "/v1/models", {}), ("POST", CHAT, {}),
+    ("POST", CHAT, {"Content-Type": "text/plain"}), ("POST", CHAT, {"Content-Encoding": "gzip"}),
+    ("POST", "/v1/%6dodels", {}), ("GET", "/api/v1/ws", {"Upgrade": "websocket"}),
+    ("POST", CHAT, {"X-Session-Id": "not a session"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+@pytest.mark.parametrize(("method", "target", "headers"), REFUSED)
+def test_body_of_a_refused_request_is_no_request(
+    street: Street, method: str, target: str, headers: dict[str, str], coding: str
+) -> None:
+    """Well framed, refused before its body is wanted, and the body is a request in itself."""
+    street.upstream.forget()
+    plain = coding == "length"
+    headers = {"Host": "localhost", "Content-Type": "application/json"} | headers
+    headers |= {} if plain else {"Transfer-Encoding": "chunked"}
+    raw = build(method, target, headers, THEIRS if plain else chunked(THEIRS))
+    assert len(answers(street, raw)) == 1
+    next_client_is_served(street)
+    assert chat("smuggled")["messages"] not in told(street.upstream)
+
+
 def test_two_good_requests_get_two_answers(street: Street) -> None:
     """What is no attack is not hindered, and the counting above counts."""
     street.upstream.forget()
