@@ -129,6 +129,36 @@ def test_every_call_of_a_dead_worker_is_one_dead_letter(
     host.end()
 
 
+def test_a_letter_says_how_far_its_stream_came(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """Killed in mid-stream: what was counted had been sent, and what it missed is not much.
+
+    Never more than the client received and one event, which the death may have cut; less than that
+    by what the last beats before the death did not see: one of 50 ms, so one or two events, and
+    twenty are granted to a machine that is busy.
+    """
+    host = start_host(config=RELAY.format(url=upstream.url))
+    host.warm()
+    upstream.play(chunks=400, delay_s=0.05, pad_bytes=400)
+    with Crowd(host.url, 12, model="up-1") as crowd:
+        crowd.flowing()
+        wait_for(lambda: all(len(a.events) > 10 for a in crowd.attempts), 20, "ten events each")
+        slot, _ = Counter(a.slot for a in crowd.attempts).most_common(1)[0]
+        theirs = {a.id: a for a in crowd.attempts if a.slot == slot}
+        kill(host.slot(slot)["pid"])
+        host.lettered(set(theirs), 2 * slack)
+        wait_for(lambda: all(a.outcome == "cut" for a in theirs.values()), 10, "the cuts seen")
+    for entry in host.letters():
+        letter = host.ask_store(f"/api/v1/dlq/{entry['request_id']}")
+        received = theirs[letter["client_request_id"]].body
+        event = len(received) // max(1, received.count(b"\n\n")) + 1
+        print(f"sent {letter['bytes_sent']}, received {len(received)}, an event {event}")
+        assert 0 < letter["bytes_sent"] <= len(received) + event
+        assert len(received) - letter["bytes_sent"] <= 20 * event
+    host.end()
+
+
 def test_a_crash_is_named_and_the_worker_replaced(start_host: StartHost, rng: Random) -> None:
     """A segmentation fault or an abort leaves its signal and a traceback in the log."""
     host = start_host()

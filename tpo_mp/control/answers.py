@@ -81,6 +81,7 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
         "tenant": header.tenant,
         "path": header.path,
         "truncated": letter.truncated,
+        "bytes_sent": letter.bytes_sent if letter.bytes_sent >= 0 else None,
     }
     return orjson.dumps(body | _payload(letter))
 

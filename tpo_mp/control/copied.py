@@ -60,6 +60,7 @@ class CopiedCalls:
                 started_wall_ms=0,
                 meta=call.meta,
                 body=call.body,
+                bytes_sent=-1,  # a call is copied once, when it is opened
             )
 
     def finished(self, shelf: Shelf) -> frozenset[str]:

@@ -147,6 +147,7 @@ class Desk:
         letter = Letter(
             sent.call_id, sent.client_request_id, sent.session, sent.reason, sent.dropped_at,
             sent.model, sent.tenant, sent.path, body, sent.truncated,
+            sent.bytes_sent,
         )  # fmt: skip
         self.letters += 1
         self._keeper.submit(lambda shelf: shelf.add_letters([letter]), cost=len(body))

@@ -55,6 +55,7 @@ def letter_of(orphan: Orphan) -> Letter:
         path=meta.path,
         body=orphan.body or b"",
         truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
+        bytes_sent=orphan.bytes_sent,
     )
 
 

@@ -329,13 +329,18 @@ class LetterPage(Struct):
 
 
 class DeadLetterRecord(LetterEntry):
-    """One dead letter with the request that was not answered."""
+    """One dead letter with the request that was not answered.
+
+    ``bytes_sent`` is how much of a stream its client was sent, 0 when nothing was; null when that
+    is not known.
+    """
 
     status: str
     model: str
     tenant: str
     path: str
     truncated: bool
+    bytes_sent: int | None
     payload: Any
     encoding: Literal["text", "base64"] | UnsetType = UNSET
 

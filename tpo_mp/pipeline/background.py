@@ -54,6 +54,10 @@ class BackgroundDelivery(Delivery):
         self._final: dict[str, Any] | None = None
         self._on_response = on_response
 
+    def sent(self) -> int:
+        """Nothing: who follows the response has a request of its own."""
+        return 0
+
     def begin(self, reply: Reply) -> None:  # noqa: ARG002
         """The first event is there."""
         self.started = True

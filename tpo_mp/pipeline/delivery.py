@@ -214,6 +214,10 @@ class Delivery:
                 forget_frames(error)
             self._gateway.settled(self)
 
+    def sent(self) -> int:
+        """Bytes of a stream that the client was sent so far; -1 when not known."""
+        return self.bytes_out if self.started else 0
+
     def lines(self, reply: Reply | None) -> bytes:
         """The gateway's own response header lines; no backend is named where none was reached."""
         call = self.call

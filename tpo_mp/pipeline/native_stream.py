@@ -162,6 +162,12 @@ class NativeStream(NativeDelivery):
         )
         self.feed.finish("error", error_data(error, self.call.id))
 
+    def sent(self) -> int:
+        """Bytes that the client that asked was sent so far; a WebSocket's are not counted."""
+        if not self.started:
+            return 0
+        return self._front.sent_bytes if isinstance(self._front, SseListener) else -1
+
     def settle(self, terminal: Terminal, error: TpoError | None) -> None:
         """Close the account."""
         if isinstance(self._front, SseListener) and self._front.begun:

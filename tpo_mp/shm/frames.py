@@ -174,6 +174,7 @@ class DeadLetterFrame(_Frame, frozen=True):
     body: bytes
     more: bool = False
     truncated: bool = False
+    bytes_sent: int = 0
 
 
 class StorePut(_Frame, frozen=True):

@@ -3,7 +3,7 @@
 Control copies them to disk; what it copies must be one whole call, or nothing.  A slot is taken as
 
     1  the slot's bytes      2  its state: open      3  the body, if it lies in the arena
-    4  its state: still open      5  the slot's bytes again: the same up to the state
+    4  its state: still open      5  the slot's bytes again: the same up to ``sent``
 
 The writer stores ``started_ns`` first and the state last, and gives a slot's pages away only after
 its state.  So pages that were given away before 3 ended show in 4, unless the slot was opened again
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from .fence import FENCED, fence
 from .registry import Registry
-from .registry_layout import EPOCH_AT, INLINE_BYTES, SLOT, SLOT_BYTES, STATE_AT
+from .registry_layout import INLINE_BYTES, SENT_AT, SLOT, SLOT_BYTES, STATE_AT
 
 # Open, or orphaned and not yet a dead letter.
 _KEPT = re.compile(rb"[\x01-\x04]")
@@ -81,7 +81,7 @@ class OpenSlots:
         seen = memory[at : at + SLOT_BYTES]
         if not self._open(at):
             return None
-        started_ns, offset, length, call_id, n, inline, _, _, flags, _, _ = SLOT.unpack(seen)
+        started_ns, offset, length, call_id, n, inline, _, _, _, flags, _, _ = SLOT.unpack(seen)
         inside = slot * SLOT_BYTES <= offset < (slot + 1) * SLOT_BYTES
         if inside:
             start = offset - slot * SLOT_BYTES
@@ -91,7 +91,7 @@ class OpenSlots:
             body = memory[start : start + length]
         else:
             return None
-        if n > INLINE_BYTES or not self._open(at) or memory[at : at + EPOCH_AT] != seen[:EPOCH_AT]:
+        if n > INLINE_BYTES or not self._open(at) or memory[at : at + SENT_AT] != seen[:SENT_AT]:
             return None
         return OpenCall(started_ns, call_id, flags, inline[:n], body)
 

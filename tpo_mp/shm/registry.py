@@ -11,7 +11,9 @@
              12     body_length u32  bytes kept
              16     call_id          16 bytes
              32     meta_length u16
-             34     inline           982 bytes: meta, then the body if both fit
+             34     inline           974 bytes: meta, then the body if both fit
+             1 008  sent u64         bytes of a stream written to the client, as of its last count;
+                                     all ones: not known
              1 016  epoch u32        of the occupant that opened it
              1 020  attempts u8
              1 021  flags u8         1 ASYNC · 2 STREAM · 4 TRUNCATED · 8 JOB
@@ -31,6 +33,10 @@ States and who moves them:
 1. before the state is stored: the slot is FREE, nobody looks at it; its arena pages are free,
    because which pages are taken is only ever derived from slots that are not FREE;
 2. after it: the slot is whole and becomes an orphan.
+
+``sent`` is one aligned word, stored by the occupant now and then while the call is open: whoever
+reads it, beside the writer or after its death, sees one of the counts, and never too many.  What
+was written since the last count is missing from it.
 
 ``close`` is one store.  If the supervisor dies between ``state_before`` and ORPHANED, or anywhere
 in its walk, the next cold start walks again: ORPHANED slots are left as they are.  If control dies
@@ -70,6 +76,8 @@ from .registry_layout import (
     NS_PER_MS,
     PAGE_BYTES,
     RUN_WORD,
+    SENT_AT,
+    SENT_UNKNOWN,
     SLOT,
     SLOT_BYTES,
     SLOT_SHIFT,
@@ -114,7 +122,8 @@ _ORPHANED_STATE = re.compile(rb"\x04")
 class Orphan:
     """A call whose process died.  ``body`` is ``None`` when its place makes no sense.
 
-    A body with ``SlotFlag.TRUNCATED`` is only its beginning.
+    A body with ``SlotFlag.TRUNCATED`` is only its beginning.  ``bytes_sent`` are the bytes of a
+    stream written to the client, as of the last count; -1 when not known.
     """
 
     seat: int
@@ -127,20 +136,23 @@ class Orphan:
     started_wall_ms: int
     meta: bytes
     body: bytes | None
+    bytes_sent: int = 0
 
 
 class RegistryWriter:
     """The occupant's side of one area: opens and closes its calls' slots.
 
-    ``meta`` is the caller's own encoding (at most 982 bytes, 512 by agreement).
+    ``meta`` is the caller's own encoding (at most 974 bytes, 512 by agreement).
     """
 
     __slots__ = (
-        "_base", "_epoch", "_free", "_geometry", "_map", "_pages", "_quarantine", "_runs"
+        "_base", "_epoch", "_free", "_geometry", "_map", "_pages", "_quarantine", "_runs",
+        "_words",
     )  # fmt: skip
 
     def __init__(self, segment: Segment, geometry: RegistryGeometry, seat: int, epoch: int) -> None:
         self._map = segment.map
+        self._words = segment.words
         self._geometry = geometry
         self._base = geometry.base(seat)
         self._epoch = epoch
@@ -190,7 +202,7 @@ class RegistryWriter:
         at = slot << SLOT_SHIFT
         SLOT.pack_into(
             self._map, self._base + at, time_ns(), at + INLINE_AT + n, length, call_id, n,
-            meta + body, self._epoch, attempts, flags, 0, _ACCEPTED,
+            meta + body, 0, self._epoch, attempts, flags, 0, _ACCEPTED,
         )  # fmt: skip
         return slot
 
@@ -212,7 +224,7 @@ class RegistryWriter:
         self._map[self._base + at : self._base + at + len(body)] = body
         SLOT.pack_into(
             self._map, self._base + (slot << SLOT_SHIFT), time_ns(), at, len(body), call_id, n,
-            meta, self._epoch, attempts, flags, 0, _ACCEPTED,
+            meta, 0, self._epoch, attempts, flags, 0, _ACCEPTED,
         )  # fmt: skip
         return slot
 
@@ -225,6 +237,11 @@ class RegistryWriter:
     def set_attempts(self, slot: int, attempts: int) -> None:
         """Note how often the call was tried (at most 255)."""
         self._map[self._base + (slot << SLOT_SHIFT) + ATTEMPTS_AT] = min(attempts, 255)
+
+    def set_sent(self, slot: int, sent: int) -> None:
+        """Note how many bytes an open call's client was sent so far; negative when not known."""
+        at = self._base + (slot << SLOT_SHIFT) + SENT_AT
+        self._words[at >> 3] = sent if sent >= 0 else SENT_UNKNOWN
 
     def close(self, slot: int) -> None:
         """Forget a call; idempotent until the slot is used again."""
@@ -336,7 +353,7 @@ class Registry:
         memory, base, marked = self.segment.map, self.geometry.base(seat), 0
         for slot in self._slots_in(seat, _OPEN_STATES):
             at = base + slot * SLOT_BYTES
-            if SLOT.unpack_from(memory, at)[6] <= epoch:
+            if SLOT.unpack_from(memory, at)[7] <= epoch:
                 memory[at + BEFORE_AT] = memory[at + STATE_AT]
                 memory[at + STATE_AT] = SlotState.ORPHANED
                 marked += 1
@@ -366,7 +383,7 @@ class Registry:
 
     def _orphan(self, seat: int, slot: int) -> Orphan:
         at = self.geometry.base(seat) + slot * SLOT_BYTES
-        started_ns, offset, length, call_id, n, inline, epoch, attempts, flags, before, _ = (
+        started_ns, offset, length, call_id, n, inline, sent, epoch, attempts, flags, before, _ = (
             SLOT.unpack_from(self.segment.map, at)
         )
         return Orphan(
@@ -380,6 +397,7 @@ class Registry:
             started_wall_ms=started_ns // NS_PER_MS,
             meta=inline[:n] if n <= INLINE_BYTES else b"",
             body=self._body(seat, offset, length),
+            bytes_sent=-1 if sent == SENT_UNKNOWN else sent,
         )
 
     def close(self) -> None:

@@ -11,12 +11,12 @@ from struct import Struct
 from .segment import Segment
 
 MAGIC = int.from_bytes(b"TPOREGS1", "little")
-LAYOUT = 1
+LAYOUT = 2
 RUN_WORD = 5
 HEADER_BYTES = 4096
 SLOT_BYTES = 1024
 INLINE_AT = 34
-INLINE_BYTES = 982
+INLINE_BYTES = 974
 PAGE_BYTES = 2048
 MIN_SLOTS = 1024
 MIN_ARENA = 4 << 20
@@ -24,13 +24,16 @@ MAX_ARENA = 16 << 20
 HOST_ARENAS = 256 << 20
 NS_PER_MS = 1_000_000
 
-SLOT = Struct(f"@QII16sH{INLINE_BYTES}sIBBBB")
+SLOT = Struct(f"@QII16sH{INLINE_BYTES}sQIBBBB")
 SLOT_SHIFT = 10
+SENT_AT = 1008
 EPOCH_AT = 1016
 ATTEMPTS_AT = 1020
 BEFORE_AT = 1022
 STATE_AT = 1023
+SENT_UNKNOWN = (1 << 64) - 1
 assert SLOT.size == SLOT_BYTES == 1 << SLOT_SHIFT
+assert INLINE_AT + INLINE_BYTES == SENT_AT
 
 
 @dataclass(frozen=True, slots=True)

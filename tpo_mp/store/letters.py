@@ -27,7 +27,10 @@ _MARK = "dead_letters_read"
 
 
 class Letter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """One unfinished call.  Instants are epoch seconds."""
+    """One unfinished call.  Instants are epoch seconds.
+
+    ``bytes_sent`` are the bytes of a stream that its client was sent; -1 when not known.
+    """
 
     call_id: str
     client_request_id: str
@@ -39,6 +42,7 @@ class Letter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     path: str
     body: bytes
     truncated: bool = False
+    bytes_sent: int = -1
 
 
 class StatusChange(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):

@@ -76,5 +76,6 @@ class Letters:
                     delivery.template,
                     body[at : at + step],
                     at + step < len(body),
+                    bytes_sent=delivery.sent(),
                 ),
             )

@@ -57,6 +57,7 @@ from .listen import Listening
 from .mesh import Mesh
 from .owner import Owner
 from .placing import Placing
+from .progress import Progress
 from .shared_feeds import SharedFeeds
 from .sweep import IdleSweep
 from .syncs import Syncs
@@ -181,6 +182,7 @@ class Shard:
             add_timer=self.wheel.add,
             max_open_calls=config.server.max_open_calls,
         )
+        self.progress = Progress(self.owner.open, writer.set_sent)
         self.mesh = Mesh(
             links=self.links,
             placing=self.placing,
@@ -327,6 +329,7 @@ class Shard:
         self.mesh.tick()
         self.feeds.tick(now)
         self.account.tick()
+        self.progress.tick()
         self._count_others()
         open_now = len(self.owner.open)
         lines = self.lines

@@ -6,6 +6,7 @@ find none on a tmpfs.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.plane import HostState
 from tpo_mp.shm.registry_layout import copy_name
 from tpo_mp.store.open_copy import OpenCopyReader
+from tpo_mp.store.questions import LETTERS
 
 ALWAYS = '[store]\ndurability = "always"\n'
 
@@ -70,6 +72,9 @@ def test_open_calls_become_letters_once(start_host: StartHost) -> None:
     assert (entry["reason"], entry["session_id"], entry["client_request_id"]) == (
         "worker_lost", "s1", "r1",
     )  # fmt: skip
+    _, letter = shard.ask(LETTERS, ids[0])
+    assert letter is not None
+    assert json.loads(letter)["bytes_sent"] is None, "a copy does not know"
     second.kill()
     third = start_host()
     settled(third, third.shards[0], *ids)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tpo_mp.control import answers
@@ -70,3 +71,18 @@ def test_only_known_statuses_are_taken(shelf: Shelf) -> None:
     shelf.commit()
     assert one(shelf, LetterQuery().key())["total"] == 2
     assert one(shelf, "c0")["status"] == "replayed"
+
+
+@pytest.mark.parametrize(("sent", "said"), [(0, 0), (70, 70), (-1, None)])
+def test_letter_says_how_much_was_sent_or_that_nobody_knows(
+    shelf: Shelf, sent: int, said: int | None
+) -> None:
+    """Nothing sent is not the same as not known."""
+    shelf.add_letters([Letter("s", "", "", "lost", 1.0, "m", "t", "/p", b"{}", bytes_sent=sent)])
+    assert one(shelf, "s")["bytes_sent"] == said
+
+
+def test_letter_of_an_older_log_says_nothing_of_bytes() -> None:
+    """Its record has no such field."""
+    old = msgspec.msgpack.encode((1, "s", "", "", "lost", 1.0, "m", "t", "/p", b"{}", False))
+    assert msgspec.msgpack.decode(old, type=Letter).bytes_sent == -1

@@ -150,3 +150,11 @@ def test_garbage_in_the_stream_ends_it() -> None:
     assert made.states == ["in_progress", "failed"]
     assert made.held.told == ["cancel"]
     assert made.gateway.ends == [Terminal.FAILED]
+
+
+def test_stream_that_goes_to_a_log_is_sent_to_nobody() -> None:
+    """Its bytes are counted, but no client had them."""
+    made = Made()
+    made.begin()
+    made.held.data(STREAM[:200])
+    assert (made.delivery.bytes_out, made.delivery.sent()) == (200, 0)

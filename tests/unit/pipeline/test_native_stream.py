@@ -109,3 +109,12 @@ def test_failure_before_the_first_byte_is_a_plain_error() -> None:
     scene.delivery.done(None, BackendFailure("refused"))
     assert scene.exchange.status == 502
     assert scene.exchange.json()["error"]["request_id"] == "call-1"
+
+
+def test_stream_says_how_much_its_client_was_sent() -> None:
+    """Nothing before the head; then every byte of its events."""
+    scene = Scene()
+    assert scene.delivery.sent() == 0
+    scene.begin()
+    scene.stream.data(upstream(["one"]))
+    assert scene.delivery.sent() == len(scene.exchange.answer) > 0

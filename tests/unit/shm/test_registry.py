@@ -108,6 +108,33 @@ def test_a_settled_call_is_no_orphan(calls: Registry) -> None:
     assert sorted(slots) == sorted(set(range(calls.slots_per_seat)) - {left})
 
 
+def test_an_orphan_says_how_far_its_stream_came(calls: Registry) -> None:
+    """The last count, nothing for a call that has none, and -1 where it is not known."""
+    writer = calls.writer(0, 1)
+    counted, silent, unknown = slots = fill(writer, 3)
+    writer.set_sent(counted, 10)
+    writer.set_sent(counted, 5 << 32)
+    writer.set_sent(unknown, -1)
+    calls.orphan_seat(0, 1)
+    orphans = {orphan.slot: orphan for orphan in calls.orphans()}
+    assert [orphans[slot].bytes_sent for slot in (counted, silent, unknown)] == [5 << 32, 0, -1]
+    assert [orphans[slot].body for slot in slots] == [b"body 0", b"body 1", b"body 2"]
+
+
+def test_a_slot_used_again_starts_at_nothing_sent(calls: Registry) -> None:
+    """Inline or from the arena."""
+    for body in (b"x", b"x" * 5000):
+        writer = calls.writer(0, 1)
+        slot = writer.open(call_id(1), META, body, 0)
+        writer.set_sent(slot, 99)
+        writer.close(slot)
+        assert writer.open(call_id(2), META, body, 0) == slot
+        assert calls.orphan_seat(0, 1) == 1
+        (orphan,) = calls.orphans()
+        assert orphan.bytes_sent == 0
+        calls.harvested(0, slot)
+
+
 def test_attempts_are_kept_and_saturate(calls: Registry) -> None:
     """One byte counts them."""
     writer = calls.writer(0, 1)

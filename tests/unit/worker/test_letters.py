@@ -47,12 +47,13 @@ class Post:
         return True
 
     def write(self, terminal: Terminal, status: int = 0, error: Any = None, body: bytes = b"{}",
-              **fields: Any) -> None:  # fmt: skip
-        """A call ends."""
+              sent: int = -1, **fields: Any) -> None:  # fmt: skip
+        """A call ends; ``sent`` bytes of its stream had been sent."""
         call = make_call(body, **fields)
         delivery = Delivery(FakeGateway(), FakeExchange(Head(), body), call)  # type: ignore[arg-type]
         delivery.template = "/v1/x"
         delivery.terminal, delivery.status, delivery.error = terminal, status, error
+        delivery.started, delivery.bytes_out = sent >= 0, abs(sent)
         self.letters.add(delivery)
 
     def read(self) -> list[DeadLetterFrame]:
@@ -98,6 +99,15 @@ def test_letter_says_what_was_asked_and_why_it_failed() -> None:
     assert (letter.reason, letter.model, letter.tenant) == ("ring_full", "m", "t")
     assert (letter.path, letter.body, letter.more) == ("/v1/x", b'{"a":1}', False)
     assert letter.dropped_at > 1e9
+
+
+@pytest.mark.parametrize(("sent", "said"), [(-50, 0), (0, 0), (1234, 1234)])
+def test_letter_says_how_much_of_a_stream_was_sent(sent: int, said: int) -> None:
+    """An error body, sent where no stream began, is not counted."""
+    post = Post()
+    post.write(Terminal.FAILED, 502, BackendFailure("x"), sent=sent)
+    post.letters.flush()
+    assert [letter.bytes_sent for letter in post.read()] == [said]
 
 
 @pytest.mark.parametrize("size", [0, 1, 8463, 8464, 8465, 100_000])
