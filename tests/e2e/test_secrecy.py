@@ -161,7 +161,7 @@ def keeps(name: str) -> bool:
 def test_no_text_of_a_call_is_written_down(
     start_gateway: StartGateway, upstream: Upstream, level: str
 ) -> None:
-    """Not by any process, whether calls succeed, fail or are refused; while it runs and after."""
+    """By no process, whether calls succeed, fail or are refused: nothing is left at its end."""
     config = ECHO + backend("up", upstream.base_url)
     config += section("[observability]", **SETTINGS[level])
     gateway = start_gateway(config=config, workers=2)
