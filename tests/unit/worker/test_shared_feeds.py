@@ -183,6 +183,24 @@ def test_sessions_are_followed_on_every_shard(host: FakeHost) -> None:
     assert not here.feeds.followers
 
 
+def test_follower_waits_until_every_shard_knows_of_it(host: FakeHost) -> None:
+    """So that what is asked next is heard; a shard that says nothing is waited for a moment."""
+    _, there = host.shards
+
+    async def story() -> None:
+        for answering in (True, False):
+            ear = FarEar()
+            there.feeds.follow_session("s", ear, "t")
+            heard = asyncio.ensure_future(there.feeds.heard(ear))
+            await asyncio.sleep(0)
+            assert not heard.done()
+            if answering:
+                host.pump()
+            await asyncio.wait_for(heard, 5)
+
+    asyncio.run(story())
+
+
 def test_owner_that_dies_is_told_of(host: FakeHost) -> None:
     """A call's follower gets an error, a session's hears the successor."""
     here, there = host.shards
