@@ -73,7 +73,5 @@ def slack() -> float:
     took_s = time.monotonic() - began
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     factor = min(max(took_s / IDLE_START_S, load, 1.0), MOST_SLACK)
-    print(
-        f"slack: {factor:.2f} (a shard's imports took {took_s:.3f} s, load {load:.1f} per core)"
-    )
+    print(f"slack: {factor:.2f} (a shard's imports took {took_s:.3f} s, load {load:.1f} per core)")
     return factor
