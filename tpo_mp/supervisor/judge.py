@@ -40,8 +40,8 @@ def judge(context: Context, plane: Plane, probe: CpuProbe, now: float) -> None:
 def _booted(context: Context, child: Child) -> None:
     child.booted = True
     for berth in context.house.berths:
-        if berth.refused:
-            # The code on disk is ours again: what others said of it is no longer true.
+        if berth.refused and berth.role == child.role and child.started_at > (berth.died_at or 0.0):
+            # A later start of the same kind: what was said of the code on disk is no longer true.
             berth.refused, berth.last_words = False, ""
 
 

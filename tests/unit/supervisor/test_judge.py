@@ -158,3 +158,19 @@ def test_what_a_refusal_said_holds_until_the_next_boot() -> None:
     world.beat()
     world.turn()
     assert restart_needed(world.house) == []
+
+
+def test_only_a_later_start_of_the_same_kind_withdraws_a_refusal() -> None:
+    """What control boots with, or what was started before, says nothing of a shard's refusal."""
+    world = World()
+    world.turn()
+    control = world.house.control.child
+    assert control is not None
+    said = "restart needed: the code on disk is version 9"
+    world.hands.words = said
+    world.die(world.house.slots[0].child, 3)
+    world.beat()
+    world.turn()
+    assert control.booted
+    assert world.house.slots[0].refused
+    assert world.house.slots[0].last_words == said
