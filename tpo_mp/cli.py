@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
+from .commands.lazy import FolderGroup, stands_alone
 from .errors import ConfigError, ExitCode, TpoError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,12 +91,18 @@ def serve(config_path: Path | None, **flags: Any) -> int:
     return run(ServeOptions(config_path=config_path, flags=_given(flags)))
 
 
-@cli.command()
+@cli.group(cls=FolderGroup)
 @_config
 @_process
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of all it makes up [0].")
-def simulate(config_path: Path | None, **flags: Any) -> int:
-    """Run a simulated provider: OpenAI's and Anthropic's APIs, with errors and faults to order."""
+@click.pass_context
+def simulate(context: click.Context, /, config_path: Path | None, **flags: Any) -> int:
+    """Run a simulated provider: OpenAI's and Anthropic's APIs, with errors and faults to order.
+
+    Without a command it serves until told to stop; the commands help to use one.
+    """
+    if not stands_alone(context):
+        return ExitCode.OK
     from .supervisor.serve import ServeOptions
     from .supervisor.serve import serve as run
 

@@ -1,0 +1,54 @@
+"""A command group whose sub-commands are files of this folder, imported when one is asked for.
+
+``simulate_load.py`` is ``tpo-mp simulate load``: it exports ``COMMAND``, a click command or group
+that answers an exit code.
+
+Invariants: running a group without a sub-command imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import click
+
+
+class FolderGroup(click.Group):
+    """A group of the files whose names begin with its own; options of its own only stand alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"invoke_without_command": True} | kwargs)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click asks so
+        """Name the files."""
+        package = importlib.import_module("tpo_mp.commands")
+        mark = f"{self.name}_"
+        found = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith(mark)]
+        return sorted(name.removeprefix(mark).replace("_", "-") for name in found)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one; ``None`` when there is no such file."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = f"tpo_mp.commands.{self.name}_{cmd_name.replace('-', '_')}"
+        command = importlib.import_module(module).COMMAND
+        assert isinstance(command, click.Command)
+        return command
+
+
+def stands_alone(context: click.Context) -> bool:
+    """Whether a group runs by itself; raises ``UsageError`` for its options before a sub-command.
+
+    The two sets of options never mix, so an option at the wrong place is told, not forgotten.
+    """
+    name = context.invoked_subcommand
+    if name is None:
+        return True
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            said = f"{option.opts[0]} is not for {context.command_path} {name}"
+            raise click.UsageError(said, ctx=context)
+    return False
