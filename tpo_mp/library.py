@@ -43,7 +43,10 @@ from tpo_mp.http.wheel import GRAIN_S, Wheel
 from tpo_mp.pipeline.edges import make_edges
 from tpo_mp.ports import Env
 from tpo_mp.shm.callid import CallIds
+from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
+from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.rows import RowTable
 from tpo_mp.types import Call, Reply, Stream, Usage
 from tpo_mp.worker.build import Pipeline, build
 
@@ -118,12 +121,16 @@ class LocalPipeline:
         self._wheel = Wheel()
         self._ticking: asyncio.Task[None] | None = None
         self._arena: MetricsArena
+        self._rows: RowTable
+        self._live: LiveSegment
         self._pipeline: Pipeline
         self._serve: Callable[[Call], Awaitable[Reply]] = _not_entered
         self._model = "default"
 
     async def __aenter__(self) -> Self:
         self._arena = MetricsArena.create(1)
+        self._rows = RowTable.create(LEDGER_ROWS)
+        self._live = LiveSegment.create()
         metrics = self._arena.block(0, 1)
         capacities = msgspec.structs.asdict(self._config.pipeline.edges)
         rooms = make_edges(capacities, metrics, lambda _n: None, lambda: 0)
@@ -135,6 +142,8 @@ class LocalPipeline:
             store=_NoStore(),
             timers=self._wheel,
             rooms=rooms,
+            ledger=SharedLedger(self._rows, metrics),
+            live=LiveText(self._live, self._rows),
         )
         for room in rooms.values():
             room.open()
@@ -157,6 +166,8 @@ class LocalPipeline:
             with suppress(asyncio.CancelledError):
                 await self._ticking
         self._pipeline.close()
+        self._live.close()
+        self._rows.close()
         self._arena.close()
 
     async def infer(

@@ -64,6 +64,53 @@ class Store(Protocol):
     async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool: ...
 
 
+Cells: TypeAlias = tuple[float, float, float, float]
+"""The numbers of one name in the ledger."""
+
+
+class Ledger(Protocol):
+    """Numbers that all processes of a host share, by name; exact, and bounded in number.
+
+    A name begins with whose it is (``"fault:rule-3"``).  Its numbers are zeros at first and outlive
+    every process but the supervisor.  Names that clients bring are the ``crowd``: they share a
+    bounded number of places among themselves, and the one not used for longest gives way.
+
+    Raises ``Shed`` when another process was stopped in the middle of the same update.
+    """
+
+    def ordinal(self, name: str, *, crowd: bool = False) -> int:
+        """Count one more ``name`` on this host and tell which it is; 1 is the first."""
+        ...
+
+    def update(self, name: str, change: Callable[[Cells], Cells], *, crowd: bool = False) -> Cells:
+        """Change a name's numbers in one step; answer what they became.
+
+        ``change`` is short and pure: others wait for it.
+        """
+        ...
+
+
+class Live(Protocol):
+    """One small text (at most 64 KiB) that all processes of a host share and any may replace."""
+
+    @property
+    def version(self) -> int:
+        """Grows with every change; 0: there is no text yet.  Reading it costs one word."""
+        ...
+
+    def read(self) -> tuple[int, bytes]:
+        """The text and its version."""
+        ...
+
+    def replace(self, seen: int, text: bytes) -> bool:
+        """Put ``text`` in the place of version ``seen``, as a whole.
+
+        False: it is not that version any more, or just being replaced; read it again.
+        Raises ``TooLarge``.
+        """
+        ...
+
+
 class Timed(Protocol):
     """Something with a deadline in monotonic seconds (``inf``: none)."""
 
@@ -89,7 +136,10 @@ class WaitingRoom(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Env:
-    """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name."""
+    """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
+
+    ``ledger`` and ``live`` are the host's: every process sees the same.
+    """
 
     clock: Callable[[], float]
     random: Random
@@ -98,6 +148,8 @@ class Env:
     store: Store
     timers: Timers
     rooms: Mapping[str, WaitingRoom]
+    ledger: Ledger
+    live: Live
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

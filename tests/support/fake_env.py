@@ -6,12 +6,13 @@ Metrics, log and store take everything and say nothing; a test that cares brings
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
-from tpo_mp.ports import Env, Timed
+from tpo_mp.ports import Cells, Env, Timed
 from tpo_mp.types import STAGES, Call
 
 
@@ -30,6 +31,8 @@ class FakeWorld:
             store=EmptyStore(),
             timers=self,
             rooms=self.rooms,
+            ledger=FakeLedger(),
+            live=FakeLive(),
         )
 
     def add(self, entry: Timed, now: float) -> None:
@@ -115,6 +118,41 @@ class EmptyStore:
     async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
         """Keep nothing."""
         return False
+
+
+class FakeLedger:
+    """A ledger of one process, with room for every name."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Cells] = defaultdict(lambda: (0.0, 0.0, 0.0, 0.0))
+
+    def ordinal(self, name: str, *, crowd: bool = False) -> int:
+        """Count one more."""
+        return int(self.update(name, lambda c: (c[0] + 1, *c[1:]), crowd=crowd)[0])
+
+    def update(self, name: str, change: Callable[[Cells], Cells], *, crowd: bool = False) -> Cells:
+        """Change a name's numbers."""
+        self.names[name] = after = change(self.names[name])
+        return after
+
+
+class FakeLive:
+    """A live text of one process."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.text = b""
+
+    def read(self) -> tuple[int, bytes]:
+        """Version and text."""
+        return self.version, self.text
+
+    def replace(self, seen: int, text: bytes) -> bool:
+        """Replace it, unless it is another version."""
+        if seen != self.version:
+            return False
+        self.version, self.text = seen + 1, text
+        return True
 
 
 def make_call(body: bytes, *, model: str = "echo", stream: bool = False, **more: Any) -> Call:

@@ -18,17 +18,18 @@ dies after each:
 3. word = (version + 2, crc): the new row.
 
 The kernel drops a dead process's locks, never a stopped one's: ``lock`` asks without waiting, tries
-again for at most 200 µs, then answers ``None`` (counted in ``contended``) and the caller gives
-its conservative answer.  The repair rule gets the 56 torn bytes and answers 56 good ones; without a
-rule the row is zeroed.  It runs before the holder sees the row; ``Row.repaired`` tells of it.  An
-even row whose CRC is wrong is treated as torn.
+again for at most 200 µs (or as long as its caller allows), then answers ``None`` (counted in
+``contended``) and the caller gives its conservative answer.  The repair rule gets the 56 torn bytes
+and answers 56 good ones; without a rule the row is zeroed.  It runs before the holder sees the row;
+``Row.repaired`` tells of it.  An even row whose CRC is wrong is treated as torn.
 
 Memory order: none is relied on.  A reader accepts a copy only if its CRC is that of the word it
 read, so a payload seen before its word, or after it, is "not now"; a holder is ordered after the
 holder before by the lock's system calls.
 
 Invariants: no ``await`` under a lock; several locks are taken in
-ascending rows.  ``fcntl`` locks belong to the *process* and vanish when it closes any descriptor
+ascending rows; whoever writes a row under another row's lock (``under``) has all who write it do
+that.  ``fcntl`` locks belong to the *process* and vanish when it closes any descriptor
 of the file: the lock file is never mapped, duplicated, reopened or closed, and a process has one
 ``RowTable`` per lock file.
 Known weakness: a process that is stopped while it holds a row makes that row conservative for all
@@ -43,7 +44,7 @@ import tempfile
 from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import TypeAlias
 from zlib import crc32
 
@@ -57,6 +58,7 @@ HEADER = 64
 ROW_BYTES = 64
 PAYLOAD_BYTES = 56
 LOCK_WAIT_NS = 200_000
+NAP_S = 100e-6
 READ_TRIES = 16
 BLANK = bytes(PAYLOAD_BYTES)
 
@@ -110,17 +112,18 @@ class Row:
 class RowLock:
     """One attempt at one row: ``with`` gives the row, or ``None`` when another holds it."""
 
-    __slots__ = ("_held", "_repair", "_row", "_table")
+    __slots__ = ("_held", "_repair", "_row", "_table", "_wait_ns")
 
-    def __init__(self, table: RowTable, row: int, repair: Repair | None) -> None:
+    def __init__(self, table: RowTable, row: int, repair: Repair | None, wait_ns: int) -> None:
         self._table = table
         self._row = row
         self._repair = repair
+        self._wait_ns = wait_ns
         self._held = False
 
     def __enter__(self) -> Row | None:
         table = self._table
-        if not table.acquire(self._row):
+        if not table.acquire(self._row, self._wait_ns):
             table.contended += 1
             return None
         self._held = True
@@ -174,17 +177,21 @@ class RowTable:
             raise Fault("row table has another layout", reason="shm_layout")
         return cls(segment, locks_fd, rows)
 
-    def lock(self, row: int, repair: Repair | None = None) -> RowLock:
+    def lock(self, row: int, repair: Repair | None = None, wait_ns: int = LOCK_WAIT_NS) -> RowLock:
         """Ask for a row: ``with table.lock(i) as row: if row is None: <conservative answer>``.
 
         ``repair`` turns 56 torn bytes into good ones (default: zeros).  Not re-entrant.
         """
         if not 0 <= row < self.rows:
             raise IndexError(f"no row {row} of {self.rows}")
-        return RowLock(self, row, repair)
+        return RowLock(self, row, repair, wait_ns)
 
-    def acquire(self, row: int) -> bool:
-        """Take a row's lock; gives up after 200 µs."""
+    def under(self, row: int) -> Row:
+        """A row that is guarded by the lock of another one, which this process holds."""
+        return Row(self.map, self.words, row)
+
+    def acquire(self, row: int, wait_ns: int = LOCK_WAIT_NS) -> bool:
+        """Take a row's lock; gives up after ``wait_ns``."""
         if row in self._held:
             raise RuntimeError(f"row {row} is already held by this process")
         give_up_at = 0
@@ -193,10 +200,14 @@ class RowTable:
                 lockf(self.locks_fd, LOCK_EX | LOCK_NB, 1, row)
             except (BlockingIOError, PermissionError):
                 now = monotonic_ns()
-                give_up_at = give_up_at or now + LOCK_WAIT_NS
+                give_up_at = give_up_at or now + wait_ns
                 if now >= give_up_at:
                     return False
-                os.sched_yield()
+                if give_up_at - now > wait_ns - LOCK_WAIT_NS:
+                    os.sched_yield()
+                else:
+                    # The holder waits for a core; it may be this one.
+                    sleep(NAP_S)
             else:
                 self._held.add(row)
                 return True

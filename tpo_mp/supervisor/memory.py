@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.ledger import LEDGER_ROWS
+from tpo_mp.shm.live import LiveSegment
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, Plane
 from tpo_mp.shm.registry import Registry
@@ -17,8 +19,6 @@ from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
 
 from .state import Child, Intent
-
-LEDGER_ROWS = 16_384
 
 _COMMANDS = {
     Intent.PARK: Command.PARK,
@@ -41,6 +41,7 @@ class HostMemory:
         self.registry = Registry.create_file(registry, seats, max_open)
         self.config = ConfigBuffer.create()
         self.ledger = RowTable.create(LEDGER_ROWS)
+        self.live = LiveSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -84,7 +85,9 @@ class HostMemory:
 
     def close(self) -> None:
         """Close every segment; the memory goes when the last process has."""
-        for part in (self.plane, self.rings, self.metrics, self.registry, self.config, self.ledger):
+        for part in (self.plane, self.rings, self.metrics, self.registry, self.config):
             part.close()
+        self.live.close()
+        self.ledger.close()
         for bell in self.doorbells:
             bell.close()

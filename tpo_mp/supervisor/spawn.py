@@ -174,6 +174,7 @@ class Nursery:
             config_fd=memory.config.fd,
             locks_fd=memory.ledger.locks_fd,
             ledger_fd=memory.ledger.fd,
+            live_fd=memory.live.fd,
             doorbells=[bell.fds for bell in memory.doorbells],
             listeners=self._listener_fds if role == "shard" else [],
             ops_listener=listeners.ops.fileno() if role == "control" else -1,
@@ -190,8 +191,8 @@ class Nursery:
 def _descriptors(handoff: Handoff) -> tuple[int, ...]:
     singles = (
         handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
-        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.ops_listener,
-        handoff.lifeline_fd,
+        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd,
+        handoff.ops_listener, handoff.lifeline_fd,
     )  # fmt: skip
     bells = (fd for pair in handoff.doorbells for fd in pair)
     return tuple({fd for fd in (*singles, *bells, *handoff.listeners) if fd >= 0})

@@ -27,7 +27,7 @@ from tpo_mp.shm.metrics import MetricsArena
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.gateway import Gateway
-    from tpo_mp.ports import Store
+    from tpo_mp.ports import Ledger, Live, Store
 
 _JSON: Final = "-H 'content-type: application/json'"
 
@@ -79,6 +79,8 @@ def table() -> EndpointTable:
         store=cast("Store", None),  # no handler runs here
         timers=Wheel(),
         rooms={},
+        ledger=cast("Ledger", None),
+        live=cast("Live", None),
     )
     found: list[Endpoint] = []
     for name in catalog.SURFACES:

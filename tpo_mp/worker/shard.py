@@ -37,11 +37,14 @@ from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.lifeline import last_words
+from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.rows import RowTable
 from tpo_mp.store.client import StoreClient
 
 from .account import Account
@@ -108,6 +111,7 @@ class Shard:
         self.metrics = arena.block(handoff.seat, handoff.epoch)
         self.wheel = Wheel()
         self._build_core(config, arena)
+        table = RowTable.attach(handoff.ledger_fd, handoff.locks_fd, LEDGER_ROWS)
         self.env = Env(
             clock=monotonic,
             random=Random(),  # noqa: S311 - spreads load, guards nothing
@@ -116,6 +120,8 @@ class Shard:
             store=self.store,
             timers=self.wheel,
             rooms=self._make_edges(config),
+            ledger=SharedLedger(table, self.metrics),
+            live=LiveText(LiveSegment.attach(handoff.live_fd), table),
         )
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)

@@ -7,8 +7,10 @@ from hashlib import blake2b
 
 from tests.support.actor import hear, play, say
 from tests.support.deaths import kill_at
+from tests.support.fake_env import SilentMetrics
 from tpo_mp.shm import registry, rows
 from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.ledger import SharedLedger
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.rows import PAYLOAD_BYTES, RowTable
@@ -65,6 +67,22 @@ def flip_row(fd: int, locks_fd: int, count: int, row: int) -> None:
         with table.lock(row) as held:
             if held is not None:
                 held.write(bytes([n]) * PAYLOAD_BYTES)
+
+
+def ordinals(fd: int, locks_fd: int, count: int, times: int) -> None:
+    """Count one name ``times`` times, and say every ordinal."""
+    ledger = SharedLedger(RowTable.attach(fd, locks_fd, count), SilentMetrics())
+    say("ready")
+    hear()
+    say(" ".join(str(ledger.ordinal("name")) for _ in range(times)))
+
+
+def count_for_ever(fd: int, locks_fd: int, count: int) -> None:
+    """Count one name until killed."""
+    ledger = SharedLedger(RowTable.attach(fd, locks_fd, count), SilentMetrics())
+    say("ready")
+    while True:
+        ledger.ordinal("name")
 
 
 def open_calls(

@@ -1,0 +1,68 @@
+"""The ledger between processes: every ordinal is given once, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.actor import StartActor
+from tests.support.fake_env import SilentMetrics
+from tpo_mp.errors import Shed
+from tpo_mp.shm.ledger import LEAST_ROWS, SharedLedger
+from tpo_mp.shm.rows import RowTable
+
+TIMES = 400
+
+
+@pytest.fixture
+def table(platform: str) -> Iterator[RowTable]:
+    """A table that children inherit."""
+    made = RowTable.create(LEAST_ROWS)
+    yield made
+    made.close()
+
+
+def test_every_ordinal_is_given_once(table: RowTable, actor: StartActor) -> None:
+    """Three processes count one name: together they hear 1 to 1200, each once."""
+    fds = (table.fd, table.locks_fd)
+    actors = [actor("ordinals", *fds, LEAST_ROWS, TIMES, fds=fds) for _ in range(3)]
+    for one in actors:
+        assert one.said() == "ready"
+    for one in actors:
+        one.go_on()
+    heard = [int(word) for one in actors for word in one.said().split()]
+    assert sorted(heard) == list(range(1, 3 * TIMES + 1))
+
+
+def test_the_killed_cost_at_most_their_own_count(
+    table: RowTable, actor: StartActor, rng: random.Random
+) -> None:
+    """Five counters die at any moment: the count goes on, and by what they had counted or less."""
+    fds = (table.fd, table.locks_fd)
+    ledger = SharedLedger(table, SilentMetrics())
+    last = 0
+    for _ in range(5):
+        one = actor("count_for_ever", *fds, LEAST_ROWS, fds=fds)
+        assert one.said() == "ready"
+        for _ in range(rng.randrange(1, 50)):
+            found = ledger.ordinal("name")
+            assert found > last
+            last = found
+        one.kill()
+    found = ledger.ordinal("name")
+    assert found > last
+    assert ledger.ordinal("name") == found + 1
+
+
+def test_a_stopped_holder_is_told_of_at_once(table: RowTable, actor: StartActor) -> None:
+    """No wrong count and no hang while it stands still; its death frees the name."""
+    fds = (table.fd, table.locks_fd)
+    holder = actor("hold_row", *fds, LEAST_ROWS, 8, fds=fds)
+    assert holder.said() == "held"
+    ledger = SharedLedger(table, SilentMetrics())
+    with pytest.raises(Shed):
+        ledger.ordinal("name")
+    holder.kill()
+    assert ledger.ordinal("name") == 1
