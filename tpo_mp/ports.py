@@ -8,7 +8,7 @@ It receives an ``Env`` and nothing else, so its unit tests need no process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
@@ -166,6 +166,10 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         description="Share of traffic under the weighted route.")] = 1  # fmt: skip
     apis: Annotated[tuple[str, ...], Meta(
         description="APIs it speaks; empty means all of its kind.")] = ()  # fmt: skip
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """What is wrong with options that are each in bounds: path within the entry, and why."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,16 @@
 The same backend is a gateway's (``kind = "simulator"``) and the whole of ``tpo-mp simulate``.
 ``tpo_mp.simulator`` makes the answers; here they become replies.
 What a request may order by header is listed in ``tpo_mp.simulator.orders``.
-
-Known weakness: time passes in the steps of the shard's timer wheel, see ``simulator.pacing``.
+When its tokens come is told by the timing of the call's model, see ``tpo_mp.simulator.timing``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
@@ -24,14 +23,16 @@ from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.limits import Allowance
 from tpo_mp.simulator.orders import STALL_S, FaultOrder, Orders, orders_of
-from tpo_mp.simulator.pacing import Alarm, FixedPace
+from tpo_mp.simulator.pacing import Alarm, FixedTiming
 from tpo_mp.simulator.provider import Answered, SimulatedProvider
-from tpo_mp.simulator.source import AtOnce, SimulatedStream, broken, cut
+from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken, cut
 from tpo_mp.simulator.texts import Strategy
+from tpo_mp.simulator.timer import MicroTimer, timer_of
+from tpo_mp.simulator.timing import AT_ONCE, Asked, Latency, Pace, unknown
 from tpo_mp.types import Call, Dialect, Reply
 
 SSE = b"text/event-stream; charset=utf-8"
-AT_ONCE = 3
+STEPS_AT_ONCE = 3
 """Choices made without a pause: two, and the end."""
 
 
@@ -60,11 +61,17 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tokens: Annotated[
         int, Meta(ge=1, le=8192, description="Longest answer it makes up, in tokens.")
     ] = 500
+    latency: Annotated[
+        dict[str, str],
+        Meta(description="Models (globs, the first that matches) to the name of their timing."),
+    ] = field(default_factory=dict)
     first_token_ms: Annotated[
-        float, Meta(ge=0, le=600_000, description="Wait before the first token.")
+        float,
+        Meta(ge=0, le=600_000, description="Wait before the first token, for models without one."),
     ] = 0.0
     token_ms: Annotated[
-        float, Meta(ge=0, le=60_000, description="Wait for each further token.")
+        float,
+        Meta(ge=0, le=60_000, description="Wait for each further token, for models without one."),
     ] = 0.0
     requests_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000_000, description="Limit that rate limit headers name.")
@@ -72,6 +79,12 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000_000_000, description="Limit that rate limit headers name.")
     ] = 2_000_000
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Bounds the wrong way round, and timings nobody offers."""
+        if self.min_tokens > self.max_tokens:
+            yield "min_tokens", "over max_tokens"
+        yield from unknown(self.latency, ())
 
 
 class SimulatorBackend:
@@ -88,14 +101,13 @@ class SimulatorBackend:
     )
 
     def __init__(self, config: Config, env: Env) -> None:
-        if config.min_tokens > config.max_tokens:
-            said = f"backends.{config.name}.min_tokens: over max_tokens"
-            raise ConfigError(said)
+        for where, said in config.problems():
+            raise ConfigError(f"backends.{config.name}.{where}: {said}")
         self.name = config.name
         self._env = env
         self._models = [m for m in config.models if not set(m) & set("*?[")]
-        self._first_s = config.first_token_ms / 1e3
-        self._gap_s = config.token_ms / 1e3
+        self._timer = timer_of(env)
+        self._latency = latency_of(config, self._timer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
         self._provider = SimulatedProvider(
             Speech(
@@ -121,7 +133,7 @@ class SimulatorBackend:
             return self._later(call, counted, orders.fault)
         steps = self._provider.generate(spoken, call.dialect, call.body, orders.key)
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(STEPS_AT_ONCE):
                 next(steps)
         except StopIteration as done:
             return self._later(call, done.value, orders.fault)
@@ -132,7 +144,8 @@ class SimulatorBackend:
         return self._models
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is held but a share of the worker's timer."""
+        self._timer.close()
 
     async def _slowly(
         self, call: Call, steps: Generator[None, None, Answered], orders: Orders
@@ -150,39 +163,83 @@ class SimulatorBackend:
         return await self._later(call, answered, orders.fault)
 
     def _later(self, call: Call, answered: Answered, fault: FaultOrder | None) -> Promise[Reply]:
-        """The reply when its time has come."""
+        """The reply when its time has come: with its first token, or whole with its last."""
         said: Promise[Reply] = Promise()
-        wait_s = self._first_s
-        if not call.stream:
-            wait_s += max(answered.usage.completion - 1, 0) * self._gap_s
-        if fault is not None and not fault.after and fault.kind == "stall":
-            wait_s += STALL_S if fault.lasts_s is None else fault.lasts_s
+        pace = self._pace(call, answered)
+        stalls_s = 0.0
+        if fault is not None and fault.kind == "stall" and not fault.after:
+            stalls_s = STALL_S if fault.lasts_s is None else fault.lasts_s
             fault = None if fault.lasts_s is not None else FaultOrder("disconnect")
-        if wait_s <= 0:
-            self._settle(said, call, answered, fault)
-            return said
-        said.cancel_with = self._alarm(wait_s, lambda: self._settle(said, call, answered, fault))
+        if call.stream:
+            frames = answered.frames(call.usage_wanted)
+            stream = SimulatedStream(frames, pace, fault, self._alarm)
+            wait, cancel = stream.start, stream.cancel
+        else:
+            stream = None
+            whole = WholeAnswer(pace, answered.usage.completion - answered.hidden)
+            wait, cancel = whole.start, whole.cancel
+        said.cancel_with = cancel
+
+        def settle() -> None:
+            if fault is not None and fault.kind == "disconnect" and not (stream and fault.after):
+                cancel()
+                said.reject(cut())
+            else:
+                said.resolve(self._reply(call, answered, stream, fault))
+
+        if stalls_s:
+            wait(lambda: self._stall(said, cancel, stalls_s, settle))
+        else:
+            wait(settle)
         return said
 
-    def _settle(
-        self, said: Promise[Reply], call: Call, answered: Answered, fault: FaultOrder | None
-    ) -> None:
-        """Answer now, or cut the connection before a byte."""
-        if fault is not None and fault.kind == "disconnect" and not (call.stream and fault.after):
-            said.reject(cut())
-            return
-        said.resolve(self._reply(call, answered, fault))
+    def _pace(self, call: Call, answered: Answered) -> Pace:
+        timing = self._latency.timing_of(call.model)
+        if timing is None or call.dialect is Dialect.ANTHROPIC_COUNT:
+            return AT_ONCE
+        usage = answered.usage
+        return timing.pace(
+            Asked(
+                call,
+                answered.key,
+                call.upstream_at,
+                usage.prompt,
+                usage.completion - answered.hidden,
+                answered.hidden,
+                self._latency.factor,
+            )
+        )
 
-    def _reply(self, call: Call, answered: Answered, fault: FaultOrder | None) -> Reply:
+    def _stall(
+        self,
+        said: Promise[Reply],
+        cancel: Callable[[], None],
+        lasts_s: float,
+        settle: Callable[[], None],
+    ) -> None:
+        """Be silent before the first byte."""
+        ring = self._alarm(lasts_s, settle)
+
+        def give_up() -> None:
+            ring()
+            cancel()
+
+        said.cancel_with = give_up
+
+    def _reply(
+        self,
+        call: Call,
+        answered: Answered,
+        stream: SimulatedStream | None,
+        fault: FaultOrder | None,
+    ) -> Reply:
         now = self._env.clock()
         call.first_byte_at = now
         usage = answered.usage
         headers = self._allowance.lines(
             call.dialect, usage.prompt, usage.completion, (now - call.upstream_at) * 1e3
         )
-        if call.stream:
-            pace = FixedPace(self._env, self._gap_s) if self._gap_s else AtOnce()
-            stream = SimulatedStream(answered.frames(call.usage_wanted), pace, fault, self._alarm)
+        if stream is not None:
             reply = Reply(200, None, stream=stream, content_type=SSE, headers=headers)
         else:
             body = answered.body()
@@ -194,7 +251,14 @@ class SimulatorBackend:
         return reply
 
     def _alarm(self, seconds: float, then: Callable[[], None]) -> Callable[[], None]:
-        return Alarm.set(self._env, seconds, then)
+        return Alarm.set(self._timer, self._env.clock() + seconds, then)
+
+
+def latency_of(config: Config, timer: MicroTimer) -> Latency:
+    """When the tokens of each model come."""
+    first_s, gap_s = config.first_token_ms / 1e3, config.token_ms / 1e3
+    short = FixedTiming(timer, first_s, gap_s) if first_s or gap_s else None
+    return Latency(config.latency, [], otherwise=short)
 
 
 FEATURE = Feature(Config, SimulatorBackend)

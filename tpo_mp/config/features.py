@@ -146,6 +146,10 @@ def backends(tables: list[Tree], converter: Converter) -> tuple[BackendConfig, .
         assert isinstance(options, BackendConfig)
         if options.name in found:
             problems.add_value(f"{path}.name", options.name, "another backend has this name")
+        for where, said in options.problems():
+            option = where.partition(".")[0]
+            written = problems.origins.get(f"{path}.{option}", f"{path}.{option}")
+            problems.add(written + where[len(option) :], said)
         found[options.name] = options
     return tuple(found.values())
 

@@ -22,7 +22,7 @@ _FAR_S = 3.0
 class Wheel:
     """Buckets of entries, turned by ``tick`` from the shard's beat."""
 
-    __slots__ = ("_buckets", "_turned")
+    __slots__ = ("__weakref__", "_buckets", "_turned")
 
     def __init__(self) -> None:
         self._buckets: dict[int, list[Timed]] = {}

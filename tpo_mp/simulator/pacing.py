@@ -1,84 +1,116 @@
-"""Time for simulated answers: one alarm, and the pace of a model that takes as long per token.
+"""Time for simulated answers: one alarm, and the pace that follows a schedule.
 
-Deadlines are absolute (beginning plus so many intervals), so lateness never adds up.
-
-Known weakness: the shard's timer wheel turns every 50 ms, so tokens faster than that come in
-small groups, on time on average.
+A schedule is drawn as it is used: each step is a deadline and how many tokens it lets go.
+Deadlines are absolute, so lateness never adds up; steps that are due together go together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from tpo_mp.ports import Env
+from .timer import NEVER, MicroTimer
+from .timing import EVERYTHING, Asked
+
+Step: TypeAlias = tuple[float, int]
+"""A deadline in monotonic seconds, and the tokens that may go then."""
 
 
 class Alarm:
     """Calls back once; see ``source.Later``."""
 
-    __slots__ = ("_then", "deadline", "filed_at")
+    __slots__ = ("_then", "_timer", "stopped")
 
-    def __init__(self, then: Callable[[], None]) -> None:
+    def __init__(self, timer: MicroTimer, then: Callable[[], None]) -> None:
+        self._timer = timer
         self._then: Callable[[], None] | None = then
-        self.deadline = float("inf")
-        self.filed_at = 0.0
+        self.stopped = False
 
     @classmethod
-    def set(cls, env: Env, seconds: float, then: Callable[[], None]) -> Callable[[], None]:
-        """Ring after ``seconds``; what is answered stops it."""
-        alarm = cls(then)
-        now = env.clock()
-        alarm.deadline = now + seconds
-        env.timers.add(alarm, now)
+    def set(cls, timer: MicroTimer, at: float, then: Callable[[], None]) -> Callable[[], None]:
+        """Ring at ``at``; what is answered stops it."""
+        alarm = cls(timer, then)
+        timer.add(at, alarm)
         return alarm.stop
 
     def stop(self) -> None:
         """Never ring."""
-        self.deadline = float("inf")
-        self._then = None
+        if self._then is not None:
+            self._then = None
+            self.stopped = True
+            self._timer.drop()
 
-    def expire(self) -> None:
+    def due(self, now: float) -> float:  # noqa: ARG002 - an alarm is only late
         """Ring."""
         then, self._then = self._then, None
         if then is not None:
             then()
+        return NEVER
 
 
-class FixedPace:
-    """A token every ``gap_s`` seconds, the first at once; see ``source.Pace``."""
+class SchedulePace:
+    """Follows the steps of a schedule; when they end, everything may go."""
 
-    __slots__ = ("_began_at", "_env", "_gap_s", "_release", "_released", "deadline", "filed_at")
+    __slots__ = ("_filed", "_next", "_release", "_steps", "_timer", "stopped")
 
-    def __init__(self, env: Env, gap_s: float) -> None:
-        self._env = env
-        self._gap_s = gap_s
+    def __init__(self, timer: MicroTimer, steps: Iterator[Step]) -> None:
+        self._timer = timer
+        self._steps = steps
+        self._next = (NEVER, 0)
         self._release: Callable[[int], None] | None = None
-        self._began_at = 0.0
-        self._released = 0
-        self.deadline = float("inf")
-        self.filed_at = 0.0
+        self._filed = False
+        self.stopped = False
 
     def begin(self, release: Callable[[int], None]) -> None:
-        """Release the first token, and set the time of the others."""
+        """Wait for the first step."""
         self._release = release
-        self._began_at = self._env.clock()
-        self.expire()
+        first = next(self._steps, None)
+        if first is None:
+            release(EVERYTHING)
+            return
+        self._next = first
+        self._filed = True
+        self._timer.add(first[0], self)
 
     def stop(self) -> None:
-        """Release nothing more."""
+        """Follow it no further."""
         self._release = None
-        self.deadline = float("inf")
+        self.stopped = True
+        if self._filed:
+            self._filed = False
+            self._timer.drop()
 
-    def expire(self) -> None:
-        """Release what is due, and wait for the next."""
-        if self._release is None:
-            return
-        now = self._env.clock()
-        # An expiry is never early, but for the last digit of a float.
-        due = 1 + int((now - self._began_at) / self._gap_s + 1e-6)
-        if due > self._released:
-            more, self._released = due - self._released, due
-            self._release(more)
+    def due(self, now: float) -> float:
+        """Release what is due, and say when the next step is."""
+        self._filed = False
+        deadline, tokens = self._next
+        for step in self._steps:
+            deadline, more = step
+            if deadline > now:
+                self._next = step
+                break
+            tokens += more
+        else:
+            deadline, tokens = NEVER, EVERYTHING
         if self._release is not None:
-            self.deadline = self._began_at + self._released * self._gap_s
-            self._env.timers.add(self, now)
+            self._release(tokens)
+        if self._release is None:
+            return NEVER
+        self._filed = deadline != NEVER
+        return deadline
+
+
+class FixedTiming:
+    """The same first wait and the same gap for every call."""
+
+    def __init__(self, timer: MicroTimer, first_s: float, gap_s: float) -> None:
+        self._timer = timer
+        self._first_s = first_s
+        self._gap_s = gap_s
+
+    def pace(self, asked: Asked) -> SchedulePace:
+        """A token per gap, counted from the first wait's end."""
+        first_at = asked.arrived_at + self._first_s * asked.factor
+        gap_s = self._gap_s * asked.factor
+        steps = ((first_at + gap_s * number, 1) for number in range(asked.tokens or 1))
+        return SchedulePace(self._timer, steps)

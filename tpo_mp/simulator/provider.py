@@ -15,7 +15,13 @@ from msgspec.structs import replace
 
 from tpo_mp.dialects import anthropic_messages, openai_embeddings
 from tpo_mp.dialects.body import parse
-from tpo_mp.dialects.canonical import ModelReply, ModelRequest, ReplyUsage, TokenUsage
+from tpo_mp.dialects.canonical import (
+    ModelReply,
+    ModelRequest,
+    ReplyUsage,
+    ThinkingBlock,
+    TokenUsage,
+)
 from tpo_mp.dialects.codec import Codec
 from tpo_mp.errors import Rejected
 from tpo_mp.types import Dialect, Usage
@@ -24,19 +30,24 @@ from . import dress, prompts, vectors
 from .answers import Composer, Speech
 from .catalog import traits_of
 from .events import events_of
-from .seeds import key_of, stream_of
+from .seeds import key_of, key_of_bytes, stream_of
 from .source import Frame
 from .tokens import prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer: its counts, and how to write it whole or as a stream's frames."""
+    """An answer: its counts, and how to write it whole or as a stream's frames.
+
+    ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown.
+    """
 
     usage: Usage
     finish_reason: str
     body: Callable[[], bytes]
     frames: Callable[[bool], Iterator[Frame]]
+    key: bytes = b""
+    hidden: int = 0
 
 
 class SimulatedProvider:
@@ -78,7 +89,9 @@ class SimulatedProvider:
             return _frames(codec, dialect, asked, reply)
 
         stop = reply.choices[0].stop or "end"
-        return Answered(Usage(usage.prompt, usage.completion), stop, whole, frames)
+        hidden = 0 if _thoughts_shown(reply) else usage.reasoning
+        spent = Usage(usage.prompt, usage.completion)
+        return Answered(spent, stop, whole, frames, drawn, hidden)
 
     def count(self, codec: Codec, body: bytes) -> Answered:
         """Count a conversation's tokens, as the same conversation's ``usage`` will."""
@@ -100,7 +113,13 @@ class SimulatedProvider:
             vector = vectors.vector(self._seed, request.model, item, size)
             listed.append(orjson.dumps(vectors.entry(request, index, vector)))
         answer = vectors.answer(request.model, listed, tokens)
-        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()))
+        drawn = key_of_bytes(self._seed, body)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()), drawn)
+
+
+def _thoughts_shown(reply: ModelReply) -> bool:
+    blocks = (block for choice in reply.choices for block in choice.blocks)
+    return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
 
 
 def _next(key: bytes, number: int) -> bytes:

@@ -9,8 +9,11 @@
 A frame that is no token goes with whatever stands before it; a token goes when it is released.
 Frames that may go together leave in one write.
 
+The pace begins with ``start``, when the call arrives; there is a reply, and a sink, once it has
+released the first token, and a whole reply once it has released the last.
+
 Invariants: nothing is rendered before it may go; the sink hears the end once, or nothing more
-after ``cancel``; whoever paces is told to stop at the end.
+after ``cancel``; whoever paces is told to stop once, whatever the end.
 """
 
 from __future__ import annotations
@@ -22,31 +25,11 @@ from tpo_mp.errors import BackendFailure, ConnectionCut, TpoError
 from tpo_mp.types import Sink
 
 from .orders import STALL_S, FaultOrder
+from .timing import Pace
 
 Frame = tuple[bytes, bool]
 """One event's bytes, and whether it is a token."""
 BATCH_BYTES: Final = 8_192
-
-
-class Pace(Protocol):
-    """Releases the tokens of one answer in time."""
-
-    def begin(self, release: Callable[[int], None]) -> None:
-        """Start; ``release(n)`` lets ``n`` more tokens go."""
-
-    def stop(self) -> None:
-        """Release nothing more."""
-
-
-class AtOnce:
-    """The pace of no latency: everything may go."""
-
-    def begin(self, release: Callable[[int], None]) -> None:
-        """Release every token there can be."""
-        release(1 << 60)
-
-    def stop(self) -> None:
-        """Nothing runs."""
 
 
 class Later(Protocol):
@@ -55,10 +38,39 @@ class Later(Protocol):
     def __call__(self, seconds: float, then: Callable[[], None], /) -> Callable[[], None]: ...
 
 
+class WholeAnswer:
+    """Counts the tokens of an answer that goes whole."""
+
+    __slots__ = ("_left", "_pace", "_ready")
+
+    def __init__(self, pace: Pace, tokens: int) -> None:
+        self._pace = pace
+        self._left = max(tokens, 1)
+        self._ready: Callable[[], None] | None = None
+
+    def start(self, ready: Callable[[], None]) -> None:
+        """Call ``ready`` when the last token is released, maybe before this returns."""
+        self._ready = ready
+        self._pace.begin(self._release)
+
+    def cancel(self) -> None:
+        """Never be ready."""
+        if self._ready is not None:
+            self._ready = None
+            self._pace.stop()
+
+    def _release(self, tokens: int) -> None:
+        self._left -= tokens
+        ready = self._ready
+        if self._left <= 0 and ready is not None:
+            self.cancel()
+            ready()
+
+
 class SimulatedStream:
     """The ``Stream`` of a simulated reply."""
 
-    __slots__ = ("_attached", "_fault", "_frames", "_held", "_later", "_over", "_pace", "_paused",
+    __slots__ = ("_fault", "_frames", "_held", "_later", "_over", "_pace", "_paused", "_ready",
                  "_released", "_sink", "_stalled", "_tokens", "_wake")  # fmt: skip
 
     def __init__(
@@ -72,19 +84,22 @@ class SimulatedStream:
         self._held: Frame | None = None
         self._released = 0
         self._tokens = 0
-        self._attached = False
+        self._ready: Callable[[], None] | None = None
         self._paused = False
         self._stalled = False
         self._over = False
         self._wake: Callable[[], None] | None = None
+
+    def start(self, ready: Callable[[], None]) -> None:
+        """Call ``ready`` when the first token is released, maybe before this returns."""
+        self._ready = ready
+        self._pace.begin(self.release)
 
     # -- Stream -------------------------------------------------------------------------------
 
     def attach(self, sink: Sink) -> None:
         """Start, or go on, delivering to ``sink``."""
         self._sink = sink
-        self._attached = True
-        self._pace.begin(self.release)
         self._go()
 
     def pause(self) -> None:
@@ -106,7 +121,12 @@ class SimulatedStream:
     def release(self, tokens: int) -> None:
         """Let more tokens go."""
         self._released += tokens
-        self._go()
+        ready = self._ready
+        if ready is None:
+            self._go()
+        elif not self._over:
+            self._ready = None
+            ready()
 
     def _go(self) -> None:
         """Send all that may go now."""
@@ -179,11 +199,13 @@ class SimulatedStream:
             sink.end(error)
 
     def _close(self) -> None:
+        if self._over:
+            return
         self._over = True
         self._frames = iter(())
         self._held = None
-        if self._attached:
-            self._pace.stop()
+        self._ready = None
+        self._pace.stop()
         wake, self._wake = self._wake, None
         if wake is not None:
             wake()

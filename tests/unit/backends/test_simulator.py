@@ -103,13 +103,13 @@ def test_rate_limit_headers_come_in_the_dialects_names() -> None:
 
 
 def test_first_token_is_waited_for_and_then_each() -> None:
-    """A stream begins at the first token's time and gives a token per gap; nothing comes early."""
+    """A stream begins at the first token's time, then a token per gap; nothing comes early."""
     world = FakeWorld()
     backend = simulator(world, first_token_ms=100, token_ms=10, strategy="fixed", text="a b c d")
     said = infer(backend, call_for(stream=True))
     world.advance(0.09)
     assert not said.done
-    world.advance(0.02)
+    world.advance(0.015)
     assert said.value is not None
     sink = Collected()
     stream_into(said.value, sink)
@@ -281,6 +281,10 @@ def test_bounds_that_contradict_each_other_are_refused() -> None:
     """The message names the option."""
     with pytest.raises(ConfigError, match="min_tokens"):
         simulator(FakeWorld(), min_tokens=9, max_tokens=8)
+    with pytest.raises(
+        ConfigError, match=r"latency.gpt-4\*: no timing is named 'instnat'; did you"
+    ):
+        simulator(FakeWorld(), latency={"gpt-4*": "instnat"})
 
 
 def test_known_models_are_listed_and_globs_are_not() -> None:

@@ -63,6 +63,11 @@ def test_table_that_nobody_uses_warns() -> None:
         ({"simulator": {"sed": 1}}, "unknown key; did you mean 'seed'?"),
         ({"simulator": {"weight": 1}}, "simulator.weight: belongs to [[backends]], not here"),
         ({"simulator": {"strategy": "shout"}}, "expected one of"),
+        (
+            {"simulator": {"min_tokens": 9, "max_tokens": 8}},
+            "simulator.min_tokens: over max_tokens",
+        ),
+        ({"simulator": {"latency": {"gpt-*": "instnat"}}}, "simulator.latency.gpt-*: no timing is"),
         ({"simulator": 7}, "simulator = 7: expected a table"),
         ({"backends": [{"name": "a", "kind": "echo"}]}, "backends: tpo-mp simulate has one"),
         ({"routes": [{"strategy": "weighted"}]}, "routes: tpo-mp simulate has one"),
