@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -36,7 +37,10 @@ def main() -> int:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
+    gc.disable()  # modules make no garbage worth looking for
     from .process import ControlProcess
+
+    gc.enable()
 
     async def serve() -> int:
         return await ControlProcess(handoff, asyncio.get_running_loop()).run()

@@ -111,6 +111,11 @@ class JobRunner:
 
     # -- time -----------------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs or is to be looked up."""
+        return bool(self._jobs or self._calls) or not self._loaded
+
     def tick(self) -> None:
         """Many times a second: notice deaths, hand out what may run."""
         if not self._loaded:

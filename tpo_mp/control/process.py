@@ -47,6 +47,8 @@ from .reruns import Reruns
 
 BEAT_S = 0.05
 MAIL_S = 0.02
+IDLE_MAIL_S = 0.05
+"""Between looks at the mail while no batch runs: it shares a core with a shard, and a bell rings."""
 RETRY_S = 0.001
 HARVEST_S = 0.25
 FLUSH_S = 3.0
@@ -146,7 +148,7 @@ class ControlProcess:
             self._turn()
             self.desk.flush()
             self.jobs.tick()
-            await asyncio.sleep(MAIL_S)
+            await asyncio.sleep(MAIL_S if self.jobs.busy else IDLE_MAIL_S)
 
     async def _harvest(self) -> None:
         while True:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from tpo_mp.shm.lifeline import attach_to_parent, last_words, root_cause
 
 
 def _boot() -> int:
+    gc.disable()  # modules make no garbage worth looking for; ``sweep`` turns it on again
     attached = attach_to_parent()
     from tpo_mp.errors import ExitCode, TpoError
     from tpo_mp.shm import failpoints

@@ -34,6 +34,7 @@ class IdleSweep:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 1_000_000)
+        gc.enable()
         self._known = _collected()
 
     def tick(self, now: float, *, idle: bool) -> None:
