@@ -48,7 +48,7 @@ from .reruns import Reruns
 BEAT_S = 0.05
 MAIL_S = 0.02
 IDLE_MAIL_S = 0.05
-"""Between looks at the mail while no batch runs: it shares a core with a shard, and a bell rings."""
+"""Between looks at the mail while no batch runs: it shares a core, and a bell rings."""
 RETRY_S = 0.001
 HARVEST_S = 0.25
 FLUSH_S = 3.0
