@@ -63,6 +63,9 @@ class Dialect(StrEnum):
     ANTHROPIC_MESSAGES = "anthropic_messages"
     ANTHROPIC_COUNT = "anthropic_count"
     ANTHROPIC_COMPLETE = "anthropic_complete"
+    GEMINI = "gemini"
+    GEMINI_COUNT = "gemini_count"
+    GEMINI_EMBEDDINGS = "gemini_embeddings"
 
 
 class Tap(Enum):

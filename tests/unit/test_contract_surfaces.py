@@ -112,7 +112,7 @@ def test_examples_are_accepted(name: str) -> None:
         if endpoint.request is None:
             continue
         surface = Surface(registry.find("surfaces", name))
-        target = endpoint.template.replace("{", "").replace("}", "")
+        target = endpoint.example_path or endpoint.template.replace("{", "").replace("}", "")
         exchange = surface.ask(endpoint.method, target, endpoint.example)
         settle(surface, exchange)
 

@@ -32,6 +32,8 @@ from tpo_mp.simulator.timing import AT_ONCE, Asked, Latency, Pace, unknown
 from tpo_mp.types import Call, Dialect, Reply
 
 SSE = b"text/event-stream; charset=utf-8"
+_EMBEDS = (Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS)
+_COUNTS = (Dialect.ANTHROPIC_COUNT, Dialect.GEMINI_COUNT)
 STEPS_AT_ONCE = 3
 """Choices made without a pause: two, and the end."""
 
@@ -98,6 +100,9 @@ class SimulatorBackend:
         Dialect.ANTHROPIC_MESSAGES,
         Dialect.ANTHROPIC_COUNT,
         Dialect.ANTHROPIC_COMPLETE,
+        Dialect.GEMINI,
+        Dialect.GEMINI_COUNT,
+        Dialect.GEMINI_EMBEDDINGS,
     )
 
     def __init__(self, config: Config, env: Env) -> None:
@@ -125,11 +130,11 @@ class SimulatorBackend:
         orders = orders_of(call.forward)
         if orders.error is not None:
             raise refusal(orders.error, call, self._allowance)
-        if call.dialect is Dialect.OPENAI_EMBEDDINGS:
+        if call.dialect in _EMBEDS:
             return asyncio.get_running_loop().create_task(self._embed(call, orders))
         spoken = codec(call.dialect)
-        if call.dialect is Dialect.ANTHROPIC_COUNT:
-            counted = self._provider.count(spoken, call.body)
+        if call.dialect in _COUNTS:
+            counted = self._provider.count(spoken, call.dialect, call.body)
             return self._later(call, counted, orders.fault)
         steps = self._provider.generate(spoken, call.dialect, call.body, orders.key)
         try:
@@ -159,7 +164,7 @@ class SimulatorBackend:
                 return await self._later(call, done.value, orders.fault)
 
     async def _embed(self, call: Call, orders: Orders) -> Reply:
-        answered = await self._provider.embed(call.body)
+        answered = await self._provider.embed(call.dialect, call.body)
         return await self._later(call, answered, orders.fault)
 
     def _later(self, call: Call, answered: Answered, fault: FaultOrder | None) -> Promise[Reply]:

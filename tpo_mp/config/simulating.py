@@ -50,6 +50,9 @@ def _alone(tree: Tree, problems: Problems) -> None:
         if tree.pop(name, None):
             problems.add(name, "tpo-mp simulate has one backend, described by [simulator]")
     tree["backends"] = [{"name": NAME, "kind": KIND}]
+    surfaces = tree.setdefault("surfaces", {})
+    if isinstance(surfaces, dict):
+        surfaces.setdefault("gemini_api", {})
     stages = tree.setdefault("pipeline", {})
     if isinstance(stages, dict) and get(tree, "pipeline.stages") is ABSENT:
         stages["stages"] = []

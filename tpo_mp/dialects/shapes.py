@@ -378,6 +378,21 @@ class AnthropicErrorBody(Struct):
     request_id: str
 
 
+class GoogleError(Struct):
+    """A ``google.rpc.Status``; the field at fault is in its details."""
+
+    code: int
+    message: str
+    status: str
+    details: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class GoogleErrorBody(Struct):
+    """An error as Gemini's clients read it."""
+
+    error: GoogleError
+
+
 class FieldError(Struct):
     """One field at fault."""
 

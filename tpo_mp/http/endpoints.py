@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Handler: TypeAlias = Callable[["Exchange"], object]
 """Answers the exchange itself, or returns a coroutine that will."""
 
-Family: TypeAlias = Literal["openai", "anthropic", "native", "ops"]
+Family: TypeAlias = Literal["openai", "anthropic", "google", "native", "ops"]
 
 Shape: TypeAlias = Any
 """What a value looks like: a type that msgspec can describe, or a JSON Schema."""

@@ -17,6 +17,9 @@ _MODULES = {
     # Counting is a question in the same dialect, asked at another endpoint.
     Dialect.ANTHROPIC_COUNT: "anthropic_messages",
     Dialect.ANTHROPIC_COMPLETE: "anthropic_complete",
+    Dialect.GEMINI: "gemini",
+    Dialect.GEMINI_COUNT: "gemini",
+    Dialect.GEMINI_EMBEDDINGS: "gemini",
 }
 _known: dict[str, Codec] = {}
 

@@ -43,6 +43,7 @@ _REF: Final = "#/components/schemas/{name}"
 _ERRORS: Final[dict[Family, type]] = {
     "openai": shapes.OpenAIErrorBody,
     "anthropic": shapes.AnthropicErrorBody,
+    "google": shapes.GoogleErrorBody,
     "native": shapes.NativeErrorBody,
     "ops": shapes.OpenAIErrorBody,
 }
@@ -96,7 +97,8 @@ class _Definitions:
     """Every shape of a table as JSON Schema; a shape that is a schema already stays as it is."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        kinds: list[Any] = [*_ERRORS.values()]
+        families: dict[Family, None] = dict.fromkeys(["openai", *(e.family for e in endpoints)])
+        kinds: list[Any] = [_ERRORS[family] for family in families]
         for e in endpoints:
             given = [e.request, *(o.shape for o in e.outcomes), *(p.shape for p in e.parameters)]
             kinds += [s for s in given if s is not None and not isinstance(s, dict)]

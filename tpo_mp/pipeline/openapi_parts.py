@@ -10,6 +10,7 @@ from typing import Any, Final
 FAMILIES: Final = {
     "openai": "What OpenAI clients call.",
     "anthropic": "What Anthropic clients call.",
+    "google": "What Gemini clients call.",
     "native": "Prompts answered at once or later, and what became of them.",
     "ops": "Health, metrics and this description.",
 }
@@ -17,6 +18,7 @@ FAMILIES: Final = {
 TITLES: Final = {
     "openai": "OpenAI",
     "anthropic": "Anthropic",
+    "google": "Gemini",
     "native": "Native",
     "ops": "Operations",
 }

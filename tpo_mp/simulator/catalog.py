@@ -1,6 +1,6 @@
 """The models a simulator has when nobody names any, and what is known of a model by its name.
 
-Names, vector sizes and owners are the providers' own, as their model pages list them.
+Names, vector sizes and limits are the providers' own, as their model pages list them.
 A name nobody knows is a chat model without any restriction.
 """
 
@@ -14,27 +14,32 @@ Kind: TypeAlias = Literal["chat", "completion", "embedding", "any"]
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """What a model does; ``dimensions`` are its vector's, ``shortens`` says it takes fewer."""
+    """What a model does; ``dimensions`` are its vector's, ``shortens`` says it takes fewer.
+
+    ``context`` and ``most_output`` are limits in tokens, 0: none that we know of.
+    """
 
     kind: Kind = "any"
     dimensions: int = 1536
     shortens: bool = True
     reasons: bool = False
+    context: int = 0
+    most_output: int = 0
 
 
 _KNOWN: Final[dict[str, ModelTraits]] = {
     "gpt-5.5": ModelTraits("chat"),
     "gpt-5.4-mini": ModelTraits("chat"),
-    "gpt-5": ModelTraits("chat", reasons=True),
-    "gpt-5-mini": ModelTraits("chat", reasons=True),
-    "gpt-4o": ModelTraits("chat"),
-    "gpt-4o-mini": ModelTraits("chat"),
-    "gpt-4-turbo": ModelTraits("chat"),
-    "gpt-4": ModelTraits("chat"),
-    "gpt-3.5-turbo": ModelTraits("chat"),
-    "gpt-3.5-turbo-instruct": ModelTraits("completion"),
-    "o3": ModelTraits("chat", reasons=True),
-    "o4-mini": ModelTraits("chat", reasons=True),
+    "gpt-5": ModelTraits("chat", reasons=True, context=400_000, most_output=128_000),
+    "gpt-5-mini": ModelTraits("chat", reasons=True, context=400_000, most_output=128_000),
+    "gpt-4o": ModelTraits("chat", context=128_000, most_output=16_384),
+    "gpt-4o-mini": ModelTraits("chat", context=128_000, most_output=16_384),
+    "gpt-4-turbo": ModelTraits("chat", context=128_000, most_output=4_096),
+    "gpt-4": ModelTraits("chat", context=8_192, most_output=8_192),
+    "gpt-3.5-turbo": ModelTraits("chat", context=16_385, most_output=4_096),
+    "gpt-3.5-turbo-instruct": ModelTraits("completion", context=4_096, most_output=4_096),
+    "o3": ModelTraits("chat", reasons=True, context=200_000, most_output=100_000),
+    "o4-mini": ModelTraits("chat", reasons=True, context=200_000, most_output=100_000),
     "text-embedding-3-small": ModelTraits("embedding", 1536),
     "text-embedding-3-large": ModelTraits("embedding", 3072),
     "text-embedding-ada-002": ModelTraits("embedding", 1536, shortens=False),
@@ -42,14 +47,24 @@ _KNOWN: Final[dict[str, ModelTraits]] = {
     "claude-sonnet-5": ModelTraits("chat"),
     "claude-opus-4-8": ModelTraits("chat"),
     "claude-sonnet-4-6": ModelTraits("chat"),
-    "claude-haiku-4-5": ModelTraits("chat"),
-    "claude-2.1": ModelTraits("any"),
+    "claude-haiku-4-5": ModelTraits("chat", context=200_000, most_output=64_000),
+    "claude-2.1": ModelTraits("any", context=200_000, most_output=4_096),
+    "gemini-2.5-pro": ModelTraits("chat", reasons=True, context=1_048_576, most_output=65_536),
+    "gemini-2.5-flash": ModelTraits("chat", context=1_048_576, most_output=65_536),
+    "gemini-2.0-flash": ModelTraits("chat", context=1_048_576, most_output=8_192),
+    "gemini-embedding-001": ModelTraits("embedding", 3072, context=2_048),
 }
 
 MODELS: Final = tuple(_KNOWN)
 """Names served when the config names none."""
 
 _ANY: Final = ModelTraits()
+_TALKS: Final = ("generateContent", "countTokens")
+GOOGLE_METHODS: Final[dict[Kind, tuple[str, ...]]] = {
+    "chat": _TALKS, "completion": (), "embedding": ("embedContent", "batchEmbedContents"),
+    "any": (*_TALKS, "embedContent", "batchEmbedContents"),
+}  # fmt: skip
+"""What a kind of model can be asked over Gemini's API."""
 
 
 def traits_of(model: str) -> ModelTraits:

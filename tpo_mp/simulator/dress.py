@@ -42,6 +42,14 @@ def start_extra(dialect: Dialect, request: ModelRequest, reply: ModelReply) -> d
     return {}
 
 
+def begun_usage(dialect: Dialect, reply: ModelReply) -> TokenUsage | None:
+    """What a stream's beginning tells of its counts, where each event repeats the prompt's."""
+    usage = reply.usage
+    if dialect is not Dialect.GEMINI or usage is None:
+        return None
+    return TokenUsage(usage.prompt, 0, usage.cached)
+
+
 def usage_chunk(dialect: Dialect, reply: ModelReply) -> bytes:
     """The chunk that ``stream_options.include_usage`` asks for."""
     chat = dialect is Dialect.OPENAI_CHAT

@@ -37,12 +37,15 @@ from .tokens import pieces
 Paced: TypeAlias = tuple[StreamEvent, bool]
 
 
-def events_of(reply: ModelReply, extra: dict[str, Any], *, ping: bool) -> Iterator[Paced]:
+def events_of(
+    reply: ModelReply, extra: dict[str, Any], *, ping: bool, begun: TokenUsage | None = None
+) -> Iterator[Paced]:
     """Every event of a stream of ``reply``.
 
-    ``extra`` are fields of its beginning, ``ping`` puts one behind the first block's.
+    ``extra`` and ``begun`` are fields and counts of its beginning, ``ping`` puts one behind the
+    first block's.
     """
-    yield ReplyStart(reply.id, reply.model, reply.created, None, extra), False
+    yield ReplyStart(reply.id, reply.model, reply.created, begun, extra), False
     turns = [_choice(choice, number) for number, choice in enumerate(reply.choices)]
     while turns:
         for turn in list(turns):

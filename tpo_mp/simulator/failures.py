@@ -1,6 +1,6 @@
 """Refusals as each provider words and shapes them, for every status an order can name.
 
-Source: OpenAI and Anthropic API references, errors; the types and codes are theirs.
+Source: OpenAI, Anthropic and Gemini API references, errors; the types and codes are theirs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from tpo_mp.dialects import gemini_wire
 from tpo_mp.errors import BackendFailure, OverBudget, RateLimited, Rejected, TpoError
 from tpo_mp.types import Call
 
-from .limits import Allowance, is_anthropic
+from .limits import Allowance, is_anthropic, is_google
 from .orders import ErrorOrder
 
 
@@ -60,6 +61,24 @@ _ANTHROPIC: Final[dict[int, tuple[str, str]]] = {
     504: ("timeout_error", "The request took too long to process."),
     529: ("overloaded_error", "Overloaded"),
 }
+_GOOGLE_STATUS: Final = {408: 504, 413: 400, 422: 400, 502: 503, 529: 503}
+"""Statuses that Google does not answer with, and what it says instead."""
+_GOOGLE: Final = {
+    400: "Request contains an invalid argument.",
+    401: "Request had invalid authentication credentials.",
+    403: "The caller does not have permission.",
+    404: "models/{model} is not found for API version v1beta.",
+    408: "Deadline expired before operation could complete.",
+    409: "The operation was aborted.",
+    413: "Request payload size exceeds the limit.",
+    422: "Request contains an invalid argument.",
+    429: "Resource has been exhausted: limit of {limit} requests a minute.",
+    500: "An internal error has occurred.",
+    502: "The service is currently unavailable.",
+    503: "The model is overloaded. Please try again later.",
+    504: "Deadline expired before operation could complete.",
+    529: "The model is overloaded. Please try again later.",
+}
 RETRY_AFTER_S: Final = 1.0
 """How long a limited client is told to wait, when the order does not say."""
 
@@ -76,6 +95,10 @@ def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
         told: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
         told["request_id"] = call.client_request_id or call.id
         code = kind
+    elif is_google(call.dialect):
+        status, message = _GOOGLE_STATUS.get(status, status), _google_words(order, words)
+        told = {"error": gemini_wire.status_of(status, message, wait_s=wait)}
+        code = str(told["error"]["status"]).lower()
     else:
         shape = _QUOTA if order.quota else _OPENAI[status]
         message = shape.message.format(**words)
@@ -92,6 +115,12 @@ def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
         body=orjson.dumps(told),
         lines=allowance.lines(call.dialect, 0, 0, 0.0, spent=kind_of_error is RateLimited),
     )
+
+
+def _google_words(order: ErrorOrder, words: dict[str, Any]) -> str:
+    if order.quota:
+        return "You exceeded your current quota."
+    return _GOOGLE.get(order.status, _GOOGLE[500]).format(**words)
 
 
 def _kind(order: ErrorOrder) -> type[TpoError]:

@@ -14,6 +14,7 @@ _REPLIES: Final = {
     Dialect.OPENAI_RESPONSES: ("resp_", 48),
     Dialect.ANTHROPIC_MESSAGES: ("msg_01", 22),
     Dialect.ANTHROPIC_COMPLETE: ("compl_01", 22),
+    Dialect.GEMINI: ("", 22),
 }
 _ANTHROPIC: Final = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COMPLETE)
 

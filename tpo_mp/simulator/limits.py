@@ -14,11 +14,17 @@ from datetime import UTC, datetime, timedelta
 from tpo_mp.types import Dialect
 
 _ANTHROPIC = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COUNT, Dialect.ANTHROPIC_COMPLETE)
+_GOOGLE = (Dialect.GEMINI, Dialect.GEMINI_COUNT, Dialect.GEMINI_EMBEDDINGS)
 
 
 def is_anthropic(dialect: Dialect) -> bool:
     """Whether a dialect is one of Anthropic's."""
     return dialect in _ANTHROPIC
+
+
+def is_google(dialect: Dialect) -> bool:
+    """Whether a dialect is Gemini's."""
+    return dialect in _GOOGLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Allowance:
         tokens = 0 if spent else max(self.tokens - prompt - completion, 0)
         if is_anthropic(dialect):
             return self._anthropic(requests, tokens, prompt, completion, spent)
+        if is_google(dialect):
+            return b""  # Google puts none on its answers
         return self._openai(requests, tokens, ms)
 
     def _openai(self, requests: int, tokens: int, ms: float) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 from msgspec.structs import replace
 
-from tpo_mp.dialects import anthropic_messages, openai_embeddings
+from tpo_mp.dialects import anthropic_messages, gemini, gemini_request, openai_embeddings
 from tpo_mp.dialects.body import parse
 from tpo_mp.dialects.canonical import (
     ModelReply,
@@ -93,14 +93,20 @@ class SimulatedProvider:
         spent = Usage(usage.prompt, usage.completion)
         return Answered(spent, stop, whole, frames, drawn, hidden)
 
-    def count(self, codec: Codec, body: bytes) -> Answered:
+    def count(self, codec: Codec, dialect: Dialect, body: bytes) -> Answered:
         """Count a conversation's tokens, as the same conversation's ``usage`` will."""
-        tokens = prompt_tokens(codec.request_to_canonical(body))
-        counted = anthropic_messages.token_count(tokens)
+        if dialect is Dialect.GEMINI_COUNT:
+            tokens = prompt_tokens(gemini_request.counted(body))
+            counted = gemini.token_count(tokens)
+        else:
+            tokens = prompt_tokens(codec.request_to_canonical(body))
+            counted = anthropic_messages.token_count(tokens)
         return Answered(Usage(tokens, 0), "", lambda: counted, lambda _: iter(()))
 
-    async def embed(self, body: bytes) -> Answered:
+    async def embed(self, dialect: Dialect, body: bytes) -> Answered:
         """Embed texts."""
+        if dialect is Dialect.GEMINI_EMBEDDINGS:
+            return await self._embed_contents(body)
         request = openai_embeddings.decode_request(body)
         size = vectors.size_of(request)
         inputs = vectors.texts_of(request)
@@ -120,6 +126,21 @@ class SimulatedProvider:
 def _thoughts_shown(reply: ModelReply) -> bool:
     blocks = (block for choice in reply.choices for block in choice.blocks)
     return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
+
+    async def _embed_contents(self, body: bytes) -> Answered:
+        """Embed what Gemini's clients send."""
+        asked, batch = gemini_request.embeddings_of(body)
+        listed: list[bytes] = []
+        tokens = 0
+        for index, item in enumerate(asked):
+            if index:
+                await asyncio.sleep(0)
+            size = vectors.size_of_content(item)
+            vectors.check_content(item, len(asked))
+            tokens += vectors.tokens_of(item.text)
+            listed.append(vectors.plain(vectors.vector(self._seed, item.model, item.text, size)))
+        answer = gemini.embedding_list(listed, batch)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()))
 
 
 def _next(key: bytes, number: int) -> bytes:
@@ -143,7 +164,8 @@ def _frames(
     legacy = dialect in dress.OPENAI_LEGACY
     extra = dress.start_extra(dialect, request, reply)
     ping = dialect is Dialect.ANTHROPIC_MESSAGES
-    for event, is_token in events_of(reply, extra, ping=ping):
+    begun = dress.begun_usage(dialect, reply)
+    for event, is_token in events_of(reply, extra, ping=ping, begun=begun):
         if legacy and isinstance(event, ReplyUsage):
             if request.usage_wanted:
                 yield dress.usage_chunk(dialect, reply), False

@@ -2,7 +2,7 @@
 
 A model thinks when it is asked to (a reasoning effort, a thinking budget) or when it always does
 (see ``catalog``).  Anthropic shows the thoughts and signs them; OpenAI only counts them, and its
-responses show a summary when one is asked for.
+responses show a summary when one is asked for; Gemini shows them to whoever asks.
 
 Invariants: thoughts and answer share ``max_tokens``; a signature is base64 and never empty.
 """
@@ -68,6 +68,9 @@ def shown(
         return ()
     if dialect is Dialect.ANTHROPIC_MESSAGES:
         return (ThinkingBlock(text, _signature(random)),)
+    if dialect is Dialect.GEMINI:
+        wanted = (request.reasoning.extra if request.reasoning else None) or {}
+        return (ThinkingBlock(text),) if wanted.get("includeThoughts") else ()
     if dialect is Dialect.OPENAI_RESPONSES:
         extra = (request.reasoning.extra if request.reasoning else None) or {}
         summary = text if extra.get("summary") else ""

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from tpo_mp.dialects.gemini_request import GeminiEmbedding
 from tpo_mp.dialects.openai_embeddings import EmbeddingsRequest
 from tpo_mp.errors import InvalidRequest, Rejected
 
@@ -27,6 +28,8 @@ from .tokens import count
 
 MOST_INPUTS = 2048
 MOST_TOKENS = 8191
+MOST_CONTENTS = 100
+"""Contents of one batch of Gemini's."""
 
 
 def texts_of(request: EmbeddingsRequest) -> list[str | list[int]]:
@@ -101,6 +104,34 @@ def entry(request: EmbeddingsRequest, index: int, vector: array[float]) -> dict[
     else:
         shown = vector.tolist()
     return {"object": "embedding", "index": index, "embedding": shown}
+
+
+def size_of_content(asked: GeminiEmbedding) -> int:
+    """How long the vector of one of Gemini's contents is; raises ``InvalidRequest``."""
+    traits = traits_of(asked.model)
+    if traits.kind in ("chat", "completion"):
+        said = f"models/{asked.model} is not found or is not supported for embedContent"
+        raise Rejected(said, reason="model_not_supported", status=404)
+    if asked.dimensions is not None and asked.dimensions > traits.dimensions:
+        said = f"outputDimensionality must be at most {traits.dimensions} for this model"
+        raise InvalidRequest(said, param="outputDimensionality")
+    return asked.dimensions or traits.dimensions
+
+
+def check_content(asked: GeminiEmbedding, among: int) -> None:
+    """Refuse a content without words or with too many, or too many contents."""
+    if among > MOST_CONTENTS:
+        said = f"at most {MOST_CONTENTS} requests can be in one batch"
+        raise InvalidRequest(said, param="requests")
+    most = traits_of(asked.model).context or MOST_TOKENS
+    if not asked.text or tokens_of(asked.text) > most:
+        said = f"{asked.path} must have from 1 to {most} tokens"
+        raise InvalidRequest(said, param=asked.path)
+
+
+def plain(vector: array[float]) -> bytes:
+    """A vector as a JSON array."""
+    return orjson.dumps(vector.tolist())
 
 
 def answer(model: str, listed: list[bytes], tokens: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tpo_mp.dialects import anthropic_messages, native, openai_chat
+from tpo_mp.dialects import anthropic_messages, gemini_wire, native, openai_chat
 from tpo_mp.errors import Shed, TpoError
 from tpo_mp.http.exchange import Exchange, request_id
 from tpo_mp.pipeline.delivery import retry_lines
@@ -52,6 +52,9 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
         status = anthropic_messages.error_status(error)
         body = anthropic_messages.error_body(error, name)
         extra += b"request-id: %b\r\n" % name.encode()
+    elif family == "google":
+        status = gemini_wire.error_status(error)
+        body = gemini_wire.error_body(error, name)
     else:
         body = openai_chat.error_body(error)
     if error.status == 405:
@@ -65,4 +68,6 @@ def _family(path: str) -> str:
     """The family a client of an unknown route most likely belongs to."""
     if path.startswith("/api/"):
         return "native"
+    if path.startswith("/v1beta/"):
+        return "google"
     return "anthropic" if path.startswith(_ANTHROPIC) else "openai"

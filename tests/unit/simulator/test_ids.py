@@ -18,6 +18,7 @@ from tpo_mp.types import Dialect
         (Dialect.OPENAI_RESPONSES, r"resp_[0-9a-f]{48}"),
         (Dialect.ANTHROPIC_MESSAGES, r"msg_01\w{22}"),
         (Dialect.ANTHROPIC_COMPLETE, r"compl_01\w{22}"),
+        (Dialect.GEMINI, r"\w{22}"),
     ],
 )
 def test_reply_ids_look_like_the_providers(dialect: Dialect, look: str) -> None:
