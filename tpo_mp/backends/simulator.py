@@ -200,7 +200,7 @@ class SimulatorBackend:
 
     def _pace(self, call: Call, answered: Answered) -> Pace:
         timing = self._latency.timing_of(call.model)
-        if timing is None or call.dialect is Dialect.ANTHROPIC_COUNT:
+        if timing is None or call.dialect in _COUNTS:
             return AT_ONCE
         usage = answered.usage
         return timing.pace(

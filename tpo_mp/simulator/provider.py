@@ -122,11 +122,6 @@ class SimulatedProvider:
         drawn = key_of_bytes(self._seed, body)
         return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()), drawn)
 
-
-def _thoughts_shown(reply: ModelReply) -> bool:
-    blocks = (block for choice in reply.choices for block in choice.blocks)
-    return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
-
     async def _embed_contents(self, body: bytes) -> Answered:
         """Embed what Gemini's clients send."""
         asked, batch = gemini_request.embeddings_of(body)
@@ -140,7 +135,13 @@ def _thoughts_shown(reply: ModelReply) -> bool:
             tokens += vectors.tokens_of(item.text)
             listed.append(vectors.plain(vectors.vector(self._seed, item.model, item.text, size)))
         answer = gemini.embedding_list(listed, batch)
-        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()))
+        drawn = key_of_bytes(self._seed, body)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()), drawn)
+
+
+def _thoughts_shown(reply: ModelReply) -> bool:
+    blocks = (block for choice in reply.choices for block in choice.blocks)
+    return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
 
 
 def _next(key: bytes, number: int) -> bytes:
