@@ -22,6 +22,8 @@ from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.limits import Allowance
+from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
+from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.orders import STALL_S, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, FixedTiming
 from tpo_mp.simulator.provider import Answered, SimulatedProvider
@@ -105,7 +107,7 @@ class SimulatorBackend:
         Dialect.GEMINI_EMBEDDINGS,
     )
 
-    def __init__(self, config: Config, env: Env) -> None:
+    def __init__(self, config: Config, env: Env, state: LiveState = NOTHING_TOLD) -> None:
         for where, said in config.problems():
             raise ConfigError(f"backends.{config.name}.{where}: {said}")
         self.name = config.name
@@ -266,4 +268,9 @@ def latency_of(config: Config, timer: MicroTimer) -> Latency:
     return Latency(config.latency, [], otherwise=short)
 
 
-FEATURE = Feature(Config, SimulatorBackend)
+def living(config: Config, env: Env) -> LivingBackend[Config]:
+    """The backend as it is told to be from moment to moment."""
+    return LivingBackend(config, env, SimulatorBackend)
+
+
+FEATURE = Feature(Config, living)

@@ -19,6 +19,8 @@ from .text import Tree
 
 KIND: Final = "simulator"
 NAME: Final = "simulator"
+ADMIN: Final = "simulator_admin"
+"""The surface that ``simulate`` serves of itself."""
 OF_A_BACKEND: Final = frozenset(BackendConfig.__struct_fields__) - {"models"}
 """Options that ``[[backends]]`` has and ``[simulator]`` has not."""
 
@@ -29,8 +31,10 @@ def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
     if given.get("seed") is not None:
         options["seed"] = given["seed"]
         problems.origins["simulator.seed"] = "--seed"
+    _admin(tree, options, problems)
     if given.get("simulate"):
         _alone(tree, problems)
+        tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
     for name in [name for name in options if name in OF_A_BACKEND]:
         problems.add(f"simulator.{name}", "belongs to [[backends]], not here")
         del options[name]
@@ -56,6 +60,15 @@ def _alone(tree: Tree, problems: Problems) -> None:
     stages = tree.setdefault("pipeline", {})
     if isinstance(stages, dict) and get(tree, "pipeline.stages") is ABSENT:
         stages["stages"] = []
+
+
+def _admin(tree: Tree, options: Tree, problems: Problems) -> None:
+    """``admin_api_key`` beside the other options is the surface's, and asks for it."""
+    if "admin_api_key" in options:
+        path = f"surfaces.{ADMIN}.admin_api_key"
+        problems.origins[path] = "simulator.admin_api_key"
+        table = tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
+        table.setdefault("admin_api_key", options.pop("admin_api_key"))
 
 
 def _simulators(backends: Iterable[Any]) -> Iterable[tuple[int, Tree]]:

@@ -449,6 +449,17 @@ class VersionAnswer(Struct):
     features: list[str]
 
 
+class SimulatorConfig(Struct):
+    """The options of the simulators of a host; `config` are those of the first."""
+
+    status: Literal["success"]
+    version: int
+    changed: list[str]
+    config: dict[str, Any]
+    backends: dict[str, dict[str, Any]]
+    timestamp: float
+
+
 class Liveness(Struct):
     """This process answers."""
 

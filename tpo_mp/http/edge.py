@@ -1,6 +1,6 @@
 """What every client connection of a shard shares: limits, clocks, memo, counters.
 
-Invariants: ``date_line`` is refreshed by the shard's beat, never per request.
+Invariants: the date is refreshed by the shard's beat, never per request.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class ClientEdge:
         self.count_bad = count_bad
         self.connections: set[Closable] = set()
         self.closing = False
-        self.date_line = b""
+        self._date_line = b""
+        self.stamp: Callable[[], bytes] | None = None
+        """Further header lines of every answer, if any."""
         self.to_full_lane: Callable[[asyncio.Transport, bytes], None] = _no_full_lane
         self.drain_full_lane: Callable[[], None] = lambda: None
         self.count_full_lane: Callable[[], int] = lambda: 0
@@ -109,7 +111,13 @@ class ClientEdge:
 
     def tick(self) -> None:
         """Refresh the date header line."""
-        self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        self._date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+
+    @property
+    def date_line(self) -> bytes:
+        """The date, and what is stamped on every answer."""
+        stamp = self.stamp
+        return self._date_line if stamp is None else self._date_line + stamp()
 
     def peer(self, direct: str, client: str) -> str:
         """Who a request is from, when proxies may say."""

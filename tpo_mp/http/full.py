@@ -86,6 +86,8 @@ class FullLane:
             )
         except BadHead as e:
             return self._bad(e.status, e.message)
+        if edge.stamp is not None:
+            exchange.head.add_lines(edge.stamp())
         try:
             if exchange.head.client is not None:
                 exchange.peer = edge.peer(exchange.peer, exchange.head.client)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from enum import Enum
 from random import Random
 from time import monotonic
@@ -45,6 +46,7 @@ from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.simulator.live import VersionLine
 from tpo_mp.store.client import StoreClient
 
 from .account import Account
@@ -281,6 +283,7 @@ class Shard:
             ).inc,
         )
         self.owner.table = self.edge.table
+        self.edge.stamp = self._stamp(config)
         FullLane(self.edge)
         self.tls = Tls(server.tls) if server.tls.cert_file else None
         self.listening = Listening(
@@ -300,6 +303,11 @@ class Shard:
             surface = features.find("surfaces", name).build(options, self.env)
             found += surface.endpoints(self.owner)
         return EndpointTable(found)
+
+    def _stamp(self, config: Any) -> Callable[[], bytes] | None:
+        """Answers of a simulator say which live state they saw."""
+        simulates = any(backend.kind == "simulator" for backend in config.backends)
+        return VersionLine(self.env.live) if simulates else None
 
     def _crashed(self, error: BaseException) -> None:
         self.log.error("defect", error=repr(error), exc_info=error)
@@ -484,6 +492,7 @@ class Shard:
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
         self.feeds.settings = config.server.streams
         self.edge.configure(config.server, _policy(config.server))
+        self.edge.stamp = self._stamp(config)
         if self.tls is not None and certificate is not None:
             self.tls.use(certificate)
         self.edge.use(table)

@@ -28,8 +28,8 @@ COMPLETE = {"model": "claude-2.1", "prompt": "\n\nHuman: rivers\n\nAssistant:",
 def simulator(world: FakeWorld, **options: Any) -> SimulatorBackend:
     """Build the backend as the registry does."""
     made = FEATURE.build(FEATURE.Config(name="sim", kind="simulator", **options), world.env)
-    assert isinstance(made, SimulatorBackend)
-    return made
+    assert isinstance(made.inner, SimulatorBackend)
+    return made.inner
 
 
 def call_for(body: dict[str, Any] | None = None, **more: Any) -> Call:

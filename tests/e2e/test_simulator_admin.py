@@ -1,0 +1,178 @@
+"""``/admin`` of a simulator: one change, seen by the next request on every worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.raw import ClosedEarlyError, RawClient, RawReply, build, chat
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+FIXED = '[simulator]\nstrategy = "fixed"\ntext = "from the file"\n'
+
+
+@pytest.fixture(scope="module")
+def told(short_tmp: Path) -> Iterator[Gateway]:
+    """A two-worker simulator that these tests change, and change back."""
+    with Gateway(short_tmp / "told", config=FIXED, workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
+@contextmanager
+def each_worker(gateway: Gateway) -> Iterator[list[RawClient]]:
+    """A connection to each of two workers."""
+    with ExitStack() as open_now:
+        found: dict[str, RawClient] = {}
+
+        def both() -> bool:
+            client = open_now.enter_context(RawClient(gateway.url))
+            reply = client.post_json(CHAT, chat("hi", model="gpt-4o"))
+            found.setdefault(reply.headers["x-tpo-shard"], client)
+            return len(found) == 2
+
+        wait_for(both, 30, "a connection to each worker")
+        yield list(found.values())
+
+
+def said(reply: RawReply) -> str:
+    """What the model said."""
+    assert reply.status == 200, reply.body
+    text: str = reply.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def version(reply: RawReply) -> int:
+    """The state its worker saw."""
+    return int(reply.headers["x-sim-config-version"])
+
+
+def configure(gateway: Gateway, patch: dict[str, Any]) -> RawReply:
+    """Change options."""
+    return gateway.ask("/admin/config", patch)
+
+
+def test_a_change_is_seen_by_the_next_request_on_every_worker(told: Gateway) -> None:
+    """A thousand changes, by either worker; never once is an old answer heard after one."""
+    asked = chat("hi", model="gpt-4o")
+    with each_worker(told) as workers:
+        for number in range(1000):
+            patch = {"text": f"change {number}"}
+            changed = workers[number % 2].post_json("/admin/config", patch)
+            assert changed.status == 200, changed.body
+            for worker in workers:
+                reply = worker.post_json(CHAT, asked)
+                assert said(reply) == f"change {number}"
+                assert version(reply) == changed.json()["version"]
+    configure(told, {"text": None})
+    assert said(told.ask(CHAT, asked)) == "from the file"
+
+
+def test_every_reply_tells_the_version(told: Gateway) -> None:
+    """Good ones, streams, refusals and routes without a call; in both lanes."""
+    now = configure(told, {"seed": 1}).json()["version"]
+    body = json.dumps(chat("hi", model="gpt-4o")).encode()
+    replies = [
+        told.ask("/v1/models"),
+        told.ask("/no/such/route"),
+        told.ask(CHAT, {"model": 5}),
+        told.ask(CHAT, chat("hi", model="gpt-4o", stream=True)),
+        told.ask("/admin/config"),
+        told.ask("/live"),
+    ]
+    with RawClient(told.url) as client:
+        head = {"Host": client.host, "content-type": "application/json",
+                "transfer-encoding": "chunked"}  # fmt: skip
+        client.send(build("POST", CHAT, head) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        replies.append(client.read_reply("POST"))
+    assert [version(reply) for reply in replies] == [now] * len(replies)
+
+
+@pytest.mark.parametrize(
+    ("patch", "param"),
+    [
+        ({"text": "half", "token_ms": -1}, "token_ms"),
+        ({"text": "half", "min_tokens": 501}, ""),
+        ({"text": "half", "sed": 1}, "sed"),
+        ({"text": "half", "models": ["mine"]}, "models"),
+    ],
+)
+def test_a_bad_change_is_refused_whole(told: Gateway, patch: dict[str, Any], param: str) -> None:
+    """With path and reason, and nothing of it is in force anywhere."""
+    before = told.ask("/admin/config").json()
+    refused = configure(told, patch)
+    assert refused.status == 400, refused.body
+    error = refused.json()["error"]
+    assert param in (error["param"] or "")
+    assert error["message"]
+    after = told.ask("/admin/config").json()
+    assert (after["version"], after["config"]) == (before["version"], before["config"])
+    with each_worker(told) as workers:
+        for worker in workers:
+            assert said(worker.post_json(CHAT, chat("hi", model="gpt-4o"))) != "half"
+
+
+def test_a_worker_killed_in_a_change_leaves_the_old_state_or_the_new(
+    start_gateway: StartGateway,
+) -> None:
+    """Half the text is written when it dies: nobody ever sees that half."""
+    gateway = start_gateway(
+        config=FIXED, verb="simulate", workers=2,
+        env={"TPO_TEST": "1", "TPO_FAILPOINTS": "live.half_written=kill9:1:2"},
+    )  # fmt: skip
+    asked = chat("hi", model="gpt-4o")
+    in_force, deaths = "from the file", 0
+    for number in range(8):
+        text = f"{number}" * 3000
+        try:
+            changed = configure(gateway, {"text": text})
+            assert changed.status == 200
+        except (ConnectionError, ClosedEarlyError):
+            deaths += 1
+        else:
+            in_force = text
+        reply = wait_for(lambda: _answer(gateway, asked), 30, "an answer")
+        assert said(reply) == in_force
+        assert configure_version(gateway) == version(reply)
+    assert deaths >= 2
+
+
+def _answer(gateway: Gateway, asked: dict[str, Any]) -> RawReply | None:
+    try:
+        return gateway.ask(CHAT, asked)
+    except (ConnectionError, ClosedEarlyError):
+        return None
+
+
+def configure_version(gateway: Gateway) -> int:
+    """The version that ``/admin/config`` tells."""
+    found: int = gateway.ask("/admin/config").json()["version"]
+    return found
+
+
+def test_admin_key_is_asked_for(start_gateway: StartGateway) -> None:
+    """401 without it and with another; the simulator's own port serves the route."""
+    gateway = start_gateway(config=FIXED + 'admin_api_key = { env = "SIM_KEY" }\n',
+                            verb="simulate", env={"SIM_KEY": "of-the-operator"})  # fmt: skip
+    assert gateway.ask("/admin/config").status == 401
+    for key, status in (("of-another", 401), ("of-the-operator", 200)):
+        with RawClient(gateway.url) as client:
+            client.send(build("GET", "/admin/config", {"Host": client.host, "x-admin-key": key}))
+            assert client.read_reply().status == status
+
+
+def test_a_gateway_serves_it_only_when_asked(start_gateway: StartGateway) -> None:
+    """``serve`` has no ``/admin`` unless its configuration names the surface."""
+    backend = '[[backends]]\nname = "sim"\nkind = "simulator"\n'
+    assert start_gateway(config=backend).ask("/admin/config").status == 404
+    gateway = start_gateway(config=backend + "[surfaces.simulator_admin]\n")
+    told = gateway.ask("/admin/config", {"strategy": "echo"}).json()
+    assert list(told["backends"]) == ["sim"]
+    assert said(gateway.ask(CHAT, chat("parrot", model="gpt-4o"))) == "parrot"

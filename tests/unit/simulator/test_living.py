@@ -1,0 +1,91 @@
+"""A provider that follows the live state, from the next call on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+from msgspec import structs
+
+from tests.support.fake_env import FakeWorld, make_call
+from tpo_mp.backends.simulator import Config
+from tpo_mp.pipeline.promise import Promise
+from tpo_mp.ports import Env
+from tpo_mp.simulator.live import LiveState, change
+from tpo_mp.simulator.living import LivingBackend
+from tpo_mp.types import Call, Dialect, Reply
+
+FILE = Config(name="sim", kind="simulator", seed=3)
+
+
+class Recorder:
+    """A provider that says its seed, and whether it is in use."""
+
+    dialects = (Dialect.OPENAI_CHAT,)
+    built: list[Recorder]
+
+    def __init__(self, config: Config, env: Env, state: LiveState) -> None:
+        self.config = config
+        self.state = state
+        self.closed = False
+
+    def infer(self, call: Call) -> Awaitable[Reply]:
+        """Answer the seed."""
+        said: Promise[Reply] = Promise()
+        said.resolve(Reply(200, b"%d" % self.config.seed))
+        return said
+
+    async def list_models(self) -> Sequence[str]:
+        """Answer whose options these are."""
+        return [str(self.config.seed)]
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+
+
+def seed_of(backend: LivingBackend[Config]) -> int:
+    """Ask for the seed in force."""
+    said = backend.infer(make_call(b"{}"))
+    assert isinstance(said, Promise)
+    assert said.value is not None
+    return int(said.value.body or b"")
+
+
+def tell(world: FakeWorld, **state: object) -> None:
+    """Change the live state."""
+    asyncio.run(change(world.env.live, lambda old: structs.replace(old, **state)))
+
+
+def test_the_next_call_is_answered_by_the_new_options() -> None:
+    """The old provider is let go of, once."""
+    world = FakeWorld()
+    backend = LivingBackend(FILE, world.env, Recorder)
+    assert seed_of(backend) == 3
+    first = backend.inner
+    tell(world, options={"seed": 8})
+    assert seed_of(backend) == 8
+    assert first.closed
+    assert not backend.inner.closed
+    assert asyncio.run(backend.list_models()) == ["8"]
+    tell(world, options={})
+    assert seed_of(backend) == 3
+
+
+def test_one_that_is_made_later_starts_with_the_state_in_force() -> None:
+    """A replaced worker, or a reloaded file."""
+    world = FakeWorld()
+    tell(world, options={"seed": 8}, chaos=False)
+    backend = LivingBackend(FILE, world.env, Recorder)
+    assert seed_of(backend) == 8
+    assert not backend.inner.state.chaos
+
+
+def test_options_that_this_file_cannot_take_are_left_out() -> None:
+    """The file's are in force; the worker lives."""
+    world = FakeWorld()
+    backend = LivingBackend(FILE, world.env, Recorder)
+    tell(world, options={"no_such_option": 1})
+    assert seed_of(backend) == 3
+    backend.close()
+    assert backend.inner.closed

@@ -1,0 +1,130 @@
+"""The simulator's own remote control: what it does is changed and asked for while it runs.
+
+Served by ``tpo-mp simulate``, and by a gateway whose configuration names this surface.
+One answer tells of the whole host, whichever worker gives it, and a change is seen by the next
+request on every worker.
+
+Invariants: without ``admin_api_key`` only this machine may ask, and no browser; with it, whoever
+sends it in ``X-Admin-Key``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from hmac import compare_digest
+from time import time
+from typing import Annotated, Any, Final
+
+import orjson
+from msgspec import Meta, Struct, structs
+
+from tpo_mp import registry
+from tpo_mp.config.simulating import KIND
+from tpo_mp.config.values import Secret, is_loopback
+from tpo_mp.dialects import shapes
+from tpo_mp.dialects.body import parse
+from tpo_mp.errors import Unauthorized
+from tpo_mp.http.endpoints import Endpoint, Handler, Outcome, Parameter
+from tpo_mp.http.exchange import Exchange, id_line
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.ports import Env, Feature
+from tpo_mp.simulator import live_options
+from tpo_mp.simulator.live import LiveState, Proposed, change, read_state
+
+KEY: Final = Parameter("X-Admin-Key", "The `admin_api_key`, when there is one.", place="header")
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may use it."""
+
+    admin_api_key: Annotated[
+        Secret | None,
+        Meta(description="What X-Admin-Key must say; without it only this machine may ask."),
+    ] = None
+
+
+class SimulatorAdmin:
+    """Routes under ``/admin``."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        key = config.admin_api_key
+        self._key = None if key is None else key.reveal().encode()
+        self._env = env
+        self._gateway: Gateway
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        self._gateway = gateway
+        options = Outcome("options, and the version of the state", shapes.SimulatorConfig)
+        return [
+            self._route("GET", "/admin/config", self.config, options),
+            self._route("POST", "/admin/config", self.configure, options, request=dict[str, Any],
+                        example={"seed": 7}, errors=(400, 413)),
+        ]  # fmt: skip
+
+    def _route(
+        self, method: str, template: str, handler: Handler, outcome: Outcome, **more: Any
+    ) -> Endpoint:
+        def guarded(exchange: Exchange) -> object:
+            self._admit(exchange)
+            return handler(exchange)
+
+        guarded.__doc__ = handler.__doc__
+        errors = (401, *more.pop("errors", ()))
+        return Endpoint(
+            method, template, guarded, "ops",
+            outcomes=(outcome,), parameters=(KEY,), errors=errors, **more,
+        )  # fmt: skip
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Raise ``Unauthorized`` for whoever may not use this."""
+        headers = exchange.head.headers
+        if self._key is not None:
+            if not compare_digest(headers.get(b"x-admin-key", b""), self._key):
+                raise Unauthorized("X-Admin-Key is not the one configured", reason="bad_admin_key")
+        elif b"origin" in headers or not is_loopback(exchange.peer):
+            said = "without admin_api_key only programs on this machine may use /admin"
+            raise Unauthorized(said, reason="admin_key_required")
+
+    # -- options ------------------------------------------------------------------------------
+
+    def config(self, exchange: Exchange) -> None:
+        """Show the options in force."""
+        self._send_config(exchange, *read_state(self._env.live))
+
+    async def configure(self, exchange: Exchange) -> None:
+        """Change options as a JSON merge patch of `[simulator]`; all of it, or nothing."""
+        patch = parse(exchange.body)
+        configs = live_options.simulators(self._gateway.config.backends)
+        after = await change(
+            self._env.live,
+            lambda state: live_options.changed(state, patch, configs, self._try),
+        )
+        self._send_config(exchange, *after)
+
+    def _try(self, config: Any, state: LiveState) -> None:
+        """Build the provider that a config describes; raises ``ConfigError``."""
+        trial = Proposed(structs.replace(state, options={}))
+        env = dataclasses.replace(self._env, live=trial, ledger=trial)
+        registry.find("backends", KIND).build(config, env).close()
+
+    def _send_config(self, exchange: Exchange, version: int, state: LiveState) -> None:
+        configs = live_options.simulators(self._gateway.config.backends)
+        found = {
+            c.name: live_options.shown(live_options.patched(c, state.options)) for c in configs
+        }
+        _send(exchange, {
+            "status": "success",
+            "version": version,
+            "changed": sorted(state.options),
+            "config": next(iter(found.values()), {}),
+            "backends": found,
+        })  # fmt: skip
+
+
+def _send(exchange: Exchange, body: dict[str, Any]) -> None:
+    told = orjson.dumps({**body, "timestamp": time()})
+    exchange.respond(200, told, extra=id_line(exchange.head))
+
+
+FEATURE = Feature(Config, SimulatorAdmin)
