@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from array import array
+from operator import mul
 from typing import Any
 
 import pytest
@@ -20,21 +21,35 @@ def request_for(**more: Any) -> EmbeddingsRequest:
     return decode_request(json.dumps(body).encode())
 
 
+def floats(vector: vectors.Vector) -> array[float]:
+    """The numbers themselves."""
+    return array("f", vector.packed())
+
+
 @pytest.mark.parametrize("size", [1, 8, 1536, 3072])
 def test_vectors_have_length_one(size: int) -> None:
     """In every size; equal texts alike, others not."""
     made = vectors.vector(0, "m", "a cat", size)
-    assert sum(x * x for x in made) == pytest.approx(1, abs=1e-5)
+    assert sum(x * x for x in floats(made)) == pytest.approx(1, abs=1e-5)
     assert made == vectors.vector(0, "m", "a cat", size)
     if size > 1:
         for other in (vectors.vector(1, "m", "a cat", size), vectors.vector(0, "n", "a cat", size),
                       vectors.vector(0, "m", "a dog", size)):  # fmt: skip
-            assert abs(sum(x * y for x, y in zip(made, other, strict=True))) < 0.95
+            assert abs(sum(map(mul, floats(made), floats(other)))) < 0.95
+
+
+def test_components_are_many_and_bell_shaped() -> None:
+    """Not a few numbers again and again: both signs, small ones more often than large ones."""
+    numbers = sorted(floats(vectors.vector(0, "m", "a cat", 3072)))
+    assert len(set(numbers)) > 150
+    spread = max(map(abs, numbers))
+    assert sum(abs(x) < spread / 2 for x in numbers) > 0.75 * len(numbers)
+    assert 0.45 < sum(x > 0 for x in numbers) / len(numbers) < 0.55
 
 
 def test_shorter_is_the_beginning() -> None:
     """Scaled to length one again."""
-    long, short = (vectors.vector(0, "m", "a cat", size) for size in (64, 16))
+    long, short = (floats(vectors.vector(0, "m", "a cat", size)) for size in (64, 16))
     scale = short[0] / long[0]
     assert list(short) == pytest.approx([scale * x for x in long[:16]], abs=1e-6)
 
@@ -42,9 +57,10 @@ def test_shorter_is_the_beginning() -> None:
 def test_both_encodings_say_the_same() -> None:
     """Base64 is of little-endian 32-bit floats."""
     made = vectors.vector(0, "m", "a cat", 8)
-    plain = vectors.entry(request_for(), 0, made)["embedding"]
-    packed = vectors.entry(request_for(encoding_format="base64"), 0, made)["embedding"]
-    assert array("f", base64.b64decode(packed)).tolist() == plain
+    plain = json.loads(vectors.entry(request_for(), 3, made))
+    packed = json.loads(vectors.entry(request_for(encoding_format="base64"), 3, made))
+    assert array("f", base64.b64decode(packed["embedding"])).tolist() == plain["embedding"]
+    assert {told["index"] for told in (plain, packed)} == {3}
 
 
 def test_inputs_are_texts_or_token_numbers() -> None:
