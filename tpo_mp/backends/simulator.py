@@ -14,6 +14,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from tpo_mp.config.values import Secret
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise
@@ -21,12 +22,14 @@ from tpo_mp.ports import BackendConfig, Env, Feature
 from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.failures import refusal
-from tpo_mp.simulator.limits import Allowance
+from tpo_mp.simulator.keys import KnownKeys
+from tpo_mp.simulator.limits import Allowance, Standing
 from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
-from tpo_mp.simulator.orders import STALL_S, FaultOrder, Orders, orders_of
+from tpo_mp.simulator.orders import STALL_S, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, FixedTiming
 from tpo_mp.simulator.provider import Answered, SimulatedProvider
+from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken, cut
 from tpo_mp.simulator.texts import Strategy
 from tpo_mp.simulator.timer import MicroTimer, timer_of
@@ -84,6 +87,13 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         int, Meta(ge=1, le=1_000_000_000_000, description="Limit that rate limit headers name.")
     ] = 2_000_000
 
+    limits: Annotated[
+        LimitOptions, Meta(description="Whether the limits of these two run out.")
+    ] = LimitOptions()
+    api_keys: Annotated[
+        tuple[Secret, ...], Meta(description="Keys it knows, any other is 401; none: any passes.")
+    ] = ()
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """Bounds the wrong way round, and timings nobody offers."""
         if self.min_tokens > self.max_tokens:
@@ -116,6 +126,14 @@ class SimulatorBackend:
         self._timer = timer_of(env)
         self._latency = latency_of(config, self._timer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
+        self._keys = KnownKeys(config.api_keys) if config.api_keys else None
+        self._limits: RateLimits | None = None
+        if config.limits.enforce:
+            self._limits = RateLimits(
+                config.name, config.limits, self._allowance, ledger=env.ledger, clock=env.clock,
+                epoch=state.limits_epoch,
+                exceeded=env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit."),
+            )  # fmt: skip
         self._provider = SimulatedProvider(
             Speech(
                 seed=config.seed,
@@ -129,6 +147,8 @@ class SimulatorBackend:
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer, refuse or fail as the request and its orders say."""
         call.upstream_at = self._env.clock()
+        if self._keys is not None and not self._keys.knows(call.authorization):
+            raise refusal(ErrorOrder(401), call, self._allowance)
         orders = orders_of(call.forward)
         if orders.error is not None:
             raise refusal(orders.error, call, self._allowance)
@@ -171,6 +191,9 @@ class SimulatorBackend:
 
     def _later(self, call: Call, answered: Answered, fault: FaultOrder | None) -> Promise[Reply]:
         """The reply when its time has come: with its first token, or whole with its last."""
+        used, standing = answered.usage, None
+        if self._limits is not None:
+            standing = self._limits.charge(call, used.prompt, used.completion)
         said: Promise[Reply] = Promise()
         pace = self._pace(call, answered)
         stalls_s = 0.0
@@ -192,7 +215,7 @@ class SimulatorBackend:
                 cancel()
                 said.reject(cut())
             else:
-                said.resolve(self._reply(call, answered, stream, fault))
+                said.resolve(self._reply(call, answered, stream, fault, standing))
 
         if stalls_s:
             wait(lambda: self._stall(said, cancel, stalls_s, settle))
@@ -239,13 +262,16 @@ class SimulatorBackend:
         answered: Answered,
         stream: SimulatedStream | None,
         fault: FaultOrder | None,
+        standing: Standing | None,
     ) -> Reply:
         now = self._env.clock()
         call.first_byte_at = now
         usage = answered.usage
-        headers = self._allowance.lines(
-            call.dialect, usage.prompt, usage.completion, (now - call.upstream_at) * 1e3
-        )
+        took_ms = (now - call.upstream_at) * 1e3
+        if standing is not None:
+            headers = standing.lines(call.dialect, took_ms)
+        else:
+            headers = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
         if stream is not None:
             reply = Reply(200, None, stream=stream, content_type=SSE, headers=headers)
         else:

@@ -449,6 +449,15 @@ class VersionAnswer(Struct):
     features: list[str]
 
 
+class SimulatorDone(Struct):
+    """What was done; `version` is that of the state since."""
+
+    status: Literal["success"]
+    message: str
+    version: int
+    timestamp: float
+
+
 class SimulatorConfig(Struct):
     """The options of the simulators of a host; `config` are those of the first."""
 

@@ -92,6 +92,7 @@ class CallFrame(_Frame, frozen=True):
     arena_offset: int
     body_length: int
     body_crc: int = 0
+    peer: str = ""
 
 
 class CreditFrame(_Frame, frozen=True):

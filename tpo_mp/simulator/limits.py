@@ -1,13 +1,14 @@
 """The rate limit headers that providers put on every answer.
 
-The limits are the configured ones; what remains is what one request leaves of them.
+The limits are the configured ones.  Where they are enforced (see ``rate_limits``), what remains is
+what the caller has left on this host; otherwise it is what one request leaves and never runs out.
 
 Source: OpenAI and Anthropic API references, rate limits.
-Known weakness: nothing is counted between requests yet, so nothing runs out by itself.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -74,6 +75,50 @@ class Allowance:
         return _ORGANIZATION + b"".join(
             _ANTHROPIC_ROW % (what, limit, what, left, what, at) for what, limit, left in rows
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of its limits a caller has used: requests, tokens (of prompts), tokens of answers.
+
+    The third is Anthropic's alone; for others the second holds all tokens.
+    """
+
+    limits: tuple[int, int, int]
+    used: tuple[float, float, float]
+
+    def left(self, place: int) -> int:
+        """What remains of a limit."""
+        return max(int(self.limits[place] - self.used[place] + 1e-6), 0)
+
+    def whole_in_s(self, place: int) -> float:
+        """Seconds until a limit is whole again."""
+        return self.used[place] * 60 / self.limits[place]
+
+    def lines(self, dialect: Dialect, ms: float) -> bytes:
+        """Header lines of an answer that took ``ms``."""
+        if is_google(dialect):
+            return b""
+        if is_anthropic(dialect):
+            return _ORGANIZATION + b"".join(self._row(*row) for row in self._rows())
+        return _OPENAI % (
+            max(round(ms), 1),
+            *self.limits[:2],
+            self.left(0),
+            self.left(1),
+            _span(self.whole_in_s(0)),
+            _span(self.whole_in_s(1)),
+        )
+
+    def _rows(self) -> tuple[tuple[bytes, int], ...]:
+        """Anthropic's rows; ``tokens`` is the direction that has less left."""
+        least = 1 if self.left(1) <= self.left(2) else 2
+        return ((b"requests", 0), (b"tokens", least), (b"input-tokens", 1), (b"output-tokens", 2))
+
+    def _row(self, what: bytes, place: int) -> bytes:
+        whole_at = datetime.now(UTC) + timedelta(seconds=math.ceil(self.whole_in_s(place)))
+        at = whole_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+        return _ANTHROPIC_ROW % (what, self.limits[place], what, self.left(place), what, at)
 
 
 def _span(seconds: float) -> bytes:

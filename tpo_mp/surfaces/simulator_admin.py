@@ -11,6 +11,7 @@ sends it in ``X-Admin-Key``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from hmac import compare_digest
 from time import time
 from typing import Annotated, Any, Final
@@ -56,10 +57,13 @@ class SimulatorAdmin:
         """The routes of this surface."""
         self._gateway = gateway
         options = Outcome("options, and the version of the state", shapes.SimulatorConfig)
+        done = Outcome("it is done", shapes.SimulatorDone)
         return [
             self._route("GET", "/admin/config", self.config, options),
             self._route("POST", "/admin/config", self.configure, options, request=dict[str, Any],
                         example={"seed": 7}, errors=(400, 413)),
+            self._route("POST", "/admin/rate-limits/reset", self.reset_limits, done,
+                        takes_json=False),
         ]  # fmt: skip
 
     def _route(
@@ -101,6 +105,19 @@ class SimulatorAdmin:
             lambda state: live_options.changed(state, patch, configs, self._try),
         )
         self._send_config(exchange, *after)
+
+    async def reset_limits(self, exchange: Exchange) -> None:
+        """Give every caller its full rate limits again."""
+        await self._done(
+            exchange, "all rate limits are whole again",
+            lambda state: structs.replace(state, limits_epoch=state.limits_epoch + 1),
+        )  # fmt: skip
+
+    async def _done(
+        self, exchange: Exchange, said: str, edit: Callable[[LiveState], LiveState]
+    ) -> None:
+        version, _ = await change(self._env.live, edit)
+        _send(exchange, {"status": "success", "message": said, "version": version})
 
     def _try(self, config: Any, state: LiveState) -> None:
         """Build the provider that a config describes; raises ``ConfigError``."""

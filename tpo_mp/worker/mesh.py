@@ -132,6 +132,7 @@ class Mesh:
             offset,
             length,
             crc,
+            call.peer,
         )
         if not self.links.push(seat, HEAD.pack(Kind.CALL, number), _encode(frame)):
             raise Shed(
@@ -212,6 +213,7 @@ class Mesh:
         call.priority = Priority(frame.priority)
         call.client_request_id = frame.client_request_id
         call.authorization, call.forward = frame.authorization, frame.forward
+        call.peer = frame.peer
         call.usage_wanted = frame.usage_wanted
         if frame.budget_s:
             call.deadline = call.started_at + frame.budget_s

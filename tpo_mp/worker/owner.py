@@ -153,6 +153,7 @@ class Owner:
         call.shard = self.slot
         headers = head.headers
         call.authorization = headers.get(b"authorization")
+        call.peer = exchange.peer
         if head.special:
             self._steer(call, head)
         return call

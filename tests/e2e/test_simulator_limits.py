@@ -1,0 +1,87 @@
+"""Rate limits and keys of a simulator, exact over two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.raw import RawReply, chat
+
+CHAT = "/v1/chat/completions"
+CONFIG = """
+[simulator]
+requests_per_minute = 10
+tokens_per_minute = 100000
+api_keys = ["sk-known", "sk-other", "sk-third"]
+limits = { enforce = true }
+"""
+
+
+@pytest.fixture(scope="module")
+def limited(short_tmp: Path) -> Iterator[Gateway]:
+    """A two-worker simulator of ten requests a minute."""
+    with Gateway(short_tmp / "limited", config=CONFIG, workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
+def ask(gateway: Gateway, key: str) -> RawReply:
+    """A chat on a connection of its own."""
+    return gateway.ask(CHAT, chat("hi", model="gpt-4o"), {"authorization": f"Bearer {key}"})
+
+
+def test_the_limit_is_the_hosts(limited: Gateway) -> None:
+    """Forty requests from eight sides to two workers: ten pass, and what drained meanwhile."""
+    began = monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: ask(limited, "sk-known"), range(40)))
+    drained = (monotonic() - began) / 6
+    passed = [reply for reply in replies if reply.status == 200]
+    assert 10 <= len(passed) <= 10 + drained
+    assert len({reply.headers["x-tpo-shard"] for reply in passed}) == 2
+    left = sorted(int(reply.headers["x-ratelimit-remaining-requests"]) for reply in passed)
+    assert left[-10:] == list(range(10))
+    refused = next(reply for reply in replies if reply.status == 429)
+    assert 1 <= int(refused.headers["retry-after"]) <= 6
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_set_back_they_are_whole_at_once(limited: Gateway) -> None:
+    """On every worker; nobody else's limit was touched before."""
+    while ask(limited, "sk-other").status == 200:
+        pass
+    assert limited.ask("/admin/rate-limits/reset", {}).json()["status"] == "success"
+    replies = [ask(limited, "sk-other") for _ in range(6)]
+    assert [reply.status for reply in replies] == [200] * 6
+    assert int(replies[0].headers["x-ratelimit-remaining-requests"]) == 9
+
+
+def test_an_unknown_key_is_the_dialects_401(limited: Gateway) -> None:
+    """OpenAI's words for OpenAI's clients, Anthropic's for theirs; no key is unknown too."""
+    for headers in ({"authorization": "Bearer sk-unknown"}, None):
+        refused = limited.ask(CHAT, chat("hi", model="gpt-4o"), headers)
+        assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    asked = {"model": "claude-haiku-4-5", "max_tokens": 5,
+             "messages": [{"role": "user", "content": "hi"}]}  # fmt: skip
+    refused = limited.ask("/v1/messages", asked, {"x-api-key": "sk-unknown"})
+    assert (refused.status, refused.json()["error"]["type"]) == (401, "authentication_error")
+    passed = limited.ask("/v1/messages", asked, {"x-api-key": "sk-third"})
+    assert passed.status == 200, passed.body
+    assert passed.headers["anthropic-ratelimit-requests-remaining"] == "9"
+
+
+def test_limits_are_switched_on_and_off_while_it_runs(start_gateway: StartGateway) -> None:
+    """In a gateway too: its own shards are the provider's workers."""
+    config = "[simulator]\nrequests_per_minute = 1\n[surfaces.simulator_admin]\n"
+    gateway = start_gateway("--backend", "simulator", config=config)
+    assert [ask(gateway, "k").status for _ in range(3)] == [200] * 3
+    assert gateway.ask("/admin/config", {"limits": {"enforce": True}}).status == 200
+    assert sorted(ask(gateway, "k").status for _ in range(2)) == [200, 429]
+    assert gateway.ask("/admin/config", {"limits": None}).status == 200
+    assert ask(gateway, "k").status == 200

@@ -1,0 +1,183 @@
+"""Limits that run out: requests and tokens per minute of each key, model and endpoint.
+
+What was used drains away evenly, a minute's worth in a minute; a request passes when it and its
+tokens still fit.  OpenAI and Google count the tokens of both directions together, Anthropic each
+direction by itself.  A caller without a key is known by its address.
+
+The numbers are the ledger's, so they are exact over all workers of the host.  They are charged once
+the answer is made and before it is sent, by what it really uses.
+
+Source: OpenAI and Anthropic API references, rate limits.
+Known weakness: at the ledger's cap the caller that was quiet for longest begins with a full
+allowance again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from typing import Annotated, Any, Final
+
+import orjson
+from msgspec import Meta, Struct
+
+from tpo_mp.errors import TpoError
+from tpo_mp.ports import Cells, Counter, Ledger
+from tpo_mp.types import Call
+
+from .failures import refusal
+from .keys import key_of
+from .limits import Allowance, Standing, is_anthropic
+from .orders import ErrorOrder
+
+EXCEEDED: Final = "llm_rate_limit_exceeded_total"
+NEVER_S: Final = 60.0
+"""What a caller is told to wait whose request alone is over the limit."""
+_ALMOST: Final = 1e-6
+_WHAT: Final = ("requests", "tokens", "output tokens")
+_REQUESTS = Meta(ge=1, le=1_000_000_000)
+_TOKENS = Meta(ge=1, le=1_000_000_000_000)
+
+
+class ModelLimit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Other numbers for some models."""
+
+    match: Annotated[str, Meta(min_length=1, max_length=128, description="A model, or a glob.")]
+    requests_per_minute: Annotated[
+        Annotated[int, _REQUESTS] | None,
+        Meta(description="Requests a minute [those of all models]."),
+    ] = None
+    tokens_per_minute: Annotated[
+        Annotated[int, _TOKENS] | None, Meta(description="Tokens a minute [those of all models].")
+    ] = None
+
+
+class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether the limits of ``requests_per_minute`` and ``tokens_per_minute`` run out."""
+
+    enforce: Annotated[
+        bool, Meta(description="Count on the whole host, and answer 429 beyond.")
+    ] = False
+    models: Annotated[
+        tuple[ModelLimit, ...],
+        Meta(max_length=256, description="Models with other numbers; the first that matches."),
+    ] = ()
+
+
+class RateLimits:
+    """The limits of one simulated provider."""
+
+    def __init__(
+        self,
+        name: str,
+        options: LimitOptions,
+        allowance: Allowance,
+        *,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        epoch: int,
+        exceeded: Counter,
+    ) -> None:
+        """``epoch`` another, and all callers begin with a full allowance."""
+        self._scope = f"limit:{name}:{epoch}:"
+        self._models = _by_model(options.models, allowance)
+        self._allowance = allowance
+        self._ledger = ledger
+        self._clock = clock
+        self._exceeded = exceeded
+
+    def charge(self, call: Call, prompt: int, completion: int) -> Standing:
+        """Charge an answer; raises ``RateLimited`` in the call's dialect, charging nothing."""
+        allowance = self._of(call.model)
+        limits = (allowance.requests, allowance.tokens, allowance.tokens)
+        apart = is_anthropic(call.dialect)
+        wanted = (1, prompt, completion) if apart else (1, prompt + completion, 0)
+        now, over = self._clock(), False
+
+        def take(cells: Cells) -> Cells:
+            nonlocal over
+            used = _drained(cells, limits, now)
+            after = [had + more for had, more in zip(used, wanted, strict=True)]
+            over = any(n > most + _ALMOST for n, most in zip(after, limits, strict=True))
+            kept = used if over else after
+            return (kept[0], kept[1], kept[2], now)
+
+        used = self._ledger.update(self._name(call), take, crowd=True)[:3]
+        standing = Standing(limits, used)
+        if over:
+            self._exceeded.inc()
+            raise _exceeded(call, allowance, standing, wanted)
+        return standing
+
+    def _of(self, model: str) -> Allowance:
+        for pattern, allowance in self._models:
+            if fnmatchcase(model, pattern):
+                return allowance
+        return self._allowance
+
+    def _name(self, call: Call) -> str:
+        who = key_of(call.authorization) or call.peer.encode()
+        caller = blake2b(who, digest_size=16).hexdigest()
+        return f"{self._scope}{call.dialect}:{call.model}:{caller}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """The limit that a request is furthest over."""
+
+    place: int
+    wait_s: float
+
+
+def _by_model(models: tuple[ModelLimit, ...], otherwise: Allowance) -> list[tuple[str, Allowance]]:
+    return [
+        (
+            limit.match,
+            Allowance(
+                limit.requests_per_minute or otherwise.requests,
+                limit.tokens_per_minute or otherwise.tokens,
+            ),
+        )
+        for limit in models
+    ]
+
+
+def _drained(cells: Cells, limits: tuple[int, ...], now: float) -> list[float]:
+    """What of each is still used; cells are three amounts and when they held."""
+    passed_s = max(now - cells[3], 0.0) if cells[3] else 0.0
+    return [
+        max(used - passed_s * most / 60, 0.0) for used, most in zip(cells[:3], limits, strict=True)
+    ]
+
+
+def _excess(standing: Standing, wanted: tuple[int, ...]) -> _Excess:
+    waits = []
+    for used, more, most in zip(standing.used, wanted, standing.limits, strict=True):
+        over = used + more - most
+        waits.append(NEVER_S if more > most else over * 60 / most if over > _ALMOST else 0.0)
+    longest = max(waits)
+    return _Excess(waits.index(longest), longest)
+
+
+def _exceeded(
+    call: Call, allowance: Allowance, standing: Standing, wanted: tuple[int, ...]
+) -> TpoError:
+    """The provider's 429, with true numbers in words and header lines."""
+    excess = _excess(standing, wanted)
+    place = excess.place
+    error = refusal(ErrorOrder(429, retry_after_s=excess.wait_s), call, allowance)
+    error.message = (
+        f"Rate limit reached for {call.model} on {_WHAT[place]} per minute: "
+        f"limit {standing.limits[place]}, used {round(standing.used[place])}, "
+        f"requested {wanted[place]}. Try again in {excess.wait_s:.3g} s."
+    )
+    told: dict[str, Any] = orjson.loads(error.body or b"{}")
+    shape = told["error"]
+    shape["message"] = error.message
+    if shape.get("type") == "requests":
+        shape["type"] = _WHAT[place]
+    error.body = orjson.dumps(told)
+    error.lines = standing.lines(call.dialect, 0.0)
+    return error
