@@ -28,8 +28,10 @@ from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.orders import STALL_S, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, FixedTiming
-from tpo_mp.simulator.provider import Answered, SimulatedProvider
+from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
+from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
+from tpo_mp.simulator.rules import problems as rule_problems
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken, cut
 from tpo_mp.simulator.texts import Strategy
 from tpo_mp.simulator.timer import MicroTimer, timer_of
@@ -80,6 +82,13 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         float,
         Meta(ge=0, le=60_000, description="Wait for each further token, for models without one."),
     ] = 0.0
+    rules: Annotated[
+        tuple[AnswerRule, ...],
+        Meta(max_length=MOST_RULES, description="Answers for requests of a kind, first match."),
+    ] = ()
+    strict: Annotated[
+        bool, Meta(description="Refuse generation requests that no rule matches.")
+    ] = False
     requests_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000_000, description="Limit that rate limit headers name.")
     ] = 10_000
@@ -99,6 +108,7 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.min_tokens > self.max_tokens:
             yield "min_tokens", "over max_tokens"
         yield from unknown(self.latency, ())
+        yield from rule_problems(self.rules)
 
 
 class SimulatorBackend:
@@ -141,7 +151,10 @@ class SimulatorBackend:
                 text=config.text,
                 least_tokens=config.min_tokens,
                 most_tokens=config.max_tokens,
-            )
+            ),
+            RuleBook(config.rules, config.strict, env.ledger)
+            if config.rules or config.strict
+            else None,
         )
 
     def infer(self, call: Call) -> Awaitable[Reply]:
@@ -163,7 +176,10 @@ class SimulatorBackend:
             for _ in range(STEPS_AT_ONCE):
                 next(steps)
         except StopIteration as done:
-            return self._later(call, done.value, orders.fault)
+            answered: Answered = done.value
+            return self._later(call, answered, orders.fault or answered.fault)
+        except RefusalOrdered as refused:
+            raise refusal(refused.order, call, self._allowance) from None
         return asyncio.get_running_loop().create_task(self._slowly(call, steps, orders))
 
     async def list_models(self) -> Sequence[str]:
@@ -183,7 +199,8 @@ class SimulatorBackend:
             try:
                 next(steps)
             except StopIteration as done:
-                return await self._later(call, done.value, orders.fault)
+                answered: Answered = done.value
+                return await self._later(call, answered, orders.fault or answered.fault)
 
     async def _embed(self, call: Call, orders: Orders) -> Reply:
         answered = await self._provider.embed(call.dialect, call.body)

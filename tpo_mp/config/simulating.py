@@ -9,13 +9,15 @@ Invariants: a problem is told at the place that was written, once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig
 
 from .paths import ABSENT, get
 from .problems import Problems
-from .text import Tree
+from .text import Tree, read_file
 
 KIND: Final = "simulator"
 NAME: Final = "simulator"
@@ -31,6 +33,11 @@ def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
     if given.get("seed") is not None:
         options["seed"] = given["seed"]
         problems.origins["simulator.seed"] = "--seed"
+    if given.get("strict"):
+        options["strict"] = True
+        problems.origins["simulator.strict"] = "--strict"
+    if given.get("rules") is not None:
+        _rules(Path(given["rules"]), options, problems)
     _admin(tree, options, problems)
     if given.get("simulate"):
         _alone(tree, problems)
@@ -47,6 +54,22 @@ def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
                 entry[name] = value
                 path = f"simulator.{name}"
                 problems.origins[f"backends[{index}].{name}"] = problems.origins.get(path, path)
+
+
+def _rules(path: Path, options: Tree, problems: Problems) -> None:
+    """The rules of a file, before those that stand in the config."""
+    try:
+        found = read_file(path)
+    except ConfigError as error:
+        problems.add("--rules", error.message)
+        return
+    listed = found.pop("rules", [])
+    if found or not isinstance(listed, list):
+        problems.add("--rules", f"{path}: expected a list named rules and nothing else")
+        return
+    own = options.get("rules", [])
+    options["rules"] = listed + (own if isinstance(own, list) else [])
+    problems.origins["simulator.rules"] = str(path)
 
 
 def _alone(tree: Tree, problems: Problems) -> None:

@@ -28,6 +28,7 @@ from tpo_mp.types import Dialect
 from . import texts, thoughts
 from .ids import reply_id
 from .logprobs import rows_of
+from .rules import Scripted
 from .seeds import stream_of
 from .tokens import count, pieces, prompt_tokens
 from .toolcalls import calls_of, newest_user_text
@@ -55,13 +56,20 @@ class Composer:
         self._speech = speech
 
     def compose(
-        self, request: ModelRequest, dialect: Dialect, key: bytes
+        self,
+        request: ModelRequest,
+        dialect: Dialect,
+        key: bytes,
+        scripted: Scripted | None = None,
     ) -> Generator[None, None, ModelReply]:
-        """The whole reply, made in steps of one choice; raises ``InvalidRequest``."""
+        """The whole reply, made in steps of one choice; raises ``InvalidRequest``.
+
+        ``scripted`` is what a rule says instead of what would be made up.
+        """
         thoughts.check(request, dialect)
         choices, completion, reasoning = [], 0, 0
         for number in range(request.n or 1):
-            choice, used, thought = self._choice(request, dialect, key, number)
+            choice, used, thought = self._choice(request, dialect, key, number, scripted)
             choices.append(choice)
             completion += used
             reasoning += thought
@@ -76,9 +84,16 @@ class Composer:
         )
 
     def _choice(
-        self, request: ModelRequest, dialect: Dialect, key: bytes, number: int
+        self,
+        request: ModelRequest,
+        dialect: Dialect,
+        key: bytes,
+        number: int,
+        scripted: Scripted | None,
     ) -> tuple[ReplyChoice, int, int]:
         """One choice, its tokens in all, and those of its thoughts."""
+        if scripted is not None and scripted.speaks:
+            return _told(request, dialect, scripted)
         prompt = newest_user_text(request)
         limit = request.max_tokens
         thought = thoughts.think(request, dialect, prompt, stream_of(key, "thoughts", number))
@@ -113,6 +128,22 @@ class Composer:
         if form is not None:
             return orjson.dumps({"answer": said}).decode()
         return said
+
+
+def _told(
+    request: ModelRequest, dialect: Dialect, scripted: Scripted
+) -> tuple[ReplyChoice, int, int]:
+    """A rule's words and calls, within the request's limits."""
+    said, stop, sequence = _within(scripted.text or "", request.max_tokens, request.stop)
+    calls = scripted.blocks(dialect)
+    blocks: list[Block] = [TextBlock(said)] if said or not calls else []
+    if calls and stop == "end":
+        blocks += calls
+        stop = "tool_use"
+        used = sum(count(call.arguments) + count(call.name) for call in calls)
+    else:
+        used = 0
+    return ReplyChoice(tuple(blocks), stop, sequence), used + count(said), 0
 
 
 def _schema_field(request: ModelRequest) -> str:

@@ -105,6 +105,19 @@ def orders_of(lines: bytes) -> Orders:
     )
 
 
+def read_error(value: str) -> ErrorOrder:
+    """Read what ``X-Sim-Error`` says, for whoever orders without a header."""
+    what, _ = _split(ERROR, value, ("retry_after",))
+    found = _error(value, "")
+    assert found is not None, what
+    return found
+
+
+def read_fault(value: str) -> FaultOrder:
+    """Read what ``X-Sim-Fault`` says."""
+    return _fault(value)
+
+
 def _error(value: str, tries: str) -> ErrorOrder | None:
     what, options = _split(ERROR, value, ("first", "retry_after"))
     quota = what == QUOTA

@@ -30,6 +30,8 @@ from . import dress, prompts, vectors
 from .answers import Composer, Speech
 from .catalog import traits_of
 from .events import events_of
+from .orders import ErrorOrder, FaultOrder
+from .rules import RuleBook
 from .seeds import key_of, key_of_bytes, stream_of
 from .source import Frame
 from .tokens import prompt_tokens
@@ -41,7 +43,8 @@ VECTORS_AT_ONCE: Final = 2
 class Answered:
     """An answer: its counts, and how to write it whole or as a stream's frames.
 
-    ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown.
+    ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown;
+    ``fault`` is what a rule wants to happen to it.
     """
 
     usage: Usage
@@ -50,13 +53,23 @@ class Answered:
     frames: Callable[[bool], Iterator[Frame]]
     key: bytes = b""
     hidden: int = 0
+    fault: FaultOrder | None = None
+
+
+class RefusalOrdered(Exception):
+    """A rule wants this request refused so."""
+
+    def __init__(self, order: ErrorOrder) -> None:
+        super().__init__(order)
+        self.order = order
 
 
 class SimulatedProvider:
-    """One simulated provider; ``speech`` is what its models say."""
+    """One simulated provider; ``speech`` is what its models say, ``rules`` come first."""
 
-    def __init__(self, speech: Speech) -> None:
+    def __init__(self, speech: Speech, rules: RuleBook | None = None) -> None:
         self._seed = speech.seed
+        self._rules = rules
         self._composer = Composer(speech)
 
     def generate(
@@ -73,12 +86,16 @@ class SimulatedProvider:
         request = requests[0]
         _check_model(request.model, dialect)
         drawn = key_of(self._seed, {"key": key, "model": request.model} if key else parse(body))
+        rules = self._rules
+        scripted = None if rules is None else rules.reply_to(request)
+        if scripted is not None and scripted.error is not None:
+            raise RefusalOrdered(scripted.error)
         compose = self._composer.compose
-        reply = yield from compose(request, dialect, drawn)
+        reply = yield from compose(request, dialect, drawn, scripted)
         if echo or len(requests) > 1:
             replies = [reply]
             for number, other in enumerate(requests[1:], 1):
-                replies.append((yield from compose(other, dialect, _next(drawn, number))))
+                replies.append((yield from compose(other, dialect, _next(drawn, number), scripted)))
             reply = prompts.together(requests, replies, echo)
         usage = reply.usage or TokenUsage()
 
@@ -93,7 +110,8 @@ class SimulatedProvider:
         stop = reply.choices[0].stop or "end"
         hidden = 0 if _thoughts_shown(reply) else usage.reasoning
         spent = Usage(usage.prompt, usage.completion)
-        return Answered(spent, stop, whole, frames, drawn, hidden)
+        fault = None if scripted is None else scripted.fault
+        return Answered(spent, stop, whole, frames, drawn, hidden, fault)
 
     def count(self, codec: Codec, dialect: Dialect, body: bytes) -> Answered:
         """Count a conversation's tokens, as the same conversation's ``usage`` will."""
