@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
+from .commands.keys import keys
 from .commands.lazy import FolderGroup, stands_alone
 from .errors import ConfigError, ExitCode, TpoError
 
@@ -191,6 +192,9 @@ def stop(quick: bool, no_wait: bool, **where: Any) -> int:
         _wait_until_gone(state_dir)
         click.echo("stopped")
     return ExitCode.OK
+
+
+cli.add_command(keys)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

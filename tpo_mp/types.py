@@ -7,6 +7,7 @@ ring is a frame of ``shm.frames``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -74,6 +75,22 @@ class Tap(Enum):
     BYTES = 0
     FRAMES = 1
     TEXT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whom a request speaks for: a key of ours, its tenant and tier, and whether it may operate."""
+
+    tenant: str
+    key_id: str
+    tier: str
+    admin: bool = False
+
+
+EVERYBODY = Principal("", "", "standard", admin=True)
+"""Whoever can reach a gateway that asks for no key."""
+NOBODY = Principal("", "", "")
+"""A caller without a key, on a route that is open to all."""
 
 
 class Usage:

@@ -117,6 +117,14 @@ class FakeGateway:
         """Named by the test per ``authorization`` header."""
         return self.tenants.get(head.headers.get(b"authorization", b"").decode(), "")
 
+    def mark(self, head: Head) -> str:
+        """The tenant's name stands for its mark."""
+        return self.tenant(head)
+
+    def owns(self, head: Head, call_id: str) -> bool:
+        """Whether the id ends in the tenant's name."""
+        return call_id.endswith(self.tenant(head))
+
     def new_call(
         self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None
     ) -> Call:

@@ -3,8 +3,8 @@
 The blob is ``{version, process, features}``.  ``process`` is all the supervisor reads, so it needs
 no feature; ``features`` stays raw bytes until a worker or control asks for the whole tree.
 
-Invariants: secrets are inside and resolved, so a blob lives in anonymous memory only; a blob of
-another ``BLOB_VERSION`` is refused.
+Invariants: upstreams' secrets are inside and resolved, so a blob lives in anonymous memory only;
+of our own keys only digests are; a blob of another ``BLOB_VERSION`` is refused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from tpo_mp import registry
 from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig
 
+from .api_keys import digest
 from .sections import (
+    AuthKey,
     AuthSection,
     DistributedSection,
     ObservabilitySection,
@@ -116,7 +119,7 @@ def to_blob(config: Config) -> bytes:
     )
     features = _Features(
         pipeline=config.pipeline,
-        auth=config.auth,
+        auth=_digests_only(config.auth),
         backends=tuple((b.kind, _raw(b)) for b in config.backends),
         routes=tuple(
             _Route(r.models, r.strategy, r.backends, _raw(r.options)) for r in config.routes
@@ -128,6 +131,19 @@ def to_blob(config: Config) -> bytes:
     if len(blob) > BLOB_LIMIT_BYTES:
         raise ConfigError(f"the compiled config has {len(blob)} bytes, over {BLOB_LIMIT_BYTES}")
     return blob
+
+
+def _digests_only(auth: AuthSection) -> AuthSection:
+    """What a worker needs to know a key by; the keys themselves stay in the child."""
+    pepper = auth.pepper.reveal().encode() if auth.pepper is not None else b""
+
+    def kept(key: AuthKey) -> AuthKey:
+        if key.secret is None:
+            return key
+        found = digest(key.secret.reveal().encode(), pepper).hex()
+        return replace(key, secret=None, hash=found)
+
+    return replace(auth, keys=tuple(map(kept, auth.keys)))
 
 
 def process_view(blob: bytes | memoryview) -> ProcessView:

@@ -54,6 +54,10 @@ INERT: Final = ("distributed",)
 """Settings that are checked, but that nothing acts upon yet; given, they are kept and warn."""
 
 
+AT_THE_EDGE: Final = frozenset({"auth"})
+"""Stages that act before a call is one; in a list they may stand anywhere."""
+
+
 def is_built(door: Door, name: str) -> bool:
     """Whether the registry has this feature; imports nothing."""
     return name in registry.names(door)

@@ -69,6 +69,10 @@ def stages(tables: Tree, listed: tuple[str, ...] | None, converter: Converter) -
     phases: list[tuple[int, str]] = []
     for name in dict.fromkeys([*order, *tables]):
         where = "pipeline.stages" if name in (listed or ()) else f"stages.{name}"
+        if name in catalog.AT_THE_EDGE:
+            if name in tables:
+                problems.add(where, f"has no options here: they are in [{name}]")
+            continue
         if not catalog.is_built("stages", name) and name in catalog.STAGES:
             if name in tables or name in (listed or ()):
                 problems.warn(f"stages.{name}: not built yet, ignored")

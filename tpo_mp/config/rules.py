@@ -11,7 +11,7 @@ from typing import Final
 
 from tpo_mp.ports import BackendConfig
 
-from . import catalog, certificate
+from . import api_keys, certificate
 from .problems import Problems
 from .sections import AuthSection, ServerSection, SupervisorSection
 from .values import check_url, is_loopback
@@ -32,29 +32,29 @@ def bind(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
             server.host,
             "not a loopback address: set auth.enabled, or pass --insecure",
         )
-    elif not catalog.is_built("stages", "auth"):
-        problems.add_value(
-            "server.host",
-            server.host,
-            "not a loopback address, and auth is not built yet: pass --insecure, or bind 127.0.0.1",
-        )
 
 
 def keys(auth: AuthSection, problems: Problems) -> None:
     """Keys have names and values of their own, long enough not to be guessed."""
-    if (auth.enabled or auth.keys) and not catalog.is_built("stages", "auth"):
-        problems.warn("auth: not built yet, ignored")
+    if auth.enabled and not auth.keys:
+        problems.warn("auth.keys: empty, so every call is refused; `tpo-mp keys new` makes one")
+    elif auth.keys and not auth.enabled:
+        problems.warn("auth.enabled is false: the keys are not asked for")
     names: set[str] = set()
     values: set[str] = set()
     for index, key in enumerate(auth.keys):
         path = f"auth.keys[{index}]"
-        value = key.secret.reveal()
-        if key.secret.from_client:
+        value = key.hash if key.secret is None else key.secret.reveal()
+        if (key.secret is None) is (key.hash == ""):
+            problems.add(path, "needs a secret or its hash, and not both")
+        elif key.secret is not None and key.secret.from_client:
             problems.add(f"{path}.secret", "a key of ours cannot be the caller's own")
         elif len(value) < KEY_CHARACTERS:
             problems.add(f"{path}.secret", f"shorter than {KEY_CHARACTERS} characters")
+        elif key.secret is not None and api_keys.is_damaged(value):
+            problems.add(f"{path}.secret", "damaged: its last characters do not fit the others")
         elif value in values:
-            problems.add(f"{path}.secret", "another key has this value")
+            problems.add(f"{path}.{'hash' if key.hash else 'secret'}", "another key has this value")
         if key.id in names:
             problems.add_value(f"{path}.id", key.id, "another key has this name")
         names.add(key.id)

@@ -434,7 +434,16 @@ class AuthKey(Section, frozen=True, kw_only=True):
             description="Unique name of the key, shown in records.",
         ),
     ]
-    secret: Annotated[Secret, Meta(description="The key itself, 16 characters or more.")]
+    secret: Annotated[
+        Secret | None, Meta(description="The key itself, 16 characters or more; or its `hash`.")
+    ] = None
+    hash: Annotated[
+        str,
+        Meta(
+            pattern=r"^([0-9a-f]{64})?$(?!\n)",
+            description="HMAC-SHA-256 of the key under the pepper; `tpo-mp keys hash` prints it.",
+        ),
+    ] = ""
     tenant: Annotated[
         str, Meta(max_length=64, description="Tenant it belongs to; empty means its id.")
     ] = ""
@@ -448,4 +457,8 @@ class AuthSection(Section, frozen=True, kw_only=True):
     """Who may call."""
 
     enabled: Annotated[bool, Meta(description="Ask every caller for a key.")] = False
+    pepper: Annotated[
+        Secret | None,
+        Meta(description="Secret that goes into every `hash`; without one they are plain hashes."),
+    ] = None
     keys: Annotated[tuple[AuthKey, ...], Meta(description="Keys known from the start.")] = ()

@@ -12,7 +12,7 @@ import orjson
 
 from tpo_mp.dialects import native
 from tpo_mp.errors import Cancelled, Fault
-from tpo_mp.shm.callid import CallIds
+from tpo_mp.shm.callid import CallIds, mark_of, marked
 from tpo_mp.shm.frames import SlotMeta
 from tpo_mp.store import job_questions as ask
 from tpo_mp.store.job_table import JobRow, JobTable, RunningPrompt, Seat
@@ -35,7 +35,8 @@ def start(table: JobTable, question: ask.StartJob) -> JobRow | None:
     place = CallIds.parse(question.job_id)
     assert place is not None
     ids = CallIds(place.seat, place.epoch)
-    prompts = [(ids.new(), text) for text in ask.decode_prompts(question.prompts)]
+    mark = mark_of(question.job_id, question.tenant)
+    prompts = [(marked(ids.new(), mark), text) for text in ask.decode_prompts(question.prompts)]
     job = JobRow(
         0, question.job_id, question.tenant, question.session, question.model,
         question.concurrency, question.max_tokens, question.temperature, "", 0, 0, 0, 0, 0.0, 0.0,

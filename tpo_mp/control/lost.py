@@ -12,11 +12,11 @@ import orjson
 from tpo_mp.dialects import native
 from tpo_mp.dialects import openai_responses_background as background
 from tpo_mp.errors import WorkerLost
-from tpo_mp.shm.callid import to_text
+from tpo_mp.shm.callid import mark_of, to_text
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.registry import Orphan, SlotFlag
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import RESPONSES, RESULTS
+from tpo_mp.store.questions import RESPONSES, RESULTS, response_key
 from tpo_mp.store.shelf import Shelf
 
 from . import results
@@ -65,7 +65,7 @@ def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
         return
     lost = WorkerLost("the worker that ran the call died")
     if letter.path == background.PATH:
-        _note_failed_response(shelf, letter.call_id, lost)
+        _note_failed_response(shelf, letter, lost)
         return
     _, known = shelf.get(RESULTS, letter.call_id)
     if known is not None and b'"processing"' not in known[:_STATUS_WITHIN]:
@@ -77,9 +77,10 @@ def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:
     results.keep(shelf, letter.call_id, orjson.dumps(failed), _AS_LONG_AS_ALLOWED_S)
 
 
-def _note_failed_response(shelf: Shelf, call_id: str, error: WorkerLost) -> None:
+def _note_failed_response(shelf: Shelf, letter: Letter, error: WorkerLost) -> None:
     """The kept response of a background call will stay unfinished: it failed."""
-    name = background.response_id(call_id)
+    mark = mark_of(letter.call_id, letter.tenant)
+    name = response_key(mark, background.response_id(letter.call_id))
     _, known = shelf.get(RESPONSES, name)
     if known is None:
         return

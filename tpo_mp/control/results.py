@@ -42,7 +42,12 @@ def page(shelf: Shelf, query: RecordQuery) -> bytes | None:
     following = False
     try:
         for row, record in shelf.labelled(
-            RESULTS, query.limit + 1, before=query.after, label=query.session, state=query.state
+            RESULTS,
+            query.limit + 1,
+            before=query.after,
+            label=query.session,
+            state=query.state,
+            ending=query.mark,
         ):
             if len(records) == query.limit or (records and size + len(record) > PAGE_BYTES):
                 following = True

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tpo_mp.errors import Fault, TpoError
 
 from .exchange import REASON, new_request_id
-from .head import ALWAYS, NO_STORE, HeadMemo
+from .head import ALWAYS, NO_STORE, HeadMemo, Judge
 from .wheel import Wheel
 
 if TYPE_CHECKING:
     from .endpoints import EndpointTable
     from .exchange import Exchange
+    from .keyring import Keyring
     from .policy import Policy
 
 
@@ -69,6 +70,7 @@ class ClientEdge:
         on_crash: Callable[[BaseException], None],
         limits: Limits,
         policy: Policy | None = None,
+        keyring: Keyring | None = None,
         count_fast: Callable[[], None],
         count_full: Callable[[], None],
         count_bad: Callable[[], None],
@@ -76,7 +78,7 @@ class ClientEdge:
         self.loop = loop
         self.wheel = wheel
         self.max_requests = MAX_REQUESTS
-        self.configure(limits, policy)
+        self.configure(limits, policy, keyring)
         self.count_fast = count_fast
         self.count_full = count_full
         self.count_bad = count_bad
@@ -94,9 +96,13 @@ class ClientEdge:
         self.use(table)
         self.tick()
 
-    def configure(self, limits: Limits, policy: Policy | None) -> None:
-        """Take over limits and policy; open requests keep theirs.  ``use`` must follow."""
+    def configure(
+        self, limits: Limits, policy: Policy | None, keyring: Keyring | None = None
+    ) -> None:
+        """Take over limits, policy and keys; open requests keep theirs.  ``use`` must follow."""
         self.policy = policy
+        # Whoever may not call is still answered as the policy wants: a page reads its 401.
+        self.judges: tuple[Judge, ...] = tuple(j for j in (policy, keyring) if j is not None)
         self.max_body_bytes = limits.max_body_bytes
         self.max_header_bytes = limits.max_header_bytes
         self.header_timeout_s = limits.header_timeout_s
@@ -107,7 +113,7 @@ class ClientEdge:
     def use(self, table: EndpointTable) -> None:
         """Switch to a new route table; remembered heads of the old one are forgotten."""
         self.table = table
-        self.heads = HeadMemo(table, self.max_body_bytes, self.policy)
+        self.heads = HeadMemo(table, self.max_body_bytes, self.judges)
 
     def tick(self) -> None:
         """Refresh the date header line."""

@@ -24,6 +24,9 @@ Handler: TypeAlias = Callable[["Exchange"], object]
 
 Family: TypeAlias = Literal["openai", "anthropic", "google", "native", "ops"]
 
+Access: TypeAlias = Literal["open", "key", "admin"]
+"""Who may use a route once keys are asked for: all, any key, or an admin's key."""
+
 Shape: TypeAlias = Any
 """What a value looks like: a type that msgspec can describe, or a JSON Schema."""
 
@@ -55,7 +58,8 @@ class Endpoint:
     """One method on one path template.
 
     ``max_body_bytes`` 0 means the server's own limit; ``takes_json`` makes other media types 415.
-    ``socket`` takes requests that ask for an upgrade to WebSocket, instead of ``handler``.
+    ``socket`` takes requests that ask for an upgrade to WebSocket, instead of ``handler``;
+    ``access`` says whose key the route asks for, see ``keyring``.
 
     The rest describes: ``summary`` is the first sentence of the handler's docstring unless given;
     ``request`` the body (``None``: there is none); ``parameters`` the query and headers it reads
@@ -74,6 +78,7 @@ class Endpoint:
     max_body_bytes: int = 1 << 20
     takes_json: bool = True
     socket: Open | None = None
+    access: Access = "key"
     summary: str = ""
     request: Shape = None
     parameters: tuple[Parameter, ...] = ()

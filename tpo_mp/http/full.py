@@ -82,7 +82,7 @@ class FullLane:
                 request.version < (1, 1),
                 edge.table,
                 edge.max_body_bytes,
-                edge.policy,
+                edge.judges,
             )
         except BadHead as e:
             return self._bad(e.status, e.message)

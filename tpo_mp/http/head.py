@@ -17,7 +17,8 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from tpo_mp.errors import InvalidRequest, NotFound, TooLarge, TpoError
+from tpo_mp.errors import InvalidRequest, NotFound, TooLarge, TpoError, Unauthorized
+from tpo_mp.types import EVERYBODY, Principal
 
 from .trace import trace_lines
 
@@ -33,8 +34,8 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]
 _SAFE_TARGET = re.compile(rb"/[!-~]*")
 _SINGLE = frozenset(
     (b"host", b"content-length", b"content-type", b"transfer-encoding", b"authorization",
-     b"x-api-key", b"x-session-id", b"expect", b"upgrade", b"x-tpo-priority",
-     b"x-tpo-deadline-ms", b"x-request-id", b"x-litellm-session-id", b"origin")
+     b"x-api-key", b"api-key", b"x-admin-key", b"x-session-id", b"expect", b"upgrade",
+     b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-request-id", b"x-litellm-session-id", b"origin")
 )  # fmt: skip
 _SPECIAL = frozenset(
     (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
@@ -47,7 +48,7 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class Judge(Protocol):
-    """Has the last word on a checked head; see ``policy``."""
+    """Has a last word on a checked head; see ``policy`` and ``keyring``."""
 
     def apply(self, head: Head) -> None: ...
 
@@ -70,6 +71,7 @@ class Head:
     fresh, compression from ``gzip_from`` bytes on).
     ``family`` is whose words refuse a method that the path does not have.
     ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
+    ``principal`` is whom it speaks for, ``keyed`` the header that proved it.
     ``trace`` are the header lines that continue the client's trace upstream.
     ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
@@ -78,8 +80,8 @@ class Head:
 
     __slots__ = (
         "client", "content_length", "endpoint", "extra", "family", "full_lane", "gzip_from",
-        "headers", "keep_alive", "method", "params", "path", "query", "refusal", "request_id",
-        "session", "shaped", "special", "trace", "version_10", "whole",
+        "headers", "keep_alive", "keyed", "method", "params", "path", "principal", "query",
+        "refusal", "request_id", "session", "shaped", "special", "trace", "version_10", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -103,6 +105,8 @@ class Head:
         self.shaped = False
         self.gzip_from = 0
         self.client: str | None = None
+        self.principal: Principal = EVERYBODY
+        self.keyed = b""
 
     def add_lines(self, lines: bytes) -> None:
         """Let every response carry ``lines`` too."""
@@ -134,17 +138,19 @@ class HeadMemo:
     """Parses heads for one endpoint table and remembers the verdicts."""
 
     def __init__(
-        self, table: EndpointTable, max_body_bytes: int, policy: Judge | None = None
+        self, table: EndpointTable, max_body_bytes: int, judges: Sequence[Judge] = ()
     ) -> None:
         self._table = table
         self._max_body = max_body_bytes
-        self._policy = policy
+        self._judges = judges
         self._seen: dict[bytes, Head] = {}
         self.get = self._seen.get
 
     def parse(self, raw: bytes) -> Head:
         """Check ``raw`` (through its CRLFCRLF); raises ``BadHead`` when framing is in doubt."""
-        head = parse(raw, self._table, self._max_body, self._policy)
+        head = parse(raw, self._table, self._max_body, self._judges)
+        if isinstance(head.refusal, Unauthorized):
+            return head  # a guesser's heads would push out those that come again
         if len(self._seen) >= _MEMO_CAP:
             self._seen.clear()
         self._seen[raw] = head
@@ -152,7 +158,7 @@ class HeadMemo:
 
 
 def parse(
-    raw: bytes, table: EndpointTable, max_body_bytes: int, policy: Judge | None = None
+    raw: bytes, table: EndpointTable, max_body_bytes: int, judges: Sequence[Judge] = ()
 ) -> Head:
     """Parse and check one head; see ``HeadMemo.parse``."""
     _check_lines(raw)
@@ -176,7 +182,7 @@ def parse(
         version == "1.0",
         table,
         max_body_bytes,
-        policy,
+        judges,
     )
 
 
@@ -187,7 +193,7 @@ def check(
     version_10: bool,
     table: EndpointTable,
     max_body_bytes: int,
-    policy: Judge | None = None,
+    judges: Sequence[Judge] = (),
 ) -> Head:
     """Check what a parser found, whichever lane's; raises ``BadHead``."""
     head = Head()
@@ -200,8 +206,8 @@ def check(
     head.keep_alive = b"close" not in options and (not version_10 or b"keep-alive" in options)
     _check_target(head, target)
     _route(head, table, max_body_bytes)
-    if policy is not None:
-        policy.apply(head)
+    for judge in judges:
+        judge.apply(head)
     return head
 
 

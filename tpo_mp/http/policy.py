@@ -38,7 +38,7 @@ def _preflight(exchange: Exchange) -> None:
     exchange.respond(204, b"")
 
 
-PREFLIGHT = Endpoint("OPTIONS", "*", _preflight, "ops", takes_json=False)
+PREFLIGHT = Endpoint("OPTIONS", "*", _preflight, "ops", takes_json=False, access="open")
 
 
 class Policy:

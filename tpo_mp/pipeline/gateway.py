@@ -36,7 +36,13 @@ class Gateway(Protocol):
     feeds: Feeds
 
     def tenant(self, head: Head) -> str:
-        """Whom a request speaks for that is no call; raises ``Unauthorized``."""
+        """Whom a request speaks for; empty where no key is asked for."""
+
+    def mark(self, head: Head) -> str:
+        """What the ids of this tenant's calls end in; empty where no key is asked for."""
+
+    def owns(self, head: Head, call_id: str) -> bool:
+        """Whether a call, or a job, is this tenant's; to others it does not exist."""
 
     @property
     def config(self) -> Config:

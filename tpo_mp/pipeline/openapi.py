@@ -170,8 +170,9 @@ def _operation(endpoint: Endpoint, defs: _Definitions) -> Json:
     if endpoint.alias_of:
         out["description"] = f"Another path of `{endpoint.alias_of}`."
         out["x-alias-of"] = endpoint.alias_of
-    if endpoint.infers:
+    if endpoint.access != "open":
         out["security"] = [{}, *({name: []} for name in SECURITY)]
+        out["x-access"] = endpoint.access
     if endpoint.request is not None:
         content: Json = {"schema": defs.of(endpoint.request)}
         if endpoint.example is not None:
@@ -236,6 +237,10 @@ def _header_refs(names: Iterable[str]) -> Json:
 def _error_statuses(endpoint: Endpoint) -> list[int]:
     """Every status a refusal of this endpoint may have."""
     found = {*_EVERY, *_FRAMING, *endpoint.errors}
+    if endpoint.access != "open":
+        found |= {401}
+    if endpoint.access == "admin":
+        found |= {403}
     if endpoint.method in ("POST", "PUT", "PATCH") and endpoint.takes_json:
         found |= {*_WITH_BODY}
         if endpoint.family == "native":

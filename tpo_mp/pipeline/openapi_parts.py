@@ -102,7 +102,8 @@ SECURITY: Final[dict[str, Any]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "Goes upstream only where the operator's backend says so.",
+        "description": "A key of this gateway where it asks for keys; another credential goes "
+        "upstream only where the operator's backend says so.",
     },
     "apiKey": {
         "type": "apiKey",

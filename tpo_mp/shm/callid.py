@@ -9,11 +9,16 @@
     vccc          UUID variant (binary 10), counter, lower 14 bits
     r…            random, 48 bits
 
+The last 32 bits of a call that belongs to a tenant are that tenant's mark instead (``marked``), so
+that whoever is asked for a call, on whichever process, knows at once whose it is.
+
 Unique while the host runs: seat and epoch name one occupation, the counter is unique within its
-first 2²⁶ calls and the random part makes a repeat after that as unlikely as 2⁻⁴⁸.
+first 2²⁶ calls and the random part makes a repeat after that as unlikely as 2⁻⁴⁸ (2⁻¹⁶ with a
+mark).
 Nothing here is shared memory; the file stands here because slots and rings carry these ids.
 
-Invariants: lower-case text is the only spelling; an id is a name and never a permission.
+Invariants: lower-case text is the only spelling; an id is a name and never a permission: a mark
+only says which tenant's key it takes.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from typing import NamedTuple
 
 BATCH = 64
 COUNTER_BITS = 26
+MARK_HEX = 8
 
 _LOW_BITS = 14
 _VARIANT = 0x8000
@@ -81,6 +87,16 @@ class CallIds:
         seat, epoch_high, epoch_low, high, low, random = found.groups()
         counter = int(high, 16) << _LOW_BITS | int(low, 16) & (1 << _LOW_BITS) - 1
         return CallId(int(seat, 16), int(epoch_high + epoch_low, 16), counter, int(random, 16))
+
+
+def marked(call_id: str, mark: str) -> str:
+    """The id as one of the tenant with this mark, 8 hex digits; an empty one changes nothing."""
+    return call_id[:-MARK_HEX] + mark if mark else call_id
+
+
+def mark_of(call_id: str, tenant: str) -> str:
+    """The mark in a call's id; empty when no tenant owns it."""
+    return call_id[-MARK_HEX:] if tenant else ""
 
 
 def to_bytes(text: str) -> bytes:

@@ -7,7 +7,7 @@
     put  letters  <call id>  status   -> marks it ("replayed", "dropped", "aged_out")
     get  results  RecordQuery.key()   -> JSON {results, count, next}
     get  results  <call id>           -> the bytes that were put there
-    get  responses  <response id>     -> JSON of a response and its input, as put there
+    get  responses  response_key(…)   -> JSON of a response and its input, as put there
 
 Invariants: both sides build and read keys with this file alone.
 """
@@ -38,6 +38,8 @@ class RecordQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     """Only this session's."""
     state: str | None = None
     """Only records of this status."""
+    mark: str = ""
+    """Only records of calls whose id has this tenant's mark."""
 
     def key(self) -> str:
         """The key to ask for."""
@@ -66,6 +68,11 @@ class LetterQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     def from_key(cls, key: str) -> LetterQuery | None:
         """Read a key back; ``None`` when it names a single letter or is no query."""
         return _from_key(key, cls)
+
+
+def response_key(mark: str, name: str) -> str:
+    """The key of a response; ``mark`` is its tenant's, so that another's name finds nothing."""
+    return f"{mark}.{name}" if mark else name
 
 
 def _from_key(key: str, kind: type[Q]) -> Q | None:

@@ -163,12 +163,21 @@ class Shelf:
         return done
 
     def labelled(
-        self, table: str, limit: int, *, before: int | None, label: str | None, state: str | None
+        self,
+        table: str,
+        limit: int,
+        *,
+        before: int | None,
+        label: str | None,
+        state: str | None,
+        ending: str = "",
     ) -> Iterator[tuple[int, bytes]]:
         """Values by what they were put with, newest first; may raise ``sqlite3.Error``."""
         if self._tables is None:
             raise sqlite3.OperationalError("the database is not open")
-        return self._tables.labelled(table, limit, before=before, label=label, state=state)
+        return self._tables.labelled(
+            table, limit, before=before, label=label, state=state, ending=ending
+        )
 
     def get(self, table: str, key: str) -> tuple[bool, bytes | None]:
         """Whether the database could answer, and the value."""

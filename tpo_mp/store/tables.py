@@ -183,15 +183,28 @@ class Tables:
         return True
 
     def labelled(
-        self, table: str, limit: int, *, before: int | None, label: str | None, state: str | None
+        self,
+        table: str,
+        limit: int,
+        *,
+        before: int | None,
+        label: str | None,
+        state: str | None,
+        ending: str = "",
     ) -> Iterator[tuple[int, bytes]]:
-        """(row number, value) of a table, newest first, older than row ``before``."""
+        """(row number, value) of a table, newest first, older than row ``before``.
+
+        ``ending`` is how their keys must end.
+        """
         where = ["state != ''", "tbl=?", "expires_at>?", "rowid<?"]
         params: list[Any] = [table, self._clock(), before if before is not None else 1 << 62]
         for column, wanted in (("label", label), ("state", state)):
             if wanted is not None:
                 where.append(f"{column}=?")
                 params.append(wanted)
+        if ending:
+            where.append("substr(key, ?)=?")
+            params += [-len(ending), ending]
         return iter(
             self._db.execute(
                 f"SELECT rowid, value FROM kv WHERE {' AND '.join(where)}"  # noqa: S608

@@ -137,12 +137,12 @@ class BatchApi:
 
     async def show(self, exchange: Exchange) -> None:
         """Show how a job stands."""
-        said = await self._ask(ask.AskProgress(exchange.head.params["id"]))
+        said = await self._ask(ask.AskProgress(self._mine(exchange)))
         exchange.respond(200, said.body, extra=id_line(exchange.head))
 
     async def results(self, exchange: Exchange) -> None:
         """Stream what became of the prompts that have ended."""
-        job_id = exchange.head.params["id"]
+        job_id = self._mine(exchange)
         page = await self._ask(ask.AskLines(job_id, -1, PAGE_BYTES))
         gate = Gate()
         exchange.on_disconnect = gate.cancel
@@ -161,7 +161,7 @@ class BatchApi:
 
     async def cancel(self, exchange: Exchange) -> None:
         """Cancel what is left of a job."""
-        said = await self._ask(ask.CancelJob(exchange.head.params["id"]))
+        said = await self._ask(ask.CancelJob(self._mine(exchange)))
         status = _progress(said.body).status
         if status != "cancelled":
             said_so = f"the job has already {status}"
@@ -169,6 +169,13 @@ class BatchApi:
         exchange.respond(200, said.body, extra=id_line(exchange.head))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _mine(self, exchange: Exchange) -> str:
+        """The job a path names; another tenant's does not exist."""
+        job_id = exchange.head.params["id"]
+        if not self._gateway.owns(exchange.head, job_id):
+            raise _unknown()
+        return job_id
 
     async def _keep(self, exchange: Exchange, request: native.BatchRequest) -> str:
         """Hand the job to control, whose word is final; answers its id."""

@@ -52,7 +52,8 @@ class DocsApi:
         self._gateway = gateway
         return [
             *Endpoint(
-                "GET", "/openapi.json", self.schema, "ops", parameters=(_IF_CHANGED,),
+                "GET", "/openapi.json", self.schema, "ops", access="open",
+                parameters=(_IF_CHANGED,),
                 outcomes=(Outcome("an OpenAPI 3.1 document", {"type": "object"}), _UNCHANGED),
             ).at("/api/v1/schema"),
             _file("/docs", "index.html", "text/html", "Browse this description."),
@@ -78,7 +79,7 @@ def _file(path: str, name: str, media: str, summary: str) -> Endpoint:
     body, etag = _tagged((_FILES / name).read_bytes())
     send = partial(_send, body=body, etag=etag, kind=kind, extra=_POLICY)
     return Endpoint(
-        "GET", path, send, "ops", summary=summary, parameters=(_IF_CHANGED,),
+        "GET", path, send, "ops", access="open", summary=summary, parameters=(_IF_CHANGED,),
         outcomes=(Outcome("the file", media=media), _UNCHANGED),
     )  # fmt: skip
 

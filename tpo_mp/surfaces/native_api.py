@@ -86,10 +86,10 @@ class NativeApi:
                       example_path="/api/v1/status/$CALL_ID",
                       outcomes=(Outcome("the record", record),)).at("/v1/status/{id}"),
             *Endpoint(
-                "GET", "/api/v1/dlq", self.dead_letters, "native", parameters=PAGE,
+                "GET", "/api/v1/dlq", self.dead_letters, "native", access="admin", parameters=PAGE,
                 outcomes=(Outcome("one page", shapes.LetterPage),),
             ).at("/v1/dlq"),
-            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native",
+            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native", access="admin",
                      example_path="/api/v1/dlq/$LETTER_ID",
                      outcomes=(Outcome("the letter", shapes.DeadLetterRecord),)),
         ]  # fmt: skip
@@ -169,17 +169,21 @@ class NativeApi:
         """Answer the record of an accepted call, 202 while it is not finished."""
         query = given.parameters(exchange.head)
         wait_s = given.number(query, "wait", 0.0, MAX_WAIT_S)
-        record = await self._gateway.result(exchange.head.params["id"], wait_s)
-        if record is None:
-            raise NotFound("no such request", reason="request_not_found")
+        record = await self._record(exchange, wait_s)
         exchange.respond(202 if _unfinished(record) else 200, record, extra=id_line(exchange.head))
 
     async def status(self, exchange: Exchange) -> None:
         """Answer the record of an accepted call as it stands, finished or not."""
-        record = await self._gateway.result(exchange.head.params["id"], 0.0)
-        if record is None:
-            raise NotFound("no such request", reason="request_not_found")
+        record = await self._record(exchange, 0.0)
         exchange.respond(200, record, extra=id_line(exchange.head))
+
+    async def _record(self, exchange: Exchange, wait_s: float) -> bytes:
+        call_id = exchange.head.params["id"]
+        if self._gateway.owns(exchange.head, call_id):
+            record = await self._gateway.result(call_id, wait_s)
+            if record is not None:
+                return record
+        raise NotFound("no such request", reason="request_not_found")
 
     async def dead_letters(self, exchange: Exchange) -> None:
         """List dead letters, newest first; reading does not remove them."""

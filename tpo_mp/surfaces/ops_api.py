@@ -41,20 +41,20 @@ class OpsApi:
         self._gateway = gateway
         self._version = orjson.dumps(version())
         return [
-            Endpoint("GET", "/", self.banner, "ops",
+            Endpoint("GET", "/", self.banner, "ops", access="open",
                      outcomes=(Outcome("name, version and paths", shapes.Banner),)),
-            Endpoint("GET", "/version", self.version, "ops",
+            Endpoint("GET", "/version", self.version, "ops", access="open",
                      outcomes=(Outcome("name, version, age and features", shapes.VersionAnswer),)),
             Endpoint("GET", "/metrics", self.metrics, "ops",
                      outcomes=(Outcome("every series", media="text/plain"),)),
-            *Endpoint("GET", "/health", self.health, "ops", outcomes=(
+            *Endpoint("GET", "/health", self.health, "ops", access="open", outcomes=(
                 Outcome("healthy or degraded", shapes.HealthReport),
                 Outcome("unhealthy or shutting down", shapes.HealthReport, status=503),
             )).at("/v1/health"),
-            *Endpoint("GET", "/live", self.live, "ops",
+            *Endpoint("GET", "/live", self.live, "ops", access="open",
                       outcomes=(Outcome("it does", shapes.Liveness),)).at(
                           "/livez", "/healthz", "/health/liveliness"),
-            *Endpoint("GET", "/ready", self.ready, "ops", outcomes=(
+            *Endpoint("GET", "/ready", self.ready, "ops", access="open", outcomes=(
                 Outcome("it does", shapes.Readiness),
                 Outcome("it does not; `reason` says why", shapes.Readiness, status=503),
             )).at("/readyz", "/health/readiness"),

@@ -34,7 +34,8 @@ from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.following import follow
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
-from tpo_mp.store.questions import RESPONSES
+from tpo_mp.shm.callid import mark_of
+from tpo_mp.store.questions import RESPONSES, response_key
 from tpo_mp.types import Call, Dialect, Reply
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -137,7 +138,7 @@ class ResponsesApi:
         if request.has_routing_fields():
             body = strip_routing_fields(body)
         if request.previous_response_id:
-            body = await self._continued(body, request.previous_response_id)
+            body = await self._continued(exchange, body, request.previous_response_id)
         call = self._gateway.new_call(
             exchange,
             model=request.model,
@@ -171,7 +172,7 @@ class ResponsesApi:
         """Answer a kept response as it stands, or the events of a background one."""
         name = exchange.head.params["id"]
         after = _starting_after(_query(exchange.head.query))
-        kept = await self._kept(name)
+        kept = await self._kept(exchange, name)
         if after is None:
             exchange.respond(200, bytes(kept.response), extra=id_line(exchange.head))
             return
@@ -184,8 +185,9 @@ class ResponsesApi:
     async def delete(self, exchange: Exchange) -> None:
         """Forget a kept response; one that is still being made is cancelled first."""
         name = exchange.head.params["id"]
-        kept = await self._settled(name, await self._kept(name))
-        if _state(kept).status in UNFINISHED or not await self._store.put(RESPONSES, name, b"", 0):
+        kept = await self._settled(exchange, name, await self._kept(exchange, name))
+        key = response_key(self._gateway.mark(exchange.head), name)
+        if _state(kept).status in UNFINISHED or not await self._store.put(RESPONSES, key, b"", 0):
             raise _unavailable()
         gone = orjson.dumps({"id": name, "object": "response", "deleted": True})
         exchange.respond(200, gone, extra=id_line(exchange.head))
@@ -193,14 +195,14 @@ class ResponsesApi:
     async def cancel(self, exchange: Exchange) -> None:
         """Cancel a background response; one that is finished stays as it is."""
         name = exchange.head.params["id"]
-        kept = await self._kept(name)
+        kept = await self._kept(exchange, name)
         if not _state(kept).background:
             said = "only background responses can be cancelled"
             raise InvalidRequest(said, reason="not_background", param="response_id")
-        kept = await self._settled(name, kept)
+        kept = await self._settled(exchange, name, kept)
         exchange.respond(200, bytes(kept.response), extra=id_line(exchange.head))
 
-    async def _settled(self, name: str, kept: Kept) -> Kept:
+    async def _settled(self, exchange: Exchange, name: str, kept: Kept) -> Kept:
         """A response that nobody works on any more: cancelled, if somebody still did."""
         call_id = call_id_of(name)
         if call_id is None or _state(kept).status not in UNFINISHED:
@@ -209,7 +211,7 @@ class ResponsesApi:
         until = monotonic() + _SETTLES_S
         while _state(kept).status in UNFINISHED and monotonic() < until:
             await asyncio.sleep(_LOOK_S)
-            kept = await self._kept(name)
+            kept = await self._kept(exchange, name)
         return kept
 
     async def input_items(self, exchange: Exchange) -> None:
@@ -217,7 +219,7 @@ class ResponsesApi:
         name = exchange.head.params["id"]
         items = [
             {"id": f"item_{name}_{i}"} | item
-            for i, item in enumerate((await self._kept(name)).input)
+            for i, item in enumerate((await self._kept(exchange, name)).input)
         ]
         page = _page(items, exchange.head.query)
         exchange.respond(200, orjson.dumps(page), extra=id_line(exchange.head))
@@ -236,31 +238,33 @@ class ResponsesApi:
         if _ID.fullmatch(name):
             made_of = orjson.dumps(openai_responses.input_items(call.body))
             record = b'{"response":%b,"input":%b}' % (response, made_of)
-            if not await self._store.put(RESPONSES, name, record, self._config.age_s):
+            key = response_key(mark_of(call.id, call.tenant), name)
+            if not await self._store.put(RESPONSES, key, record, self._config.age_s):
                 self._log.warning("response_not_kept", call_id=call.id, response_id=name)
         then()
 
-    async def _kept(self, name: str) -> Kept:
-        found = await self._find(name)
+    async def _kept(self, exchange: Exchange, name: str) -> Kept:
+        found = await self._find(exchange, name)
         if found is None:
             said = f"response {name[:64]!r} was not found"
             raise NotFound(said, reason="response_not_found", param="response_id")
         return found
 
-    async def _find(self, name: str) -> Kept | None:
+    async def _find(self, exchange: Exchange, name: str) -> Kept | None:
         if not _ID.fullmatch(name):
             return None
+        key = response_key(self._gateway.mark(exchange.head), name)
         for _ in range(_QUESTIONS):  # control may be starting again
-            answer = await self._gateway.ask_store(RESPONSES, name)
+            answer = await self._gateway.ask_store(RESPONSES, key)
             if answer is not None:
                 break
         else:
             raise _unavailable()
         return None if answer[0] is None else msgspec.json.decode(answer[0], type=Kept)
 
-    async def _continued(self, body: bytes, name: str) -> bytes:
+    async def _continued(self, exchange: Exchange, body: bytes, name: str) -> bytes:
         """The body with the kept response and its input written out before its own input."""
-        kept = await self._find(name)
+        kept = await self._find(exchange, name)
         if kept is None:
             return body
         fields = orjson.loads(body)

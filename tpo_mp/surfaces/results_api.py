@@ -72,7 +72,8 @@ class ResultsApi:
         after = given.whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
         word = given.choice(query, "filter", STATES)
         state = None if word is None else STATES[word]
-        wanted = RecordQuery(limit, after, query.get("session_id"), state)
+        mark = self._gateway.mark(exchange.head)
+        wanted = RecordQuery(limit, after, query.get("session_id"), state, mark)
         answer = await self._gateway.ask_store(RESULTS, wanted.key())
         if answer is None or answer[0] is None:
             raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
@@ -81,7 +82,7 @@ class ResultsApi:
     async def cancel(self, exchange: Exchange) -> None:
         """End a running or waiting call; its last record says so."""
         call_id = exchange.head.params["id"]
-        if CallIds.parse(call_id) is None:
+        if CallIds.parse(call_id) is None or not self._gateway.owns(exchange.head, call_id):
             raise _unknown()
         await self._gateway.cancel(call_id)
         record = await self._gateway.result(call_id, 0.0)

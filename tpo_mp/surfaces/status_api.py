@@ -56,8 +56,9 @@ class StatusApi:
             page = Outcome("one page", shapes.LetterPage)
             inside = Outcome("the chain and its shards", dict[str, Any])
             served += [
-                Endpoint("GET", "/api/v1/debug/dlq", self.dead_letters, "native", outcomes=(page,)),
-                Endpoint("GET", "/api/v1/debug/pipeline", self.inside, "native",
+                Endpoint("GET", "/api/v1/debug/dlq", self.dead_letters, "native", access="admin",
+                         outcomes=(page,)),
+                Endpoint("GET", "/api/v1/debug/pipeline", self.inside, "native", access="admin",
                          outcomes=(inside,)),
             ]  # fmt: skip
         return served

@@ -173,7 +173,7 @@ class StreamApi:
 
     async def _attach(self, exchange: Exchange, call_id: str, after: int) -> None:
         gateway, head = self._gateway, exchange.head
-        if CallIds.parse(call_id) is None:
+        if CallIds.parse(call_id) is None or not gateway.owns(head, call_id):
             raise NotFound("no such request", reason="request_not_found")
         tenant = gateway.tenant(head)
         lines = id_line(head) + b"x-tpo-call-id: %b\r\n" % call_id.encode()

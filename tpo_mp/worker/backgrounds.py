@@ -24,12 +24,12 @@ from tpo_mp.errors import Rejected, Shed, TpoError
 from tpo_mp.pipeline.background import BackgroundDelivery
 from tpo_mp.pipeline.response_log import PAGE_BYTES, EventPage, LogSpace, ResponseLog
 from tpo_mp.shm import frames
-from tpo_mp.shm.callid import CallIds
+from tpo_mp.shm.callid import CallIds, mark_of
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.plane import Plane, SeatState
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.client import StoreClient
-from tpo_mp.store.questions import RESPONSES
+from tpo_mp.store.questions import RESPONSES, response_key
 from tpo_mp.types import Call, Dialect
 
 from .links import Links
@@ -82,9 +82,9 @@ class Backgrounds:
 
         Raises ``Shed`` when the store does not take it, and whatever refuses the call at once.
         """
-        name = dialect.response_id(call.id)
-        response = dialect.accepted(asked, name, int(time()))
+        response = dialect.accepted(asked, dialect.response_id(call.id), int(time()))
         made_of = _input(call)
+        name = _key(call)
         try:
             await self._first_put(name, _record(response, made_of))
             delivery = self._run(call, response, made_of, attempts=0)
@@ -111,14 +111,14 @@ class Backgrounds:
         try:
             self._run(call, response, made_of, attempts)
         except TpoError as e:
-            self._keep(dialect.broken(response, e), made_of)
+            self._keep(call, dialect.broken(response, e), made_of)
 
     def _run(
         self, call: Call, response: dict[str, Any], made_of: bytes, attempts: int
     ) -> BackgroundDelivery:
         log = ResponseLog(self._space, attempts)
         delivery = BackgroundDelivery(
-            self._owner, call, response, log, lambda shown: self._shown(call.id, shown, made_of)
+            self._owner, call, response, log, lambda shown: self._shown(call, shown, made_of)
         )
         self._logs[call.id] = log
         try:
@@ -128,18 +128,18 @@ class Backgrounds:
             raise
         return delivery
 
-    def _shown(self, call_id: str, response: dict[str, Any], made_of: bytes) -> None:
+    def _shown(self, call: Call, response: dict[str, Any], made_of: bytes) -> None:
         """The response changed; ``made_of`` is its input."""
         if response["status"] not in dialect.UNFINISHED:
-            asyncio.get_running_loop().call_later(KEEP_S, self._forget, call_id)
-        self._keep(response, made_of)
+            asyncio.get_running_loop().call_later(KEEP_S, self._forget, call.id)
+        self._keep(call, response, made_of)
 
-    def _keep(self, response: dict[str, Any], made_of: bytes) -> None:
+    def _keep(self, call: Call, response: dict[str, Any], made_of: bytes) -> None:
         record = _record(response, made_of)
         if len(record) > MAX_RECORD_BYTES:
             large = Shed("the response is too large to be kept", reason="response_too_large")
             record = _record(dialect.broken(response | {"output": []}, large), b"[]")
-        self._puts.put(response["id"], record, self._ttl_s)
+        self._puts.put(_key(call), record, self._ttl_s)
 
     def _forget(self, call_id: str) -> None:
         log = self._logs.pop(call_id, None)
@@ -242,6 +242,10 @@ class Backgrounds:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _key(call: Call) -> str:
+    return response_key(mark_of(call.id, call.tenant), dialect.response_id(call.id))
 
 
 def _input(call: Call) -> bytes:

@@ -9,6 +9,7 @@ from tpo_mp.pipeline.delivery import retry_lines
 from tpo_mp.ports import Counter, Metrics
 
 _UPGRADE = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+_CHALLENGE = b'www-authenticate: Bearer realm="tpo-mp"\r\n'
 _ANTHROPIC = ("/v1/messages", "/v1/complete")
 
 
@@ -61,6 +62,8 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
         extra += b"allow: %b\r\n" % error.message.rpartition("use ")[2].encode("latin-1", "replace")
     elif error.status == 426:
         extra += _UPGRADE
+    elif error.status == 401:
+        extra += _CHALLENGE
     exchange.respond(status, body, extra=extra)
 
 

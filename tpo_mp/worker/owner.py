@@ -27,7 +27,7 @@ from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm import failpoints
-from tpo_mp.shm.callid import CallIds, to_bytes
+from tpo_mp.shm.callid import CallIds, marked, to_bytes
 from tpo_mp.shm.frames import SlotMeta
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
@@ -127,8 +127,14 @@ class Owner:
 
     # -- Gateway ------------------------------------------------------------------------------
 
-    def tenant(self, head: Head) -> str:  # noqa: ARG002 - without keys all are one tenant
-        return ""
+    def tenant(self, head: Head) -> str:
+        return head.principal.tenant
+
+    def mark(self, head: Head) -> str:
+        return self._placing.mark(head.principal.tenant)
+
+    def owns(self, head: Head, call_id: str) -> bool:
+        return call_id.endswith(self._placing.mark(head.principal.tenant))
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
@@ -144,15 +150,19 @@ class Owner:
         if affinity is not None and len(affinity) > MAX_AFFINITY:
             # Any string may be a key, but it travels in one ring record.
             affinity = blake2b(affinity.encode("utf-8", "surrogatepass")).hexdigest()
-        call = Call(
-            id=self._ids.new(), model=model, body=body, stream=stream, started_at=monotonic()
-        )
+        principal = head.principal
+        call_id = self._ids.new()
+        if principal.tenant:
+            call_id = marked(call_id, self._placing.mark(principal.tenant))
+        call = Call(id=call_id, model=model, body=body, stream=stream, started_at=monotonic())
         call.client_request_id = head.request_id
         call.session = head.session
         call.affinity = head.session or affinity or None
         call.shard = self.slot
         headers = head.headers
-        call.authorization = headers.get(b"authorization")
+        call.tenant, call.key_id = principal.tenant, principal.key_id
+        if head.keyed != b"authorization":  # a key of ours never goes upstream
+            call.authorization = headers.get(b"authorization")
         call.peer = exchange.peer
         if head.special:
             self._steer(call, head)
@@ -162,7 +172,7 @@ class Owner:
         """Apply the headers that few requests have."""
         headers = head.headers
         call.forward = head.trace
-        if call.authorization is None and b"x-api-key" in headers:
+        if call.authorization is None and b"x-api-key" in headers and head.keyed != b"x-api-key":
             call.authorization = b"Bearer " + headers[b"x-api-key"]
         if any(name in headers for name in orders.STEER):
             call.forward += orders.lines_of(headers)

@@ -23,12 +23,13 @@ from setproctitle import setproctitle
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
 from tpo_mp.config.certificate import server_context
-from tpo_mp.config.sections import ServerSection
+from tpo_mp.config.sections import AuthSection, ServerSection
 from tpo_mp.errors import ConfigError, Draining, TpoError
 from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
+from tpo_mp.http.keyring import Keyring
 from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
@@ -48,6 +49,7 @@ from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.store.client import StoreClient
+from tpo_mp.types import Principal
 
 from .account import Account
 from .asyncs import Asyncs
@@ -276,6 +278,7 @@ class Shard:
             on_crash=self._crashed,
             limits=server,
             policy=_policy(server),
+            keyring=_keyring(config.auth),
             count_fast=m.counter("tpo_lane_requests_total", text, lane="fast").inc,
             count_full=m.counter("tpo_lane_requests_total", text, lane="full").inc,
             count_bad=m.counter(
@@ -491,7 +494,7 @@ class Shard:
         self.owner.use(built)
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
         self.feeds.settings = config.server.streams
-        self.edge.configure(config.server, _policy(config.server))
+        self.edge.configure(config.server, _policy(config.server), _keyring(config.auth))
         self.edge.stamp = self._stamp(config)
         if self.tls is not None and certificate is not None:
             self.tls.use(certificate)
@@ -536,6 +539,16 @@ class Shard:
         self.account.flush()
         self.stage = Life.STOPPED
         self.lines.state = SeatState.STOPPED
+
+
+def _keyring(auth: AuthSection) -> Keyring | None:
+    if not auth.enabled:
+        return None
+    keys = (
+        (bytes.fromhex(key.hash), Principal(key.tenant or key.id, key.id, key.tier, key.admin))
+        for key in auth.keys
+    )
+    return Keyring(keys, auth.pepper.reveal() if auth.pepper is not None else "")
 
 
 def _policy(server: ServerSection) -> Policy | None:

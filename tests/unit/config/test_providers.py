@@ -137,6 +137,7 @@ def test_model_without_worker_is_refused(refused: Callable[..., list[str]]) -> N
 def test_admin_key_becomes_an_admin_entry(load_text: Callable[..., Config]) -> None:
     """It is one more key, with rights."""
     (key,) = load_text('admin_api_key = "0123456789abcdef"\n').auth.keys
+    assert key.secret is not None
     assert (key.id, key.admin, key.secret.reveal()) == ("admin", True, "0123456789abcdef")
 
 

@@ -25,17 +25,12 @@ def test_public_bind_needs_auth_or_a_word(refused: Refused, load_text: Loads) ->
     assert load_text('[server]\nhost = "::1"\n').server.host == "::1"
 
 
-@pytest.mark.usefixtures("only_core")
-def test_auth_that_is_not_built_opens_no_public_port(refused: Refused) -> None:
-    """A warning is not a lock."""
-    (problem,) = refused(PUBLIC + "[auth]\nenabled = true\n")
-    assert "auth is not built yet" in problem
-
-
-@pytest.mark.usefixtures("only_core")
-def test_auth_that_is_not_built_warns_on_loopback(load_text: Loads) -> None:
-    """Known, not built, told."""
-    assert load_text("[auth]\nenabled = true\n").warnings == ("auth: not built yet, ignored",)
+def test_auth_without_keys_is_told(load_text: Loads) -> None:
+    """It lets nobody in; keys that nobody is asked for are no better."""
+    (told,) = load_text("[auth]\nenabled = true\n").warnings
+    assert told.startswith("auth.keys: empty, so every call is refused")
+    (told,) = load_text(KEY.format("a", "x" * 16)).warnings
+    assert told == "auth.enabled is false: the keys are not asked for"
 
 
 @pytest.mark.usefixtures("some_stages")
@@ -54,6 +49,15 @@ def test_auth_that_is_not_built_warns_on_loopback(load_text: Loads) -> None:
         (
             '[[auth.keys]]\nid = "a"\nsecret = {client = true}\n',
             "auth.keys[0].secret: a key of ours cannot be the caller's own",
+        ),
+        ('[[auth.keys]]\nid = "a"\n', "auth.keys[0]: needs a secret or its hash, and not both"),
+        (
+            KEY.format("a", "x" * 16) + f'hash = "{"0" * 64}"\n',
+            "auth.keys[0]: needs a secret or its hash, and not both",
+        ),
+        (
+            KEY.format("a", "tpo_a_cEPr0x8WNR7X8qQPuowAY0qwUKkOeYkZ_00000000"),
+            "auth.keys[0].secret: damaged: its last characters do not fit the others",
         ),
     ],
 )

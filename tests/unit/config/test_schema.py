@@ -73,7 +73,7 @@ WRONG = [
     '[[backends]]\nname = "a b"\nkind = "echo"\n',
     '[[backends]]\nname = "a"\nkind = "openai"\napi_key = { vault = "x" }\n',
     '[[routes]]\nstrategy = "weighted"\nspeed = 1\n',
-    '[[auth.keys]]\nid = "a"\n',
+    '[[auth.keys]]\nid = "a"\nhash = "0"\n',
 ]
 
 
