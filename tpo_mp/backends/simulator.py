@@ -9,33 +9,34 @@ When its tokens come is told by the timing of the call's model, see ``tpo_mp.sim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise
-from tpo_mp.ports import BackendConfig, Env, Feature
+from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.keys import KnownKeys
+from tpo_mp.simulator.latency import LatencyOptions, latency_of, lengths_of
 from tpo_mp.simulator.limits import Allowance, Standing
 from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.orders import STALL_S, ErrorOrder, FaultOrder, Orders, orders_of
-from tpo_mp.simulator.pacing import Alarm, FixedTiming
+from tpo_mp.simulator.pacing import Alarm, SchedulePace
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
 from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
 from tpo_mp.simulator.rules import problems as rule_problems
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken, cut
 from tpo_mp.simulator.texts import Strategy
-from tpo_mp.simulator.timer import MicroTimer, timer_of
-from tpo_mp.simulator.timing import AT_ONCE, Asked, Latency, Pace, unknown
+from tpo_mp.simulator.timer import timer_of
+from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
 from tpo_mp.types import Call, Dialect, Reply
 
 SSE = b"text/event-stream; charset=utf-8"
@@ -45,7 +46,7 @@ STEPS_AT_ONCE = 3
 """Choices made without a pause: two, and the end."""
 
 
-class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of a simulated provider."""
 
     models: Annotated[
@@ -70,18 +71,6 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tokens: Annotated[
         int, Meta(ge=1, le=8192, description="Longest answer it makes up, in tokens.")
     ] = 500
-    latency: Annotated[
-        dict[str, str],
-        Meta(description="Models (globs, the first that matches) to the name of their timing."),
-    ] = field(default_factory=dict)
-    first_token_ms: Annotated[
-        float,
-        Meta(ge=0, le=600_000, description="Wait before the first token, for models without one."),
-    ] = 0.0
-    token_ms: Annotated[
-        float,
-        Meta(ge=0, le=60_000, description="Wait for each further token, for models without one."),
-    ] = 0.0
     rules: Annotated[
         tuple[AnswerRule, ...],
         Meta(max_length=MOST_RULES, description="Answers for requests of a kind, first match."),
@@ -103,11 +92,11 @@ class Config(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Secret, ...], Meta(description="Keys it knows, any other is 401; none: any passes.")
     ] = ()
 
-    def problems(self) -> Iterable[tuple[str, str]]:
+    def problems(self) -> Iterator[tuple[str, str]]:
         """Bounds the wrong way round, and timings nobody offers."""
         if self.min_tokens > self.max_tokens:
             yield "min_tokens", "over max_tokens"
-        yield from unknown(self.latency, ())
+        yield from super().problems()
         yield from rule_problems(self.rules)
 
 
@@ -134,7 +123,7 @@ class SimulatorBackend:
         self._env = env
         self._models = [m for m in config.models if not set(m) & set("*?[")]
         self._timer = timer_of(env)
-        self._latency = latency_of(config, self._timer)
+        self._latency = latency_of(config, env, self._timer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
         self._keys = KnownKeys(config.api_keys) if config.api_keys else None
         self._limits: RateLimits | None = None
@@ -151,6 +140,7 @@ class SimulatorBackend:
                 text=config.text,
                 least_tokens=config.min_tokens,
                 most_tokens=config.max_tokens,
+                lengths=lengths_of(config, self._latency),
             ),
             RuleBook(config.rules, config.strict, env.ledger)
             if config.rules or config.strict
@@ -218,7 +208,8 @@ class SimulatorBackend:
             stalls_s = STALL_S if fault.lasts_s is None else fault.lasts_s
             fault = None if fault.lasts_s is not None else FaultOrder("disconnect")
         if call.stream:
-            frames = answered.frames(call.usage_wanted)
+            sizes = pace.chunks if isinstance(pace, SchedulePace) else None
+            frames = answered.frames(call.usage_wanted, sizes)
             stream = SimulatedStream(frames, pace, fault, self._alarm)
             wait, cancel = stream.start, stream.cancel
         else:
@@ -302,13 +293,6 @@ class SimulatorBackend:
 
     def _alarm(self, seconds: float, then: Callable[[], None]) -> Callable[[], None]:
         return Alarm.set(self._timer, self._env.clock() + seconds, then)
-
-
-def latency_of(config: Config, timer: MicroTimer) -> Latency:
-    """When the tokens of each model come."""
-    first_s, gap_s = config.first_token_ms / 1e3, config.token_ms / 1e3
-    short = FixedTiming(timer, first_s, gap_s) if first_s or gap_s else None
-    return Latency(config.latency, [], otherwise=short)
 
 
 def living(config: Config, env: Env) -> LivingBackend[Config]:

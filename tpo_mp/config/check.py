@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -50,6 +50,7 @@ class Converter:
             except msgspec.ValidationError as error:
                 sound = False
                 place = _Place(str(error), kind, path)
+                place.pin(raw, self._hook)
                 if place.missing in removed:
                     return None  # we took it out ourselves, and said why
                 self.problems.add(*place.about(raw)) if place.is_key else self._note(place, raw)
@@ -74,7 +75,7 @@ class _Place:
         match = _AT.match(message)
         assert match is not None
         self._what: str = match["what"]
-        self._tokens = list(_TOKEN.finditer(match["path"] or ""))
+        self._tokens = _steps(match["path"] or "")
         self._kind = kind
         self._base = base
         unknown, missing = _UNKNOWN.match(self._what), _MISSING.match(self._what)
@@ -82,10 +83,25 @@ class _Place:
         self._missing = missing[1] if missing else None
         self.is_key = bool(unknown or missing)
 
+    def pin(self, raw: object, hook: Callable[[type, object], object]) -> None:
+        """Find the key that msgspec leaves out where a table holds names of the operator's own."""
+        while None in self._tokens:
+            at = self._tokens.index(None)
+            table = _reach(raw, self._tokens[:at])
+            kind = _type_at(self._kind, self._tokens[: at + 1])
+            found = _culprit(table, kind, hook) if isinstance(table, dict) else None
+            if found is None:
+                return
+            key, inner = found
+            self._tokens[at:] = [key, *inner]
+
     @property
     def parent_path(self) -> str:
         """The place msgspec names."""
-        dotted = "".join(f".{t[1]}" if t[1] else t[0] for t in self._tokens)
+        dotted = "".join(
+            f".{t}" if isinstance(t, str) else "[...]" if t is None else f"[{t}]"
+            for t in self._tokens
+        )
         return f"{self._base}{dotted}".lstrip(".")
 
     @property
@@ -103,14 +119,17 @@ class _Place:
         """Path and message of a key that is unknown or missing."""
         if self._missing:
             return self.full_path, "required, but missing"
-        known = _fields(_type_at(self._kind, self._tokens))
         taken = self.value(raw)
+        known = _fields(_type_at(self._kind, self._tokens), taken)
         free = [name for name in known if not isinstance(taken, dict) or name not in taken]
         return self.full_path, f"unknown key; {suggestion(str(self._unknown), free or known)}"
 
     def expectation(self) -> str:
         """What was expected, in msgspec's words, with the choices of an enumeration added."""
         text = self._what.replace("`", "")
+        if text.startswith("Invalid value") and self._tokens:
+            tags = [config.tag for config in _tagged(_type_at(self._kind, self._tokens[:-1]))]
+            return f"expected one of {', '.join(map(str, tags))}" if tags else text.lower()
         if not text.startswith("Invalid enum value"):
             return text[:1].lower() + text[1:]
         parts = _parts(_type_at(self._kind, self._tokens))
@@ -120,20 +139,19 @@ class _Place:
 
     def value(self, raw: Any) -> object:
         """The value at the place msgspec names."""
-        if any(token[3] for token in self._tokens):
+        if None in self._tokens:
             return "…"
         return _reach(raw, self._tokens)
 
     def remove(self, raw: Any) -> bool:
         """Take the offender out; false when that cannot be done."""
         tokens = self._tokens
-        if self._missing or any(token[3] for token in tokens):
+        if self._missing or None in tokens:
             return False
         if self._unknown is None:
-            if not tokens or not tokens[-1][1]:
+            if not tokens or not isinstance(tokens[-1], str):
                 return False
-            *tokens, last = tokens
-            key = last[1]
+            *tokens, key = tokens
         else:
             key = self._unknown
         table = _reach(raw, tokens)
@@ -143,11 +161,29 @@ class _Place:
         return True
 
 
-def _reach(raw: Any, tokens: list[re.Match[str]]) -> Any:
+def _steps(path: str) -> list[str | int | None]:
+    """The keys and indexes of a path of msgspec's; None: a key that it does not tell."""
+    return [step[1] or (int(step[2]) if step[2] else None) for step in _TOKEN.finditer(path)]
+
+
+def _culprit(
+    table: dict[str, Any], kind: Any, hook: Callable[[type, object], object]
+) -> tuple[str, list[str | int | None]] | None:
+    """The first entry that is not of this kind, and where in it."""
+    for key, value in table.items():
+        try:
+            msgspec.convert(value, kind, dec_hook=hook)
+        except msgspec.ValidationError as error:
+            match = _AT.match(str(error))
+            return key, _steps(match["path"] or "") if match else []
+    return None
+
+
+def _reach(raw: Any, steps: Sequence[str | int | None]) -> Any:
     """Follow a path; a key with a backtick in it can make msgspec name a place that is none."""
     try:
-        for token in tokens:
-            raw = raw[token[1] or int(token[2])]
+        for step in steps:
+            raw = raw[step]
     except (KeyError, IndexError, TypeError):
         return "…"
     return raw
@@ -166,21 +202,31 @@ def _literals(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def _fields(kind: Any) -> list[str]:
+def _fields(kind: Any, table: object) -> list[str]:
+    """The keys of a struct; of several, the one that the table's tag names."""
     for part in _parts(kind):
         if isinstance(part, type) and issubclass(part, Struct):
-            return [field.encode_name for field in msgspec.structs.fields(part)]
+            config = part.__struct_config__
+            tag = table.get(config.tag_field) if isinstance(table, dict) else None
+            if config.tag is None or config.tag == tag:
+                return [field.encode_name for field in msgspec.structs.fields(part)]
     return []
 
 
-def _type_at(kind: Any, tokens: list[re.Match[str]]) -> Any:
-    for token in tokens:
+def _tagged(kind: Any) -> list[Any]:
+    """The settings of the structs that a tag tells apart."""
+    structs = (part for part in _parts(kind) if isinstance(part, type) and issubclass(part, Struct))
+    return [part.__struct_config__ for part in structs if part.__struct_config__.tag is not None]
+
+
+def _type_at(kind: Any, steps: Sequence[str | int | None]) -> Any:
+    for step in steps:
         for part in _parts(kind):
-            if token[1] and isinstance(part, type) and issubclass(part, Struct):
+            if isinstance(step, str) and isinstance(part, type) and issubclass(part, Struct):
                 fields = {f.encode_name: f.type for f in msgspec.structs.fields(part)}
-                kind = fields.get(token[1])
+                kind = fields.get(step)
                 break
-            if not token[1] and get_args(part):
+            if get_args(part) and (get_origin(part) is dict or not isinstance(step, str)):
                 kind = get_args(part)[-1 if get_origin(part) is dict else 0]
                 break
     return kind

@@ -82,9 +82,16 @@ class _Page:
             if field == LATER:
                 continue
             field = self.shape(field)
-            inner = self.shape(field.get("items", {})) if field.get("type") == "array" else field
+            inner = self.shape(field.get("items") or {}) if field.get("type") == "array" else field
+            dots = "[]." if inner is not field else "."
+            named = field.get("additionalProperties")
+            if isinstance(named, dict) and "properties" in self.shape(named):
+                inner, dots = self.shape(named), ".NAME."
+            if "properties" not in inner and "anyOf" in inner:
+                # An optional table is told like one that is always there.
+                parts = [self.shape(part) for part in inner["anyOf"] if part.get("type") != "null"]
+                inner = parts[0] if len(parts) == 1 else inner
             if "properties" in inner:
-                dots = "[]." if inner is not field else "."
                 yield from self._rows(inner, f"{prefix}{key}{dots}")
                 continue
             default = field.get("default")
@@ -101,13 +108,19 @@ class _Page:
         field = self.shape(field)
         if field.get("anyOf") == SECRET["anyOf"]:
             return "secret"
+        if "discriminator" in field:
+            return f"table by `{field['discriminator']['propertyName']}`"
         if "anyOf" in field:
             names = (self._type(part) for part in field["anyOf"])
             return " or ".join(dict.fromkeys(name for name in names if name != "null"))
         if "enum" in field:
             return ", ".join(f"`{choice}`" for choice in field["enum"])
+        if field.get("type") == "array" and "prefixItems" in field:
+            return f"{len(field['prefixItems'])} {self._type(field['prefixItems'][0])}s"
+        if field.get("type") == "array" and "prefixItems" in (field.get("items") or {}):
+            return "list of pairs"
         if field.get("type") == "array":
-            return f"list of {self._type(field.get('items', {}))}s"
+            return f"list of {self._type(field.get('items') or {})}s"
         if field.get("type") == "object":
             return f"table of {self._type(field.get('additionalProperties', {}))}s"
         return str(field.get("type", "any"))

@@ -54,7 +54,8 @@ def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) ->
     """Load a config; raises ``ConfigError`` whose message has one line per problem.
 
     ``flags`` holds what the command line gave (``None`` = not given): host, port, ops_port,
-    workers, backend, model, base_url, state_dir, log_format, log_level, insecure, simulate, seed.
+    workers, backend, model, base_url, state_dir, log_format, log_level, insecure, simulate, seed,
+    latency_multiplier, no_latency.
     """
     tree = read_file(path) if path is not None else {}
     return build(tree, flags, env, path.parent if path is not None else None)
@@ -88,7 +89,7 @@ def build(
     overlay.flags(tree, flags, env, problems)
     aliases.report_leftovers(tree, problems)
     _warn_of_unbuilt(tree, problems)
-    simulating.resolve(tree, flags, problems)
+    simulating.resolve(tree, flags, base, problems)
     _refuse_unknown_sections(tree, problems)
     providers.stand_in(tree, problems)
     if not tree.get("backends"):

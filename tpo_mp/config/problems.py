@@ -15,7 +15,7 @@ from typing import Final
 from tpo_mp.errors import ConfigError
 
 _PRIVATE: Final = re.compile(
-    r"key|secret|token(?!s)|password|credential|authorization|cookie|headers|redis_url|nats_url"
+    r"key|secret|token(?!s|_ms)|password|credential|authorization|cookie|headers|redis_url|nats_url"
 )
 _IN_URL: Final = re.compile(r"(?<=//)[^/?#]*(?=@)|(?<=\?)[^#]+")
 _SHOWN_CHARACTERS: Final = 60
@@ -55,8 +55,11 @@ class Problems:
             notes.append(line)
 
     def _origin(self, path: str) -> str:
-        origin = self.origins.get(path)
-        return f" (from {origin})" if origin else ""
+        part, origin = path, self.origins.get(path)
+        while origin is None and "." in part:
+            part = part.rpartition(".")[0]
+            origin = self.origins.get(part)
+        return f" (from {origin}{path[len(part) :]})" if origin else ""
 
 
 def is_private(name: str) -> bool:

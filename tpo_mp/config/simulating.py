@@ -23,16 +23,24 @@ KIND: Final = "simulator"
 NAME: Final = "simulator"
 ADMIN: Final = "simulator_admin"
 """The surface that ``simulate`` serves of itself."""
+FLAGS: Final = {
+    "seed": "seed", "latency_multiplier": "latency_multiplier", "no_latency": "latency_multiplier",
+}  # fmt: skip
+"""Flags of ``simulate`` and the options they set."""
 OF_A_BACKEND: Final = frozenset(BackendConfig.__struct_fields__) - {"models"}
 """Options that ``[[backends]]`` has and ``[simulator]`` has not."""
 
 
-def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
-    """Fill backends of this kind from ``[simulator]``; with ``simulate``, make the one there is."""
+def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: Problems) -> None:
+    """Fill backends of this kind from ``[simulator]``; with ``simulate``, make the one there is.
+
+    What stands under a key ``file`` is looked for in ``base``, where the config itself is.
+    """
     options = tree.pop("simulator", {})
-    if given.get("seed") is not None:
-        options["seed"] = given["seed"]
-        problems.origins["simulator.seed"] = "--seed"
+    for flag, option in FLAGS.items():
+        if given.get(flag) is not None:
+            options[option] = 0 if flag == "no_latency" else given[flag]
+            problems.origins[f"simulator.{option}"] = f"--{flag.replace('_', '-')}"
     if given.get("strict"):
         options["strict"] = True
         problems.origins["simulator.strict"] = "--strict"
@@ -46,6 +54,8 @@ def resolve(tree: Tree, given: Mapping[str, Any], problems: Problems) -> None:
         problems.add(f"simulator.{name}", "belongs to [[backends]], not here")
         del options[name]
     entries = list(_simulators(tree.get("backends", ())))
+    for table in [options, *(entry for _, entry in entries)]:
+        _find_files(table, base)
     if options and not entries:
         problems.warn("simulator: no backend of kind 'simulator' uses it")
     for index, entry in entries:
@@ -92,6 +102,14 @@ def _admin(tree: Tree, options: Tree, problems: Problems) -> None:
         problems.origins[path] = "simulator.admin_api_key"
         table = tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
         table.setdefault("admin_api_key", options.pop("admin_api_key"))
+
+
+def _find_files(table: Tree, base: Path | None) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _find_files(value, base)
+        elif key == "file" and isinstance(value, str) and base is not None:
+            table[key] = str(base.absolute() / Path(value).expanduser())
 
 
 def _simulators(backends: Iterable[Any]) -> Iterable[tuple[int, Tree]]:

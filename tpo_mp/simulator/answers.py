@@ -6,8 +6,9 @@ token counts are those of ``tokens``; nothing is said beyond ``max_tokens`` or a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from random import Random
 from time import time
 from typing import Final
 
@@ -40,13 +41,17 @@ MOST_TEXT: Final = 131_072
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """What the operator chose a simulated model to say, and how much; ``seed`` moves all draws."""
+    """What the operator chose a simulated model to say, and how much; ``seed`` moves all draws.
+
+    ``lengths`` may draw how long a model's answer is; else it is from least to most.
+    """
 
     seed: int = 0
     strategy: texts.Strategy = "template"
     text: str = ""
     least_tokens: int = 10
     most_tokens: int = 500
+    lengths: Callable[[str, Random], int | None] | None = None
 
 
 class Composer:
@@ -119,7 +124,9 @@ class Composer:
     def _text(self, request: ModelRequest, prompt: str, key: bytes, number: int) -> str:
         speech = self._speech
         random = stream_of(key, "text", number)
-        length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
+        length = speech.lengths(request.model, random) if speech.lengths is not None else None
+        if length is None:
+            length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
         form = request.response_format
         if form is not None and form.schema:
             value = fitting(form.schema, stream_of(key, "json", number), _schema_field(request))

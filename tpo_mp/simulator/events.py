@@ -1,7 +1,7 @@
 """A whole answer as a stream of canonical events, a token each.
 
 Invariants: the events' texts joined are the answer's; choices take turns token by token; the
-second value of a pair says whether the event is a token, which is what a model takes time for.
+second value of a pair says how many tokens the event has, which is what a model takes time for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tpo_mp.dialects.canonical import (
 
 from .tokens import pieces
 
-Paced: TypeAlias = tuple[StreamEvent, bool]
+Paced: TypeAlias = tuple[StreamEvent, int]
+"""An event, and how many tokens it has."""
 
 
 def events_of(
@@ -45,7 +46,7 @@ def events_of(
     ``extra`` and ``begun`` are fields and counts of its beginning, ``ping`` puts one behind the
     first block's.
     """
-    yield ReplyStart(reply.id, reply.model, reply.created, begun, extra), False
+    yield ReplyStart(reply.id, reply.model, reply.created, begun, extra), 0
     turns = [_choice(choice, number) for number, choice in enumerate(reply.choices)]
     while turns:
         for turn in list(turns):
@@ -56,34 +57,34 @@ def events_of(
                 yield event
                 if ping:
                     ping = False
-                    yield Ping(), False
-    yield ReplyUsage(reply.usage or TokenUsage()), False
-    yield ReplyEnd(), False
+                    yield Ping(), 0
+    yield ReplyUsage(reply.usage or TokenUsage()), 0
+    yield ReplyEnd(), 0
 
 
 def _choice(choice: ReplyChoice, number: int) -> Iterator[Paced]:
     for index, block in enumerate(choice.blocks):
         yield from _block(block, index, number, choice)
-        yield BlockStop(index, number), False
-    yield ReplyStop(choice.stop or "end", choice.stop_sequence, number), False
+        yield BlockStop(index, number), 0
+    yield ReplyStop(choice.stop or "end", choice.stop_sequence, number), 0
 
 
 def _block(block: Block, index: int, number: int, choice: ReplyChoice) -> Iterator[Paced]:
     if isinstance(block, ToolUseBlock):
-        yield BlockStart(index, ToolUseBlock(block.id, block.name, ""), number), False
+        yield BlockStart(index, ToolUseBlock(block.id, block.name, ""), number), 0
         for piece in pieces(block.arguments):
-            yield ToolInputDelta(index, piece, number), True
+            yield ToolInputDelta(index, piece, number), 1
     elif isinstance(block, ThinkingBlock):
-        yield BlockStart(index, ThinkingBlock(""), number), False
+        yield BlockStart(index, ThinkingBlock(""), number), 0
         for piece in pieces(block.text):
-            yield ThinkingDelta(index, piece, number), True
+            yield ThinkingDelta(index, piece, number), 1
         if block.signature:
-            yield SignatureDelta(index, block.signature, number), False
+            yield SignatureDelta(index, block.signature, number), 0
     elif isinstance(block, TextBlock | RefusalBlock):
-        yield BlockStart(index, type(block)(""), number), False
+        yield BlockStart(index, type(block)(""), number), 0
         rows = choice.logprobs
         for at, piece in enumerate(pieces(block.text)):
             row = None if rows is None else rows[at : at + 1]
-            yield TextDelta(index, piece, number, row), True
+            yield TextDelta(index, piece, number, row), 1
     else:
-        yield BlockStart(index, block, number), False
+        yield BlockStart(index, block, number), 0

@@ -49,13 +49,19 @@ class Alarm:
 
 
 class SchedulePace:
-    """Follows the steps of a schedule; when they end, everything may go."""
+    """Follows the steps of a schedule; when they end, everything may go.
 
-    __slots__ = ("_filed", "_next", "_release", "_steps", "_timer", "stopped")
+    ``chunks`` says how many tokens each event has, none: one each.
+    """
 
-    def __init__(self, timer: MicroTimer, steps: Iterator[Step]) -> None:
+    __slots__ = ("_filed", "_next", "_release", "_steps", "_timer", "chunks", "stopped")
+
+    def __init__(
+        self, timer: MicroTimer, steps: Iterator[Step], chunks: Iterator[int] | None = None
+    ) -> None:
         self._timer = timer
         self._steps = steps
+        self.chunks = chunks
         self._next = (NEVER, 0)
         self._release: Callable[[int], None] | None = None
         self._filed = False

@@ -29,6 +29,7 @@ from tpo_mp.types import Dialect, Usage
 from . import dress, prompts, vectors
 from .answers import Composer, Speech
 from .catalog import traits_of
+from .chunks import chunked
 from .events import events_of
 from .orders import ErrorOrder, FaultOrder
 from .rules import RuleBook
@@ -50,7 +51,7 @@ class Answered:
     usage: Usage
     finish_reason: str
     body: Callable[[], bytes]
-    frames: Callable[[bool], Iterator[Frame]]
+    frames: Callable[[bool, Iterator[int] | None], Iterator[Frame]]
     key: bytes = b""
     hidden: int = 0
     fault: FaultOrder | None = None
@@ -103,9 +104,9 @@ class SimulatedProvider:
             extra = dress.reply_extra(dialect, request, reply)
             return codec.reply_from_canonical(replace(reply, extra=extra), request)
 
-        def frames(usage_wanted: bool) -> Iterator[Frame]:
+        def frames(usage_wanted: bool, sizes: Iterator[int] | None) -> Iterator[Frame]:
             asked = replace(request, usage_wanted=usage_wanted)
-            return _frames(codec, dialect, asked, reply)
+            return _frames(codec, dialect, asked, reply, sizes)
 
         stop = reply.choices[0].stop or "end"
         hidden = 0 if _thoughts_shown(reply) else usage.reasoning
@@ -121,7 +122,7 @@ class SimulatedProvider:
         else:
             tokens = prompt_tokens(codec.request_to_canonical(body))
             counted = anthropic_messages.token_count(tokens)
-        return Answered(Usage(tokens, 0), "", lambda: counted, lambda _: iter(()))
+        return Answered(Usage(tokens, 0), "", lambda: counted, lambda _w, _s: iter(()))
 
     async def embed(self, dialect: Dialect, body: bytes) -> Answered:
         """Embed texts."""
@@ -140,7 +141,7 @@ class SimulatedProvider:
             listed.append(vectors.entry(request, index, vector))
         answer = vectors.answer(request.model, listed, tokens)
         drawn = key_of_bytes(self._seed, body)
-        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()), drawn)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _w, _s: iter(()), drawn)
 
     async def _embed_contents(self, body: bytes) -> Answered:
         """Embed what Gemini's clients send."""
@@ -156,7 +157,7 @@ class SimulatedProvider:
             listed.append(vectors.vector(self._seed, item.model, item.text, size).json())
         answer = gemini.embedding_list(listed, batch)
         drawn = key_of_bytes(self._seed, body)
-        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _: iter(()), drawn)
+        return Answered(Usage(tokens, 0), "", lambda: answer, lambda _w, _s: iter(()), drawn)
 
 
 def _thoughts_shown(reply: ModelReply) -> bool:
@@ -178,17 +179,22 @@ def _check_model(model: str, dialect: Dialect) -> None:
 
 
 def _frames(
-    codec: Codec, dialect: Dialect, request: ModelRequest, reply: ModelReply
+    codec: Codec,
+    dialect: Dialect,
+    request: ModelRequest,
+    reply: ModelReply,
+    sizes: Iterator[int] | None,
 ) -> Iterator[Frame]:
-    """The events of a stream, rendered one at a time."""
+    """The events of a stream, rendered one at a time; ``sizes`` are the tokens of each."""
     encoder = codec.StreamEncoder(request)
     legacy = dialect in dress.OPENAI_LEGACY
     extra = dress.start_extra(dialect, request, reply)
     ping = dialect is Dialect.ANTHROPIC_MESSAGES
     begun = dress.begun_usage(dialect, reply)
-    for event, is_token in events_of(reply, extra, ping=ping, begun=begun):
+    events = events_of(reply, extra, ping=ping, begun=begun)
+    for event, tokens in events if sizes is None else chunked(events, sizes):
         if legacy and isinstance(event, ReplyUsage):
             if request.usage_wanted:
-                yield dress.usage_chunk(dialect, reply), False
+                yield dress.usage_chunk(dialect, reply), 0
             continue
-        yield encoder.encode(event), is_token
+        yield encoder.encode(event), tokens

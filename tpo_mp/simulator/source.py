@@ -27,8 +27,8 @@ from tpo_mp.types import Sink
 from .orders import STALL_S, FaultOrder
 from .timing import Pace
 
-Frame = tuple[bytes, bool]
-"""One event's bytes, and whether it is a token."""
+Frame = tuple[bytes, int]
+"""One event's bytes, and how many tokens it has."""
 BATCH_BYTES: Final = 8_192
 
 
@@ -146,16 +146,16 @@ class SimulatedStream:
             if frame is None:
                 self._finish(out, None)
                 break
-            data, is_token = frame
+            data, tokens = frame
             fault = self._fault
-            if fault is not None and is_token and data and self._tokens >= fault.after:
+            if fault is not None and tokens and data and self._tokens >= fault.after:
                 data = self._strike(fault, frame, out)
                 if not data:
                     break
-            if is_token and self._tokens >= self._released:
-                self._held = data, is_token
+            if tokens and self._tokens + tokens > self._released:
+                self._held = data, tokens
                 break
-            self._tokens += is_token
+            self._tokens += tokens
             out.append(data)
             size += len(data)
         return b"".join(out)

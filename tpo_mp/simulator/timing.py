@@ -111,24 +111,25 @@ class Latency:
         self._otherwise = otherwise
         self.factor = factor
         self._made: dict[str, Timing | None] = {INSTANT: None}
-        self._known: dict[str, Timing | None] = {}
+        self._known: dict[str, str] = {}
+
+    def name_of(self, model: str) -> str:
+        """The name that was chosen for a model; empty: none was."""
+        name = self._known.get(model)
+        if name is None:
+            found = (n for glob, n in self._chosen.items() if fnmatchcase(model, glob))
+            name = next(found, "")
+            if len(self._known) < MOST_REMEMBERED:
+                self._known[model] = name
+        return name
 
     def timing_of(self, model: str) -> Timing | None:
         """The timing of a model; None: everything at once."""
-        if model in self._known:
-            return self._known[model]
         if self.factor == 0:
             return None
-        found = self._otherwise
-        for glob, name in self._chosen.items():
-            if fnmatchcase(model, glob):
-                found = self._named(name)
-                break
-        if len(self._known) < MOST_REMEMBERED:
-            self._known[model] = found
-        return found
-
-    def _named(self, name: str) -> Timing | None:
+        name = self.name_of(model)
+        if not name:
+            return self._otherwise
         if name not in self._made:
             made = next(offer[name] for offer in self._offers if name in offer)
             self._made[name] = made()

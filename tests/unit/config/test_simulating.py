@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,38 @@ def test_table_that_nobody_uses_warns() -> None:
             "simulator.min_tokens: over max_tokens",
         ),
         ({"simulator": {"latency": {"gpt-*": "instnat"}}}, "simulator.latency.gpt-*: no timing is"),
+        (
+            {
+                "simulator": {
+                    "profiles": {
+                        "mine": {"first_token_ms": {"shape": "normal", "mean": -1, "sd": 1}}
+                    }
+                }
+            },
+            "simulator.profiles.mine.first_token_ms.mean): expected float >= 0",
+        ),
+        (
+            {"simulator": {"profiles": {"mine": {"first_token_ms": {"shape": "bell"}}}}},
+            "simulator.profiles.mine.first_token_ms.shape): expected one of fixed, uniform, normal",
+        ),
+        (
+            {
+                "simulator": {
+                    "profiles": {
+                        "mine": {"first_token_ms": {"shape": "lognormal", "p50": 5, "p99": 4}}
+                    }
+                }
+            },
+            "simulator.profiles.mine.first_token_ms): p99 is under p50",
+        ),
+        (
+            {
+                "simulator": {
+                    "profiles": {"mine": {"first_token_ms": {"shape": "empirical", "values": []}}}
+                }
+            },
+            "simulator.profiles.mine.first_token_ms.values): expected array",
+        ),
         ({"simulator": 7}, "simulator = 7: expected a table"),
         ({"backends": [{"name": "a", "kind": "echo"}]}, "backends: tpo-mp simulate has one"),
         ({"routes": [{"strategy": "weighted"}]}, "routes: tpo-mp simulate has one"),
@@ -90,3 +123,35 @@ def test_sections_of_the_reference_load_with_a_warning() -> None:
 def test_seed_flag_without_a_table() -> None:
     """The flag alone is enough."""
     assert options(loaded({}, simulate=True, seed=2)).seed == 2
+
+
+def test_latency_flags_win_over_the_file() -> None:
+    """``--no-latency`` over everything."""
+    tree = {"simulator": {"latency_multiplier": 3.0}}
+    assert options(loaded(dict(tree), simulate=True)).latency_multiplier == 3
+    stretched = loaded({"simulator": {}}, simulate=True, latency_multiplier=0.5)
+    assert options(stretched).latency_multiplier == 0.5
+    none = loaded({"simulator": {}}, simulate=True, latency_multiplier=0.5, no_latency=True)
+    assert options(none).latency_multiplier == 0
+    with pytest.raises(ConfigError, match="--latency-multiplier"):
+        loaded({}, simulate=True, latency_multiplier=-1.0)
+
+
+def test_recordings_are_looked_for_beside_the_config(tmp_path: Path) -> None:
+    """And one that is missing, empty or no numbers is told with its place."""
+    waits = {"shape": "empirical", "file": "waits.txt"}
+
+    def build() -> Config:
+        tree = {"simulator": {"profiles": {"mine": {"first_token_ms": dict(waits)}}}}
+        return load.build(tree, {"simulate": True}, {}, tmp_path)
+
+    for text, said in ((None, "No such file"), ("", "no numbers in it"), ("1 x", "line 1: 'x'")):
+        if text is not None:
+            (tmp_path / "waits.txt").write_text(text)
+        with pytest.raises(ConfigError) as refused:
+            build()
+        place = "simulator.profiles.mine.first_token_ms.file: "
+        assert refused.value.message.startswith(place)
+        assert said in refused.value.message
+    (tmp_path / "waits.txt").write_text("100 200 # ms\n300\n")
+    assert options(build()).profiles["mine"].first_token_ms.quantile(0.5) == 200

@@ -50,7 +50,7 @@ def test_key_stands_for_the_body() -> None:
 def test_frames_join_to_the_body() -> None:
     """The same text, and as many tokens as are counted."""
     answer = answered(body())
-    frames = list(answer.frames(False))
+    frames = list(answer.frames(False, None))
     assert sum(token for _, token in frames) == answer.usage.completion
     text = b"".join(data for data, _ in frames)
     assert text.endswith(b"data: [DONE]\n\n")
