@@ -178,8 +178,8 @@ PRESETS: Final[dict[str, Preset]] = {
     "standard@design": _shipped((200, 50), (30, 8)),
     "slow@design": _shipped((500, 100), (60, 15)),
     "gpt4@design": _shipped((300, 150), (40, 15), log=True),
-    "claude@design": _shipped((250, 100), (35, 12), log=True),
-    "gemini@design": _shipped((200, 80), (25, 10), log=True),
+    "claude@design": _shipped((250, 100), (35, 12)),
+    "gemini@design": _shipped((200, 80), (25, 10)),
     "embedding@design": Preset(
         Profile(first_token_ms=Uniform(low=50, high=100)),
         (Ground("all", "design", COMPANION, "2025-12"),),
