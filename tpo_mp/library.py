@@ -43,6 +43,7 @@ from tpo_mp.http.wheel import GRAIN_S, Wheel
 from tpo_mp.pipeline.edges import make_edges
 from tpo_mp.ports import Env
 from tpo_mp.shm.callid import CallIds
+from tpo_mp.shm.journal import JournalSegment, SharedJournal
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
@@ -123,6 +124,7 @@ class LocalPipeline:
         self._arena: MetricsArena
         self._rows: RowTable
         self._live: LiveSegment
+        self._journal: JournalSegment
         self._pipeline: Pipeline
         self._serve: Callable[[Call], Awaitable[Reply]] = _not_entered
         self._model = "default"
@@ -131,6 +133,7 @@ class LocalPipeline:
         self._arena = MetricsArena.create(1)
         self._rows = RowTable.create(LEDGER_ROWS)
         self._live = LiveSegment.create()
+        self._journal = JournalSegment.create()
         metrics = self._arena.block(0, 1)
         capacities = msgspec.structs.asdict(self._config.pipeline.edges)
         rooms = make_edges(capacities, metrics, lambda _n: None, lambda: 0)
@@ -144,6 +147,11 @@ class LocalPipeline:
             rooms=rooms,
             ledger=SharedLedger(self._rows, metrics),
             live=LiveText(self._live, self._rows),
+            journal=SharedJournal(
+                self._journal,
+                self._rows,
+                metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
+            ),
         )
         for room in rooms.values():
             room.open()
@@ -167,6 +175,7 @@ class LocalPipeline:
                 await self._ticking
         self._pipeline.close()
         self._live.close()
+        self._journal.close()
         self._rows.close()
         self._arena.close()
 

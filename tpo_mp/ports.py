@@ -8,7 +8,7 @@ It receives an ``Env`` and nothing else, so its unit tests need no process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
@@ -111,6 +111,25 @@ class Live(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """A bounded log of the host: the newest entries of all its processes (1 MiB of them)."""
+
+    def append(self, entry: bytes) -> bool:
+        """Add an entry; False when it could not be kept."""
+        ...
+
+    def entries(self) -> Iterator[bytes]:
+        """Every entry there is now, oldest first; raises ``Shed``.
+
+        The copy is made at once; going through it may take milliseconds, in any thread.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forget every entry; raises ``Shed``."""
+        ...
+
+
 class Timed(Protocol):
     """Something with a deadline in monotonic seconds (``inf``: none)."""
 
@@ -138,7 +157,7 @@ class WaitingRoom(Protocol):
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger`` and ``live`` are the host's: every process sees the same.
+    ``ledger``, ``live`` and ``journal`` are the host's: every process sees the same.
     """
 
     clock: Callable[[], float]
@@ -150,6 +169,7 @@ class Env:
     rooms: Mapping[str, WaitingRoom]
     ledger: Ledger
     live: Live
+    journal: Journal
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -95,6 +95,56 @@ def test_every_reply_tells_the_version(told: Gateway) -> None:
     assert [version(reply) for reply in replies] == [now] * len(replies)
 
 
+def test_the_journal_is_the_hosts(told: Gateway) -> None:
+    """Requests to either worker, told by either; cleared for both."""
+    configure(told, {"journal": {"enabled": True, "body_bytes": 200}})
+    with each_worker(told) as workers:
+        delete = build("DELETE", "/admin/journal", {"Host": workers[0].host})
+        workers[0].send(delete)
+        assert workers[0].read_reply().status == 200
+        key = {"authorization": "Bearer sk-of-a-client"}
+        for number, worker in enumerate(workers * 2):
+            worker.post_json(CHAT, chat(f"number {number}", model="gpt-4o"), key)
+        workers[1].post_json(CHAT, chat("x" * 500, model="gpt-4o"), {"x-sim-error": "503"})
+        streamed = workers[0].post_json(CHAT, chat("streamed", model="gpt-4o", stream=True))
+        assert streamed.status == 200
+        seen = [worker.request("GET", "/admin/journal").json() for worker in workers]
+    assert seen[0]["entries"] == seen[1]["entries"]
+    entries = seen[0]["entries"]
+    assert (len(entries), seen[0]["count"], seen[0]["enabled"]) == (6, 6, True)
+    assert [e["body"]["messages"][0]["content"] for e in entries[:4]] == [
+        f"number {number}" for number in range(4)
+    ]
+    assert len({entry["key"] for entry in entries[:4]}) == 1
+    assert "sk-of-a-client" not in json.dumps(entries)
+    refused, stream = entries[4:]
+    assert (refused["status"], refused["matched"]) == (503, "x-sim-error: 503")
+    assert (len(refused["body"]), refused["body_whole"]) == (200, False)
+    assert (stream["stream"], stream["status"]) == (True, 200)
+    configure(told, {"journal": None})
+
+
+def test_statistics_are_the_hosts(told: Gateway) -> None:
+    """Either worker counts what both did since the reset."""
+    assert told.ask("/admin/stats/reset", {}).status == 200
+    with each_worker(told) as workers:
+        assert told.ask("/admin/stats/reset", {}).status == 200
+        for worker in workers * 3:
+            worker.post_json(CHAT, chat("hi", model="gpt-4o"))
+        workers[0].post_json(CHAT, chat("hi", model="gpt-4o"), {"x-sim-error": "429"})
+        for worker in workers:
+            found = worker.request("GET", "/admin/stats").json()
+            assert (found["total_requests"], found["total_errors"]) == (7, 1)
+            assert found["active_requests"] == 0
+            assert 0 < found["avg_latency_ms"] < 60_000
+            assert found["requests_per_second"] > 0
+    text = told.ask("/metrics").body.decode()
+    assert 'llm_simulation_requests_total{endpoint="/v1/chat/completions",model="gpt-4o"}' in text
+    for name in ("llm_simulation_duration_seconds_count", "llm_tokens_generated_total",
+                 "llm_active_requests"):  # fmt: skip
+        assert name in text
+
+
 @pytest.mark.parametrize(
     ("patch", "param"),
     [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -33,6 +33,7 @@ class FakeWorld:
             rooms=self.rooms,
             ledger=FakeLedger(),
             live=FakeLive(),
+            journal=FakeJournal(),
         )
 
     def add(self, entry: Timed, now: float) -> None:
@@ -153,6 +154,26 @@ class FakeLive:
             return False
         self.version, self.text = seen + 1, text
         return True
+
+
+class FakeJournal:
+    """A journal of one process, with room for every entry."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def append(self, entry: bytes) -> bool:
+        """Keep it."""
+        self.kept.append(entry)
+        return True
+
+    def entries(self) -> Iterator[bytes]:
+        """All of them."""
+        return iter(list(self.kept))
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.kept.clear()
 
 
 def make_call(body: bytes, *, model: str = "echo", stream: bool = False, **more: Any) -> Call:

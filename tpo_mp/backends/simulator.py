@@ -20,6 +20,7 @@ from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.answers import Speech
+from tpo_mp.simulator.call_journal import CallJournal, JournalOptions
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.keys import KnownKeys
@@ -88,6 +89,9 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Annotated[
         LimitOptions, Meta(description="Whether the limits of these two run out.")
     ] = LimitOptions()
+    journal: Annotated[JournalOptions, Meta(description="What is written down of requests.")] = (
+        JournalOptions()
+    )
     api_keys: Annotated[
         tuple[Secret, ...], Meta(description="Keys it knows, any other is 401; none: any passes.")
     ] = ()
@@ -126,6 +130,9 @@ class SimulatorBackend:
         self._latency = latency_of(config, env, self._timer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
         self._keys = KnownKeys(config.api_keys) if config.api_keys else None
+        self.journal: CallJournal | None = None
+        if config.journal.enabled:
+            self.journal = CallJournal(config.journal, env.journal, env.clock)
         self._limits: RateLimits | None = None
         if config.limits.enforce:
             self._limits = RateLimits(

@@ -458,6 +458,31 @@ class SimulatorDone(Struct):
     timestamp: float
 
 
+class SimulatorStats(Struct):
+    """Simulated calls of the host that ended; numbers since the last reset, or the start."""
+
+    status: Literal["success"]
+    uptime_seconds: float
+    since_seconds: float
+    active_requests: int
+    total_requests: int
+    total_errors: int
+    avg_latency_ms: float
+    p99_latency_ms: float
+    requests_per_second: float
+    timestamp: float
+
+
+class SimulatorJournal(Struct):
+    """Requests to simulators of the host; `count` are those that are kept."""
+
+    status: Literal["success"]
+    enabled: bool
+    count: int
+    entries: list[dict[str, Any]]
+    timestamp: float
+
+
 class SimulatorConfig(Struct):
     """The options of the simulators of a host; `config` are those of the first."""
 

@@ -2,7 +2,7 @@
 
 ::
 
-    table    set 0        rows 0-7     locks of other structures (row 0: ``live``), no names
+    table    set 0        rows 0-7     locks of ``live`` (row 0) and ``journal`` (row 1)
              sets 1-N     8 rows each  row 0 of a set is its lock only, rows 1-7 hold names
     sets     1 .. N/4     names that the operator's configuration is made of
              the others   the crowd: names that come from clients

@@ -76,6 +76,17 @@ def shown(config: BackendConfig) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in OF_A_BACKEND}
 
 
+def in_force(config: BackendConfig, patch: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a simulator runs with, for people: the file's, if it cannot take the patch.
+
+    The latter happens when the file was reloaded since the patch was checked.
+    """
+    try:
+        return shown(patched(config, patch))
+    except ConfigError:
+        return shown(config)
+
+
 def simulators(configs: tuple[BackendConfig, ...]) -> list[BackendConfig]:
     """Those of the backends that are simulators."""
     return [config for config in configs if config.kind == KIND]

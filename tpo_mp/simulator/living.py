@@ -8,15 +8,20 @@ leaves the file's options in force, with a warning.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
-from tpo_mp.errors import ConfigError
+from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Dialect, Reply
 
+from .call_journal import CallJournal
 from .live import LiveState, read_state
 from .live_options import patched
+from .meter import Meter
+from .source import SimulatedStream
 
 if TYPE_CHECKING:
     from tpo_mp.ports import Live
@@ -32,9 +37,20 @@ class _Provider(Protocol):
 
     def infer(self, call: Call) -> Awaitable[Reply]: ...
 
+    @property
+    def journal(self) -> CallJournal | None: ...
+
     async def list_models(self) -> Sequence[str]: ...
 
     def close(self) -> None: ...
+
+
+class _Promised(Protocol):
+    """See ``pipeline.promise``."""
+
+    value: Reply | None
+
+    def then(self, callback: Callable[[Reply | None, BaseException | None], object]) -> None: ...
 
 
 class LivingBackend(Generic[C]):
@@ -48,6 +64,7 @@ class LivingBackend(Generic[C]):
         self._env = env
         self._build = build
         self._live: Live = env.live
+        self._meter = Meter(config.models, env.metrics, env.clock)
         self._version, state = read_state(env.live)
         self.inner = self._built(state)
         self.dialects = self.inner.dialects
@@ -56,7 +73,23 @@ class LivingBackend(Generic[C]):
         """Answer as the options of this moment say."""
         if self._live.version != self._version:
             self._adopt()
-        return self.inner.infer(call)
+        try:
+            said = self.inner.infer(call)
+        except TpoError as error:
+            self._ended(call, None, error)
+            raise
+        if isinstance(said, asyncio.Future):
+            self._meter.active.add(1)
+            said.add_done_callback(partial(self._done, call))
+        else:
+            promised = cast("_Promised", said)  # the other thing a provider answers with
+            reply = promised.value
+            if reply is not None and reply.stream is None:
+                self._ended(call, reply, None)  # the plain case: answered at once
+            else:
+                self._meter.active.add(1)
+                promised.then(partial(self._answered, call))
+        return said
 
     async def list_models(self) -> Sequence[str]:
         """The literal names it was configured with."""
@@ -65,6 +98,32 @@ class LivingBackend(Generic[C]):
     def close(self) -> None:
         """Let go of what is held; running calls finish."""
         self.inner.close()
+
+    def _done(self, call: Call, task: asyncio.Future[Reply]) -> None:
+        if task.cancelled():
+            self._answered(call, None, asyncio.CancelledError())
+        else:
+            error = task.exception()
+            self._answered(call, None if error else task.result(), error)
+
+    def _answered(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        """There is a reply, whole or at its beginning, or there never will be."""
+        stream = None if reply is None else reply.stream
+        if isinstance(stream, SimulatedStream):
+            stream.on_end = partial(self._over, call, reply, None)
+        else:
+            self._over(call, reply, error)
+
+    def _over(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        self._meter.active.add(-1)
+        self._ended(call, reply, error)
+
+    def _ended(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        status = reply.status if reply is not None else _status(error)
+        self._meter.ended(call, status, reply)
+        journal = self.inner.journal
+        if journal is not None:
+            journal.note(call, status, reply)
 
     def _adopt(self) -> None:
         version, state = read_state(self._live)
@@ -83,3 +142,8 @@ class LivingBackend(Generic[C]):
                     "live_options_refused", backend=self.name, reason=error.message
                 )
         return self._build(self._config, self._env, state)
+
+
+def _status(error: BaseException | None) -> int:
+    """The status of a call without a reply; 499 for one whose client left."""
+    return error.status if isinstance(error, TpoError) else 499

@@ -71,7 +71,7 @@ class SimulatedStream:
     """The ``Stream`` of a simulated reply."""
 
     __slots__ = ("_fault", "_frames", "_held", "_later", "_over", "_pace", "_paused", "_ready",
-                 "_released", "_sink", "_stalled", "_tokens", "_wake")  # fmt: skip
+                 "_released", "_sink", "_stalled", "_tokens", "_wake", "on_end")  # fmt: skip
 
     def __init__(
         self, frames: Iterator[Frame], pace: Pace, fault: FaultOrder | None, later: Later
@@ -89,6 +89,8 @@ class SimulatedStream:
         self._stalled = False
         self._over = False
         self._wake: Callable[[], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        """Called once the stream is over, however."""
 
     def start(self, ready: Callable[[], None]) -> None:
         """Call ``ready`` when the first token is released, maybe before this returns."""
@@ -209,6 +211,9 @@ class SimulatedStream:
         wake, self._wake = self._wake, None
         if wake is not None:
             wake()
+        over, self.on_end = self.on_end, None
+        if over is not None:
+            over()
 
 
 def cut() -> ConnectionCut:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
+from tpo_mp.shm.journal import JournalSegment
 from tpo_mp.shm.ledger import LEDGER_ROWS
 from tpo_mp.shm.live import LiveSegment
 from tpo_mp.shm.metrics import MetricsArena
@@ -42,6 +43,7 @@ class HostMemory:
         self.config = ConfigBuffer.create()
         self.ledger = RowTable.create(LEDGER_ROWS)
         self.live = LiveSegment.create()
+        self.journal = JournalSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -88,6 +90,7 @@ class HostMemory:
         for part in (self.plane, self.rings, self.metrics, self.registry, self.config):
             part.close()
         self.live.close()
+        self.journal.close()
         self.ledger.close()
         for bell in self.doorbells:
             bell.close()

@@ -175,6 +175,7 @@ class Nursery:
             locks_fd=memory.ledger.locks_fd,
             ledger_fd=memory.ledger.fd,
             live_fd=memory.live.fd,
+            journal_fd=memory.journal.fd,
             doorbells=[bell.fds for bell in memory.doorbells],
             listeners=self._listener_fds if role == "shard" else [],
             ops_listener=listeners.ops.fileno() if role == "control" else -1,
@@ -191,7 +192,7 @@ class Nursery:
 def _descriptors(handoff: Handoff) -> tuple[int, ...]:
     singles = (
         handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
-        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd,
+        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd, handoff.journal_fd,
         handoff.ops_listener, handoff.lifeline_fd,
     )  # fmt: skip
     bells = (fd for pair in handoff.doorbells for fd in pair)

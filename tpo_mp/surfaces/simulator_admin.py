@@ -10,11 +10,12 @@ sends it in ``X-Admin-Key``.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from hmac import compare_digest
 from time import time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import orjson
 from msgspec import Meta, Struct, structs
@@ -25,13 +26,16 @@ from tpo_mp.config.values import Secret, is_loopback
 from tpo_mp.dialects import shapes
 from tpo_mp.dialects.body import parse
 from tpo_mp.errors import Unauthorized
+from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Handler, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
-from tpo_mp.simulator import live_options
+from tpo_mp.simulator import live_options, stats
 from tpo_mp.simulator.live import LiveState, Proposed, change, read_state
 
+T = TypeVar("T")
+LIMIT: Final = Parameter("limit", "How many entries at most [1000].", int)
 KEY: Final = Parameter("X-Admin-Key", "The `admin_api_key`, when there is one.", place="header")
 
 
@@ -62,6 +66,13 @@ class SimulatorAdmin:
             self._route("GET", "/admin/config", self.config, options),
             self._route("POST", "/admin/config", self.configure, options, request=dict[str, Any],
                         example={"seed": 7}, errors=(400, 413)),
+            self._route("GET", "/admin/stats", self.stats,
+                        Outcome("counts since they were set back", shapes.SimulatorStats)),
+            self._route("POST", "/admin/stats/reset", self.reset_stats, done, takes_json=False),
+            self._route("GET", "/admin/journal", self.journal,
+                        Outcome("the newest requests", shapes.SimulatorJournal),
+                        parameters=(LIMIT,), errors=(400, 503)),
+            self._route("DELETE", "/admin/journal", self.clear_journal, done, errors=(503,)),
             self._route("POST", "/admin/rate-limits/reset", self.reset_limits, done,
                         takes_json=False),
         ]  # fmt: skip
@@ -75,9 +86,10 @@ class SimulatorAdmin:
 
         guarded.__doc__ = handler.__doc__
         errors = (401, *more.pop("errors", ()))
+        reads = (KEY, *more.pop("parameters", ()))
         return Endpoint(
             method, template, guarded, "ops",
-            outcomes=(outcome,), parameters=(KEY,), errors=errors, **more,
+            outcomes=(outcome,), parameters=reads, errors=errors, **more,
         )  # fmt: skip
 
     def _admit(self, exchange: Exchange) -> None:
@@ -106,6 +118,42 @@ class SimulatorAdmin:
         )
         self._send_config(exchange, *after)
 
+    # -- what happened ------------------------------------------------------------------------
+
+    async def stats(self, exchange: Exchange) -> None:
+        """Show how many requests there were, and how they went."""
+        _, state = read_state(self._env.live)
+        families = await _aside(self._gateway.metrics_arena.collect)
+        started_at = self._env.clock() - time() + self._gateway.plane.started_at_wall_ms / 1e3
+        found = stats.since(state.stats, families, self._env.clock(), started_at)
+        _send(exchange, {"status": "success", **found})
+
+    async def reset_stats(self, exchange: Exchange) -> None:
+        """Let the statistics begin anew."""
+        families = await _aside(self._gateway.metrics_arena.collect)
+        baseline, _, _ = stats.totals(families, self._env.clock())
+        await self._done(
+            exchange, "the statistics begin anew",
+            lambda state: structs.replace(state, stats=baseline),
+        )  # fmt: skip
+
+    async def journal(self, exchange: Exchange) -> None:
+        """List the newest requests, the last one last."""
+        query = given.parameters(exchange.head)
+        limit = given.whole(query, "limit", 1000, least=1, most=100_000)
+        options = self._options(read_state(self._env.live)[1])
+        enabled = any(one["journal"]["enabled"] for one in options.values())
+        entries = self._env.journal.entries()
+        body = await _aside(lambda: _journal_body(list(entries), limit, enabled))
+        exchange.respond(200, body, extra=id_line(exchange.head))
+
+    def clear_journal(self, exchange: Exchange) -> None:
+        """Forget the requests so far."""
+        self._env.journal.clear()
+        version = self._env.live.version
+        _send(exchange, {"status": "success", "message": "the journal is empty",
+                         "version": version})  # fmt: skip
+
     async def reset_limits(self, exchange: Exchange) -> None:
         """Give every caller its full rate limits again."""
         await self._done(
@@ -125,11 +173,13 @@ class SimulatorAdmin:
         env = dataclasses.replace(self._env, live=trial, ledger=trial)
         registry.find("backends", KIND).build(config, env).close()
 
-    def _send_config(self, exchange: Exchange, version: int, state: LiveState) -> None:
+    def _options(self, state: LiveState) -> dict[str, dict[str, Any]]:
+        """The options in force, by the name of the simulator."""
         configs = live_options.simulators(self._gateway.config.backends)
-        found = {
-            c.name: live_options.shown(live_options.patched(c, state.options)) for c in configs
-        }
+        return {c.name: live_options.in_force(c, state.options) for c in configs}
+
+    def _send_config(self, exchange: Exchange, version: int, state: LiveState) -> None:
+        found = self._options(state)
         _send(exchange, {
             "status": "success",
             "version": version,
@@ -142,6 +192,17 @@ class SimulatorAdmin:
 def _send(exchange: Exchange, body: dict[str, Any]) -> None:
     told = orjson.dumps({**body, "timestamp": time()})
     exchange.respond(200, told, extra=id_line(exchange.head))
+
+
+def _journal_body(entries: list[bytes], limit: int, enabled: bool) -> bytes:
+    newest = [orjson.Fragment(entry) for entry in entries[-limit:]]
+    told = {"status": "success", "enabled": enabled, "count": len(entries), "entries": newest}
+    return orjson.dumps({**told, "timestamp": time()})
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """Run what takes over a millisecond beside the loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 FEATURE = Feature(Config, SimulatorAdmin)

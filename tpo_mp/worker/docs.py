@@ -27,7 +27,7 @@ from tpo_mp.shm.metrics import MetricsArena
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.gateway import Gateway
-    from tpo_mp.ports import Ledger, Live, Store
+    from tpo_mp.ports import Journal, Ledger, Live, Store
 
 _JSON: Final = "-H 'content-type: application/json'"
 
@@ -81,6 +81,7 @@ def table() -> EndpointTable:
         rooms={},
         ledger=cast("Ledger", None),
         live=cast("Live", None),
+        journal=cast("Journal", None),
     )
     found: list[Endpoint] = []
     for name in catalog.SURFACES:

@@ -39,6 +39,7 @@ from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.journal import JournalSegment, SharedJournal
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.live import LiveSegment, LiveText
@@ -128,6 +129,11 @@ class Shard:
             rooms=self._make_edges(config),
             ledger=SharedLedger(table, self.metrics),
             live=LiveText(LiveSegment.attach(handoff.live_fd), table),
+            journal=SharedJournal(
+                JournalSegment.attach(handoff.journal_fd),
+                table,
+                self.metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
+            ),
         )
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)

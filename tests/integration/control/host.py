@@ -219,7 +219,7 @@ class ControlHost:
             "plane_fd": memory.plane.fd, "rings_fd": memory.rings.fd,
             "metrics_fd": memory.metrics.fd, "registry_fd": memory.registry.fd,
             "config_fd": memory.config.fd, "locks_fd": -1, "ledger_fd": -1,
-            "live_fd": -1,
+            "live_fd": -1, "journal_fd": -1,
             "doorbells": [bell.fds for bell in memory.doorbells], "listeners": [],
             "ops_listener": listener.fileno(), "lifeline_fd": self._lifeline[0],
             "state_dir": str(self.state_dir), "registry_path": str(memory.registry_path),

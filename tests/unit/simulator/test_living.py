@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Sequence
 
 from msgspec import structs
 
-from tests.support.fake_env import FakeWorld, make_call
-from tpo_mp.backends.simulator import Config
+from tests.support.fake_env import FakeWorld, SilentSeries, make_call
+from tests.support.fake_net import Collected
+from tests.support.raw import chat
+from tpo_mp.backends.simulator import Config, SimulatorBackend
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env
 from tpo_mp.simulator.live import LiveState, change
@@ -22,7 +25,7 @@ class Recorder:
     """A provider that says its seed, and whether it is in use."""
 
     dialects = (Dialect.OPENAI_CHAT,)
-    built: list[Recorder]
+    journal = None
 
     def __init__(self, config: Config, env: Env, state: LiveState) -> None:
         self.config = config
@@ -89,3 +92,29 @@ def test_options_that_this_file_cannot_take_are_left_out() -> None:
     assert seed_of(backend) == 3
     backend.close()
     assert backend.inner.closed
+
+
+def test_calls_under_way_are_counted_until_their_stream_ends() -> None:
+    """Whole answers never are; a stream is until its last byte, or until its client leaves."""
+    world = FakeWorld()
+    backend = LivingBackend(FILE, world.env, SimulatorBackend)
+    levels = SilentSeries()
+    backend._meter.active = levels
+    body = json.dumps(chat("rivers", model="gpt-4o")).encode()
+
+    def ask(*, stream: bool) -> Reply:
+        said = backend.infer(make_call(body, model="gpt-4o", stream=stream))
+        assert isinstance(said, Promise)
+        assert said.value is not None
+        return said.value
+
+    ask(stream=False)
+    assert levels.value == 0
+    first, second = ask(stream=True), ask(stream=True)
+    assert levels.value == 2
+    assert first.stream is not None
+    assert second.stream is not None
+    first.stream.attach(Collected())
+    assert levels.value == 1
+    second.stream.cancel()
+    assert levels.value == 0
