@@ -137,32 +137,13 @@ class Drawing:
         return self._draws.between(1, tokens - 1), stall.ms.draw(self._draws())
 
 
-class ProfileTiming:
-    """A profile at work in this process."""
+class ProfileSchedule:
+    """When the tokens of calls under a profile come."""
 
-    def __init__(self, name: str, profile: Profile, timer: MicroTimer, ledger: Ledger) -> None:
+    def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._timer = timer
-        self._ledger = ledger
-        self._name = name
         self._speed = Wobble(profile.speed_cv)
         self._jitter = Wobble(profile.jitter_cv)
-        self._rate: HostRate | None = None
-        bend = profile.degradation
-        if bend is not None and bend.curve != "none":
-            self._rate = HostRate(ledger, name, bend.window_s)
-
-    def pace(self, asked: Asked) -> SchedulePace:
-        """Its schedule, from its arrival on."""
-        drawing = self.drawing(asked.key)
-        factor = asked.factor
-        bend, cold = self.profile.degradation, self.profile.cold_start
-        if self._rate is not None and bend is not None:
-            factor *= bend.factor(self._rate.arrived(asked.arrived_at))
-        if cold is not None and cold.after_idle_s is not None:
-            drawing.cold |= self._idle_s(asked.arrived_at) >= cold.after_idle_s
-        steps = self.steps(drawing, asked.key, asked.arrived_at, asked.tokens, factor)
-        return SchedulePace(self._timer, steps, self.chunks(asked.key))
 
     def drawing(self, key: bytes) -> Drawing:
         """The numbers of the call with this key."""
@@ -193,6 +174,32 @@ class ProfileTiming:
         """How many tokens each event has, the first one first; none: one each."""
         least, most = self.profile.tokens_per_chunk
         return None if most == 1 else _sizes(Draws(key, b"chunks"), least, most)
+
+
+class ProfileTiming(ProfileSchedule):
+    """A profile at work in this process."""
+
+    def __init__(self, name: str, profile: Profile, timer: MicroTimer, ledger: Ledger) -> None:
+        super().__init__(profile)
+        self._timer = timer
+        self._ledger = ledger
+        self._name = name
+        self._rate: HostRate | None = None
+        bend = profile.degradation
+        if bend is not None and bend.curve != "none":
+            self._rate = HostRate(ledger, name, bend.window_s)
+
+    def pace(self, asked: Asked) -> SchedulePace:
+        """Its schedule, from its arrival on."""
+        drawing = self.drawing(asked.key)
+        factor = asked.factor
+        bend, cold = self.profile.degradation, self.profile.cold_start
+        if self._rate is not None and bend is not None:
+            factor *= bend.factor(self._rate.arrived(asked.arrived_at))
+        if cold is not None and cold.after_idle_s is not None:
+            drawing.cold |= self._idle_s(asked.arrived_at) >= cold.after_idle_s
+        steps = self.steps(drawing, asked.key, asked.arrived_at, asked.tokens, factor)
+        return SchedulePace(self._timer, steps, self.chunks(asked.key))
 
     def _idle_s(self, now: float) -> float:
         """How long this host had no call of this profile."""

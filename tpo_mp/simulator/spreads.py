@@ -107,6 +107,10 @@ class Product:
         own = self._spread.quantile(u)
         return _inverse(self.cdf, u, own * self._factors[0], own * self._factors[-1])
 
+    def draw(self, u: float) -> float:
+        """The value that a share ``u`` is at or below."""
+        return self.quantile(u)
+
 
 def _inverse(cdf: Callable[[float], float], u: float, low: float, high: float) -> float:
     """Where a rising ``cdf`` reaches ``u`` between two bounds."""
