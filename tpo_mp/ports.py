@@ -9,7 +9,7 @@ It receives an ``Env`` and nothing else, so its unit tests need no process.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -130,6 +130,64 @@ class Journal(Protocol):
         ...
 
 
+class Peers(Protocol):
+    """The processes of this host that serve, by seat, and small messages between their features.
+
+    A message may be lost when a process dies or its ring is full; whoever needs it asks again.
+    """
+
+    @property
+    def here(self) -> int:
+        """This process's seat."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """Bytes of the longest message there can be."""
+        ...
+
+    def home(self, key: str) -> int:
+        """The seat where what has this name lives now.
+
+        All processes answer the same, but for the moment in which one is replaced.
+        """
+        ...
+
+    def life_of(self, seat: int) -> tuple[int, int]:
+        """What changes when the seat's process does."""
+        ...
+
+    def listen(self, topic: str, take: Callable[[int, bytes], None] | None) -> None:
+        """Hear what other seats say on a topic: ``take(seat, message)``; ``None``: no more."""
+        ...
+
+    def tell(self, seat: int, topic: str, message: bytes) -> bool:
+        """Say something to another seat; ``False``: there is no room for it now."""
+        ...
+
+
+class Alone:
+    """The ``Peers`` of a process that has none."""
+
+    here = 0
+    most = 1 << 16
+
+    def home(self, key: str) -> int:  # noqa: ARG002
+        """Everything lives here."""
+        return 0
+
+    def life_of(self, seat: int) -> tuple[int, int]:  # noqa: ARG002
+        """It never changes."""
+        return (0, 0)
+
+    def listen(self, topic: str, take: Callable[[int, bytes], None] | None) -> None:
+        """Nobody speaks."""
+
+    def tell(self, seat: int, topic: str, message: bytes) -> bool:  # noqa: ARG002
+        """Nobody hears."""
+        return False
+
+
 class Timed(Protocol):
     """Something with a deadline in monotonic seconds (``inf``: none)."""
 
@@ -170,6 +228,7 @@ class Env:
     ledger: Ledger
     live: Live
     journal: Journal
+    peers: Peers = field(default_factory=Alone)
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -45,6 +45,7 @@ from tpo_mp.worker.letters import Letters
 from tpo_mp.worker.links import Links
 from tpo_mp.worker.mesh import Mesh
 from tpo_mp.worker.owner import Owner
+from tpo_mp.worker.peers import ShardPeers
 from tpo_mp.worker.placing import Placing
 from tpo_mp.worker.shared_feeds import SharedFeeds
 from tpo_mp.worker.syncs import Syncs
@@ -206,6 +207,7 @@ class FakeShard:
             placing=self.placing, registry=self.writer, account=self.account,
             add_timer=self.wheel.add, max_open_calls=max_open,
         )  # fmt: skip
+        self.peers = ShardPeers(self.links, self.placing, seat)
         self.mesh = Mesh(
             links=self.links, placing=self.placing, registry=host.registry, writer=self.writer,
             seat=seat, serving=self.owner.serving, credit_bytes=credit_bytes,
@@ -272,6 +274,7 @@ class FakeShard:
             or self.backgrounds.take(source, kind, payload)
             or self.job_calls.take(kind, payload)
             or self.feeds.take(source, kind, number, payload)
+            or self.peers.take(source, kind, number, payload)
         ):
             return
         if kind == Kind.STORE_ANSWER:

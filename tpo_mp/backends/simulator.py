@@ -22,6 +22,7 @@ from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.call_journal import CallJournal, JournalOptions
 from tpo_mp.simulator.catalog import MODELS
+from tpo_mp.simulator.engine_timing import Engines
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import LatencyOptions, latency_of, lengths_of
@@ -127,7 +128,8 @@ class SimulatorBackend:
         self._env = env
         self._models = [m for m in config.models if not set(m) & set("*?[")]
         self._timer = timer_of(env)
-        self._latency = latency_of(config, env, self._timer)
+        self._engines = Engines(config.name, config.engines, env, self._timer)
+        self._latency = latency_of(config, env, self._timer, self._engines.offer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
         self._keys = KnownKeys(config.api_keys) if config.api_keys else None
         self.journal: CallJournal | None = None
@@ -184,7 +186,8 @@ class SimulatorBackend:
         return self._models
 
     def close(self) -> None:
-        """Nothing is held but a share of the worker's timer."""
+        """Nothing is held but a share of the worker's timer and engines."""
+        self._engines.close()
         self._timer.close()
 
     async def _slowly(
@@ -209,7 +212,7 @@ class SimulatorBackend:
         if self._limits is not None:
             standing = self._limits.charge(call, used.prompt, used.completion)
         said: Promise[Reply] = Promise()
-        pace = self._pace(call, answered)
+        pace = self._pace(call, answered, lambda status: refuse(status))  # noqa: PLW0108 - not yet
         stalls_s = 0.0
         if fault is not None and fault.kind == "stall" and not fault.after:
             stalls_s = STALL_S if fault.lasts_s is None else fault.lasts_s
@@ -232,13 +235,21 @@ class SimulatorBackend:
             else:
                 said.resolve(self._reply(call, answered, stream, fault, standing))
 
+        def refuse(status: int) -> None:
+            error = refusal(ErrorOrder(status), call, self._allowance)
+            if said.done and stream is not None:
+                stream.fail(error)
+            else:
+                cancel()
+                said.reject(error)
+
         if stalls_s:
             wait(lambda: self._stall(said, cancel, stalls_s, settle))
         else:
             wait(settle)
         return said
 
-    def _pace(self, call: Call, answered: Answered) -> Pace:
+    def _pace(self, call: Call, answered: Answered, refuse: Callable[[int], None]) -> Pace:
         timing = self._latency.timing_of(call.model)
         if timing is None or call.dialect in _COUNTS:
             return AT_ONCE
@@ -252,6 +263,8 @@ class SimulatorBackend:
                 usage.completion - answered.hidden,
                 answered.hidden,
                 self._latency.factor,
+                answered,
+                refuse,
             )
         )
 

@@ -10,7 +10,8 @@ unique while the call lives.  In FOLLOW and its kin it numbers a subscription of
 Data frames carry raw body bytes so that no codec touches them; all others carry one msgpack struct
 of this file, but for two.  SYNC, worker→control: the calls in these registry slots (u32 LE each)
 wait until they are on disk; SYNCED answers it and is empty.  Their stream is the worker's number of
-the question.
+the question.  PEER carries what a feature says to itself in another worker; its stream is the
+topic's CRC-32 and its bytes are the feature's own.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
 is pickled.  Control frames (credit, cancel, end, error, bounce, broken) use the ring's reserved
@@ -60,6 +61,7 @@ class Kind(IntEnum):
     JOB_CALL = 30
     EVENTS_QUERY = 40
     EVENTS_ANSWER = 41
+    PEER = 50
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,6 +1,7 @@
 """The operator's choice of timings: the options of ``[simulator]`` about time, put to work.
 
-What a name in ``latency`` may mean: ``instant``, a profile of the operator's own, a preset.
+What a name in ``latency`` may mean: ``instant``, a profile of the operator's own, a
+preset, a simulated engine.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from msgspec import Meta, field
 from tpo_mp.ports import BackendConfig, Env
 
 from . import profiles
+from .engine_options import EngineOptions, all_engines, engine_problems
 from .pacing import FixedTiming
 from .presets import PRESETS
 from .profiles import Profile
 from .timer import MicroTimer
-from .timing import Latency, unknown
+from .timing import Latency, Offer, unknown
 
 
 class LatencyOptions(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +33,9 @@ class LatencyOptions(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fi
     profiles: Annotated[dict[str, Profile], Meta(description="Timings of your own, by name.")] = (
         field(default_factory=dict)
     )
+    engines: Annotated[
+        dict[str, EngineOptions], Meta(description="Simulated engines of your own, by name.")
+    ] = field(default_factory=dict)
     latency_multiplier: Annotated[
         float, Meta(ge=0, le=1000, description="Every wait takes so many times as long; 0: none.")
     ] = 1.0
@@ -49,17 +54,23 @@ class LatencyOptions(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fi
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Timings nobody offers, and recordings that cannot be read."""
-        yield from unknown(self.latency, self.known_profiles())
+        yield from unknown(self.latency, [*self.known_profiles(), *all_engines(self.engines)])
+        for name in self.engines.keys() & self.profiles.keys():
+            yield f"engines.{name}", "a profile has this name too"
+        yield from engine_problems(self.engines)
         for where, said in profiles.problems(self.profiles):
             yield f"profiles.{where}", said
 
 
-def latency_of(options: LatencyOptions, env: Env, timer: MicroTimer) -> Latency:
-    """When the tokens of each model come."""
+def latency_of(
+    options: LatencyOptions, env: Env, timer: MicroTimer, engines: Offer | None = None
+) -> Latency:
+    """When the tokens of each model come; the operator's own names win over presets."""
+    layer = {name: make for name, make in (engines or {}).items() if name not in options.profiles}
     first_s, gap_s = options.first_token_ms / 1e3, options.token_ms / 1e3
     return Latency(
         options.latency,
-        [profiles.offer(options.known_profiles(), env, timer)],
+        [layer, profiles.offer(options.known_profiles(), env, timer)],
         otherwise=FixedTiming(timer, first_s, gap_s) if first_s or gap_s else None,
         factor=options.latency_multiplier,
     )

@@ -7,8 +7,8 @@ the same; what may take longer than a moment (choices, inputs) is made in steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec.structs import replace
@@ -40,12 +40,21 @@ from .tokens import prompt_tokens
 VECTORS_AT_ONCE: Final = 2
 
 
+@dataclass(slots=True)
+class CachedTokens:
+    """How many of a prompt's tokens were known; it may be told until the first byte is written."""
+
+    tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """An answer: its counts, and how to write it whole or as a stream's frames.
 
     ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown;
     ``fault`` is what a rule wants to happen to it.
+    ``requests`` (one per prompt) and ``reply`` are what was asked and is said, where something is
+    generated.
     """
 
     usage: Usage
@@ -55,6 +64,9 @@ class Answered:
     key: bytes = b""
     hidden: int = 0
     fault: FaultOrder | None = None
+    requests: Sequence[ModelRequest] = ()
+    reply: ModelReply | None = None
+    cached: CachedTokens = field(default_factory=CachedTokens)
 
 
 class RefusalOrdered(Exception):
@@ -99,20 +111,22 @@ class SimulatedProvider:
                 replies.append((yield from compose(other, dialect, _next(drawn, number), scripted)))
             reply = prompts.together(requests, replies, echo)
         usage = reply.usage or TokenUsage()
+        cached = CachedTokens()
 
         def whole() -> bytes:
-            extra = dress.reply_extra(dialect, request, reply)
-            return codec.reply_from_canonical(replace(reply, extra=extra), request)
+            told = _with(reply, cached)
+            extra = dress.reply_extra(dialect, request, told)
+            return codec.reply_from_canonical(replace(told, extra=extra), request)
 
         def frames(usage_wanted: bool, sizes: Iterator[int] | None) -> Iterator[Frame]:
             asked = replace(request, usage_wanted=usage_wanted)
-            return _frames(codec, dialect, asked, reply, sizes)
+            return _frames(codec, dialect, asked, reply, sizes, cached)
 
         stop = reply.choices[0].stop or "end"
         hidden = 0 if _thoughts_shown(reply) else usage.reasoning
         spent = Usage(usage.prompt, usage.completion)
         fault = None if scripted is None else scripted.fault
-        return Answered(spent, stop, whole, frames, drawn, hidden, fault)
+        return Answered(spent, stop, whole, frames, drawn, hidden, fault, requests, reply, cached)
 
     def count(self, codec: Codec, dialect: Dialect, body: bytes) -> Answered:
         """Count a conversation's tokens, as the same conversation's ``usage`` will."""
@@ -160,6 +174,12 @@ class SimulatedProvider:
         return Answered(Usage(tokens, 0), "", lambda: answer, lambda _w, _s: iter(()), drawn)
 
 
+def _with(reply: ModelReply, cached: CachedTokens) -> ModelReply:
+    if not cached.tokens or reply.usage is None:
+        return reply
+    return replace(reply, usage=replace(reply.usage, cached=cached.tokens))
+
+
 def _thoughts_shown(reply: ModelReply) -> bool:
     blocks = (block for choice in reply.choices for block in choice.blocks)
     return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
@@ -184,8 +204,10 @@ def _frames(
     request: ModelRequest,
     reply: ModelReply,
     sizes: Iterator[int] | None,
+    cached: CachedTokens,
 ) -> Iterator[Frame]:
     """The events of a stream, rendered one at a time; ``sizes`` are the tokens of each."""
+    reply = _with(reply, cached)
     encoder = codec.StreamEncoder(request)
     legacy = dialect in dress.OPENAI_LEGACY
     extra = dress.start_extra(dialect, request, reply)

@@ -118,6 +118,10 @@ class SimulatedStream:
         self._sink = None
         self._close()
 
+    def fail(self, error: TpoError) -> None:
+        """End with an error."""
+        self._finish([], error)
+
     # -- pace ---------------------------------------------------------------------------------
 
     def release(self, tokens: int) -> None:

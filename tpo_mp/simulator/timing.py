@@ -19,15 +19,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from tpo_mp.types import Call
+
+if TYPE_CHECKING:
+    from .provider import Answered
 
 INSTANT: Final = "instant"
 """The name of no latency, which a model has that nothing else matches."""
 EVERYTHING: Final = 1 << 60
 """More tokens than any answer has."""
 MOST_REMEMBERED: Final = 1024
+
+
+def _nobody_hears(status: int) -> None:
+    """What is refused although nobody can be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,10 @@ class Asked:
     """Tokens thought before those and not shown."""
     factor: float = 1.0
     """Everything takes so many times as long."""
+    answered: Answered | None = None
+    """What is said; how much of the prompt was known already may still be told it."""
+    refuse: Callable[[int], None] = _nobody_hears
+    """Answer with this status after all; called between ``begin`` and ``stop``."""
 
 
 class Pace(Protocol):

@@ -64,6 +64,7 @@ from .links import Links
 from .listen import Listening
 from .mesh import Mesh
 from .owner import Owner
+from .peers import ShardPeers
 from .placing import Placing
 from .progress import Progress
 from .shared_feeds import SharedFeeds
@@ -134,6 +135,7 @@ class Shard:
                 table,
                 self.metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
             ),
+            peers=self.peers,
         )
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
@@ -200,6 +202,7 @@ class Shard:
             add_timer=self.wheel.add,
             max_open_calls=config.server.max_open_calls,
         )
+        self.peers = ShardPeers(self.links, self.placing, seat)
         self.progress = Progress(self.owner.open, writer.set_sent)
         self.mesh = Mesh(
             links=self.links,
@@ -426,6 +429,7 @@ class Shard:
                 or self.backgrounds.take(source, kind, payload)
                 or self.job_calls.take(kind, payload)
                 or self.feeds.take(source, kind, number, payload)
+                or self.peers.take(source, kind, number, payload)
             ):
                 return
             if kind == Kind.STORE_ANSWER:

@@ -1,0 +1,78 @@
+"""An engine in real time: absolute steps, cancelled guests, many tokens at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.fake_env import FakeWorld
+from tpo_mp.simulator.engine_costs import StepCosts
+from tpo_mp.simulator.engine_metrics import EngineMetrics
+from tpo_mp.simulator.engine_room import TOLD_AT_ONCE, EngineRoom, Guest
+from tpo_mp.simulator.engine_steps import EngineRequest, EngineShape
+from tpo_mp.simulator.timer import timer_of
+
+
+def room_of(world: FakeWorld, **limits: int) -> EngineRoom:
+    """A room whose steps take 10 ms."""
+    shape = EngineShape(costs=StepCosts(base_s=0.01), **limits)  # type: ignore[arg-type]
+    metrics = EngineMetrics(world.env.metrics, shape, "m", "new")
+    return EngineRoom(shape, timer_of(world.env), world.env.clock, metrics)
+
+
+def guest_of(world: FakeWorld, tokens: int, heard: list[float]) -> Guest:
+    """A request that notes when it hears of tokens."""
+    return Guest(EngineRequest(4, tokens), lambda _: heard.append(round(world.now, 4)))
+
+
+def test_tokens_come_with_the_steps_and_lateness_does_not_add_up() -> None:
+    """A late look finds the tokens of all steps that were due; the next are on the old beat."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    began = world.now
+    room.submit(guest_of(world, 6, heard), began)
+    for wait_s in (0.0099, 0.0002, 0.0249, 0.0049, 0.0003, 0.02):
+        world.advance(wait_s)
+    late = [round(at - began, 4) for at in heard]
+    assert late == [0.0101, 0.035, 0.035, 0.0402, 0.0602, 0.0602]
+
+
+def test_factor_stretches_steps() -> None:
+    """Half as fast at 2."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    room.factor = 2.0
+    room.submit(guest_of(world, 1, heard), world.now)
+    world.advance(0.0199)
+    assert heard == []
+    world.advance(0.0002)
+    assert len(heard) == 1
+
+
+def test_cancelled_guest_hears_no_more_and_an_empty_room_rests() -> None:
+    """Its blocks are free at once, in the middle of a step."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    guest = guest_of(world, 100, heard)
+    room.submit(guest, world.now)
+    world.advance(0.011)
+    room.cancel(guest)
+    assert room.engine.kv_usage == pytest.approx(0.0)
+    world.advance(0.05)
+    assert len(heard) == 1
+    assert not [entry for entry in world.filed if entry.deadline != float("inf")]
+    room.submit(guest_of(world, 1, heard), world.now)
+    world.advance(0.011)
+    assert len(heard) == 2
+
+
+def test_many_tokens_are_told_some_at_a_time_but_all_at_their_step() -> None:
+    """And the next step does not begin twice."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    count = TOLD_AT_ONCE * 2
+    for _ in range(count):
+        room.submit(guest_of(world, 2, heard), world.now)
+    for _ in range(5):
+        world.advance(0.0101)
+    assert len(heard) == count * 2
+    assert room.engine.counts.steps == 3  # the first came alone, and spoke again with the others
