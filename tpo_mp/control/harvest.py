@@ -6,6 +6,10 @@ its job puts back itself, only gives its slot back; an
 asynchronous one that was never tried goes to another worker (``reruns``); the rest become letters.
 A slot is given back one sweep later, when its letter is known to be written.
 
+A live orphan is judged in the sweep after the one that found it.  What its worker sent before it
+died may still lie in a ring when it is found; between the two sweeps all rings are read to their
+end, so a call whose record arrived is never taken for lost.
+
 The registry of a run that died as a whole (``registry.previous*``) is swept the same way, without
 reruns, and removed when nothing is left in it, together with its copy on disk.  Where power was
 lost the copy is all there is, and is swept instead.
@@ -49,9 +53,11 @@ SETTLE_STEP_S = 0.01
 
 @dataclass(slots=True)
 class SweepReport:
-    """What one sweep found."""
+    """What one sweep found; ``listed`` are the calls the next one may judge, ``fresh`` are new."""
 
     found: int = 0
+    fresh: int = 0
+    listed: frozenset[str] = frozenset()
     letters: int = 0
     done_slots: list[tuple[int, int]] = field(default_factory=list)
     to_rerun: list[Orphan] = field(default_factory=list)
@@ -68,6 +74,7 @@ class _Source:
     left: bool = True
     swept_at: float = -1e9
     first_seen: dict[str, float] = field(default_factory=dict)
+    listed: frozenset[str] = frozenset()
 
 
 class Harvest:
@@ -80,8 +87,11 @@ class Harvest:
         keeper: Keeper,
         reruns: Reruns,
         log: FilteringBoundLogger,
+        read_rings: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``read_rings`` handles all that has arrived; false when it may not, or could not."""
+        self._read_rings = read_rings
         self._plane = plane
         self._keeper = keeper
         self._reruns = reruns
@@ -137,8 +147,6 @@ class Harvest:
         for source in self._sources:
             alert = source.left or now < self._alert_until or now - source.swept_at >= IDLE_S
             if alert and not source.busy:
-                source.busy = True
-                source.swept_at = now
                 self._start(source)
 
     async def settle(self, wait_s: float) -> bool:
@@ -169,6 +177,9 @@ class Harvest:
 
     def _start(self, source: _Source) -> None:
         live = not source.paths
+        if live and not self._read_rings():
+            return
+        source.busy, source.swept_at = True, self._clock()
         running = self._plane.host_state <= HostState.RUNNING
         rerun = live and running
         skip = self._reruns.underway() if live else frozenset[str]()
@@ -183,6 +194,8 @@ class Harvest:
             if sweep is not None:
                 self._swept(source, sweep)
                 source.left |= bool(skip)
+                if sweep.fresh and live and not self._keeper.full:
+                    self._start(source)  # they wait for this alone
 
         self._keeper.submit(work, done, writes=True)
 
@@ -192,6 +205,7 @@ class Harvest:
         for orphan in sweep.to_rerun:
             self._reruns.start(orphan)
         source.left = sweep.found > 0
+        source.listed = sweep.listed
         self.letters += sweep.letters
         if sweep.letters:
             self._log.warning("calls_lost", letters=sweep.letters, previous=bool(source.paths))
@@ -217,7 +231,11 @@ class Harvest:
         named = ((to_text(o.call_id), o) for o in source.calls.orphans())
         orphans = list(islice(((i, o) for i, o in named if i not in skip), SWEEP))
         sweep.found = len(orphans)
-        if not orphans:
+        sweep.listed = frozenset(i for i, _ in orphans)
+        if not source.paths:
+            sweep.fresh = len(sweep.listed - source.listed)
+            orphans = [(i, o) for i, o in orphans if i in source.listed]
+        if not sweep.found:
             source.first_seen.clear()
             if source.paths:
                 shelf.letters.sync()  # what they were made from is removed now

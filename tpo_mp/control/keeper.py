@@ -134,7 +134,7 @@ class Keeper:
         try:
             return job.work(shelf)
         except Exception as error:  # noqa: BLE001 - one bad job must not stop the store
-            self._log.error("store_job_failed", error=repr(error))
+            self._log.error("store_job_failed", error=type(error).__name__, exc_info=error)
             return None
 
     def _call(self, what: Callable[..., None], *args: Any) -> None:

@@ -51,6 +51,7 @@ IDLE_MAIL_S = 0.05
 """Between looks at the mail while no batch runs: it shares a core, and a bell rings."""
 RETRY_S = 0.001
 HARVEST_S = 0.25
+MOST_ROUNDS = 64
 FLUSH_S = 3.0
 LAST_ROUNDS = 64
 SUSPECT_S = 1.0
@@ -87,7 +88,9 @@ class ControlProcess:
         self.desk.mail = self.mail
         registry = Registry.attach(handoff.registry_fd, handoff.seats, self.options.max_open_calls)
         self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
-        self.harvest = Harvest(self.plane, registry, self.keeper, self.reruns, self.log)
+        self.harvest = Harvest(
+            self.plane, registry, self.keeper, self.reruns, self.log, self._read_rings
+        )
         self.copies = self.desk.copies = Copies(
             self.plane, registry, self.keeper, self.mail, Path(handoff.state_dir),
             faulty_disk() if failpoints.ACTIVE else None,
@@ -175,6 +178,12 @@ class ControlProcess:
             self._turn_booked = True
             self._loop.call_later(0 if more else RETRY_S, self._booked_turn)
 
+    def _read_rings(self) -> bool:
+        """Handle all that has arrived; false when it may not be taken now, or does not end."""
+        if self._condemned() or self.keeper.full:
+            return False
+        return not all(self.mail.drain() for _ in range(MOST_ROUNDS))
+
     def _condemned(self) -> bool:
         """Whether this process stood still for so long that its end may be under way.
 
@@ -195,8 +204,8 @@ class ControlProcess:
 
     def _crashed(self, error: BaseException) -> None:
         """Better a new process than a limping one."""
-        self.log.error("control_crashed", error=repr(error), exc_info=error)
-        last_words(self.handoff, f"{type(error).__name__}: {error}")
+        self.log.error("control_crashed", error=type(error).__name__, exc_info=error)
+        last_words(self.handoff, type(error).__name__)
         self.exit_code = 1
         self._stop()
 

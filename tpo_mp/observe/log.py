@@ -2,18 +2,23 @@
 
 Nothing is logged per request: access lines are rendered from call records (``access``), which costs
 a tenth.  Values are data, never format strings, so no text of a client can forge a line.
+Of an exception its kind and its places are told, never its words: they may be a client's.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Literal, TextIO, TypeAlias, cast
+from collections.abc import Iterator
+from traceback import extract_tb
+from typing import Any, Final, Literal, TextIO, TypeAlias, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 Format: TypeAlias = Literal["json", "pretty"]
+_MOST_CAUSES: Final = 8
+_MOST_PLACES: Final = 32
 
 
 def configure(
@@ -28,23 +33,13 @@ def configure(
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _places,
+        _one_line,
     ]
     if form == "json":
-        processors += [
-            structlog.processors.format_exc_info,
-            _one_line,
-            structlog.processors.JSONRenderer(sort_keys=False),
-        ]
+        processors.append(structlog.processors.JSONRenderer(sort_keys=False))
     else:
-        processors += [
-            _one_line,
-            structlog.dev.ConsoleRenderer(
-                colors=out.isatty(),
-                pad_event_to=0,
-                # The default, where rich is installed, prints locals: prompts and secrets.
-                exception_formatter=structlog.dev.plain_traceback,
-            ),
-        ]
+        processors.append(structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -56,6 +51,27 @@ def configure(
     logger = structlog.get_logger()
     bound = logger.bind(process=process) if process else logger.bind()
     return cast("FilteringBoundLogger", bound)  # get_logger is typed Any
+
+
+def _places(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace ``exc_info``, an exception or True, by kinds and places: its own, its causes'."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event["exception"] = "\n".join(_told(error))
+    return event
+
+
+def _told(error: BaseException | None) -> Iterator[str]:
+    for _ in range(_MOST_CAUSES):
+        if error is None:
+            return
+        kind = type(error)
+        yield f"{kind.__module__}.{kind.__qualname__}"
+        for frame in extract_tb(error.__traceback__)[-_MOST_PLACES:]:
+            yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -322,7 +322,7 @@ class Shard:
         return VersionLine(self.env.live) if simulates else None
 
     def _crashed(self, error: BaseException) -> None:
-        self.log.error("defect", error=repr(error), exc_info=error)
+        self.log.error("defect", error=type(error).__name__, exc_info=error)
 
     # -- life ---------------------------------------------------------------------------------
 

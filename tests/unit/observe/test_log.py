@@ -40,15 +40,21 @@ def test_lines_below_the_level_are_not_written() -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["loud"]
 
 
-def test_tracebacks_show_no_locals() -> None:
-    """A prompt or a secret in a frame's variables never reaches the log."""
+def test_an_exception_tells_its_kinds_and_places_only() -> None:
+    """A prompt or a secret in its words or in a frame's variables never reaches the log."""
     for form in ("pretty", "json"):
         out = io.StringIO()
         log = configure(form, stream=out)
         secret = "sk-not-for-" + "logs"
         try:
-            raise ValueError("a defect")
-        except ValueError:
+            try:
+                int(secret)
+            except ValueError as error:
+                raise KeyError(secret) from error
+        except KeyError as error:
             log.exception("failed")
-        assert "a defect" in out.getvalue()
-        assert secret not in out.getvalue()
+            log.error("failed", exc_info=error)
+        told = out.getvalue()
+        assert secret not in told
+        assert told.count("builtins.KeyError") == told.count("builtins.ValueError") == 2
+        assert "test_log.py" in told
