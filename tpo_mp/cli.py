@@ -100,6 +100,7 @@ def serve(config_path: Path | None, **flags: Any) -> int:
 @click.option("--strict", is_flag=True, help="Refuse requests that no rule matches.")
 @click.option("--latency-multiplier", type=float, metavar="X", help="Stretch every wait [1].")
 @click.option("--no-latency", is_flag=True, help="Wait for nothing, whatever the config says.")
+@click.option("--scenario", metavar="NAME", help="Scenario that is active from the start.")
 @click.pass_context
 def simulate(context: click.Context, /, config_path: Path | None, **flags: Any) -> int:
     """Run a simulated provider: OpenAI's and Anthropic's APIs, with errors and faults to order.

@@ -191,10 +191,14 @@ class CircuitOpen(BackendFailure):
 
 
 class ConnectionCut(BackendFailure):
-    """A simulated provider broke the connection off; so does whoever stands before it."""
+    """A simulated provider broke the connection off; so does whoever stands before it.
+
+    With the reason ``RESET`` it was a reset, else a close in good order.
+    """
 
     code = "connection_cut"
     retryable = False
+    RESET: ClassVar[str] = "connection_reset"
 
 
 class Cancelled(TpoError):

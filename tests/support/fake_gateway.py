@@ -40,6 +40,7 @@ class FakeExchange:
     extra: bytes = b""
     ended: bool = False
     aborted: bool = False
+    hard: bool = False
 
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
@@ -64,9 +65,10 @@ class FakeExchange:
         assert not self.ended, "ended twice"
         self.ended = True
 
-    def abort(self) -> None:
+    def abort(self, *, hard: bool = False) -> None:
         """Record a break."""
         self.aborted = True
+        self.hard = hard
 
     def json(self) -> Any:
         """Decode the answer."""

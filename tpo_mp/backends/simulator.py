@@ -10,37 +10,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
-from tpo_mp.pipeline.promise import Promise
+from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.call_journal import CallJournal, JournalOptions
 from tpo_mp.simulator.catalog import MODELS
 from tpo_mp.simulator.engine_timing import Engines
 from tpo_mp.simulator.failures import refusal
+from tpo_mp.simulator.fault_frames import spoilt, struck
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import LatencyOptions, latency_of, lengths_of
 from tpo_mp.simulator.limits import Allowance, Standing
 from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
-from tpo_mp.simulator.orders import STALL_S, ErrorOrder, FaultOrder, Orders, orders_of
+from tpo_mp.simulator.obeying import Beginning, beginning
+from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, SchedulePace
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
+from tpo_mp.simulator.readings import reading
 from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
 from tpo_mp.simulator.rules import problems as rule_problems
-from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken, cut
+from tpo_mp.simulator.slow_writes import written_with
+from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.texts import Strategy
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
+from tpo_mp.simulator.troubles import FaultList, ScenarioName, ScenarioTable, Troubles, problems_of
 from tpo_mp.types import Call, Dialect, Reply
 
+Answering: TypeAlias = Callable[[Call, Orders], Awaitable[Reply]]
 SSE = b"text/event-stream; charset=utf-8"
 _EMBEDS = (Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS)
 _COUNTS = (Dialect.ANTHROPIC_COUNT, Dialect.GEMINI_COUNT)
@@ -80,6 +86,9 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strict: Annotated[
         bool, Meta(description="Refuse generation requests that no rule matches.")
     ] = False
+    faults: FaultList = ()
+    scenario: ScenarioName = ""
+    scenarios: ScenarioTable = field(default_factory=dict)
     requests_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000_000, description="Limit that rate limit headers name.")
     ] = 10_000
@@ -103,6 +112,7 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             yield "min_tokens", "over max_tokens"
         yield from super().problems()
         yield from rule_problems(self.rules)
+        yield from problems_of(self.scenario, self.scenarios)
 
 
 class SimulatorBackend:
@@ -127,6 +137,15 @@ class SimulatorBackend:
         self.name = config.name
         self._env = env
         self._models = [m for m in config.models if not set(m) & set("*?[")]
+        self._trouble = Troubles(
+            env,
+            lambda call: reading(codec(call.dialect), call),
+            faults=config.faults,
+            scenario=config.scenario,
+            scenarios=config.scenarios,
+            seed=config.seed,
+            state=state,
+        )
         self._timer = timer_of(env)
         self._engines = Engines(config.name, config.engines, env, self._timer)
         self._latency = latency_of(config, env, self._timer, self._engines.offer)
@@ -157,29 +176,80 @@ class SimulatorBackend:
         )
 
     def infer(self, call: Call) -> Awaitable[Reply]:
-        """Answer, refuse or fail as the request and its orders say."""
+        """Answer, refuse or fail as the request, its orders and the rules say."""
         call.upstream_at = self._env.clock()
         if self._keys is not None and not self._keys.knows(call.authorization):
             raise refusal(ErrorOrder(401), call, self._allowance)
+        if self._trouble.counts_calls:
+            return self._trouble.counted(call, self._infer)
+        return self._infer(call)
+
+    def _infer(self, call: Call) -> Awaitable[Reply]:
         orders = orders_of(call.forward)
-        if orders.error is not None:
-            raise refusal(orders.error, call, self._allowance)
+        if not self._trouble.quiet:
+            orders = self._trouble.meet(call, orders, self._key)
+        if orders is NOTHING:
+            return self._answer(call, orders)
+        self._trouble.injected(orders)
+        return self._obeying(call, beginning(orders, streamed=call.stream), self._answer)
+
+    def _obeying(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
+        """Wait, refuse or break off as ordered, or else answer."""
+        if not begin.wait_s:
+            return self._obey(call, begin, answer)
+        said: Promise[Reply] = Promise()
+
+        def done(reply: Reply, error: BaseException | None) -> None:
+            said.resolve(reply) if error is None else said.reject(error)
+
+        said.cancel_with = run(self._obey_later(call, begin, answer), done)
+        return said
+
+    def _obey(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
+        if begin.end is not None:
+            raise begin.end
+        if begin.left.error is not None:
+            raise refusal(begin.left.error, call, self._allowance)
+        return answer(call, begin.left)
+
+    async def _obey_later(self, call: Call, begin: Beginning, answer: Answering) -> Reply:
+        rung: Promise[None] = Promise()
+        rung.cancel_with = self._alarm(begin.wait_s, lambda: rung.resolve(None))
+        await rung
+        return await self._obey(call, begin, answer)
+
+    def _composed(self, call: Call, answered: Answered, orders: Orders) -> Awaitable[Reply]:
+        """Deliver an answer, with the fault that a rule of answers put into it."""
+        if answered.fault is None or orders.fault is not None:
+            return self._later(call, answered, orders)
+        begin = beginning(Orders(fault=answered.fault), streamed=call.stream)
+        return self._obeying(call, begin, lambda call, left: self._later(call, answered, left))
+
+    def _key(self, call: Call, orders: Orders) -> bytes:
+        return self._provider.key(call.model, call.body, orders.key)
+
+    def _answer(self, call: Call, orders: Orders) -> Awaitable[Reply]:
+        """Answer; what is still ordered happens within it."""
         if call.dialect in _EMBEDS:
             return asyncio.get_running_loop().create_task(self._embed(call, orders))
         spoken = codec(call.dialect)
         if call.dialect in _COUNTS:
             counted = self._provider.count(spoken, call.dialect, call.body)
-            return self._later(call, counted, orders.fault)
-        steps = self._provider.generate(spoken, call.dialect, call.body, orders.key)
+            return self._later(call, counted, orders)
+        steps = self._provider.generate(spoken, call.dialect, call.body, orders.key, orders.drawn)
         try:
             for _ in range(STEPS_AT_ONCE):
                 next(steps)
         except StopIteration as done:
-            answered: Answered = done.value
-            return self._later(call, answered, orders.fault or answered.fault)
+            return self._composed(call, done.value, orders)
         except RefusalOrdered as refused:
             raise refusal(refused.order, call, self._allowance) from None
         return asyncio.get_running_loop().create_task(self._slowly(call, steps, orders))
+
+    @property
+    def carried(self) -> frozenset[bytes]:
+        """Request headers that its rules ask about."""
+        return self._trouble.carried
 
     async def list_models(self) -> Sequence[str]:
         """The literal names it was configured with."""
@@ -199,41 +269,21 @@ class SimulatorBackend:
             try:
                 next(steps)
             except StopIteration as done:
-                answered: Answered = done.value
-                return await self._later(call, answered, orders.fault or answered.fault)
+                return await self._composed(call, done.value, orders)
 
     async def _embed(self, call: Call, orders: Orders) -> Reply:
         answered = await self._provider.embed(call.dialect, call.body)
-        return await self._later(call, answered, orders.fault)
+        return await self._later(call, answered, orders)
 
-    def _later(self, call: Call, answered: Answered, fault: FaultOrder | None) -> Promise[Reply]:
+    def _later(self, call: Call, answered: Answered, orders: Orders) -> Promise[Reply]:
         """The reply when its time has come: with its first token, or whole with its last."""
-        used, standing = answered.usage, None
+        used, standing, fault = answered.usage, None, orders.fault
         if self._limits is not None:
             standing = self._limits.charge(call, used.prompt, used.completion)
+        if not self._trouble.quiet:
+            self._trouble.spend(used.prompt + max(used.completion, 0))
         said: Promise[Reply] = Promise()
-        pace = self._pace(call, answered, lambda status: refuse(status))  # noqa: PLW0108 - not yet
-        stalls_s = 0.0
-        if fault is not None and fault.kind == "stall" and not fault.after:
-            stalls_s = STALL_S if fault.lasts_s is None else fault.lasts_s
-            fault = None if fault.lasts_s is not None else FaultOrder("disconnect")
-        if call.stream:
-            sizes = pace.chunks if isinstance(pace, SchedulePace) else None
-            frames = answered.frames(call.usage_wanted, sizes)
-            stream = SimulatedStream(frames, pace, fault, self._alarm)
-            wait, cancel = stream.start, stream.cancel
-        else:
-            stream = None
-            whole = WholeAnswer(pace, answered.usage.completion - answered.hidden)
-            wait, cancel = whole.start, whole.cancel
-        said.cancel_with = cancel
-
-        def settle() -> None:
-            if fault is not None and fault.kind == "disconnect" and not (stream and fault.after):
-                cancel()
-                said.reject(cut())
-            else:
-                said.resolve(self._reply(call, answered, stream, fault, standing))
+        stream: SimulatedStream | None = None
 
         def refuse(status: int) -> None:
             error = refusal(ErrorOrder(status), call, self._allowance)
@@ -243,13 +293,26 @@ class SimulatorBackend:
                 cancel()
                 said.reject(error)
 
-        if stalls_s:
-            wait(lambda: self._stall(said, cancel, stalls_s, settle))
+        pace = self._pace(call, answered, orders, refuse)
+        if call.stream:
+            sizes = pace.chunks if isinstance(pace, SchedulePace) else None
+            frames = answered.frames(call.usage_wanted, sizes)
+            stall = None
+            if fault is not None:
+                frames = struck(frames, fault)
+                stall = fault if fault.kind == "stall" else None
+            stream = SimulatedStream(frames, pace, stall, self._alarm)
+            wait, cancel = stream.start, stream.cancel
         else:
-            wait(settle)
+            whole = WholeAnswer(pace, used.completion - answered.hidden)
+            wait, cancel = whole.start, whole.cancel
+        said.cancel_with = cancel
+        wait(lambda: said.resolve(self._reply(call, answered, stream, fault, standing)))
         return said
 
-    def _pace(self, call: Call, answered: Answered, refuse: Callable[[int], None]) -> Pace:
+    def _pace(
+        self, call: Call, answered: Answered, orders: Orders, refuse: Callable[[int], None]
+    ) -> Pace:
         timing = self._latency.timing_of(call.model)
         if timing is None or call.dialect in _COUNTS:
             return AT_ONCE
@@ -258,31 +321,15 @@ class SimulatorBackend:
             Asked(
                 call,
                 answered.key,
-                call.upstream_at,
+                call.upstream_at + orders.delay_s,
                 usage.prompt,
                 usage.completion - answered.hidden,
                 answered.hidden,
-                self._latency.factor,
+                self._latency.factor * self._trouble.slowdown(),
                 answered,
                 refuse,
             )
         )
-
-    def _stall(
-        self,
-        said: Promise[Reply],
-        cancel: Callable[[], None],
-        lasts_s: float,
-        settle: Callable[[], None],
-    ) -> None:
-        """Be silent before the first byte."""
-        ring = self._alarm(lasts_s, settle)
-
-        def give_up() -> None:
-            ring()
-            cancel()
-
-        said.cancel_with = give_up
 
     def _reply(
         self,
@@ -301,12 +348,11 @@ class SimulatorBackend:
         else:
             headers = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
         if stream is not None:
-            reply = Reply(200, None, stream=stream, content_type=SSE, headers=headers)
+            written = stream if fault is None else written_with(stream, fault, self._alarm)
+            reply = Reply(200, None, stream=written, content_type=SSE, headers=headers)
         else:
             body = answered.body()
-            if fault is not None and fault.kind == "malformed":
-                body = broken(body)
-            reply = Reply(200, body, headers=headers)
+            reply = Reply(200, body if fault is None else spoilt(body, fault), headers=headers)
         reply.backend = self.name
         reply.usage, reply.finish_reason = usage, answered.finish_reason
         return reply

@@ -41,7 +41,7 @@ _KNOWN: Final[dict[Door, tuple[str, ...]]] = {
 }  # fmt: skip
 
 UNBUILT: Final = (
-    "simulator.providers", "simulator.simulation", "simulator.scenarios", "simulator.telemetry",
+    "simulator.providers", "simulator.simulation", "simulator.telemetry",
     "engines",
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",

@@ -67,6 +67,7 @@ class _Page:
     def table(self, title: str, shape: Schema, skip: set[str] | None = None) -> None:
         """Write one heading with its table."""
         shape = self.shape(shape)
+        self._at: dict[str, str] = {}
         rows = [row for row in self._rows(shape, "") if row[0].strip("`") not in (skip or set())]
         self.lines += [f"## {title}", ""]
         if shape.get("description"):
@@ -81,18 +82,17 @@ class _Page:
         for key, field in shape["properties"].items():
             if field == LATER:
                 continue
-            field = self.shape(field)
-            inner = self.shape(field.get("items") or {}) if field.get("type") == "array" else field
-            dots = "[]." if inner is not field else "."
-            named = field.get("additionalProperties")
-            if isinstance(named, dict) and "properties" in self.shape(named):
-                inner, dots = self.shape(named), ".NAME."
-            if "properties" not in inner and "anyOf" in inner:
-                # An optional table is told like one that is always there.
-                parts = [self.shape(part) for part in inner["anyOf"] if part.get("type") != "null"]
-                inner = parts[0] if len(parts) == 1 else inner
+            part, dots = self._inside(field)
+            field, inner = self.shape(field), self.shape(part)
             if "properties" in inner:
-                yield from self._rows(inner, f"{prefix}{key}{dots}")
+                name = part.get("$ref", "")
+                if name in self._at:
+                    meaning = f"As `{self._at[name]}`."
+                    yield f"`{prefix}{key}{dots}`", "table", "", "", meaning
+                    continue
+                if name:
+                    self._at[name] = f"{prefix}{key}{dots}"
+                yield from self._rows(inner, f"{prefix}{key}{dots}.")
                 continue
             default = field.get("default")
             shown = "" if default is None else f"`{json.dumps(default)}`"
@@ -103,6 +103,19 @@ class _Page:
                 ", ".join(self._bounds(field)),
                 field.get("description", "").replace("|", "\\|"),
             )
+
+    def _inside(self, field: Schema) -> tuple[Schema, str]:
+        """What a list or a table of tables holds, or the field itself, and how its path goes on."""
+        whole = self.shape(field)
+        if whole.get("type") == "array":
+            return whole.get("items") or {}, "[]"
+        tables = [part for part in whole.get("anyOf", ()) if "$ref" in part]
+        if len(tables) == 1:
+            return tables[0], ""
+        more = whole.get("additionalProperties")
+        if isinstance(more, dict) and "properties" not in whole:
+            return more, ".NAME"
+        return field, ""
 
     def _type(self, field: Schema) -> str:
         field = self.shape(field)
@@ -121,6 +134,8 @@ class _Page:
             return "list of pairs"
         if field.get("type") == "array":
             return f"list of {self._type(field.get('items') or {})}s"
+        if "properties" in field:
+            return "table"
         if field.get("type") == "object":
             return f"table of {self._type(field.get('additionalProperties', {}))}s"
         return str(field.get("type", "any"))

@@ -55,11 +55,16 @@ class Problems:
             notes.append(line)
 
     def _origin(self, path: str) -> str:
-        part, origin = path, self.origins.get(path)
-        while origin is None and "." in part:
-            part = part.rpartition(".")[0]
-            origin = self.origins.get(part)
-        return f" (from {origin}{path[len(part) :]})" if origin else ""
+        origin = self.origins.get(path) or self._origin_inside(path)
+        return f" (from {origin})" if origin else ""
+
+    def _origin_inside(self, path: str) -> str | None:
+        """Of a place inside a table that came from elsewhere: the same place there."""
+        for table in sorted(self.origins, key=len, reverse=True):
+            rest = path.removeprefix(table)
+            if rest != path and rest[:1] in (".", "["):
+                return self.origins[table] + rest
+        return None
 
 
 def is_private(name: str) -> bool:

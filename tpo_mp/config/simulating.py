@@ -46,6 +46,9 @@ def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: P
         problems.origins["simulator.strict"] = "--strict"
     if given.get("rules") is not None:
         _rules(Path(given["rules"]), options, problems)
+    if given.get("scenario") is not None:
+        options["scenario"] = given["scenario"]
+        problems.origins["simulator.scenario"] = "--scenario"
     _admin(tree, options, problems)
     if given.get("simulate"):
         _alone(tree, problems)

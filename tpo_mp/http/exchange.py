@@ -77,5 +77,8 @@ class Exchange(Protocol):
     def finish(self) -> None:
         """End the body started by ``begin``."""
 
-    def abort(self) -> None:
-        """Break the connection so that the client sees the body is incomplete."""
+    def abort(self, *, hard: bool = False) -> None:
+        """Break the connection so that the client sees the body is incomplete.
+
+        ``hard`` is with a reset, whatever has not left yet.
+        """

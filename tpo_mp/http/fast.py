@@ -342,10 +342,13 @@ class FastConnection(asyncio.Protocol):
             self.transport.write(b"0\r\n\r\n")
         self._close_request(self.head.keep_alive and self._chunked and not self._edge.closing)
 
-    def abort(self) -> None:
+    def abort(self, *, hard: bool = False) -> None:
         self.on_disconnect = self.source = None
         self.open = False
-        self.transport.abort()
+        if hard:
+            reset(self.transport)
+        else:
+            self.transport.abort()
 
     def close_when_idle(self, linger_s: float, fresh_s: float) -> None:
         """Draining: leave after the current reply, or when nothing comes for ``linger_s``."""

@@ -190,6 +190,7 @@ class FullExchange:
         self._paused = False
         self._finished = False
         self._aborted = False
+        self._hard = True
 
     # -- Exchange -----------------------------------------------------------------------------
 
@@ -220,8 +221,9 @@ class FullExchange:
         self.on_disconnect = None
         self._ready.set()
 
-    def abort(self) -> None:
+    def abort(self, *, hard: bool = False) -> None:
         self._aborted = True
+        self._hard = hard
         self.on_disconnect = None
         self._ready.set()
 
@@ -288,8 +290,11 @@ class FullExchange:
 
     def cut(self) -> web.StreamResponse:
         """Break the connection so that the client sees the body is incomplete."""
-        if self._request.transport is not None:
-            reset(self._request.transport)
+        transport = self._request.transport
+        if transport is not None and self._hard:
+            reset(transport)
+        elif transport is not None:
+            transport.abort()
         return self._stream or web.Response(status=500)
 
 

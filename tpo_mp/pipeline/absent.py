@@ -40,5 +40,5 @@ class AbsentClient:
     def finish(self) -> None:
         """Nobody listens."""
 
-    def abort(self) -> None:
+    def abort(self, *, hard: bool = False) -> None:
         """Nobody listens."""

@@ -8,6 +8,7 @@ error event and a proper end of body, so that no client mistakes it for success.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -145,7 +146,8 @@ class Delivery:
     def cut(self, error: ConnectionCut) -> None:
         """End the call by breaking the connection, after what was written has left."""
         self.status = error.status
-        asyncio.get_running_loop().call_soon(self.exchange.abort)
+        hard = error.reason == error.RESET
+        asyncio.get_running_loop().call_soon(partial(self.exchange.abort, hard=hard))
         self.settle(Terminal.FAILED, error)
 
     def send_error(self, error: TpoError) -> None:

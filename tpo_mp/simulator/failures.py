@@ -1,11 +1,11 @@
-"""Refusals as each provider words and shapes them, for every status an order can name.
+"""Refusals as each provider words and shapes them, for every status and name an order can give.
 
 Source: OpenAI, Anthropic and Gemini API references, errors; the types and codes are theirs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -13,38 +13,29 @@ from tpo_mp.dialects import gemini_wire
 from tpo_mp.errors import BackendFailure, OverBudget, RateLimited, Rejected, TpoError
 from tpo_mp.types import Call
 
+from .error_kinds import KINDS, ErrorKind, OpenAIShape
 from .limits import Allowance, is_anthropic, is_google
 from .orders import ErrorOrder
 
-
-class _OpenAI(NamedTuple):
-    kind: str
-    code: str | None
-    message: str
-
-
 _INVALID: Final = "invalid_request_error"
-_OPENAI: Final[dict[int, _OpenAI]] = {
-    400: _OpenAI(_INVALID, None, "The request could not be understood."),
-    401: _OpenAI(_INVALID, "invalid_api_key", "The API key provided is not a valid one."),
-    403: _OpenAI("permission_error", "permission_denied", "This key may not use that model."),
-    404: _OpenAI(_INVALID, "model_not_found", "The model {model!r} does not exist."),
-    408: _OpenAI("timeout_error", "request_timeout", "The request took too long to arrive."),
-    409: _OpenAI(_INVALID, "conflict", "Another request changed the resource."),
-    413: _OpenAI(_INVALID, "request_too_large", "The request is larger than the limit."),
-    422: _OpenAI(_INVALID, "unprocessable_entity", "The request cannot be carried out."),
-    429: _OpenAI("requests", "rate_limit_exceeded",
-                 "Rate limit reached for {model} on requests per minute: "
-                 "limit {limit}, used {limit}, requested 1. Try again in {wait:g} s."),
-    500: _OpenAI("server_error", None, "The server had an error while processing the request."),
-    502: _OpenAI("server_error", "bad_gateway", "A server further on did not answer."),
-    503: _OpenAI("server_error", "overloaded", "The engine is overloaded; try again later."),
-    504: _OpenAI("server_error", "gateway_timeout", "A server further on took too long."),
-    529: _OpenAI("server_error", "overloaded", "The engine is overloaded; try again later."),
+_OPENAI: Final[dict[int, OpenAIShape]] = {
+    400: OpenAIShape(_INVALID, None, "The request could not be understood."),
+    401: OpenAIShape(_INVALID, "invalid_api_key", "The API key provided is not a valid one."),
+    403: OpenAIShape("permission_error", "permission_denied", "This key may not use that model."),
+    404: OpenAIShape(_INVALID, "model_not_found", "The model {model!r} does not exist.", "model"),
+    408: OpenAIShape("timeout_error", "request_timeout", "The request took too long to arrive."),
+    409: OpenAIShape(_INVALID, "conflict", "Another request changed the resource."),
+    413: OpenAIShape(_INVALID, "request_too_large", "The request is larger than the limit."),
+    422: OpenAIShape(_INVALID, "unprocessable_entity", "The request cannot be carried out."),
+    429: OpenAIShape("requests", "rate_limit_exceeded",
+                     "Rate limit reached for {model} on requests per minute: "
+                     "limit {limit}, used {limit}, requested 1. Try again in {wait:g} s."),
+    500: OpenAIShape("server_error", None, "The server had an error while processing the request."),
+    502: OpenAIShape("server_error", "bad_gateway", "A server further on did not answer."),
+    503: OpenAIShape("server_error", "overloaded", "The engine is overloaded; try again later."),
+    504: OpenAIShape("server_error", "gateway_timeout", "A server further on took too long."),
+    529: OpenAIShape("server_error", "overloaded", "The engine is overloaded; try again later."),
 }  # fmt: skip
-_QUOTA: Final = _OpenAI(
-    "insufficient_quota", "insufficient_quota", "The account's quota is used up."
-)
 _ANTHROPIC: Final[dict[int, tuple[str, str]]] = {
     400: ("invalid_request_error", "The request could not be understood."),
     401: ("authentication_error", "invalid x-api-key"),
@@ -80,36 +71,48 @@ _GOOGLE: Final = {
     529: "The model is overloaded. Please try again later.",
 }
 RETRY_AFTER_S: Final = 1.0
-"""How long a limited client is told to wait, when the order does not say."""
+"""How long a client limited by a bare status is told to wait, when the order does not say."""
+CONTEXT: Final = 128_000
+OUTPUT: Final = 16_384
+"""What messages about lengths name as the model's: no model's own figures."""
 
 
 def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
     """The error an order asks for, with the body and headers of the call's dialect."""
-    status, wait = order.status, order.retry_after_s
-    if wait is None and status in (429, 503, 529) and not order.quota:
-        wait = RETRY_AFTER_S
-    words: dict[str, Any] = {"model": call.model, "limit": allowance.requests, "wait": wait or 0}
+    tokens = order.tokens
+    kind = KINDS.get(order.name) or _of_status(order.status)
+    status = kind.status
+    wait = kind.wait_s if order.retry_after_s is None else order.retry_after_s
+    words: dict[str, Any] = {
+        "model": call.model,
+        "limit": allowance.requests,
+        "token_limit": allowance.tokens,
+        "wait": wait or 0,
+        "context": CONTEXT if not tokens or tokens > CONTEXT else tokens - 1,
+        "tokens": tokens or CONTEXT + 1,
+        "output": OUTPUT,
+    }
     if is_anthropic(call.dialect):
-        kind, form = _ANTHROPIC[status]
-        message = form.format(**words)
-        told: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+        code, form = kind.anthropic
+        message, param = form.format(**words), None
+        told: dict[str, Any] = {"type": "error", "error": {"type": code, "message": message}}
         told["request_id"] = call.client_request_id or call.id
-        code = kind
     elif is_google(call.dialect):
-        status, message = _GOOGLE_STATUS.get(status, status), _google_words(order, words)
+        status, param = _GOOGLE_STATUS.get(status, status), None
+        message = _google(order, kind, words)
         told = {"error": gemini_wire.status_of(status, message, wait_s=wait)}
         code = str(told["error"]["status"]).lower()
     else:
-        shape = _QUOTA if order.quota else _OPENAI[status]
-        message = shape.message.format(**words)
-        param = "model" if status == 404 else None
+        shape = kind.openai
+        message, param = shape.message.format(**words), shape.param
         told = {"error": {"message": message, "type": shape.kind, "param": param,
                           "code": shape.code}}  # fmt: skip
         code = shape.code or shape.kind
-    kind_of_error = _kind(order)
+    kind_of_error = _class_of(kind)
     return kind_of_error(
         message,
         reason=code,
+        param=param,
         retry_after_s=wait,
         status=status,
         body=orjson.dumps(told),
@@ -117,16 +120,24 @@ def refusal(order: ErrorOrder, call: Call, allowance: Allowance) -> TpoError:
     )
 
 
-def _google_words(order: ErrorOrder, words: dict[str, Any]) -> str:
+def _google(order: ErrorOrder, kind: ErrorKind, words: dict[str, Any]) -> str:
+    """Google's own words; where it has none, those of another."""
     if order.quota:
         return "You exceeded your current quota."
-    return _GOOGLE.get(order.status, _GOOGLE[500]).format(**words)
+    if order.name:
+        return kind.anthropic[1].format(**words)
+    return _GOOGLE[order.status].format(**words)
 
 
-def _kind(order: ErrorOrder) -> type[TpoError]:
+def _of_status(status: int) -> ErrorKind:
+    wait = RETRY_AFTER_S if status in (429, 503, 529) else None
+    return ErrorKind(status, wait, _OPENAI[status], _ANTHROPIC[status])
+
+
+def _class_of(kind: ErrorKind) -> type[TpoError]:
     """Whether the gateway may try again, and what clients are told about that."""
-    if order.quota:
+    if kind.quota:
         return OverBudget
-    if order.status == 429:
+    if kind.status == 429:
         return RateLimited
-    return Rejected if order.status < 500 else BackendFailure
+    return Rejected if kind.status < 500 else BackendFailure

@@ -35,6 +35,9 @@ class _Provider(Protocol):
     @property
     def dialects(self) -> tuple[Dialect, ...]: ...
 
+    @property
+    def carried(self) -> frozenset[bytes]: ...
+
     def infer(self, call: Call) -> Awaitable[Reply]: ...
 
     @property
@@ -68,6 +71,11 @@ class LivingBackend(Generic[C]):
         self._version, state = read_state(env.live)
         self.inner = self._built(state)
         self.dialects = self.inner.dialects
+
+    @property
+    def carried(self) -> frozenset[bytes]:
+        """Request headers that its rules ask about."""
+        return self.inner.carried
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer as the options of this moment say."""

@@ -31,10 +31,10 @@ from .answers import Composer, Speech
 from .catalog import traits_of
 from .chunks import chunked
 from .events import events_of
+from .fault_frames import Frame
 from .orders import ErrorOrder, FaultOrder
 from .rules import RuleBook
 from .seeds import key_of, key_of_bytes, stream_of
-from .source import Frame
 from .tokens import prompt_tokens
 
 VECTORS_AT_ONCE: Final = 2
@@ -85,10 +85,14 @@ class SimulatedProvider:
         self._rules = rules
         self._composer = Composer(speech)
 
+    def key(self, model: str, body: bytes, word: str) -> bytes:
+        """The key of a request's random numbers; ``word``, if any, stands for its body."""
+        return key_of(self._seed, {"key": word, "model": model} if word else parse(body))
+
     def generate(
-        self, codec: Codec, dialect: Dialect, body: bytes, key: str
+        self, codec: Codec, dialect: Dialect, body: bytes, key: str, drawn: bytes = b""
     ) -> Generator[None, None, Answered]:
-        """Answer a generation request, in steps of one choice.
+        """Answer a generation request, in steps of one choice; ``drawn`` is its key, if known.
 
         Raises ``Rejected`` naming the field at fault.
         """
@@ -98,7 +102,7 @@ class SimulatedProvider:
             requests, echo = [codec.request_to_canonical(body)], False
         request = requests[0]
         _check_model(request.model, dialect)
-        drawn = key_of(self._seed, {"key": key, "model": request.model} if key else parse(body))
+        drawn = drawn or self.key(request.model, body, key)
         rules = self._rules
         scripted = None if rules is None else rules.reply_to(request)
         if scripted is not None and scripted.error is not None:

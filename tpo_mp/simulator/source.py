@@ -1,10 +1,12 @@
-"""The stream of one answer: events made as they are taken, at the pace of a model, with its faults.
+"""The stream of one answer: events made as they are taken, at the pace of a model.
 
 ::
 
-    frames ──► [fault] ──► released? ──► sink        release(n): n more tokens may go
+    frames ──► [stall] ──► released? ──► sink        release(n): n more tokens may go
                                 ▲
                        pace: a timer, or whoever runs the model
+
+What the frames end with, if it is an error, is what the sink hears.
 
 A frame that is no token goes with whatever stands before it; a token goes when it is released.
 Frames that may go together leave in one write.
@@ -21,14 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from tpo_mp.errors import BackendFailure, ConnectionCut, TpoError
+from tpo_mp.errors import TpoError
 from tpo_mp.types import Sink
 
+from .fault_frames import Frame, cut
 from .orders import STALL_S, FaultOrder
 from .timing import Pace
 
-Frame = tuple[bytes, int]
-"""One event's bytes, and how many tokens it has."""
 BATCH_BYTES: Final = 8_192
 
 
@@ -70,15 +71,16 @@ class WholeAnswer:
 class SimulatedStream:
     """The ``Stream`` of a simulated reply."""
 
-    __slots__ = ("_fault", "_frames", "_held", "_later", "_over", "_pace", "_paused", "_ready",
-                 "_released", "_sink", "_stalled", "_tokens", "_wake", "on_end")  # fmt: skip
+    __slots__ = ("_frames", "_held", "_later", "_over", "_pace", "_paused", "_ready",
+                 "_released", "_sink", "_stall", "_stalled", "_tokens", "_wake",
+                 "on_end")  # fmt: skip
 
     def __init__(
-        self, frames: Iterator[Frame], pace: Pace, fault: FaultOrder | None, later: Later
+        self, frames: Iterator[Frame], pace: Pace, stall: FaultOrder | None, later: Later
     ) -> None:
         self._frames = frames
         self._pace = pace
-        self._fault = fault
+        self._stall = stall
         self._later = later
         self._sink: Sink | None = None
         self._held: Frame | None = None
@@ -147,17 +149,20 @@ class SimulatedStream:
         out: list[bytes] = []
         size = 0
         while size < BATCH_BYTES:
-            frame = self._held or next(self._frames, None)
+            try:
+                frame = self._held or next(self._frames, None)
+            except TpoError as error:
+                self._finish(out, error)
+                break
             self._held = None
             if frame is None:
                 self._finish(out, None)
                 break
             data, tokens = frame
-            fault = self._fault
-            if fault is not None and tokens and data and self._tokens >= fault.after:
-                data = self._strike(fault, frame, out)
-                if not data:
-                    break
+            stall = self._stall
+            if stall is not None and tokens and data and self._tokens >= stall.after:
+                self._fall_silent(stall, frame)
+                break
             if tokens and self._tokens + tokens > self._released:
                 self._held = data, tokens
                 break
@@ -166,26 +171,17 @@ class SimulatedStream:
             size += len(data)
         return b"".join(out)
 
-    # -- faults -------------------------------------------------------------------------------
+    # -- silence ------------------------------------------------------------------------------
 
-    def _strike(self, fault: FaultOrder, frame: Frame, out: list[bytes]) -> bytes:
-        """What becomes of the frame a fault meets; empty: nothing goes on from here."""
-        self._fault = None
-        if fault.kind == "malformed":
-            return broken(frame[0])
-        if fault.kind == "stall":
-            self._held = frame
-            self._stalled = True
-            if fault.lasts_s is None:
-                self._wake = self._later(STALL_S, self._cut)
-            else:
-                self._wake = self._later(fault.lasts_s, self._unstall)
-        elif fault.kind == "error":
-            said = "the simulated model failed in the middle of its answer"
-            self._finish(out, BackendFailure(said, reason="server_error", status=500))
+    def _fall_silent(self, stall: FaultOrder, frame: Frame) -> None:
+        """Say nothing from this frame on."""
+        self._stall = None
+        self._held = frame
+        self._stalled = True
+        if stall.lasts_s is None:
+            self._wake = self._later(STALL_S, self._cut)
         else:
-            self._finish(out, cut())
-        return b""
+            self._wake = self._later(stall.lasts_s, self._unstall)
 
     def _unstall(self) -> None:
         self._stalled = False
@@ -218,15 +214,3 @@ class SimulatedStream:
         over, self.on_end = self.on_end, None
         if over is not None:
             over()
-
-
-def cut() -> ConnectionCut:
-    """The end of a connection that tells the client nothing."""
-    return ConnectionCut("the simulated provider cut the connection", reason="simulated_disconnect")
-
-
-def broken(event: bytes) -> bytes:
-    """Half an event, or half a body: framed, but no JSON."""
-    end = b"\n\n" if event.endswith(b"\n\n") else b""
-    half = event[: max(len(event) * 2 // 3, 1)].rstrip(b"\n")
-    return half + end

@@ -106,6 +106,8 @@ class Owner:
         self.feeds: Feeds
         self.pipeline: Pipeline
         self._previous: Pipeline | None = None
+        self._carrying: tuple[Any, ...] = ()
+        """Backends that ask for request headers of their own."""
         self.catch_up: Callable[[], None] = lambda: None
         """Adopts the published config now, or refuses it."""
         self._run: Callable[[Call], Awaitable[Reply]]
@@ -117,6 +119,8 @@ class Owner:
         self._previous = getattr(self, "pipeline", None)
         self.pipeline = pipeline
         always = pipeline.config.store.durability == "always"
+        backends = pipeline.backends.values()
+        self._carrying = tuple(one for one in backends if hasattr(one, "carried"))
         self._account.models.use(pipeline.models.configured)
         placed = partial(self._placed, pipeline)
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
@@ -166,6 +170,9 @@ class Owner:
         call.peer = exchange.peer
         if head.special:
             self._steer(call, head)
+        for backend in self._carrying:
+            if backend.carried:
+                call.forward += orders.carried_lines(headers, backend.carried)
         return call
 
     def _steer(self, call: Call, head: Head) -> None:

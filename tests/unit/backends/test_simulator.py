@@ -185,7 +185,8 @@ def test_disconnect_without_a_count_comes_before_any_byte() -> None:
     backend = simulator(FakeWorld())
     for stream in (False, True):
         call = call_for(stream=stream, forward=b"x-sim-fault: disconnect\r\n")
-        assert isinstance(infer(backend, call).error, ConnectionCut)
+        with pytest.raises(ConnectionCut):
+            backend.infer(call)
 
 
 def test_malformed_body_is_framed_but_no_json() -> None:
@@ -295,3 +296,97 @@ def test_known_models_are_listed_and_globs_are_not() -> None:
         assert await simulator(FakeWorld(), models=("a", "b-*")).list_models() == ["a"]
 
     asyncio.run(story())
+
+
+def test_reset_and_refusal_are_not_a_close() -> None:
+    """The reason says which; a reset in mid-stream comes after its tokens."""
+    backend = simulator(FakeWorld(), strategy="fixed", text="a b c d e")
+    for kind in (b"refuse", b"reset"):
+        with pytest.raises(ConnectionCut) as told:
+            backend.infer(call_for(forward=b"x-sim-fault: %b\r\n" % kind))
+        assert told.value.reason == ConnectionCut.RESET
+    sink, forward = Collected(), b"x-sim-fault: reset_after=2\r\n"
+    stream_into(reply_of(backend, call_for(stream=True, forward=forward)), sink)
+    (end,) = sink.ends
+    assert isinstance(end, ConnectionCut)
+    assert end.reason == ConnectionCut.RESET
+    assert sink.text.count(b'"content":') == 1 + 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_slow_answer_is_late_by_what_is_said(streamed: bool) -> None:
+    """Its own latency comes on top; and it can be given up while it waits."""
+    world = FakeWorld()
+    backend = simulator(world, first_token_ms=100)
+    forward = b"x-sim-fault: slow; for=2\r\n"
+    said = infer(backend, call_for(stream=streamed, forward=forward))
+    world.advance(2.05)
+    assert not said.done
+    world.advance(0.06)
+    assert said.value is not None
+    given_up = infer(backend, call_for(stream=streamed, forward=forward))
+    given_up.cancel()
+    world.advance(5)
+    assert isinstance(given_up.error, asyncio.CancelledError)
+
+
+def test_hang_ends_when_it_says_or_with_a_cut() -> None:
+    """And an error in a whole answer is that answer."""
+    world = FakeWorld()
+    backend = simulator(world)
+    said = infer(backend, call_for(forward=b"x-sim-fault: hang; for=1\r\n"))
+    never = infer(backend, call_for(stream=True, forward=b"x-sim-fault: hang\r\n"))
+    world.advance(1.01)
+    assert said.value is not None
+    world.advance(600)
+    assert isinstance(never.error, ConnectionCut)
+    with pytest.raises(TpoError) as told:
+        backend.infer(call_for(forward=b"x-sim-fault: error_after=1\r\n"))
+    assert told.value.status == 500
+
+
+def test_truncated_stream_ends_in_good_order() -> None:
+    """But without its last events; a whole body is cut short."""
+    backend = simulator(FakeWorld(), strategy="fixed", text="a b c d e")
+    sink, forward = Collected(), b"x-sim-error: partial_response\r\n"
+    stream_into(reply_of(backend, call_for(stream=True, forward=forward)), sink)
+    assert sink.ends == [None]
+    assert b"DONE" not in sink.text
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
+        json.loads(reply_of(backend, call_for(forward=forward)).body or b"")
+
+
+def test_written_slowly_it_says_the_same() -> None:
+    """Piece by piece, as the loop and the timer turn."""
+
+    async def story(order: bytes, text: str) -> list[bytes]:
+        world, sink = FakeWorld(), Collected()
+        backend = simulator(world, strategy="fixed", text=text)
+        call = call_for(stream=True, forward=b"x-sim-fault: %b\r\n" % order)
+        stream_into(reply_of(backend, call), sink)
+        while not sink.ends:
+            await asyncio.sleep(0)
+            world.advance(0.06)
+        assert sink.text.endswith(b"data: [DONE]\n\n")
+        assert sink.text.count(b'"content":') == 1 + 4
+        return sink.chunks
+
+    assert max(map(len, asyncio.run(story(b"trickle; bytes=40", "a b c d")))) == 40
+    pieces = asyncio.run(story(b"split", "\u00e9 \u00e9 \u00e9 \u00e9"))
+    with pytest.raises(UnicodeDecodeError):
+        b"".join(piece for piece in pieces if b'"content":" ' in piece).decode()
+    events = [
+        chunk.count(b"\n\n") for chunk in asyncio.run(story(b"coalesce; events=3", "a b c d"))
+    ]
+    assert events[:-1] == [3] * (len(events) - 1)
+
+
+def test_wrong_usage_is_wrong_whole_and_streamed() -> None:
+    """Its parts do not make its total."""
+    backend = simulator(FakeWorld())
+    forward = b"x-sim-fault: wrong_usage\r\n"
+    body = json.loads(reply_of(backend, call_for(forward=forward)).body or b"")
+    streamed = call_for(stream=True, forward=forward, usage_wanted=True)
+    event = next(e for e in delivered(reply_of(backend, streamed)) if e.get("usage"))
+    for usage in (body["usage"], event["usage"]):
+        assert usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]

@@ -31,7 +31,8 @@ def test_target_of_an_alias_exists(alias: object) -> None:
     if section == "surfaces":
         assert rest[1] in registry.find("surfaces", rest[0]).Config.__struct_fields__
         return
-    kind: object = SECTIONS[section]
+    simulator = registry.find("backends", "simulator").Config
+    kind: object = simulator if section == "simulator" else SECTIONS[section]
     for key in rest:
         assert isinstance(kind, type)
         kind = {f.encode_name: f.type for f in msgspec.structs.fields(kind)}[key]

@@ -114,10 +114,12 @@ def test_mistakes_are_told_where_they_were_written(tree: dict[str, Any], said: s
 
 
 def test_sections_of_the_reference_load_with_a_warning() -> None:
-    """Scenarios and the like are not built yet."""
-    config = loaded({"scenarios": {"x": {}}, "simulator": {"seed": 1}}, simulate=True)
-    assert config.warnings == ("scenarios: not built yet, ignored",)
+    """Telemetry and the like are not built yet; scenarios may stand at the top."""
+    tree = {"telemetry": {"x": 1}, "scenarios": {"x": {}}, "simulator": {"seed": 1}}
+    config = loaded(tree, simulate=True)
+    assert config.warnings == ("telemetry: not built yet, ignored",)
     assert options(config).seed == 1
+    assert list(options(config).scenarios) == ["x"]
 
 
 def test_seed_flag_without_a_table() -> None:

@@ -323,7 +323,10 @@ def test_clients_are_told_when_to_come_back(error: TpoError, lines: bytes) -> No
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_cut_connection_is_broken_without_a_word(begun: bool) -> None:
+@pytest.mark.parametrize(
+    "cut", [ConnectionCut("gone"), ConnectionCut("", reason="connection_reset")]
+)
+def test_cut_connection_is_broken_without_a_word(begun: bool, cut: ConnectionCut) -> None:
     """After what was written has left; the call failed, and the client is told nothing."""
 
     async def story() -> None:
@@ -331,13 +334,14 @@ def test_cut_connection_is_broken_without_a_word(begun: bool) -> None:
         if begun:
             scene.flow()
             scene.delivery.data(b"data: 1\n\n")
-            scene.delivery.end(ConnectionCut("gone"))
+            scene.delivery.end(cut)
         else:
-            scene.delivery.done(None, ConnectionCut("gone"))
+            scene.delivery.done(None, cut)
         assert scene.ends == [Terminal.FAILED]
         assert not scene.exchange.aborted
         await asyncio.sleep(0)
         assert scene.exchange.aborted
+        assert scene.exchange.hard is (cut.reason == ConnectionCut.RESET)
         assert scene.exchange.answer == (b"data: 1\n\n" if begun else b"")
 
     asyncio.run(story())

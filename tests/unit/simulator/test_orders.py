@@ -13,7 +13,12 @@ from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, lin
     [
         ("429", ErrorOrder(429)),
         ("503; retry_after=5", ErrorOrder(503, 5.0)),
-        ("insufficient_quota", ErrorOrder(429, None, True)),
+        ("insufficient_quota", ErrorOrder(429, None, "insufficient_quota")),
+        ("daily_quota_exceeded", ErrorOrder(429, None, "daily_quota_exceeded")),
+        (
+            "monthly_quota_exceeded; retry_after=2592000",
+            ErrorOrder(429, 2_592_000.0, "monthly_quota_exceeded"),
+        ),
         ("500; first=2", ErrorOrder(500)),
         ("500; first=0", None),
     ],
@@ -30,6 +35,13 @@ def test_errors_are_read(line: str, error: ErrorOrder | None) -> None:
         ("disconnect_after=3", FaultOrder("disconnect", 3)),
         ("malformed", FaultOrder("malformed")),
         ("error_after = 2", FaultOrder("error", 2)),
+        ("reset_after=4", FaultOrder("reset", 4)),
+        ("refuse", FaultOrder("refuse")),
+        ("slow", FaultOrder("slow", 0, 5.0)),
+        ("hang; for=2", FaultOrder("hang", 0, 2.0)),
+        ("trickle; bytes=3; every=0.01", FaultOrder("trickle", 0, None, 3, 0.01)),
+        ("coalesce", FaultOrder("coalesce", 0, None, 8)),
+        ("coalesce; events=3", FaultOrder("coalesce", 0, None, 3)),
         ("stall", FaultOrder("stall")),
         ("stall_after=1; for=0.5", FaultOrder("stall", 1, 0.5)),
     ],
@@ -46,7 +58,8 @@ def test_faults_are_read(line: str, fault: FaultOrder) -> None:
         "x-sim-error: 429; retry_after=-1", "x-sim-error: 429; retry_after=nan",
         "x-sim-fault: disconnect_after", "x-sim-fault: disconnect=3", "x-sim-fault: melt",
         "x-sim-fault: stall_after=x", "x-sim-fault: malformed; for=1",
-        "x-sim-fault: stall; for=1e9",
+        "x-sim-fault: stall; for=1e9", "x-sim-fault: refuse_after=3", "x-sim-fault: coalesce=3",
+        "x-sim-fault: trickle; bytes=1e9", "x-sim-fault: malformed; for=", "x-sim-error: teapot",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(line: str) -> None:
@@ -54,6 +67,19 @@ def test_anything_else_is_refused(line: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         orders_of(f"{line}\r\n".encode())
     assert refused.value.param == line.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        ("connection_error", FaultOrder("refuse")),
+        ("slow_response", FaultOrder("slow", 0, 5.0)),
+        ("partial_response", FaultOrder("truncate")),
+    ],
+)
+def test_errors_without_a_status_are_faults(error: str, fault: FaultOrder) -> None:
+    """Nothing a status could say."""
+    assert orders_of(f"x-sim-error: {error}\r\n".encode()) == Orders(fault=fault)
 
 
 def test_requests_without_orders_have_none() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tests.support.fake_net import Collected
+from tpo_mp.errors import ConnectionCut
+from tpo_mp.simulator.fault_frames import cut
 from tpo_mp.simulator.orders import FaultOrder
-from tpo_mp.simulator.source import SimulatedStream, WholeAnswer, broken
+from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.timing import AT_ONCE, Pace
 
 FRAMES = [(b"start ", False), (b"a ", True), (b"b ", True), (b"c ", True), (b"end", False)]
@@ -33,7 +35,7 @@ def never(seconds: float, then: Callable[[], None]) -> Callable[[], None]:
 
 
 def started(
-    pace: Pace, frames: Iterator[tuple[bytes, bool]] | None = None, fault: FaultOrder | None = None
+    pace: Pace, frames: Iterator[tuple[bytes, int]] | None = None, fault: FaultOrder | None = None
 ) -> tuple[SimulatedStream, Collected]:
     """A stream of three tokens, with a sink from its first token on."""
     made, sink = SimulatedStream(frames or iter(FRAMES), pace, fault, never), Collected()
@@ -76,7 +78,7 @@ def test_what_may_go_together_leaves_in_one_write() -> None:
     """And nothing is rendered before it may go."""
     rendered: list[bytes] = []
 
-    def frames() -> Iterator[tuple[bytes, bool]]:
+    def frames() -> Iterator[tuple[bytes, int]]:
         for frame in FRAMES:
             rendered.append(frame[0])
             yield frame
@@ -121,16 +123,27 @@ def test_cancelled_stream_is_silent() -> None:
     assert sink.text == b""
 
 
-def test_fault_meets_the_token_it_names() -> None:
+def test_stall_meets_the_token_it_names() -> None:
     """Tokens before it went; one that never comes changes nothing."""
-    _, sink = started(AT_ONCE, fault=FaultOrder("disconnect", 2))
+    _, sink = started(AT_ONCE, fault=FaultOrder("stall", 2))
     assert sink.text == b"start a b "
-    assert sink.ends != [None]
-    _, late = started(AT_ONCE, fault=FaultOrder("disconnect", 9))
+    assert sink.ends == []
+    _, late = started(AT_ONCE, fault=FaultOrder("stall", 9))
     assert late.ends == [None]
 
 
-def test_broken_event_stays_one_event() -> None:
-    """So that a reader meets bad JSON, not a bad stream."""
-    assert broken(b'data: {"a": "b"}\n\n').count(b"\n\n") == 1
-    assert broken(b'{"a": "b"}') == b'{"a": '
+def test_error_that_the_frames_end_with_is_heard() -> None:
+    """After all that went before it, in time."""
+
+    def frames() -> Iterator[tuple[bytes, int]]:
+        yield from FRAMES[:3]
+        raise cut()
+
+    pace = ByHand()
+    _, sink = started(pace, frames())
+    pace.release(1)
+    assert sink.ends == []
+    pace.release(1)
+    assert sink.text == b"start a b "
+    assert [type(end) for end in sink.ends] == [ConnectionCut]
+    assert pace.stopped == 1
