@@ -1,11 +1,11 @@
-"""Bar charts of the report, as SVG that is the same for the same figures.
+"""Charts of the report, as SVG that is the same for the same figures.
 
 matplotlib is an extra (``pip install tpo-mp[bench]``); without it the report has no pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 OURS = "#c0392b"
@@ -44,5 +44,30 @@ def bars(path: Path, title: str, unit: str, values: Mapping[str, float]) -> None
     axes.set_xlabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def curves(
+    path: Path, title: str, x: str, drawn: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """Draw one small chart per curve beside each other, all over the same x."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "tpo-mp"
+    mpl.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot as plt
+
+    figure, charts = plt.subplots(
+        1, len(drawn), figsize=(3.4 * len(drawn), 2.8), squeeze=False, layout="constrained"
+    )
+    for axes, (name, points) in zip(charts[0], drawn.items(), strict=True):
+        axes.plot(*zip(*points, strict=True), color=OURS, marker="o", markersize=3)
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xlabel(x)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -88,6 +88,8 @@ def section(scenario: Scenario, report: Report, directory: Path) -> str:
         lines += ["", *(f"- not measured: {name} ({first(why)})" for name, why in missing)]
     if scenario.plot is not None and plots.available():
         lines += ["", picture(scenario.plot, report, directory)]
+    if scenario.x is not None and plots.available():
+        lines += ["", curves(scenario, scenario.x, report, directory)]
     return "\n".join(lines) + "\n"
 
 
@@ -113,6 +115,20 @@ def picture(column: Column, report: Report, directory: Path) -> str:
     path = directory / f"{report.scenario}.svg"
     plots.bars(path, report.title, column.header, values)
     return f"![{report.title}: {column.header}]({directory.name}/{path.name})"
+
+
+def curves(scenario: Scenario, x: Column, report: Report, directory: Path) -> str:
+    """Draw a scenario's curves and answer the line that shows them."""
+    drawn: dict[str, list[tuple[float, float]]] = {}
+    for column in scenario.columns:
+        if column.field in scenario.curves:
+            pairs = [(x.value(report, n), column.value(report, n)) for n in report.targets]
+            drawn[column.header] = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not any(drawn.values()):
+        return ""
+    path = directory / f"{report.scenario}.svg"
+    plots.curves(path, report.title, x.header, drawn)
+    return f"![{report.title}: {', '.join(drawn)}]({directory.name}/{path.name})"
 
 
 def cell(column: Column, report: Report, target: str) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from .bench import Bench
 from .report import Report, Series
 
-NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "echo", "memory")
+NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "echo", "memory",
+         "saturation")  # fmt: skip
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")
@@ -43,13 +44,18 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One measurement: ``method`` is printed under its table, ``plot`` is drawn beside it."""
+    """One measurement: ``method`` is printed under its table, ``plot`` is drawn beside it.
+
+    Where targets are points of a curve, ``curves`` are the fields drawn over ``x``.
+    """
 
     title: str
     method: str
     columns: tuple[Column, ...]
     run: Callable[[Bench], dict[str, Series]]
     plot: Column | None = None
+    x: Column | None = None
+    curves: tuple[str, ...] = ()
 
 
 RELAYED = (

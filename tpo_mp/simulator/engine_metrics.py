@@ -15,7 +15,8 @@ so the host's sum is the engine's own.  Instants are those of the clock the engi
 
 Source: vLLM's documentation of its metrics, and the series a 0.32 server showed.
 Known weakness: metrics of speculative decoding, LoRA and KV transfer are absent, as on a server
-that has none of these on.
+that has none of these on; a worker's metrics hold the series of about a dozen engines, those of
+further ones are only counted (``tpo_metrics_overflow_total``).
 """
 
 from __future__ import annotations

@@ -79,3 +79,17 @@ def test_picture_is_the_same_for_the_same_figures(tmp_path):
 def test_numbers_have_three_digits_that_mean_something(value, text):
     """No invented precision."""
     assert render.number(value) == text
+
+
+def test_curves_are_drawn_over_the_clients(tmp_path):
+    """One chart per curve, the same for the same figures; beside the table."""
+    pytest.importorskip("matplotlib")
+    rows = {f"{n} clients": [{"clients": n, "tok_s": 10.0 * n, "itl_ms": 3.0}] for n in (1, 8)}
+    report("saturation", **rows).save(tmp_path / "results")
+    text = render.render(tmp_path / "results").read_text()
+    assert "| 8 clients | 80.0 | 3 |" in text
+    assert "tokens/s, TTFT ms, ITL ms](results/saturation.svg)" in text
+    picture = (tmp_path / "results/saturation.svg").read_bytes()
+    assert b"clients" in picture
+    render.render(tmp_path / "results")
+    assert (tmp_path / "results/saturation.svg").read_bytes() == picture
