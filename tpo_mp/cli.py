@@ -97,10 +97,12 @@ def serve(config_path: Path | None, **flags: Any) -> int:
 @_process
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of all it makes up [0].")
 @click.option("--rules", type=click.Path(), metavar="FILE", help="Answers for requests of a kind.")
-@click.option("--strict", is_flag=True, help="Refuse requests that no rule matches.")
 @click.option("--latency-multiplier", type=float, metavar="X", help="Stretch every wait [1].")
 @click.option("--no-latency", is_flag=True, help="Wait for nothing, whatever the config says.")
 @click.option("--scenario", metavar="NAME", help="Scenario that is active from the start.")
+@click.option("--replay", type=click.Path(), metavar="FILE", help="Play recorded answers again.")
+@click.option("--replay-speed", type=click.FloatRange(0, 1e6), help="2: twice as fast, 0: no wait.")
+@click.option("--strict", is_flag=True, help="Refuse what no rule matches, or nobody recorded.")
 @click.pass_context
 def simulate(context: click.Context, /, config_path: Path | None, **flags: Any) -> int:
     """Run a simulated provider: OpenAI's and Anthropic's APIs, with errors and faults to order.

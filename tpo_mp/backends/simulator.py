@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, field
@@ -36,6 +37,8 @@ from tpo_mp.simulator.pacing import Alarm, SchedulePace
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
 from tpo_mp.simulator.readings import reading
+from tpo_mp.simulator.replay import Replay, error_of
+from tpo_mp.simulator.replay import problems as replay_problems
 from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
 from tpo_mp.simulator.rules import problems as rule_problems
 from tpo_mp.simulator.slow_writes import written_with
@@ -89,6 +92,12 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     faults: FaultList = ()
     scenario: ScenarioName = ""
     scenarios: ScenarioTable = field(default_factory=dict)
+    replay: Annotated[
+        str, Meta(max_length=4096, description="File of recorded answers to play again.")
+    ] = ""
+    replay_speed: Annotated[
+        float, Meta(ge=0, le=1e6, description="2 plays twice as fast, 0 does not wait.")
+    ] = 1.0
     requests_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000_000, description="Limit that rate limit headers name.")
     ] = 10_000
@@ -113,6 +122,7 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         yield from super().problems()
         yield from rule_problems(self.rules)
         yield from problems_of(self.scenario, self.scenarios)
+        yield from replay_problems(self.replay)
 
 
 class SimulatorBackend:
@@ -171,9 +181,13 @@ class SimulatorBackend:
                 lengths=lengths_of(config, self._latency),
             ),
             RuleBook(config.rules, config.strict, env.ledger)
-            if config.rules or config.strict
+            if config.rules or (config.strict and not config.replay)
             else None,
         )
+        self._replay: Replay | None = None
+        if config.replay:
+            speed, strict = config.replay_speed, config.strict and not config.rules
+            self._replay = Replay(Path(config.replay), speed, env.ledger, self._timer, strict)
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer, refuse or fail as the request, its orders and the rules say."""
@@ -230,6 +244,10 @@ class SimulatorBackend:
 
     def _answer(self, call: Call, orders: Orders) -> Awaitable[Reply]:
         """Answer; what is still ordered happens within it."""
+        if self._replay is not None:
+            played = self._replay.find(call)
+            if played is not None:
+                return self._later(call, played, orders)
         if call.dialect in _EMBEDS:
             return asyncio.get_running_loop().create_task(self._embed(call, orders))
         spoken = codec(call.dialect)
@@ -284,6 +302,7 @@ class SimulatorBackend:
             self._trouble.spend(used.prompt + max(used.completion, 0))
         said: Promise[Reply] = Promise()
         stream: SimulatedStream | None = None
+        refused = None if answered.recording is None else error_of(answered.recording)
 
         def refuse(status: int) -> None:
             error = refusal(ErrorOrder(status), call, self._allowance)
@@ -294,7 +313,7 @@ class SimulatorBackend:
                 said.reject(error)
 
         pace = self._pace(call, answered, orders, refuse)
-        if call.stream:
+        if call.stream and refused is None:
             sizes = pace.chunks if isinstance(pace, SchedulePace) else None
             frames = answered.frames(call.usage_wanted, sizes)
             stall = None
@@ -307,12 +326,21 @@ class SimulatorBackend:
             whole = WholeAnswer(pace, used.completion - answered.hidden)
             wait, cancel = whole.start, whole.cancel
         said.cancel_with = cancel
-        wait(lambda: said.resolve(self._reply(call, answered, stream, fault, standing)))
+
+        def settle() -> None:
+            if refused is not None:
+                said.reject(refused)
+            else:
+                said.resolve(self._reply(call, answered, stream, fault, standing))
+
+        wait(settle)
         return said
 
     def _pace(
         self, call: Call, answered: Answered, orders: Orders, refuse: Callable[[int], None]
     ) -> Pace:
+        if self._replay is not None and answered.recording is not None:
+            return self._replay.pace(call, answered.recording, orders.delay_s)
         timing = self._latency.timing_of(call.model)
         if timing is None or call.dialect in _COUNTS:
             return AT_ONCE

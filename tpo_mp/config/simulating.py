@@ -44,6 +44,10 @@ def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: P
     if given.get("strict"):
         options["strict"] = True
         problems.origins["simulator.strict"] = "--strict"
+    for name in ("replay", "replay_speed"):
+        if given.get(name) is not None:
+            options[name] = str(given[name]) if name == "replay" else given[name]
+            problems.origins[f"simulator.{name}"] = f"--{name.replace('_', '-')}"
     if given.get("rules") is not None:
         _rules(Path(given["rules"]), options, problems)
     if given.get("scenario") is not None:

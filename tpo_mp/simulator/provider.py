@@ -33,6 +33,7 @@ from .chunks import chunked
 from .events import events_of
 from .fault_frames import Frame
 from .orders import ErrorOrder, FaultOrder
+from .recordings import Recording
 from .rules import RuleBook
 from .seeds import key_of, key_of_bytes, stream_of
 from .tokens import prompt_tokens
@@ -53,6 +54,7 @@ class Answered:
 
     ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown;
     ``fault`` is what a rule wants to happen to it.
+    ``recording`` is where it comes from, if not from here.
     ``requests`` (one per prompt) and ``reply`` are what was asked and is said, where something is
     generated.
     """
@@ -67,6 +69,7 @@ class Answered:
     requests: Sequence[ModelRequest] = ()
     reply: ModelReply | None = None
     cached: CachedTokens = field(default_factory=CachedTokens)
+    recording: Recording | None = None
 
 
 class RefusalOrdered(Exception):
