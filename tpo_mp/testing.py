@@ -44,6 +44,7 @@ class LlmSimulator:
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
+        self._failures: list[dict[str, Any]] = []
         self._rules: list[dict[str, Any]] = []
         self._number = count(1)
 
@@ -63,17 +64,17 @@ class LlmSimulator:
         ``tool_result``; ``tool_calls`` are ``{"name": …, "arguments": {…}}``; ``times`` 0 is for
         ever.  Raises ``ValueError`` for what the simulator does not take.
         """
-        reply = {"text": text, "tool_calls": list(tool_calls), "error": error, "fault": fault}
-        told = {name: value for name, value in reply.items() if value not in (None, "", [])}
-        if text == "":
-            told["text"] = ""
-        name = f"test-{os.getpid()}-{next(self._number)}"
-        rule = {"name": name, "match": match, "reply": told, "times": times}
-        self._tell([rule, *self._rules])
+        reply: dict[str, Any] = {"tool_calls": list(tool_calls), "error": error, "fault": fault}
+        if text is not None:
+            reply["text"] = text
+        self._tell(self._failures, [self._rule(match, reply, times), *self._rules])
 
     def fail_next(self, times: int = 1, error: str | int = 500, **match: Any) -> None:
-        """Refuse the next requests, ``error`` being a status or what ``X-Sim-Error`` says."""
-        self.reply_with(error=error, times=times, **match)
+        """Refuse the next requests, whatever else is told; several orders come in turn.
+
+        ``error`` is a status or what ``X-Sim-Error`` says.
+        """
+        self._tell([*self._failures, self._rule(match, {"error": error}, times)], self._rules)
 
     def strict(self) -> None:
         """Refuse what no rule matches, until the test ends."""
@@ -95,7 +96,7 @@ class LlmSimulator:
     def reset(self) -> None:
         """Forget rules, options and journal."""
         options = self.ask("GET", "/admin/config")["changed"]
-        self._rules = []
+        self._failures, self._rules = [], []
         self.ask("POST", "/admin/config", dict.fromkeys(options) | {"journal": {"enabled": True}})
         self.ask("DELETE", "/admin/journal")
 
@@ -114,9 +115,16 @@ class LlmSimulator:
             raise ValueError(told["error"]["message"])
         return told
 
-    def _tell(self, rules: list[dict[str, Any]]) -> None:
-        self.configure(rules=rules)
-        self._rules = rules
+    def _rule(
+        self, match: Mapping[str, Any], reply: Mapping[str, Any], times: int
+    ) -> dict[str, Any]:
+        """A rule that counts apart from all others."""
+        name = f"test-{os.getpid()}-{next(self._number)}"
+        return {"name": name, "match": match, "reply": reply, "times": times}
+
+    def _tell(self, failures: list[dict[str, Any]], rules: list[dict[str, Any]]) -> None:
+        self.configure(rules=[*failures, *rules])
+        self._failures, self._rules = failures, rules
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -68,7 +68,7 @@ def test_what_is_told_holds_on_every_worker_and_until_the_reset(
         assert {r.json()["choices"][0]["message"]["content"] for r in replies[2:]} == {"second"}
         seen = [entry["status"] for entry in told.journal if entry["model"] == model]
         assert seen == [503, 503, 200, 200]
-        with pytest.raises(ValueError, match=r"rules\[0\].match.regex"):
+        with pytest.raises(ValueError, match=r"rules\[1\].match.regex"):
             told.reply_with("x", regex="(")
         with pytest.raises(ValueError, match="colour"):
             told.configure(colour=1)
