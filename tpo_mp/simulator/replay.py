@@ -48,7 +48,7 @@ class Replay:
         self._strict = strict
 
     def find(self, call: Call) -> Answered | None:
-        """The recorded answer whose turn it is; raises ``InvalidRequest`` when there must be one."""
+        """The answer whose turn it is; raises ``InvalidRequest`` when there must be one."""
         asked = orjson.loads(call.body)
         key = recordings.key_for(call.dialect, asked) if isinstance(asked, dict) else ""
         found = self._found.get((key, call.stream))
