@@ -32,6 +32,7 @@ def test_each_backend_serves_its_models(full: tuple[Gateway, Upstream]) -> None:
     for model, backend in (
         ("claude-1", "claude"), ("echo", "echo"), ("up-1", "upstream"), ("up-2", "upstream"),
         ("sim-1", "simulated"),
+        ("sim-engine", "simulated"),
     ):  # fmt: skip
         reply = gateway.ask(CHAT, chat("hi", model=model))
         assert reply.status == 200, reply

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -97,7 +98,9 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with options that are each in bounds."""
         if self.preset and self.preset not in PRESETS:
-            yield "preset", f"{self.preset!r} is none of {', '.join(PRESETS)}"
+            near = get_close_matches(self.preset, PRESETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"
+            yield "preset", f"no preset is named {self.preset!r}; {hint}"
             return
         shape = self.shape()
         if shape.blocks * shape.block_tokens < shape.max_model_tokens:

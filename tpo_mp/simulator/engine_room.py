@@ -24,7 +24,7 @@ from .engine_steps import EngineFull, EngineRequest, EngineShape, StepEngine
 from .timer import NEVER, MicroTimer
 
 LATE_S: Final = 0.25
-TOLD_AT_ONCE: Final = 64
+TOLD_AT_ONCE: Final = 16
 """Tokens told before others on the loop have their turn."""
 
 

@@ -101,6 +101,18 @@ def test_table_that_nobody_uses_warns() -> None:
             },
             "simulator.profiles.mine.first_token_ms.values): expected array",
         ),
+        (
+            {"simulator": {"engines": {"mine": {"num_gpu_blocks": 4}}}},
+            "simulator.engines.mine.num_gpu_blocks: 4 blocks of 16 tokens do not hold",
+        ),
+        (
+            {"simulator": {"engines": {"mine": {"preset": "nim-9b"}}}},
+            "simulator.engines.mine.preset: no preset is named 'nim-9b'; did you mean 'nim-8b'?",
+        ),
+        (
+            {"simulator": {"engines": {"mine": {"max_seqs": 3}}}},
+            "unknown key; did you mean 'max_num_seqs'?",
+        ),
         ({"simulator": 7}, "simulator = 7: expected a table"),
         ({"backends": [{"name": "a", "kind": "echo"}]}, "backends: tpo-mp simulate has one"),
         ({"routes": [{"strategy": "weighted"}]}, "routes: tpo-mp simulate has one"),
