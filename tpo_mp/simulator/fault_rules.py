@@ -84,7 +84,7 @@ class FaultRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(wrong.message) from None
 
 
-class Drawing(Facts, Protocol):
+class DrawnFacts(Facts, Protocol):
     """Facts about a request that also give it its random numbers."""
 
     def key(self) -> bytes:
@@ -119,7 +119,7 @@ class _Rule:
         elif rule.error:
             self.order, self.first = error_of(rule.error, "error")
 
-    def wait_s(self, facts: Drawing, elapsed_s: float, wall_s: float) -> float | None:
+    def wait_s(self, facts: DrawnFacts, elapsed_s: float, wall_s: float) -> float | None:
         """None: it does not strike; else the wait that load or budget impose, or 0."""
         rule = self.rule
         if self._holds is not None and not self._holds(facts):
@@ -144,7 +144,7 @@ class _Rule:
             return left or None
         return wait
 
-    def _random(self, facts: Drawing) -> Random:
+    def _random(self, facts: DrawnFacts) -> Random:
         return stream_of(facts.key(), "fault", self.name)
 
     def _count(self, drawn: bool) -> bool:
@@ -164,7 +164,7 @@ class _Rule:
         self._ledger.update(self._place, count)
         return struck
 
-    def ordered(self, facts: Drawing, wait_s: float) -> ErrorOrder | FaultOrder | None:
+    def ordered(self, facts: DrawnFacts, wait_s: float) -> ErrorOrder | FaultOrder | None:
         """What the struck request meets."""
         order = self.order
         if not isinstance(order, ErrorOrder):
@@ -200,7 +200,7 @@ class FaultRules:
         self._spending = [rule.spending for rule in self._rules if rule.spending is not None]
         self.counts_calls = any(r.load is not None or r.when.counts() for r in rules)
 
-    def choose(self, facts: Drawing, elapsed_s: float, wall_s: float) -> Orders | None:
+    def choose(self, facts: DrawnFacts, elapsed_s: float, wall_s: float) -> Orders | None:
         """What happens to a request ``elapsed_s`` after the rules came into force."""
         delay_s, delayed_by = 0.0, ""
         for rule in self._rules:

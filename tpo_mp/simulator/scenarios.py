@@ -26,7 +26,7 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.ports import Ledger
 
 from .fault_breaker import BreakerRule, SimulatedBreaker
-from .fault_rules import Drawing, FaultRule, FaultRules
+from .fault_rules import DrawnFacts, FaultRule, FaultRules
 from .orders import ErrorOrder, FaultOrder, Orders
 
 OPEN: Final = "circuit_breaker_open"
@@ -128,7 +128,9 @@ class _Track:
         repeat = self._scenario.repeat_s
         return elapsed_s % repeat if repeat else elapsed_s
 
-    def choose(self, facts: Drawing, elapsed_s: float, wall_s: float, now: float) -> Orders | None:
+    def choose(
+        self, facts: DrawnFacts, elapsed_s: float, wall_s: float, now: float
+    ) -> Orders | None:
         """What happens to a request."""
         breaker = self._breaker
         if breaker is not None:
@@ -143,7 +145,7 @@ class _Track:
                 breaker.succeeded()
         return chosen
 
-    def _chosen(self, facts: Drawing, elapsed_s: float, wall_s: float) -> Orders | None:
+    def _chosen(self, facts: DrawnFacts, elapsed_s: float, wall_s: float) -> Orders | None:
         at, delay_s, chosen = self.at(elapsed_s), 0.0, None
         if self._always is not None:
             chosen = self._always.choose(facts, elapsed_s, wall_s)
@@ -226,7 +228,7 @@ class ScenarioRun:
         self._rules = rules
         self.counts_calls = any(one.counts_calls for one in rules)
 
-    def choose(self, facts: Drawing, now: float, wall_s: float) -> Orders | None:
+    def choose(self, facts: DrawnFacts, now: float, wall_s: float) -> Orders | None:
         """What happens to a request at ``now`` of the host's clock."""
         elapsed_s, delay_s = max(now - self.began_at, 0.0), 0.0
         for track in self._tracks:
