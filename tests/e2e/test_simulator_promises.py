@@ -1,0 +1,190 @@
+"""What a simulator promises and others were found not to do: one test per promise.
+
+Errors, sequences, changes while it runs, scenarios, delays and the breaker are here.
+Latency, determinism, tokens, tools and limits have files of their own beside this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import RawReply, chat
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+CONFIG = """
+[simulator]
+models = ["*"]
+strategy = "fixed"
+text = "one two three"
+
+[[simulator.faults]]
+error = "503; retry_after=0.05"
+when = { model = "twice-openai" }
+sequence = { first = 2 }
+
+[[simulator.faults]]
+error = "overloaded; retry_after=0.05"
+when = { model = "twice-anthropic" }
+sequence = { first = 2 }
+
+[[simulator.faults]]
+error = "500"
+when = { model = "fifth" }
+sequence = { every = 5 }
+
+[[simulator.faults]]
+error = "500"
+when = { model = "seldom" }
+limit = 7
+
+[[simulator.faults]]
+delay_ms = 300
+when = { model = "late" }
+
+[[simulator.faults]]
+error = "rate_limit_tpm"
+when = { header = { x-team = "^blue" } }
+
+[simulator.scenarios.broken]
+breaker = { open_s = 1.0 }
+faults = [{ error = "500", when = { model = "bad" } }]
+
+[simulator.scenarios.timeline]
+steps = [
+  { name = "down", lasts_s = 1.5, faults = [{ error = "503", when = { model = "timed" } }] },
+  { name = "well", start_s = 1.5 },
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def provider(short_tmp: Path) -> Iterator[Gateway]:
+    """A simulator with rules, of two workers."""
+    folder = short_tmp / "promises"
+    with Gateway(folder, config=CONFIG, workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
+def asked(provider: Gateway, model: str, **headers: str) -> RawReply:
+    """A chat on a connection of its own, which any worker may take."""
+    return provider.ask(CHAT, chat("hi", model=model), headers)
+
+
+def statuses(provider: Gateway, model: str, count: int) -> Counter[int]:
+    """What so many requests are answered, eight at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        replies = pool.map(lambda _: asked(provider, model), range(count))
+        return Counter(reply.status for reply in replies)
+
+
+def told(provider: Gateway, patch: dict[str, Any]) -> None:
+    """Change its options while it runs."""
+    reply = provider.ask("/admin/config", patch)
+    assert reply.status == 200, reply.body
+
+
+def test_openai_sdk_is_failed_twice_and_then_answered(provider: Gateway) -> None:
+    """Whichever worker each try meets; a third failure would raise."""
+    with openai.OpenAI(base_url=f"{provider.url}/v1", api_key="x", max_retries=2) as client:
+        said = client.chat.completions.create(
+            model="twice-openai", messages=[{"role": "user", "content": "hi"}]
+        )
+    assert said.choices[0].message.content == "one two three"
+    assert statuses(provider, "twice-openai", 4) == {200: 4}
+
+
+def test_anthropic_sdk_is_failed_twice_and_then_answered(provider: Gateway) -> None:
+    """In its own dialect; one retry less is not enough, so exactly two fail."""
+    with anthropic.Anthropic(base_url=provider.url, api_key="x", max_retries=1) as client:
+        ask = client.messages.create
+        body: dict[str, Any] = {"model": "twice-anthropic", "max_tokens": 9,
+                                "messages": [{"role": "user", "content": "hi"}]}  # fmt: skip
+        with pytest.raises(anthropic.InternalServerError) as failed:
+            ask(**body)
+        assert failed.value.status_code == 529
+        assert ask(**body).content[0].type == "text"
+
+
+def test_every_fifth_is_exact_over_two_workers(provider: Gateway) -> None:
+    """Twenty of a hundred, however they are spread."""
+    assert statuses(provider, "fifth", 100) == {200: 80, 500: 20}
+
+
+def test_limit_is_exact_over_two_workers(provider: Gateway) -> None:
+    """Seven in all."""
+    assert statuses(provider, "seldom", 60) == {200: 53, 500: 7}
+
+
+def test_delay_of_a_rule_is_measurable(provider: Gateway) -> None:
+    """The answer is the same, and comes that much later."""
+    began = time.monotonic()
+    assert asked(provider, "late").status == 200
+    assert time.monotonic() - began >= 0.3
+
+
+def test_header_chooses_who_fails(provider: Gateway) -> None:
+    """With the type, the code and the wait of that error."""
+    refused = asked(provider, "any", **{"x-team": "blue-7"})
+    assert refused.status == 429
+    assert refused.headers["retry-after"] == "60"
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("tokens", "rate_limit_exceeded")
+    assert asked(provider, "any", **{"x-team": "red"}).status == 200
+
+
+def test_change_is_obeyed_by_the_next_request_on_every_worker(provider: Gateway) -> None:
+    """On and off again, each time at once."""
+    rules = [{"error": "409", "when": {"model": "hot"}}]
+    file = provider.ask("/admin/config").json()["config"]["faults"]
+    for patch, status in ((rules, 409), (file, 200), (rules, 409), (file, 200)):
+        told(provider, {"faults": patch})
+        assert statuses(provider, "hot", 24) == {status: 24}
+
+
+def test_half_a_change_is_none(provider: Gateway) -> None:
+    """A rule that makes no sense is named, and nothing of the change is in force."""
+    before = provider.ask("/admin/config").json()["config"]
+    bad = {"seed": 99, "faults": [{"error": "409"}, {"error": "429", "probability": 7}]}
+    reply = provider.ask("/admin/config", bad)
+    assert reply.status == 400
+    assert "faults[1].probability" in reply.json()["error"]["message"]
+    assert provider.ask("/admin/config").json()["config"] == before
+
+
+def test_scenario_runs_through_its_timeline_on_every_worker(provider: Gateway) -> None:
+    """Down at once, well after its first step."""
+    told(provider, {"scenario": "timeline"})
+    try:
+        assert statuses(provider, "timed", 8)[503] > 0
+        wait_for(lambda: statuses(provider, "timed", 8) == {200: 8}, 10, "the second step")
+    finally:
+        told(provider, {"scenario": None})
+
+
+def test_breaker_opens_tries_and_closes_on_the_whole_host(provider: Gateway) -> None:
+    """Five failures refuse everybody; after a second three answers close it again."""
+    told(provider, {"scenario": "broken"})
+    try:
+        failed = [asked(provider, "bad").status for _ in range(5)]
+        assert failed == [500] * 5
+        refused = [asked(provider, "good") for _ in range(4)]
+        for reply in refused:
+            assert reply.status == 503
+            assert reply.json()["error"]["code"] == "circuit_breaker_open"
+        wait_for(lambda: asked(provider, "good").status == 200, 10, "the first try")
+        assert [asked(provider, "good").status for _ in range(3)] == [200] * 3
+        assert [asked(provider, "bad").status for _ in range(4)] == [500] * 4
+        assert asked(provider, "good").status == 200
+    finally:
+        told(provider, {"scenario": None})
