@@ -169,7 +169,8 @@ class Call:
     Instants are ``time.monotonic`` seconds.
     ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
     ``authorization`` is the client's own credential.
-    ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered.
+    ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
+    and ``seen`` how often it saw the request, this time included (0: it did not count).
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).
@@ -178,8 +179,8 @@ class Call:
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body",
         "client_request_id", "deadline", "dialect", "first_byte_at", "forward", "id", "key_id",
-        "model", "note", "peer", "priority", "session", "shard", "slot", "spent", "started_at",
-        "stream", "tenant", "tried", "upstream_at", "usage_wanted",
+        "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
+        "started_at", "stream", "tenant", "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -201,6 +202,7 @@ class Call:
         self.authorization: bytes | None = None
         self.peer = ""
         self.note = ""
+        self.seen = 0
         self.forward = b""
         self.usage_wanted = False
         self.slot = -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -41,6 +42,7 @@ from tpo_mp.simulator.replay import Replay, error_of
 from tpo_mp.simulator.replay import problems as replay_problems
 from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
 from tpo_mp.simulator.rules import problems as rule_problems
+from tpo_mp.simulator.seeds import Draws, Repeats
 from tpo_mp.simulator.slow_writes import written_with
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.texts import Strategy
@@ -76,6 +78,13 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     text: Annotated[
         str, Meta(max_length=1 << 20, description="What the strategy `fixed` says.")
     ] = "Hello from the simulator."
+    repeats: Annotated[
+        Repeats,
+        Meta(
+            description="A request that comes again: same words at another time and with other "
+            "faults, other words too, or the same in everything."
+        ),
+    ] = "same_text"
     min_tokens: Annotated[
         int, Meta(ge=1, le=8192, description="Shortest answer it makes up, in tokens.")
     ] = 10
@@ -171,6 +180,8 @@ class SimulatorBackend:
                 epoch=state.limits_epoch,
                 exceeded=env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit."),
             )  # fmt: skip
+        count = partial(env.ledger.ordinal, crowd=True)
+        self._draws = Draws(config.repeats, count)
         self._provider = SimulatedProvider(
             Speech(
                 seed=config.seed,
@@ -192,6 +203,7 @@ class SimulatorBackend:
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer, refuse or fail as the request, its orders and the rules say."""
         call.upstream_at = self._env.clock()
+        call.seen = 0  # another attempt is another occurrence
         if self._keys is not None and not self._keys.knows(call.authorization):
             raise refusal(ErrorOrder(401), call, self._allowance)
         if self._trouble.counts_calls:
@@ -254,7 +266,10 @@ class SimulatorBackend:
         if call.dialect in _COUNTS:
             counted = self._provider.count(spoken, call.dialect, call.body)
             return self._later(call, counted, orders)
-        steps = self._provider.generate(spoken, call.dialect, call.body, orders.key, orders.drawn)
+        salt = partial(self._draws.text, call)
+        steps = self._provider.generate(
+            spoken, call.dialect, call.body, orders.key, orders.drawn, salt
+        )
         try:
             for _ in range(STEPS_AT_ONCE):
                 next(steps)
@@ -348,7 +363,7 @@ class SimulatorBackend:
         return timing.pace(
             Asked(
                 call,
-                answered.key,
+                self._draws.chance(call, answered.key),
                 call.upstream_at + orders.delay_s,
                 usage.prompt,
                 usage.completion - answered.hidden,

@@ -21,6 +21,8 @@ from .text import Tree, read_file
 
 KIND: Final = "simulator"
 NAME: Final = "simulator"
+MOST_OPEN: Final = 10_000
+"""Calls that ``simulate`` holds open at once, unless told otherwise."""
 ADMIN: Final = "simulator_admin"
 """The surface that ``simulate`` serves of itself."""
 FLAGS: Final = {
@@ -57,6 +59,7 @@ def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: P
     if given.get("simulate"):
         _alone(tree, problems)
         tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
+        tree.setdefault("server", {}).setdefault("max_open_calls", MOST_OPEN)
     for name in [name for name in options if name in OF_A_BACKEND]:
         problems.add(f"simulator.{name}", "belongs to [[backends]], not here")
         del options[name]

@@ -93,9 +93,17 @@ class SimulatedProvider:
         return key_of(self._seed, {"key": word, "model": model} if word else parse(body))
 
     def generate(
-        self, codec: Codec, dialect: Dialect, body: bytes, key: str, drawn: bytes = b""
+        self,
+        codec: Codec,
+        dialect: Dialect,
+        body: bytes,
+        key: str,
+        drawn: bytes = b"",
+        salt: Callable[[bytes], bytes] = bytes,
     ) -> Generator[None, None, Answered]:
         """Answer a generation request, in steps of one choice; ``drawn`` is its key, if known.
+
+        ``salt`` makes the key of what is said out of the request's own.
 
         Raises ``Rejected`` naming the field at fault.
         """
@@ -110,12 +118,12 @@ class SimulatedProvider:
         scripted = None if rules is None else rules.reply_to(request)
         if scripted is not None and scripted.error is not None:
             raise RefusalOrdered(scripted.error)
-        compose = self._composer.compose
-        reply = yield from compose(request, dialect, drawn, scripted)
+        compose, said = self._composer.compose, salt(drawn)
+        reply = yield from compose(request, dialect, said, scripted)
         if echo or len(requests) > 1:
             replies = [reply]
             for number, other in enumerate(requests[1:], 1):
-                replies.append((yield from compose(other, dialect, _next(drawn, number), scripted)))
+                replies.append((yield from compose(other, dialect, _next(said, number), scripted)))
             reply = prompts.together(requests, replies, echo)
         usage = reply.usage or TokenUsage()
         cached = CachedTokens()

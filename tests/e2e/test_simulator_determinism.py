@@ -1,0 +1,62 @@
+"""The same requests get the same answers, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import chat
+
+CHAT = "/v1/chat/completions"
+CONFIG = '[simulator]\nseed = 11\nrepeats = "vary"\n'
+TIMES = 12
+
+
+@pytest.fixture(scope="module")
+def alone(short_tmp: Path) -> Iterator[Gateway]:
+    """One worker."""
+    with Gateway(short_tmp / "alone", config=CONFIG, verb="simulate") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def two(short_tmp: Path) -> Iterator[Gateway]:
+    """Two workers of the same seed."""
+    with Gateway(short_tmp / "two", config=CONFIG, workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
+def say(gateway: Gateway, text: str, headers: dict[str, str] | None = None) -> tuple[str, str]:
+    """Ask on a connection of its own: what was said, and by which worker."""
+    reply = gateway.ask(CHAT, chat(text, model="gpt-4o"), headers)
+    assert reply.status == 200, reply.body
+    said: str = reply.json()["choices"][0]["message"]["content"]
+    return said, reply.headers["x-tpo-shard"]
+
+
+def test_a_sequence_of_requests_is_answered_alike(alone: Gateway, two: Gateway) -> None:
+    """Each repetition says something else, and the same on both hosts."""
+    asked = [f"sequence {number % 3}" for number in range(TIMES)]
+    first = [say(alone, text)[0] for text in asked]
+    answered = [say(two, text) for text in asked]
+    assert [said for said, _ in answered] == first
+    assert len(set(first)) == TIMES
+    assert {shard for _, shard in answered} == {"0", "1"}
+
+
+def test_requests_at_once_are_each_an_occurrence_of_their_own(alone: Gateway, two: Gateway) -> None:
+    """No answer is given twice and none is left out, though two workers count."""
+    first = [say(alone, "at once")[0] for _ in range(TIMES)]
+    with ThreadPoolExecutor(6) as pool:
+        at_once = list(pool.map(lambda _: say(two, "at once")[0], range(TIMES)))
+    assert sorted(at_once) == sorted(first)
+
+
+def test_a_word_of_the_clients_own_is_always_answered_alike(two: Gateway) -> None:
+    """``X-Sim-Key`` counts nothing."""
+    answers = {say(two, "any", {"x-sim-key": "mine"})[0] for _ in range(6)}
+    assert len(answers) == 1
