@@ -226,3 +226,26 @@ def test_a_gateway_serves_it_only_when_asked(start_gateway: StartGateway) -> Non
     told = gateway.ask("/admin/config", {"strategy": "echo"}).json()
     assert list(told["backends"]) == ["sim"]
     assert said(gateway.ask(CHAT, chat("parrot", model="gpt-4o"))) == "parrot"
+
+
+def test_a_scenario_is_switched_on_and_off_on_every_worker(told: Gateway) -> None:
+    """The next request on either fails, and the next after that does not; chaos silences it."""
+    asked = chat("hi", model="gpt-4o")
+    with each_worker(told) as workers:
+
+        def statuses() -> list[int]:
+            return [worker.post_json(CHAT, asked).status for worker in workers]
+
+        for _ in range(3):
+            assert statuses() == [200, 200]
+            assert told.ask("/admin/scenarios/full_outage/activate", {}).status == 200
+            assert min(statuses()) >= 500
+            assert told.ask("/admin/scenarios").json()["active"] == "full_outage"
+            assert told.ask("/admin/chaos/disable", {}).status == 200
+            assert statuses() == [200, 200]
+            assert told.ask("/admin/chaos/status").json()["chaos"] is False
+            assert told.ask("/admin/chaos/enable", {}).status == 200
+            assert min(statuses()) >= 500
+            assert told.ask("/admin/scenarios/full_outage/deactivate", {}).status == 200
+    unknown = told.ask("/admin/scenarios/nonsense/activate", {})
+    assert (unknown.status, unknown.json()["error"]["param"]) == (404, "name")

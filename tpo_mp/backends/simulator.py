@@ -42,7 +42,7 @@ from tpo_mp.simulator.replay import Replay, error_of
 from tpo_mp.simulator.replay import problems as replay_problems
 from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
 from tpo_mp.simulator.rules import problems as rule_problems
-from tpo_mp.simulator.seeds import Draws, Repeats
+from tpo_mp.simulator.seeds import Occurrences, Repeats
 from tpo_mp.simulator.slow_writes import written_with
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.texts import Strategy
@@ -156,6 +156,7 @@ class SimulatorBackend:
         self.name = config.name
         self._env = env
         self._models = [m for m in config.models if not set(m) & set("*?[")]
+        self._draws = Occurrences(config.repeats, partial(env.ledger.ordinal, crowd=True))
         self._trouble = Troubles(
             env,
             lambda call: reading(codec(call.dialect), call),
@@ -164,6 +165,7 @@ class SimulatorBackend:
             scenarios=config.scenarios,
             seed=config.seed,
             state=state,
+            chance=self._draws.chance,
         )
         self._timer = timer_of(env)
         self._engines = Engines(config.name, config.engines, env, self._timer)
@@ -180,8 +182,6 @@ class SimulatorBackend:
                 epoch=state.limits_epoch,
                 exceeded=env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit."),
             )  # fmt: skip
-        count = partial(env.ledger.ordinal, crowd=True)
-        self._draws = Draws(config.repeats, count)
         self._provider = SimulatedProvider(
             Speech(
                 seed=config.seed,

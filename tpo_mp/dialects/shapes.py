@@ -483,6 +483,25 @@ class SimulatorJournal(Struct):
     timestamp: float
 
 
+class SimulatorScenario(Struct):
+    """A scenario that can be switched on."""
+
+    name: str
+    description: str
+    active: bool
+
+
+class SimulatorScenarios(Struct):
+    """What goes wrong at the simulators of a host; without `chaos` nothing does by itself."""
+
+    status: Literal["success"]
+    active: str | None
+    elapsed_s: float | None
+    chaos: bool
+    scenarios: list[SimulatorScenario]
+    timestamp: float
+
+
 class SimulatorConfig(Struct):
     """The options of the simulators of a host; `config` are those of the first."""
 

@@ -1,7 +1,7 @@
 """Where randomness comes from: one stream per request, told by the seed and the request itself.
 
 The same request under the same seed draws the same numbers, in every process and on every host;
-what a repeated request draws is told by how often the host saw it before (see ``Draws``).
+what a repeated request draws is told by how often the host saw it before (see ``Occurrences``).
 How a reply is delivered (``stream``, its options) and who asks (``user``, ``metadata``) are no part
 of the request.
 """
@@ -43,7 +43,7 @@ def stream_of(key: bytes, *what: int | str) -> Random:
     return Random(blake2b(told, digest_size=16, key=key).digest())  # noqa: S311 - texts
 
 
-class Draws:
+class Occurrences:
     """The keys of a request's random streams: of what is said, and of when and whether.
 
     A request that comes again on this host is another occurrence: ``same_text`` says the same and

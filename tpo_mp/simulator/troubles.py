@@ -45,10 +45,22 @@ STEERING: Final = frozenset([TRIES, *(name.decode() for name in STEER)])
 INJECTED: Final = "llm_errors_injected_total"
 
 
+Chance: TypeAlias = Callable[[Call, bytes], bytes]
+
+
 class RequestFacts:
     """A request as conditions ask about it; see ``fault_conditions.Facts``."""
 
-    __slots__ = ("_decode", "_headers", "_key", "_request", "_under_way", "call", "drawn")
+    __slots__ = (
+        "_chance",
+        "_decode",
+        "_headers",
+        "_key",
+        "_request",
+        "_under_way",
+        "call",
+        "drawn",
+    )
 
     def __init__(
         self,
@@ -56,8 +68,11 @@ class RequestFacts:
         decode: Callable[[Call], ModelRequest | None],
         key: Callable[[], bytes],
         under_way: CallsUnderWay | None,
+        chance: Chance = lambda _call, key: key,
     ) -> None:
+        """``chance`` makes the key of what is drawn out of the request's own."""
         self.call = call
+        self._chance = chance
         self._decode = decode
         self._key = key
         self._under_way = under_way
@@ -107,7 +122,7 @@ class RequestFacts:
         """The key of its random streams."""
         if not self.drawn:
             self.drawn = self._key()
-        return self.drawn
+        return self._chance(self.call, self.drawn)
 
     def tries(self) -> int:
         """How often its client says that it tried before."""
@@ -127,6 +142,7 @@ class Troubles:
         scenarios: Mapping[str, Scenario] | None = None,
         seed: int = 0,
         state: LiveState = NOTHING_TOLD,
+        chance: Chance = lambda _call, key: key,
     ) -> None:
         """What ``problems_of`` finds in the scenarios has been told before.
 
@@ -134,6 +150,7 @@ class Troubles:
         """
         self._env = env
         self._decode = decode
+        self._chance = chance
         self._seed = seed
         self._counters: dict[str, Counter] = {}
         self.known = {**PRESETS, **(scenarios or {})}
@@ -205,7 +222,9 @@ class Troubles:
         """
         if orders.error is not None or orders.fault is not None:
             return orders
-        facts = RequestFacts(call, self._decode, lambda: key(call, orders), self._under_way)
+        facts = RequestFacts(
+            call, self._decode, lambda: key(call, orders), self._under_way, self._chance
+        )
         met = self._meet(orders, facts)
         return replace(met, drawn=facts.drawn) if facts.drawn else met
 

@@ -31,7 +31,7 @@ from tpo_mp.http.endpoints import Endpoint, Handler, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
-from tpo_mp.simulator import live_options, stats
+from tpo_mp.simulator import live_options, scenario_switch, stats
 from tpo_mp.simulator.live import LiveState, Proposed, change, read_state
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class SimulatorAdmin:
         self._gateway = gateway
         options = Outcome("options, and the version of the state", shapes.SimulatorConfig)
         done = Outcome("it is done", shapes.SimulatorDone)
+        scenarios = Outcome("all of them, and the active one", shapes.SimulatorScenarios)
         return [
             self._route("GET", "/admin/config", self.config, options),
             self._route("POST", "/admin/config", self.configure, options, request=dict[str, Any],
@@ -73,6 +74,16 @@ class SimulatorAdmin:
                         Outcome("the newest requests", shapes.SimulatorJournal),
                         parameters=(LIMIT,), errors=(400, 503)),
             self._route("DELETE", "/admin/journal", self.clear_journal, done, errors=(503,)),
+            self._route("GET", "/admin/scenarios", self.scenarios, scenarios),
+            *(
+                self._route("POST", f"/admin/scenarios/{{name}}/{verb}", handler, done,
+                            takes_json=False, errors=(404,),
+                            example_path=f"/admin/scenarios/full_outage/{verb}")
+                for verb, handler in (("activate", self.activate), ("deactivate", self.deactivate))
+            ),
+            self._route("GET", "/admin/chaos/status", self.scenarios, scenarios),
+            self._route("POST", "/admin/chaos/enable", self.enable, done, takes_json=False),
+            self._route("POST", "/admin/chaos/disable", self.disable, done, takes_json=False),
             self._route("POST", "/admin/rate-limits/reset", self.reset_limits, done,
                         takes_json=False),
         ]  # fmt: skip
@@ -153,6 +164,47 @@ class SimulatorAdmin:
         version = self._env.live.version
         _send(exchange, {"status": "success", "message": "the journal is empty",
                          "version": version})  # fmt: skip
+
+    # -- what goes wrong ----------------------------------------------------------------------
+
+    def scenarios(self, exchange: Exchange) -> None:
+        """List what can go wrong, and say what does."""
+        _, state = read_state(self._env.live)
+        options = self._options(state).values()
+        current, names = scenario_switch.active(state, options), scenario_switch.known(options)
+        found = scenario_switch.listed(state, names, current, self._env.clock())
+        _send(exchange, {"status": "success", **found})
+
+    async def activate(self, exchange: Exchange) -> None:
+        """Switch to a scenario, which begins now on every worker."""
+        name, now = exchange.head.params["name"], self._env.clock()
+
+        def edit(state: LiveState) -> LiveState:
+            names = scenario_switch.known(self._options(state).values())
+            return scenario_switch.activated(state, name, now, names)
+
+        await self._done(exchange, f"the scenario {name} is active", edit)
+
+    async def deactivate(self, exchange: Exchange) -> None:
+        """Switch a scenario off, if it is the active one."""
+        name = exchange.head.params["name"]
+
+        def edit(state: LiveState) -> LiveState:
+            options = self._options(state).values()
+            current, names = scenario_switch.active(state, options), scenario_switch.known(options)
+            return scenario_switch.deactivated(state, name, current, names)
+
+        await self._done(exchange, f"the scenario {name} is not active", edit)
+
+    async def enable(self, exchange: Exchange) -> None:
+        """Let rules and scenarios act again."""
+        await self._done(exchange, "chaos is enabled", lambda s: structs.replace(s, chaos=True))
+
+    async def disable(self, exchange: Exchange) -> None:
+        """Silence all rules and scenarios; what a request orders still happens."""
+        await self._done(exchange, "chaos is disabled", lambda s: structs.replace(s, chaos=False))
+
+    # -- limits -------------------------------------------------------------------------------
 
     async def reset_limits(self, exchange: Exchange) -> None:
         """Give every caller its full rate limits again."""

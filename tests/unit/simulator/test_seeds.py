@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from tests.support.fake_env import FakeLedger, make_call
-from tpo_mp.simulator.seeds import Draws, Repeats, key_of, key_of_bytes, stream_of
+from tpo_mp.simulator.seeds import Occurrences, Repeats, key_of, key_of_bytes, stream_of
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5}
 
@@ -38,7 +38,7 @@ def test_streams_repeat_and_differ_by_name() -> None:
 def occurrences(repeats: Repeats, bodies: list[bytes], workers: int) -> list[tuple[bytes, bytes]]:
     """The keys that requests draw by, taken by workers in turn."""
     ledger = FakeLedger()
-    draws = [Draws(repeats, partial(ledger.ordinal, crowd=True)) for _ in range(workers)]
+    draws = [Occurrences(repeats, partial(ledger.ordinal, crowd=True)) for _ in range(workers)]
     found = []
     for number, body in enumerate(bodies):
         call = make_call(body)
@@ -72,12 +72,12 @@ def test_a_repeated_request_is_another_occurrence() -> None:
 def test_a_request_is_counted_once_and_only_when_it_draws() -> None:
     """However much of it is drawn; a word of the client's own is not counted at all."""
     ledger = FakeLedger()
-    draws = Draws("vary", ledger.ordinal)
+    draws = Occurrences("vary", ledger.ordinal)
     call, key = make_call(b"a"), key_of_bytes(7, b"a")
     assert draws.text(call, key) == draws.chance(call, key)
     assert [cells[0] for cells in ledger.names.values()] == [1.0]
     named = make_call(b"a")
     named.forward = b"x-sim-key: mine\r\n"
     assert draws.chance(named, key) == key
-    assert Draws("same_text", ledger.ordinal).text(make_call(b"a"), key) == key
+    assert Occurrences("same_text", ledger.ordinal).text(make_call(b"a"), key) == key
     assert [cells[0] for cells in ledger.names.values()] == [1.0]
