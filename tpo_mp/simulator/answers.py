@@ -101,12 +101,16 @@ class Composer:
             return _told(request, dialect, scripted)
         prompt = newest_user_text(request)
         limit = request.max_tokens
-        thought = thoughts.think(request, dialect, prompt, stream_of(key, "thoughts", number))
-        thought, used, cut = thoughts.cut(thought, limit)
-        seal = stream_of(key, "signature", number)
-        blocks: list[Block] = [*thoughts.shown(request, dialect, thought, seal)]
-        if cut:
-            return ReplyChoice(tuple(blocks), "length"), used, used
+        blocks: list[Block] = []
+        used = 0
+        # A stream of numbers is dear to begin, so none is begun that is not drawn from.
+        if thoughts.effort_of(request, dialect):
+            thought = thoughts.think(request, dialect, prompt, stream_of(key, "thoughts", number))
+            thought, used, cut = thoughts.cut(thought, limit)
+            seal = stream_of(key, "signature", number)
+            blocks += thoughts.shown(request, dialect, thought, seal)
+            if cut:
+                return ReplyChoice(tuple(blocks), "length"), used, used
         calls = calls_of(request, dialect, key)
         if calls:
             spoken = sum(count(call.arguments) + count(call.name) for call in calls)
@@ -123,15 +127,21 @@ class Composer:
 
     def _text(self, request: ModelRequest, prompt: str, key: bytes, number: int) -> str:
         speech = self._speech
-        random = stream_of(key, "text", number)
-        length = speech.lengths(request.model, random) if speech.lengths is not None else None
-        if length is None:
-            length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
         form = request.response_format
         if form is not None and form.schema:
             value = fitting(form.schema, stream_of(key, "json", number), _schema_field(request))
             return orjson.dumps(value).decode()
-        said = texts.say(speech.strategy, prompt, length, random, speech.text)
+        if speech.strategy in texts.UNDRAWN:
+            said = prompt if speech.strategy == "echo" else speech.text
+        else:
+            random = stream_of(key, "text", number)
+            length = speech.lengths(request.model, random) if speech.lengths is not None else None
+            if length is None:
+                length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
+            if request.max_tokens is not None:
+                # What is cut off anyway need not be said; a text has over half its length.
+                length = min(length, 2 * request.max_tokens + 16)
+            said = texts.say(speech.strategy, prompt, length, random, speech.text)
         if form is not None:
             return orjson.dumps({"answer": said}).decode()
         return said

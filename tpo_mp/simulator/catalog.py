@@ -7,6 +7,7 @@ A name nobody knows is a chat model without any restriction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["chat", "completion", "embedding", "any"]
@@ -67,6 +68,7 @@ GOOGLE_METHODS: Final[dict[Kind, tuple[str, ...]]] = {
 """What a kind of model can be asked over Gemini's API."""
 
 
+@lru_cache(maxsize=1024)
 def traits_of(model: str) -> ModelTraits:
     """What is known of a model; a dated name (``gpt-4o-2024-08-06``) is its family's."""
     found = _KNOWN.get(model)

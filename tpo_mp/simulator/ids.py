@@ -8,6 +8,7 @@ from typing import Final
 from tpo_mp.types import Dialect
 
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TO_LETTER: Final = bytes(ord(_ALPHABET[byte % 62]) for byte in range(256))
 _REPLIES: Final = {
     Dialect.OPENAI_CHAT: ("chatcmpl-", 29),
     Dialect.OPENAI_COMPLETIONS: ("cmpl-", 29),
@@ -33,9 +34,4 @@ def tool_call_id(dialect: Dialect) -> str:
 
 
 def _letters(count: int) -> str:
-    number = int.from_bytes(secrets.token_bytes(count))
-    out = []
-    for _ in range(count):
-        number, at = divmod(number, 62)
-        out.append(_ALPHABET[at])
-    return "".join(out)
+    return secrets.token_bytes(count).translate(_TO_LETTER).decode()

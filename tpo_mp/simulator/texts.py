@@ -18,6 +18,8 @@ from .tokens import count
 
 Strategy: TypeAlias = Literal["template", "lorem", "echo", "fixed", "random"]
 
+UNDRAWN: Final = ("echo", "fixed")
+"""Strategies that draw nothing."""
 _WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _TOPICS: Final = 12
 _LATIN: Final = (

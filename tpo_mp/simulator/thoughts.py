@@ -42,18 +42,23 @@ def check(request: ModelRequest, dialect: Dialect) -> None:
         raise InvalidRequest(said, param="max_tokens")
 
 
-def think(request: ModelRequest, dialect: Dialect, prompt: str, random: Random) -> str:
-    """The thoughts' text; empty when the model does not think."""
+def effort_of(request: ModelRequest, dialect: Dialect) -> str:
+    """How hard the model thinks; empty when it does not."""
     reasoning = request.reasoning
     anthropic = dialect is Dialect.ANTHROPIC_MESSAGES
     if reasoning is None:
-        wanted = "medium" if traits_of(request.model).reasons and not anthropic else ""
-    elif anthropic:
-        wanted = (reasoning.effort or "medium") if reasoning.mode in ("enabled", "adaptive") else ""
-    else:
-        wanted = "" if reasoning.effort == "none" else (reasoning.effort or "medium")
+        return "medium" if traits_of(request.model).reasons and not anthropic else ""
+    if anthropic:
+        return (reasoning.effort or "medium") if reasoning.mode in ("enabled", "adaptive") else ""
+    return "" if reasoning.effort == "none" else (reasoning.effort or "medium")
+
+
+def think(request: ModelRequest, dialect: Dialect, prompt: str, random: Random) -> str:
+    """The thoughts' text; empty when the model does not think."""
+    wanted = effort_of(request, dialect)
     if not wanted:
         return ""
+    reasoning = request.reasoning
     length = _LENGTHS.get(wanted, _LENGTHS["medium"])
     if reasoning is not None and reasoning.budget is not None:
         length = min(length, reasoning.budget)
