@@ -64,7 +64,9 @@ class Bench:
         """Keep the targets that ``--only`` allows."""
         return [name for name in names if not self.options.only or name in self.options.only]
 
-    def compare(self, names: Sequence[str], measure: Measure) -> dict[str, Series]:
+    def compare(
+        self, names: Sequence[str], measure: Measure, *, workers: int = 1
+    ) -> dict[str, Series]:
         """Measure every target once per round, in rotating order; a broken one is left out."""
         wanted = self.wanted(names)
         found = {name: Series(version=self.place.version(name)) for name in wanted}
@@ -75,7 +77,7 @@ class Bench:
                 if series.skipped:
                     continue
                 try:
-                    with self.place.start(name) as live:
+                    with self.place.start(name, workers=workers) as live:
                         row = measure(live)
                 except Skipped as reason:
                     series.skipped = str(reason)

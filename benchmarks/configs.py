@@ -5,13 +5,17 @@
 budget, deduplication and cache lookup of deterministic calls, breaker, retry, the registry with
 payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``echo`` answers from inside the gateway.
+``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
 from __future__ import annotations
 
 from .peers import KEY
 
-MODES = ("plain", "governed", "echo")
+MODES = ("plain", "governed", "echo", "simulator", "paced")
+SIMULATED = ("simulator", "paced")
+PACED_TOKENS = 250
+"""Tokens of a paced stream: 25 seconds, and less than a socket holds unread."""
 
 _OPENAI = """
 [[backends]]
@@ -27,6 +31,14 @@ _ECHO = """
 name = "echo"
 kind = "echo"
 models = ["*"]
+"""
+
+_SIMULATOR = """
+[simulator]
+models = ["*"]
+strategy = "fixed"
+text = "{text}"
+{latency}
 """
 
 # Limits far above what one core can serve: they are looked up and counted, and never reached.
@@ -57,6 +69,9 @@ GOVERNED_EXTRA = {"temperature": 0}
 
 def toml(mode: str, upstream: str) -> str:
     """Render one configuration."""
+    if mode in SIMULATED:
+        latency = "first_token_ms = 100\ntoken_ms = 100" if mode == "paced" else ""
+        return _SIMULATOR.format(text=" ".join(["word"] * 500), latency=latency)
     backend = _ECHO if mode == "echo" else _OPENAI
     rules = _GOVERNED if mode == "governed" else ""
     return (rules + backend).format(upstream=upstream, key=KEY)

@@ -91,6 +91,7 @@ def _ratio(target: str, base: str, field: str) -> Callable[[Report], float | Non
 
 PLAIN, GOVERNED, ECHO, MESSAGES = "tpo", "tpo-governed", "tpo-echo", "tpo-messages"
 BOTH = (PLAIN, GOVERNED)
+SIMULATOR, PACED = "tpo-simulator", "tpo-simulator-paced"
 
 GATES = (
     Gate(
@@ -160,5 +161,21 @@ GATES = (
     Gate(
         "growth of a worker over 1,000,000 requests", "memory", _median(PLAIN, "growth_worker_mib"),
         1, "MiB", (PLAIN,), 0, enough=("growth_requests", 1_000_000),
+    ),
+    Gate(
+        "simulated provider, whole answers", "simulator", _median(SIMULATOR, "rps"), 15_000, "/s",
+        (SIMULATOR,), highest=False,
+    ),
+    Gate(
+        "simulated provider, streamed tokens", "simulator", _median(SIMULATOR, "tokens_per_s"),
+        150_000, "/s", (SIMULATOR,), highest=False,
+    ),
+    Gate(
+        "lag p99 of 5,000 simulated streams, 100 ms a token", "simulator",
+        _median(PACED, "lag_p99_ms"), 10, "ms", (PACED,), enough=("streams", 5_000),
+    ),
+    Gate(
+        "memory of a simulated stream", "simulator", _median(PACED, "kib_each"), 10, "KiB",
+        (PACED,), enough=("streams", 5_000),
     ),
 )  # fmt: skip

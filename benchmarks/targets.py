@@ -32,7 +32,8 @@ from .payload import PATH, Payload
 from .procs import Cores, NotReadyError, Process, free_port
 
 READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
-OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain"}
+OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain",
+        "tpo-simulator": "simulator", "tpo-simulator-paced": "paced"}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
@@ -40,6 +41,8 @@ LABELS = {
     "tpo-governed": "tpo-mp, governed",
     "tpo-echo": "tpo-mp, echo backend",
     "tpo-messages": "tpo-mp, Anthropic clients",
+    "tpo-simulator": "tpo-mp simulate, no latency",
+    "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
     "vllm-router": "vLLM router",
     "sglang-router": "sglang router",
     "litellm": "LiteLLM",
@@ -105,8 +108,10 @@ class Place:
         mode = OURS[name]
         config = home / "tpo.toml"
         config.write_text(configs.toml(mode, self.upstream))
-        _refuse_warnings(config)
-        argv = [sys.executable, "-m", "tpo_mp", "serve", "--config", str(config)]
+        verb = "simulate" if mode in configs.SIMULATED else "serve"
+        if verb == "serve":
+            _refuse_warnings(config)
+        argv = [sys.executable, "-m", "tpo_mp", verb, "--config", str(config)]
         argv += ["--host", "127.0.0.1", "--port", "0", "--ops-port", "0"]
         argv += ["--workers", str(workers), "--state-dir", str(home / "state")]
         extra = configs.GOVERNED_EXTRA if mode == "governed" else {}

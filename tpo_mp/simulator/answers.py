@@ -31,7 +31,7 @@ from .ids import reply_id
 from .logprobs import rows_of
 from .rules import Scripted
 from .seeds import stream_of
-from .tokens import count, pieces, prompt_tokens
+from .tokens import LONGEST, count, pieces, prompt_tokens
 from .toolcalls import calls_of, newest_user_text
 from .values import fitting
 
@@ -178,7 +178,7 @@ def _within(
         at, sequence = min(ends)
         text, reason = text[:at], "stop_sequence"
     if limit is not None:
-        parts = pieces(text)
+        parts = pieces(text[: LONGEST * (limit + 2)])
         if len(parts) > limit:
             return "".join(parts[:limit]), "length", None
     return text, reason, sequence

@@ -30,6 +30,8 @@ from tpo_mp.dialects.canonical import (
 from tpo_mp.types import Dialect
 
 _TOKEN: Final = re.compile(r" ?[A-Za-z0-9]{1,6}| ?[^\W_]{1,2}|\s{1,4}|.", re.DOTALL)
+LONGEST: Final = 7
+"""Characters of the longest token."""
 EXACT: Final = 65_536
 PER_MESSAGE: Final = 4
 """Tokens that frame one message."""
