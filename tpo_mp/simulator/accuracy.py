@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .profiles import Drawing, Profile
+from .profiles import CallTimes, Profile
 from .spreads import Mixture, Product, Spread, Wobble
 
 TOLERANCE: Final = 0.01
@@ -58,7 +58,7 @@ def draw(
     speed, jitter = Wobble(profile.speed_cv), Wobble(profile.jitter_cv)
     first, further = array("d"), array("d")
     for number in range(draws):
-        drawing = Drawing(profile, speed, jitter, number.to_bytes(8, "big"))
+        drawing = CallTimes(profile, speed, jitter, number.to_bytes(8, "big"))
         first.append(drawing.first_ms())
         further.append(drawing.gap_ms())
         if number % _SLICE == _SLICE - 1:

@@ -102,7 +102,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 yield where, part
 
 
-class Drawing:
+class CallTimes:
     """The numbers of one call under a profile, in milliseconds; ``cold``: as it is for the host."""
 
     def __init__(self, profile: Profile, speed: Wobble, jitter: Wobble, key: bytes) -> None:
@@ -145,12 +145,12 @@ class ProfileSchedule:
         self._speed = Wobble(profile.speed_cv)
         self._jitter = Wobble(profile.jitter_cv)
 
-    def drawing(self, key: bytes) -> Drawing:
+    def drawing(self, key: bytes) -> CallTimes:
         """The numbers of the call with this key."""
-        return Drawing(self.profile, self._speed, self._jitter, key)
+        return CallTimes(self.profile, self._speed, self._jitter, key)
 
     def steps(
-        self, drawing: Drawing, key: bytes, began_at: float, tokens: int, factor: float
+        self, drawing: CallTimes, key: bytes, began_at: float, tokens: int, factor: float
     ) -> Iterator[Step]:
         """When how many tokens go; times in seconds."""
         scale = factor / 1e3
