@@ -19,8 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
-from .commands.keys import keys
-from .commands.lazy import FolderGroup, stands_alone
+from .commands.lazy import FolderGroup, WithFiles, stands_alone
 from .errors import ConfigError, ExitCode, TpoError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,7 +71,7 @@ _running = _apply(
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=WithFiles, invoke_without_command=True)
 @click.version_option(__version__, "--version", "-V", message="tpo-mp %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -197,9 +196,6 @@ def stop(quick: bool, no_wait: bool, **where: Any) -> int:
         _wait_until_gone(state_dir)
         click.echo("stopped")
     return ExitCode.OK
-
-
-cli.add_command(keys)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

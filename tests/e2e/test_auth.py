@@ -30,6 +30,7 @@ OPEN = {
 }  # fmt: skip
 ADMIN = {
     "/api/v1/dlq", "/v1/dlq", "/api/v1/dlq/{id}", "/api/v1/debug/dlq", "/api/v1/debug/pipeline",
+    "/api/v1/dlq/{id}/replay", "/v1/dlq/replay/{id}",
 }  # fmt: skip
 NOBODYS_ID = "00000000-0001-8000-8000-000000000000"
 

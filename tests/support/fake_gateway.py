@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.fake_env import FakeWorld, SilentMetrics
@@ -196,12 +196,32 @@ class FakeGateway:
         return record
 
 
+class _Puts:
+    """The store of a surface: it keeps what it is given where, and if, the test wants it to."""
+
+    def __init__(self, surface: Surface) -> None:
+        self._surface = surface
+
+    async def get(self, table: str, key: str) -> bytes | None:
+        """What was put."""
+        return self._surface.puts.get((table, key))
+
+    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+        """Keep it."""
+        if self._surface.takes_puts:
+            self._surface.puts[table, key] = value
+        return self._surface.takes_puts
+
+
 class Surface:
     """A surface on its own routes."""
 
     def __init__(self, feature: Feature, **gateway: Any) -> None:
         self.gateway = FakeGateway(**gateway)
-        built = feature.build(feature.Config(), FakeWorld().env)
+        self.puts: dict[tuple[str, str], bytes] = {}
+        self.takes_puts = False
+        env = replace(FakeWorld().env, store=_Puts(self))
+        built = feature.build(feature.Config(), env)
         self.gateway.table = built.endpoints(self.gateway)
         self._table = EndpointTable(self.gateway.table)
 
@@ -216,16 +236,22 @@ class Surface:
         self, method: str, target: str, body: bytes, headers: dict[str, str] | None = None
     ) -> FakeExchange:
         """Send one request with any body."""
+        exchange, waiting = self.begin(method, target, body, headers)
+        if waiting is not None:
+            asyncio.run(waiting)  # type: ignore[arg-type]
+        return exchange
+
+    def begin(
+        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[FakeExchange, object]:
+        """Send one request; what its handler waits for is the test's to run."""
         lines = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body))}
         raw = build(method, target, lines | (headers or {}))
         exchange = FakeExchange(parse(raw, self._table, 1 << 20), body)
         if exchange.head.refusal is not None:
             raise exchange.head.refusal
         assert exchange.head.endpoint is not None
-        waiting = exchange.head.endpoint.handler(exchange)
-        if waiting is not None:
-            asyncio.run(waiting)  # type: ignore[arg-type]
-        return exchange
+        return exchange, exchange.head.endpoint.handler(exchange)
 
     def refusal(self, method: str, target: str, value: Any = None) -> TpoError:
         """Send a request that must be refused and answer the error."""

@@ -14,6 +14,25 @@ from typing import Any
 
 import click
 
+FILES = ("keys", "replay")
+"""Files that are a command of the program, under their own name."""
+
+
+class WithFiles(click.Group):
+    """The program itself: its own commands, and those that are whole files of this folder."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name both kinds."""
+        return sorted([*super().list_commands(ctx), *FILES])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one that is a file."""
+        if cmd_name not in FILES:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(importlib.import_module(f"tpo_mp.commands.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
 
 class FolderGroup(click.Group):
     """A group of the files whose names begin with its own; options of its own only stand alone."""

@@ -345,6 +345,23 @@ class DeadLetterRecord(LetterEntry):
     encoding: Literal["text", "base64"] | UnsetType = UNSET
 
 
+class LetterState(Struct):
+    """What became of a dead letter."""
+
+    request_id: str
+    status: Literal["dropped"]
+
+
+class Replayed(Struct):
+    """A dead letter that is answered: by call ``call_id`` now (``ran``), or before."""
+
+    request_id: str
+    status: Literal["replayed"]
+    ran: bool
+    call_id: str | None
+    answer: Any
+
+
 # -- errors -----------------------------------------------------------------------------------
 
 

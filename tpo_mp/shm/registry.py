@@ -102,7 +102,7 @@ class SlotState(IntEnum):
 
 
 class SlotFlag(IntFlag):
-    """What kind of call it is."""
+    """What kind of call it is; of a ``JOB`` somebody else keeps the request: it has no letter."""
 
     ASYNC = 1
     STREAM = 2

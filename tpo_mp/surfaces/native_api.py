@@ -1,4 +1,4 @@
-"""The native family: prompts answered at once or later, results, dead letters.
+"""The native family: prompts answered at once or later, and results.
 
 ``/v1/prompt`` waits for its answer; ``/api/v1/infer`` answers an id whose result any worker can
 fetch.  Bodies are strict: an unknown field is refused with its name.
@@ -14,7 +14,7 @@ import orjson
 from msgspec import Meta, Struct
 
 from tpo_mp.dialects import native, shapes
-from tpo_mp.errors import InvalidRequest, NotFound, Shed
+from tpo_mp.errors import InvalidRequest, NotFound
 from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
@@ -23,8 +23,6 @@ from tpo_mp.pipeline.native_calls import MAX_TOKENS, TEMPERATURE, native_call
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.ports import Env, Feature
-from tpo_mp.shm.callid import CallIds
-from tpo_mp.store.questions import LETTERS, LetterQuery
 from tpo_mp.types import Call
 
 MAX_WAIT_S = 300.0
@@ -85,13 +83,6 @@ class NativeApi:
             *Endpoint("GET", "/api/v1/status/{id}", self.status, "native",
                       example_path="/api/v1/status/$CALL_ID",
                       outcomes=(Outcome("the record", record),)).at("/v1/status/{id}"),
-            *Endpoint(
-                "GET", "/api/v1/dlq", self.dead_letters, "native", access="admin", parameters=PAGE,
-                outcomes=(Outcome("one page", shapes.LetterPage),),
-            ).at("/v1/dlq"),
-            Endpoint("GET", "/api/v1/dlq/{id}", self.dead_letter, "native", access="admin",
-                     example_path="/api/v1/dlq/$LETTER_ID",
-                     outcomes=(Outcome("the letter", shapes.DeadLetterRecord),)),
         ]  # fmt: skip
 
     def prompt(self, exchange: Exchange) -> object:
@@ -184,28 +175,6 @@ class NativeApi:
             if record is not None:
                 return record
         raise NotFound("no such request", reason="request_not_found")
-
-    async def dead_letters(self, exchange: Exchange) -> None:
-        """List dead letters, newest first; reading does not remove them."""
-        query = given.parameters(exchange.head)
-        limit = given.whole(query, "limit", MAX_DLQ_PAGE, least=1, most=10_000)
-        after = given.whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
-        await self._from_store(exchange, LetterQuery(limit=limit, after=after).key())
-
-    async def dead_letter(self, exchange: Exchange) -> None:
-        """Show one dead letter with its payload."""
-        call_id = exchange.head.params["id"]
-        if CallIds.parse(call_id) is None:
-            raise NotFound("no such dead letter", reason="not_found")
-        await self._from_store(exchange, call_id)
-
-    async def _from_store(self, exchange: Exchange, key: str) -> None:
-        answer = await self._gateway.ask_store(LETTERS, key)
-        if answer is None:
-            raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
-        if answer[0] is None:
-            raise NotFound("no such dead letter", reason="not_found")
-        exchange.respond(200, answer[0], extra=id_line(exchange.head))
 
 
 class _Status(Struct):

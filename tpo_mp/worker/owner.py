@@ -202,6 +202,8 @@ class Owner:
         """Register the call and run it."""
         call = delivery.call
         flags |= SlotFlag.STREAM if call.stream else 0
+        if not delivery.lettered:
+            flags |= SlotFlag.JOB
         entry = (to_bytes(call.id), self._meta(delivery), call.body, flags, attempts)
         call.slot = self._registry.open(*entry)
         if call.slot < 0 and self._account.release():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from tests.support.fake_gateway import Surface, whole
 from tpo_mp.errors import BackendFailure
-from tpo_mp.shm.callid import CallIds
-from tpo_mp.store.questions import LETTERS, LetterQuery
 from tpo_mp.surfaces.native_api import FEATURE
 from tpo_mp.types import Terminal
 
@@ -120,35 +117,8 @@ def test_result_says_whether_it_is_final(status: str, answered: int) -> None:
         ("/api/v1/result/x?wait=-1", 400),
         ("/api/v1/result/x?wait=soon", 400),
         ("/api/v1/result/x?wait=1&wait=2", 400),
-        ("/api/v1/dlq?limit=0", 400),
-        ("/api/v1/dlq?limit=1e3", 400),
-        ("/api/v1/dlq?limit=10001", 400),
-        ("/api/v1/dlq?limit=%D9%A3", 400),
-        ("/api/v1/dlq?after=-1", 400),
-        ("/api/v1/dlq/not-an-id", 404),
-        ("/api/v1/dlq", 503),
     ],
 )
 def test_questions_that_cannot_be_answered(target: str, status: int) -> None:
     """Bad pages are the client's, a silent store is ours; nothing is a 500."""
     assert Surface(FEATURE).refusal("GET", target).status == status
-
-
-def test_dead_letters_are_the_stores_own_bytes() -> None:
-    """A page and a letter pass as control wrote them."""
-    call_id = CallIds(1, 1).new()
-    page, letter = b'{"entries":[]}', b'{"payload":"x"}'
-    stored: dict[tuple[str, str], Any] = {
-        (LETTERS, LetterQuery(limit=5, after=None).key()): (page,),
-        (LETTERS, call_id): (letter,),
-    }
-    surface = Surface(FEATURE, stored=stored)
-    assert surface.ask("GET", "/api/v1/dlq?limit=5").answer == page
-    assert surface.ask("GET", f"/api/v1/dlq/{call_id}").answer == letter
-
-
-def test_letter_the_store_does_not_have_is_not_found() -> None:
-    """An id of ours without a letter is 404, not 503."""
-    call_id = CallIds(1, 1).new()
-    surface = Surface(FEATURE, stored={(LETTERS, call_id): (None,)})
-    assert surface.refusal("GET", f"/api/v1/dlq/{call_id}").status == 404

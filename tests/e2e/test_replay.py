@@ -1,0 +1,147 @@
+"""Dead letters asked again: over HTTP and by ``tpo-mp replay``, on a gateway of two workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import ROOT, Gateway
+from tests.support.messages import CHAT
+from tests.support.raw import RawClient, RawReply
+from tests.support.toml import ECHO, backend
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+
+@pytest.fixture
+def gateway(start_gateway: StartGateway, upstream: Upstream) -> Gateway:
+    """An upstream that can be told to fail, and the echo."""
+    return start_gateway(config=ECHO + backend("up", upstream.base_url), workers=2)
+
+
+def fail(gateway: Gateway, upstream: Upstream, path: str, body: dict[str, Any]) -> str:
+    """Make a call that fails at the upstream; answers the id of its letter."""
+    upstream.play("status", status=500)
+    known = {entry["request_id"] for entry in letters(gateway)}
+    gateway.ask(path, body)
+    wait_for(lambda: {e["request_id"] for e in letters(gateway)} - known, 10, "the letter")
+    upstream.play("answer")
+    (found,) = {entry["request_id"] for entry in letters(gateway)} - known
+    return str(found)
+
+
+def letters(gateway: Gateway) -> list[dict[str, Any]]:
+    """Open letters, newest first."""
+    found: list[dict[str, Any]] = gateway.ask("/api/v1/dlq").json()["entries"]
+    return found
+
+
+def replay(gateway: Gateway, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run ``tpo-mp replay`` against the gateway."""
+    command = [sys.executable, "-m", "tpo_mp", "replay", "--url", gateway.url, "--delay-ms", "0"]
+    return subprocess.run(
+        [*command, "--max-retries", "0", *args],
+        capture_output=True, text=True, timeout=100, check=False, cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def post(gateway: Gateway, path: str, method: str = "POST") -> RawReply:
+    """Ask without a body."""
+    with RawClient(gateway.url) as client:
+        return client.request(method, path, {"Content-Length": "0"})
+
+
+ASKED = [
+    (CHAT, {"model": "up", "messages": [{"role": "user", "content": "doomed"}]}),
+    (CHAT, {"model": "up", "stream": True, "messages": [{"role": "user", "content": "doomed"}]}),
+    ("/v1/messages",
+     {"model": "up", "max_tokens": 9, "messages": [{"role": "user", "content": "doomed"}]}),
+    ("/v1/prompt", {"model": "up", "prompt": "doomed", "session_id": "s"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=["chat", "stream", "messages", "native"])
+def test_a_letter_is_asked_again_once(
+    gateway: Gateway, upstream: Upstream, path: str, body: dict[str, Any]
+) -> None:
+    """Whole, in its own dialect, on whichever worker; a second time nothing runs."""
+    name = fail(gateway, upstream, path, body)
+    before = len(upstream.seen)
+    told = post(gateway, f"/api/v1/dlq/{name}/replay").json()
+    assert (told["status"], told["ran"]) == ("replayed", True)
+    assert told["answer"]["type" if path == "/v1/messages" else "object"]
+    assert b"doomed" in upstream.seen[-1].body
+    assert len(upstream.seen) == before + 1
+    for again in (f"/v1/dlq/replay/{name}", f"/api/v1/dlq/{name}/replay"):
+        assert post(gateway, again).json()["ran"] is False
+    assert len(upstream.seen) == before + 1
+    assert name not in {entry["request_id"] for entry in letters(gateway)}
+    assert gateway.ask(f"/api/v1/dlq/{name}").json()["status"] == "replayed"
+
+
+def test_a_replay_that_fails_leaves_one_open_letter(gateway: Gateway, upstream: Upstream) -> None:
+    """Its own failure is no second letter; dropped, it is gone from the list."""
+    name = fail(gateway, upstream, *ASKED[0])
+    upstream.play("status", status=500)
+    reply = post(gateway, f"/api/v1/dlq/{name}/replay")
+    assert reply.status == 502
+    assert [entry["request_id"] for entry in letters(gateway)] == [name]
+    assert post(gateway, f"/api/v1/dlq/{name}", "DELETE").json()["status"] == "dropped"
+    assert letters(gateway) == []
+    assert post(gateway, f"/api/v1/dlq/{name}/replay").status == 409
+
+
+def test_the_command_replays_everything_and_sums_up(
+    gateway: Gateway, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Lines of both kinds, blanks, comments, nonsense; a bar, a summary, an exit code."""
+    names = [fail(gateway, upstream, *asked) for asked in ASKED[:3]]
+    lines = [json.dumps({"request_id": names[0], "reason": "cut_off"}), "", "# a comment",
+             json.dumps({"prompt": "hi", "model": "echo"}),
+             json.dumps({"request_id": "00000000-0001-8000-8000-000000000000"})]  # fmt: skip
+    (tmp_path / "queue").write_text("\n".join(lines))
+    planned = replay(gateway, "-f", str(tmp_path / "queue"), "--dry-run")
+    assert planned.returncode == 0
+    assert f"POST /api/v1/dlq/{names[0]}/replay" in planned.stdout
+    told = replay(gateway, "-f", str(tmp_path / "queue"))
+    assert told.returncode == 0, told.stderr
+    assert "replayed 2 of 3 in " in told.stdout
+    assert "failed 0, skipped 1" in told.stdout
+    assert "] 3/3 ok: 2 fail: 0 skip: 1" in told.stderr
+    assert replay(gateway, "--all").returncode == 0
+    assert letters(gateway) == []
+    (tmp_path / "queue").write_text("nonsense\n")
+    told = replay(gateway, "-f", str(tmp_path / "queue"))
+    assert told.returncode == 1
+    assert "line 1: neither" in told.stderr
+
+
+def test_a_replay_that_is_killed_loses_nothing(gateway: Gateway, upstream: Upstream) -> None:
+    """The letters it had not come to are there; the second run does the rest."""
+    names = [fail(gateway, upstream, *ASKED[0]) for _ in range(4)]
+    command = [sys.executable, "-m", "tpo_mp", "replay", "--all", "--url", gateway.url,
+               "--delay-ms", "600000"]  # fmt: skip
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: len(letters(gateway)) == 3, 20, "one replay")
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+    left = {entry["request_id"] for entry in letters(gateway)}
+    assert left < set(names)
+    before = len(upstream.seen)
+    done = replay(gateway, "--all")
+    assert "replayed 3 of 3" in done.stdout
+    assert len(upstream.seen) == before + 3
+    assert letters(gateway) == []

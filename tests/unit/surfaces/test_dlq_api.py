@@ -1,0 +1,144 @@
+"""Dead letters over HTTP: pages, letters, and asking them again exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from tests.support.fake_gateway import Surface, whole
+from tpo_mp.errors import BackendFailure, TpoError
+from tpo_mp.pipeline.replay import DIALECTS
+from tpo_mp.shm.callid import CallIds
+from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.surfaces.dlq_api import FEATURE
+from tpo_mp.types import Dialect
+
+CALL_ID = CallIds(1, 1).new()
+
+
+def letter(**changes: Any) -> bytes:
+    """A letter as the store tells it."""
+    told = {
+        "request_id": CALL_ID, "client_request_id": None, "session_id": "s", "reason": "shed",
+        "dropped_at": 1.0, "status": "open", "model": "m", "tenant": "acme",
+        "path": "/v1/chat/completions", "truncated": False, "bytes_sent": 0,
+        "payload": {"model": "m", "messages": [], "stream": True},
+    }  # fmt: skip
+    return json.dumps(told | changes).encode()
+
+
+def surface_with(**changes: Any) -> Surface:
+    """A surface whose store has one letter."""
+    surface = Surface(FEATURE, stored={(LETTERS, CALL_ID): (letter(**changes),)})
+    surface.takes_puts = True
+    return surface
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/api/v1/dlq?limit=0", 400),
+        ("/api/v1/dlq?limit=1e3", 400),
+        ("/api/v1/dlq?limit=10001", 400),
+        ("/api/v1/dlq?limit=%D9%A3", 400),
+        ("/api/v1/dlq?after=-1", 400),
+        ("/api/v1/dlq/not-an-id", 404),
+        ("/api/v1/dlq", 503),
+    ],
+)
+def test_questions_that_cannot_be_answered(target: str, status: int) -> None:
+    """Bad pages are the client's, a silent store is ours; nothing is a 500."""
+    assert Surface(FEATURE).refusal("GET", target).status == status
+
+
+def test_dead_letters_are_the_stores_own_bytes() -> None:
+    """A page and a letter pass as control wrote them."""
+    page = b'{"entries":[]}'
+    stored: dict[tuple[str, str], Any] = {
+        (LETTERS, LetterQuery(limit=5, after=None).key()): (page,),
+        (LETTERS, CALL_ID): (letter(),),
+    }
+    surface = Surface(FEATURE, stored=stored)
+    assert surface.ask("GET", "/api/v1/dlq?limit=5").answer == page
+    assert surface.ask("GET", f"/api/v1/dlq/{CALL_ID}").answer == letter()
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_letter_the_store_does_not_have_is_not_found(method: str) -> None:
+    """An id of ours without a letter is 404, not 503."""
+    surface = Surface(FEATURE, stored={(LETTERS, CALL_ID): (None,)})
+    assert surface.refusal(method, f"/api/v1/dlq/{CALL_ID}").status == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"status": "dropped"}, "letter_dropped"),
+        ({"truncated": True}, "letter_truncated"),
+        ({"path": "/v1beta/models/{model}:generateContent"}, "letter_not_replayable"),
+    ],
+)
+def test_what_cannot_be_asked_again_is_a_conflict(changes: dict[str, Any], reason: str) -> None:
+    """Said before anything runs."""
+    refusal = surface_with(**changes).refusal("POST", f"/api/v1/dlq/{CALL_ID}/replay")
+    assert (refusal.status, refusal.reason) == (409, reason)
+
+
+def test_a_replayed_letter_is_not_run_again() -> None:
+    """However often somebody asks."""
+    surface = surface_with(status="replayed")
+    said = json.loads(surface.ask("POST", f"/api/v1/dlq/{CALL_ID}/replay").answer)
+    assert (said["status"], said["ran"]) == ("replayed", False)
+    assert not surface.gateway.submitted
+
+
+async def _replayed(surface: Surface, end: Callable[[Any], None]) -> dict[str, Any] | TpoError:
+    """Ask, end the call it made, and answer what the client was told."""
+    exchange, work = surface.begin("POST", f"/api/v1/dlq/{CALL_ID}/replay")
+    task = asyncio.ensure_future(cast("Awaitable[None]", work))
+    before = len(surface.gateway.submitted)
+    while len(surface.gateway.submitted) == before and not task.done():
+        await asyncio.sleep(0)
+    end(surface.gateway.submitted[-1])
+    try:
+        await task
+    except TpoError as error:
+        return error
+    told: dict[str, Any] = json.loads(exchange.answer)
+    return told
+
+
+def test_a_replay_asks_whole_for_the_letters_tenant_and_session() -> None:
+    """The client that wanted a stream is gone; no second letter is due."""
+    surface = surface_with()
+    told = asyncio.run(_replayed(surface, lambda d: d.done(whole(b'{"said":1}'), None)))
+    assert isinstance(told, dict)
+    assert (told["status"], told["ran"], told["answer"]) == ("replayed", True, {"said": 1})
+    (delivery,) = surface.gateway.submitted
+    call = delivery.call
+    assert json.loads(call.body)["stream"] is False
+    assert (call.tenant, call.session, call.dialect) == ("acme", "s", Dialect.OPENAI_CHAT)
+    assert call.authorization is None
+    assert not delivery.lettered
+    assert surface.puts == {(LETTERS, CALL_ID): b"replayed"}
+
+
+def test_a_replay_that_fails_leaves_the_letter_open_for_the_next() -> None:
+    """And says why; the lease ends with it."""
+    surface = surface_with()
+    gone = BackendFailure("gone", reason="cut_off")
+    for _ in range(2):
+        error = asyncio.run(_replayed(surface, lambda d: d.done(None, gone)))
+        assert isinstance(error, BackendFailure)
+        assert error.reason == "cut_off"
+    assert not surface.puts
+
+
+def test_every_route_that_takes_calls_has_a_dialect() -> None:
+    """A letter's path is one of them, or a native one, whose body is a chat."""
+    google = {Dialect.GEMINI, Dialect.GEMINI_COUNT, Dialect.GEMINI_EMBEDDINGS}
+    assert set(DIALECTS.values()) == set(Dialect) - google
