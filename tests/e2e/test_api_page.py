@@ -58,20 +58,23 @@ kind = "openai"
 base_url = "{fails}"
 models = ["fails"]
 """
+LETTERS = 8
 
 
 @pytest.fixture(scope="module")
 def gateway(short_tmp: Path) -> Iterator[Gateway]:
-    """Two shards over echo, a backend for what echo cannot do, and one dead letter."""
+    """Two shards over echo, a backend for what echo cannot do, and dead letters to ask again."""
     with Upstream() as embeds, Upstream() as counts, Upstream() as fails:
         embeds.play(reply=VECTORS)
         counts.play(reply={"input_tokens": 9})
         fails.play("status", status=500)
         config = CONFIG.format(embeds=embeds.base_url, counts=counts.base_url, fails=fails.base_url)
         with Gateway(short_tmp / "page", config=config, workers=2) as running:
-            refused = running.ask("/v1/prompt", {"prompt": "never answered", "model": "fails"})
-            assert refused.status >= 500
-            wait_for(lambda: running.ask("/api/v1/dlq").json()["count"], 10, "the dead letter")
+            for _ in range(LETTERS):  # some lines use one up
+                refused = running.ask("/v1/prompt", {"prompt": "never answered", "model": "fails"})
+                assert refused.status >= 500
+            wait_for(lambda: running.ask("/api/v1/dlq").json()["count"] == LETTERS, 10, "letters")
+            fails.play()
             yield running
 
 

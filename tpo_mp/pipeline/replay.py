@@ -87,7 +87,7 @@ class AskedAgain(AbsentClient):
         """Nothing streams here: the body asked for a whole reply."""
         self._keep(502, b"")
 
-    def abort(self) -> None:
+    def abort(self, *, hard: bool = False) -> None:  # noqa: ARG002 - there is no connection
         """The call ended without an answer."""
         self._keep(502, b"")
 
