@@ -21,6 +21,7 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
+from tpo_mp.simulator import dataset
 from tpo_mp.simulator.answers import Speech
 from tpo_mp.simulator.call_journal import CallJournal, JournalOptions
 from tpo_mp.simulator.catalog import MODELS
@@ -35,6 +36,7 @@ from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import Beginning, beginning
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, SchedulePace
+from tpo_mp.simulator.prices import Prices, TokenPrice
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
 from tpo_mp.simulator.readings import reading
@@ -45,7 +47,7 @@ from tpo_mp.simulator.rules import problems as rule_problems
 from tpo_mp.simulator.seeds import Occurrences, Repeats
 from tpo_mp.simulator.slow_writes import written_with
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
-from tpo_mp.simulator.texts import Strategy
+from tpo_mp.simulator.texts import DEFAULT_TEXT, Strategy
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
 from tpo_mp.simulator.troubles import FaultList, ScenarioName, ScenarioTable, Troubles, problems_of
@@ -72,12 +74,13 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Strategy,
         Meta(
             description="What it says: sentences about the prompt, Latin, the prompt itself, "
-            "`text`, or invented words."
+            "`text`, invented words, or words in the manner of `text`."
         ),
     ] = "template"
     text: Annotated[
-        str, Meta(max_length=1 << 20, description="What the strategy `fixed` says.")
-    ] = "Hello from the simulator."
+        str,
+        Meta(max_length=1 << 20, description="What `fixed` says, and what `markov` learns from."),
+    ] = DEFAULT_TEXT
     repeats: Annotated[
         Repeats,
         Meta(
@@ -101,6 +104,13 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     faults: FaultList = ()
     scenario: ScenarioName = ""
     scenarios: ScenarioTable = field(default_factory=dict)
+    dataset: Annotated[
+        str, Meta(max_length=4096, description="File of prompts and answers, as JSON lines.")
+    ] = ""
+    cost: Annotated[bool, Meta(description="Say in x-sim-cost-usd what an answer costs.")] = False
+    prices: Annotated[
+        dict[str, TokenPrice], Meta(description="Dollars per million tokens, by model or glob.")
+    ] = field(default_factory=dict)
     replay: Annotated[
         str, Meta(max_length=4096, description="File of recorded answers to play again.")
     ] = ""
@@ -132,6 +142,7 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         yield from rule_problems(self.rules)
         yield from problems_of(self.scenario, self.scenarios)
         yield from replay_problems(self.replay)
+        yield from dataset.problems(self.dataset)
 
 
 class SimulatorBackend:
@@ -190,11 +201,13 @@ class SimulatorBackend:
                 least_tokens=config.min_tokens,
                 most_tokens=config.max_tokens,
                 lengths=lengths_of(config, self._latency),
+                answers=dataset.read(Path(config.dataset)) if config.dataset else None,
             ),
             RuleBook(config.rules, config.strict, env.ledger)
             if config.rules or (config.strict and not config.replay)
             else None,
         )
+        self._prices = Prices(config.prices) if config.cost else None
         self._replay: Replay | None = None
         if config.replay:
             speed, strict = config.replay_speed, config.strict and not config.rules
@@ -390,6 +403,8 @@ class SimulatorBackend:
             headers = standing.lines(call.dialect, took_ms)
         else:
             headers = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
+        if self._prices is not None:
+            headers += self._prices.line(call.model, usage.prompt, usage.completion)
         if stream is not None:
             written = stream if fault is None else written_with(stream, fault, self._alarm)
             reply = Reply(200, None, stream=written, content_type=SSE, headers=headers)

@@ -6,7 +6,7 @@ token counts are those of ``tokens``; nothing is said beyond ``max_tokens`` or a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from random import Random
 from time import time
@@ -14,6 +14,7 @@ from typing import Final
 
 import orjson
 
+from tpo_mp.dialects.body import Fields
 from tpo_mp.dialects.canonical import (
     Block,
     ModelReply,
@@ -24,9 +25,11 @@ from tpo_mp.dialects.canonical import (
     TokenUsage,
     Trait,
 )
+from tpo_mp.errors import InvalidRequest
 from tpo_mp.types import Dialect
 
 from . import texts, thoughts
+from .dataset import hash_of
 from .ids import reply_id
 from .logprobs import rows_of
 from .rules import Scripted
@@ -39,11 +42,16 @@ MOST_TEXT: Final = 131_072
 """Characters of one answer, which only an echo could exceed."""
 
 
+MOST_LEAST: Final = 16_384
+"""Tokens that a request may demand at least."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
     """What the operator chose a simulated model to say, and how much; ``seed`` moves all draws.
 
     ``lengths`` may draw how long a model's answer is; else it is from least to most.
+    ``answers`` are those of a data set, by the hash of their prompt.
     """
 
     seed: int = 0
@@ -52,6 +60,7 @@ class Speech:
     least_tokens: int = 10
     most_tokens: int = 500
     lengths: Callable[[str, Random], int | None] | None = None
+    answers: Mapping[bytes, str] | None = None
 
 
 class Composer:
@@ -131,20 +140,49 @@ class Composer:
         if form is not None and form.schema:
             value = fitting(form.schema, stream_of(key, "json", number), _schema_field(request))
             return orjson.dumps(value).decode()
-        if speech.strategy in texts.UNDRAWN:
-            said = prompt if speech.strategy == "echo" else speech.text
-        else:
-            random = stream_of(key, "text", number)
-            length = speech.lengths(request.model, random) if speech.lengths is not None else None
-            if length is None:
-                length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
-            if request.max_tokens is not None:
-                # What is cut off anyway need not be said; a text has over half its length.
-                length = min(length, 2 * request.max_tokens + 16)
-            said = texts.say(speech.strategy, prompt, length, random, speech.text)
+        least = _least(request)
+        said = None if speech.answers is None else speech.answers.get(hash_of(prompt))
+        if said is None:
+            said = self._made_up(request, prompt, least, key, number)
+        if least:
+            said = texts.lengthened(said, least)
         if form is not None:
             return orjson.dumps({"answer": said}).decode()
         return said
+
+    def _made_up(
+        self, request: ModelRequest, prompt: str, least: int, key: bytes, number: int
+    ) -> str:
+        """What the strategy says, in at least about so many tokens where it makes up words."""
+        speech = self._speech
+        if speech.strategy in texts.UNDRAWN:
+            return prompt if speech.strategy == "echo" else speech.text
+        random = stream_of(key, "text", number)
+        length = speech.lengths(request.model, random) if speech.lengths is not None else None
+        if length is None:
+            length = texts.length_of(random, speech.least_tokens, speech.most_tokens)
+        if request.max_tokens is not None:
+            # What is cut off anyway need not be said; a text has over half its length.
+            length = min(length, 2 * request.max_tokens + 16)
+        return texts.say(speech.strategy, prompt, max(length, least), random, speech.text)
+
+
+def _least(request: ModelRequest) -> int:
+    """The tokens an answer must have: all there may be with ``ignore_eos``, or ``min_tokens``.
+
+    Both are vLLM's own fields; raises ``InvalidRequest`` when they are no such values.
+    """
+    extra = request.extra
+    if "ignore_eos" not in extra and "min_tokens" not in extra:
+        return 0
+    fields = Fields(extra)
+    whole, least = fields.flag("ignore_eos"), fields.whole("min_tokens") or 0
+    limit = request.max_tokens
+    if least < 0 or (limit is not None and least > limit):
+        raise InvalidRequest("min_tokens must be from 0 to max_tokens", param="min_tokens")
+    if whole and limit is not None:
+        least = limit
+    return min(least, MOST_LEAST)
 
 
 def _told(

@@ -23,7 +23,7 @@ from tpo_mp.dialects.canonical import (
     TokenUsage,
 )
 from tpo_mp.dialects.codec import Codec
-from tpo_mp.errors import Rejected
+from tpo_mp.errors import InvalidRequest, Rejected
 from tpo_mp.types import Dialect, Usage
 
 from . import dress, prompts, vectors
@@ -113,6 +113,7 @@ class SimulatedProvider:
             requests, echo = [codec.request_to_canonical(body)], False
         request = requests[0]
         _check_model(request.model, dialect)
+        _check_context(request, len(body))
         drawn = drawn or self.key(request.model, body, key)
         rules = self._rules
         scripted = None if rules is None else rules.reply_to(request)
@@ -203,6 +204,20 @@ def _thoughts_shown(reply: ModelReply) -> bool:
 def _next(key: bytes, number: int) -> bytes:
     """The key of a further prompt of the same request."""
     return stream_of(key, "prompt", number).randbytes(16)
+
+
+def _check_context(request: ModelRequest, size: int) -> None:
+    """Refuse a prompt that is longer than the model's context, as providers do."""
+    most = traits_of(request.model).context
+    if not most or size <= most:
+        return  # a token has at least a byte
+    tokens = prompt_tokens(request)
+    if tokens > most:
+        said = (
+            f"This model's maximum context length is {most} tokens. "
+            f"However, your messages resulted in {tokens} tokens."
+        )
+        raise InvalidRequest(said, reason="context_length_exceeded", param="messages")
 
 
 def _check_model(model: str, dialect: Dialect) -> None:

@@ -1,9 +1,10 @@
-"""What a simulated model says: five strategies, each drawing only on the random stream it is given.
+"""What a simulated model says: six strategies, each drawing only on the random stream it is given.
 
 ``template`` talks about the prompt's own words, ``lorem`` in Latin, ``random`` in invented words,
-``echo`` repeats the newest user message, ``fixed`` says what the config says.
+``markov`` in the manner of a text, ``echo`` repeats the newest user message, ``fixed`` says what
+the config says.
 
-Invariants: the same arguments give the same text; the first three come close to the length asked
+Invariants: the same arguments give the same text; the first four come close to the length asked
 for and end in a full stop.
 """
 
@@ -14,9 +15,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Final, Literal, TypeAlias
 
+from . import markov
 from .tokens import count
 
-Strategy: TypeAlias = Literal["template", "lorem", "echo", "fixed", "random"]
+Strategy: TypeAlias = Literal["template", "lorem", "echo", "fixed", "random", "markov"]
+
+DEFAULT_TEXT: Final = "Hello from the simulator."
+"""What ``fixed`` says when the operator says nothing."""
 
 UNDRAWN: Final = ("echo", "fixed")
 """Strategies that draw nothing."""
@@ -74,11 +79,22 @@ def say(strategy: Strategy, prompt: str, length: int, random: Random, fixed: str
         return fixed
     if strategy == "lorem":
         return _fill(length, lambda first: _sentence(_latin, random, first))
+    if strategy == "markov":
+        learned = markov.PROSE if fixed in ("", DEFAULT_TEXT) else fixed
+        return _fill(length, lambda _first: markov.sentence(learned, random))
     if strategy == "random":
         return _fill(length, lambda first: _sentence(_invented, random, first))
     words = [word for word in _WORD.findall(prompt[-4096:]) if word.lower() not in _COMMON]
     topics = list(dict.fromkeys(words))[-_TOPICS:] or list(_DEFAULT_TOPICS)
     return _fill(length, lambda first: _templated(topics, random, first))
+
+
+def lengthened(said: str, least: int) -> str:
+    """A text of at least so many tokens: itself, again and again."""
+    said = said or "."
+    times = -(-least // max(count(said), 1))
+    # A blank between two goes into the second's first token or is one of its own.
+    return said if times < 2 else " ".join([said] * (times + 1))
 
 
 def length_of(random: Random, least: int, most: int) -> int:

@@ -1,0 +1,73 @@
+"""What answers are made of: data set, chain, demanded lengths, context limits, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import chat
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def made(short_tmp: Path) -> Iterator[Gateway]:
+    """A simulator with a data set, prices and a chain."""
+    rows = short_tmp / "rows.jsonl"
+    rows.write_text('{"prompt": "capital of France?", "answer": "Paris."}\n')
+    config = f"""
+[simulator]
+strategy = "markov"
+text = "alpha beta gamma. beta delta alpha."
+dataset = "{rows}"
+cost = true
+prices = {{ "gpt-4o" = {{ input = 2.5, output = 10 }} }}
+"""
+    with Gateway(short_tmp / "made", config=config, verb="simulate") as gateway:
+        yield gateway
+
+
+def said(gateway: Gateway, text: str, **more: Any) -> tuple[str, str, dict[str, int]]:
+    """Words, why they ended, and their counts."""
+    told = gateway.ask(CHAT, chat(text, model="gpt-4o", **more)).json()
+    choice = told["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"], told["usage"]
+
+
+def test_prompts_of_the_data_set_have_their_answers_and_others_are_made_up(made: Gateway) -> None:
+    """Of the chain's words only."""
+    assert said(made, "capital of France?")[0] == "Paris."
+    words = said(made, "anything else")[0].replace(".", " ").split()
+    assert set(words) <= {"alpha", "beta", "gamma", "delta"}
+    assert len(words) > 5
+
+
+def test_demanded_lengths_are_kept(made: Gateway) -> None:
+    """All there may be, or so many at least; a demand over the limit is refused."""
+    _, reason, usage = said(made, "go on", max_tokens=900, ignore_eos=True)
+    assert (reason, usage["completion_tokens"]) == ("length", 900)
+    assert said(made, "capital of France?", min_tokens=50)[2]["completion_tokens"] >= 50
+    refused = made.ask(CHAT, chat("x", model="gpt-4o", max_tokens=5, min_tokens=6))
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "min_tokens")
+
+
+def test_an_answer_says_what_it_costs(made: Gateway) -> None:
+    """At the configured price; streams do too, a model without a price does not."""
+    reply = made.ask(CHAT, chat("cost", model="gpt-4o"))
+    usage = reply.json()["usage"]
+    cost = (usage["prompt_tokens"] * 2.5 + usage["completion_tokens"] * 10) / 1e6
+    assert float(reply.headers["x-sim-cost-usd"]) == pytest.approx(cost, abs=1e-8)
+    assert "x-sim-cost-usd" in made.ask(CHAT, chat("c", model="gpt-4o", stream=True)).headers
+    assert "x-sim-cost-usd" not in made.ask(CHAT, chat("c", model="o3")).headers
+
+
+def test_a_prompt_over_the_context_is_refused_in_the_dialect(made: Gateway) -> None:
+    """With the provider's code; a model with more room takes it."""
+    text = "word " * 9000
+    refused = made.ask(CHAT, chat(text, model="gpt-4"))
+    assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert made.ask(CHAT, chat(text, model="gpt-4o")).status == 200
