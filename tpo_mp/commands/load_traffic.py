@@ -1,0 +1,96 @@
+"""Sends the requests of a load plan, each at its time, and notes what became of them.
+
+Invariants: open loop: a request goes out when it is due, or counts as ``not sent`` when
+``most_open`` are still open; every request has a deadline; connections are kept and reused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import aiohttp
+
+from tpo_mp.simulator.load_plan import LoadOutcome, LoadPlan
+
+PROGRESS_S = 1.0
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Where requests go, and what they are."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    timeout_s: float = 60.0
+    most_open: int = 1000
+
+
+async def send_all(
+    plan: LoadPlan, traffic: Traffic, progress: Callable[[float, LoadOutcome, int], None]
+) -> LoadOutcome:
+    """Send a whole plan; ``progress(seconds, outcome, open)`` is called about once a second."""
+    seen, running = LoadOutcome(), set[asyncio.Task[None]]()
+    timeout = aiohttp.ClientTimeout(total=traffic.timeout_s)
+    connector = aiohttp.TCPConnector(limit=traffic.most_open)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        began_at = monotonic()
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_S)
+                progress(monotonic() - began_at, seen, len(running))
+
+        telling = asyncio.create_task(tell())
+        for arrival_s in plan.arrivals():
+            due_at = began_at + arrival_s
+            wait_s = due_at - monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            seen.sent += 1
+            if len(running) >= traffic.most_open:
+                seen.failed("not sent")
+                await asyncio.sleep(0)
+                continue
+            task = asyncio.create_task(_one(session, traffic, due_at, seen))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        if running:
+            await asyncio.wait(running)
+        telling.cancel()
+        seen.took_s = max(monotonic() - began_at, plan.for_s)
+        progress(seen.took_s, seen, 0)
+    return seen
+
+
+async def _one(
+    session: aiohttp.ClientSession, traffic: Traffic, due_at: float, seen: LoadOutcome
+) -> None:
+    """One request, read to its end; whatever goes wrong is a failure of its kind."""
+    failed = ""
+    try:
+        async with session.post(traffic.url, data=traffic.body, headers=traffic.headers) as reply:
+            tail = b""
+            async for chunk in reply.content.iter_chunked(_CHUNK):
+                tail = (tail + chunk)[-_CHUNK:]
+            if reply.status != 200:
+                failed = str(reply.status)
+            elif reply.content_type == "text/event-stream" and not _complete(tail):
+                failed = "incomplete stream"
+    except TimeoutError:
+        failed = "timeout"
+    except aiohttp.ClientError as error:
+        failed = type(error).__name__
+    if failed:
+        seen.failed(failed)
+    else:
+        seen.latencies_s.append(monotonic() - due_at)
+
+
+def _complete(tail: bytes) -> bool:
+    """Whether a stream said that it was through; both families' last words."""
+    return b"data: [DONE]" in tail or b"event: message_stop" in tail
