@@ -14,7 +14,7 @@ from benchmarks.bench import Bench, say, short
 from benchmarks.configs import PACED_TOKENS
 from benchmarks.load import Shape, tag
 from benchmarks.machine import ROOT
-from benchmarks.procs import Cores, NotReadyError, Process, cpu_s
+from benchmarks.procs import Cores, NotReadyError, Process, cpu_s, on_cores
 from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
 from benchmarks.targets import Live, Skipped
@@ -33,9 +33,10 @@ def run(bench: Bench) -> dict[str, Series]:
     # Two workers take both cores, the client what it needs of either: it reads nothing.
     spread = replace(bench.place, cores=Cores(0, 0, pinned=False))
     wide = replace(bench, place=spread, options=replace(bench.options, rounds=1))
-    return found | wide.compare(
-        ["tpo-simulator-paced"], lambda live: punctual(wide, live), workers=WORKERS
-    )
+    with on_cores(bench.cores.for_both()):
+        return found | wide.compare(
+            ["tpo-simulator-paced"], lambda live: punctual(wide, live), workers=WORKERS
+        )
 
 
 def speed(bench: Bench, live: Live) -> Row:

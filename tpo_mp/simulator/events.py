@@ -32,7 +32,7 @@ from tpo_mp.dialects.canonical import (
     ToolUseBlock,
 )
 
-from .tokens import pieces
+from .tokens import each_piece
 
 Paced: TypeAlias = tuple[StreamEvent, int]
 """An event, and how many tokens it has."""
@@ -72,18 +72,18 @@ def _choice(choice: ReplyChoice, number: int) -> Iterator[Paced]:
 def _block(block: Block, index: int, number: int, choice: ReplyChoice) -> Iterator[Paced]:
     if isinstance(block, ToolUseBlock):
         yield BlockStart(index, ToolUseBlock(block.id, block.name, ""), number), 0
-        for piece in pieces(block.arguments):
+        for piece in each_piece(block.arguments):
             yield ToolInputDelta(index, piece, number), 1
     elif isinstance(block, ThinkingBlock):
         yield BlockStart(index, ThinkingBlock(""), number), 0
-        for piece in pieces(block.text):
+        for piece in each_piece(block.text):
             yield ThinkingDelta(index, piece, number), 1
         if block.signature:
             yield SignatureDelta(index, block.signature, number), 0
     elif isinstance(block, TextBlock | RefusalBlock):
         yield BlockStart(index, type(block)(""), number), 0
         rows = choice.logprobs
-        for at, piece in enumerate(pieces(block.text)):
+        for at, piece in enumerate(each_piece(block.text)):
             row = None if rows is None else rows[at : at + 1]
             yield TextDelta(index, piece, number, row), 1
     else:
