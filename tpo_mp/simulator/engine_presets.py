@@ -1,8 +1,9 @@
-"""Engines that are known by published figures.
+"""Engines that are known by published figures, and where their coefficients come from.
 
-Coefficients of the ``nim-*`` presets are fitted by ``python -m benchmarks.engine_fit``, which also
-writes ``docs/engine-presets.md``: every published figure beside what the preset gives.  Those of
-the ``vllm-*`` presets are the middles of published ranges.  What no source says is ``assumed``.
+Those of ``nim-8b`` and ``nim-70b`` are fitted by ``python -m benchmarks.engine_fit``; those of
+``nim-70b-fp8`` are set by hand to a table of the same kind, those of the ``vllm-*`` presets are the
+middles of published ranges.  What no source says is ``assumed``.  ``docs/engine-presets.md``, which
+the same command writes, has every published figure beside what the preset gives.
 """
 
 from __future__ import annotations
