@@ -12,7 +12,16 @@ from tests.support.gateway import Gateway
 from tests.support.raw import chat
 
 CHAT = "/v1/chat/completions"
-CONFIG = '[simulator]\nseed = 11\nrepeats = "vary"\n'
+CONFIG = """
+[simulator]
+seed = 11
+repeats = "vary"
+
+[[simulator.faults]]
+error = "503"
+probability = 0.5
+when = { contains = "perhaps" }
+"""
 TIMES = 12
 
 
@@ -54,6 +63,16 @@ def test_requests_at_once_are_each_an_occurrence_of_their_own(alone: Gateway, tw
     with ThreadPoolExecutor(6) as pool:
         at_once = list(pool.map(lambda _: say(two, "at once")[0], range(TIMES)))
     assert sorted(at_once) == sorted(first)
+
+
+def test_chances_are_drawn_alike(alone: Gateway, two: Gateway) -> None:
+    """The same repetitions fail, though each is drawn by itself."""
+    asked = chat("perhaps", model="gpt-4o")
+    fates = [
+        [gateway.ask(CHAT, asked).status for _ in range(2 * TIMES)] for gateway in (alone, two)
+    ]
+    assert fates[0] == fates[1]
+    assert set(fates[0]) == {200, 503}
 
 
 def test_a_word_of_the_clients_own_is_always_answered_alike(two: Gateway) -> None:

@@ -100,7 +100,7 @@ class SimulatorAdmin:
         reads = (KEY, *more.pop("parameters", ()))
         return Endpoint(
             method, template, guarded, "ops",
-            outcomes=(outcome,), parameters=reads, errors=errors, **more,
+            outcomes=(outcome,), parameters=reads, errors=errors, access="admin", **more,
         )  # fmt: skip
 
     def _admit(self, exchange: Exchange) -> None:
