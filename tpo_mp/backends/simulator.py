@@ -341,6 +341,10 @@ class SimulatorBackend:
                 said.reject(error)
 
         pace = self._pace(call, answered, orders, refuse)
+        if pace is AT_ONCE and refused is None and not call.stream:
+            # Nobody waits, so there is nothing to count down or to cancel.
+            said.resolve(self._reply(call, answered, None, fault, standing))
+            return said
         if call.stream and refused is None:
             sizes = pace.chunks if isinstance(pace, SchedulePace) else None
             frames = answered.frames(call.usage_wanted, sizes)

@@ -5,11 +5,14 @@ Source: OpenAI and Anthropic API references and the types of their SDKs.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
+import orjson
+
 from tpo_mp.dialects import anthropic_messages_body, openai_wire
-from tpo_mp.dialects.canonical import ModelReply, ModelRequest, TokenUsage
+from tpo_mp.dialects.canonical import ModelReply, ModelRequest, TextBlock, TokenUsage
 from tpo_mp.types import Dialect
 
 OPENAI_LEGACY: Final = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
@@ -26,6 +29,41 @@ def reply_extra(dialect: Dialect, request: ModelRequest, reply: ModelReply) -> d
     if dialect is Dialect.ANTHROPIC_MESSAGES:
         return {"usage": _anthropic_usage(usage)}
     return {}
+
+
+def plain_chat(reply: ModelReply) -> bytes | None:
+    """A chat's whole reply when it is one text and nothing else; None: it is more than that.
+
+    It is what the codec writes with ``reply_extra``, byte for byte, without steps between.
+    """
+    usage = reply.usage
+    if len(reply.choices) != 1 or usage is None:
+        return None
+    choice = reply.choices[0]
+    if len(choice.blocks) != 1 or choice.logprobs is not None or choice.stop is None:
+        return None
+    said = choice.blocks[0]
+    if type(said) is not TextBlock:
+        return None
+    return orjson.dumps(
+        {
+            "id": reply.id,
+            "object": "chat.completion",
+            "created": reply.created,
+            "model": reply.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": said.text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": openai_wire.FINISH_OF_STOP[choice.stop],
+                }
+            ],
+            "usage": openai_usage(usage),
+            "service_tier": "default",
+            "system_fingerprint": _fingerprint(reply.model),
+        }
+    )
 
 
 def start_extra(dialect: Dialect, request: ModelRequest, reply: ModelReply) -> dict[str, Any]:
@@ -80,10 +118,15 @@ def openai_usage(usage: TokenUsage) -> dict[str, Any]:
 
 def _tier(dialect: Dialect, model: str) -> dict[str, Any]:
     """Who served it: one fingerprint per model; legacy completions know no tier."""
-    fingerprint = "fp_" + blake2b(model.encode(), digest_size=5).hexdigest()
+    fingerprint = _fingerprint(model)
     if dialect is Dialect.OPENAI_CHAT:
         return {"service_tier": "default", "system_fingerprint": fingerprint}
     return {"system_fingerprint": fingerprint}
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(model: str) -> str:
+    return "fp_" + blake2b(model.encode(), digest_size=5).hexdigest()
 
 
 def _anthropic_usage(usage: TokenUsage) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _REPLIES: Final = {
     Dialect.ANTHROPIC_COMPLETE: ("compl_01", 22),
     Dialect.GEMINI: ("", 22),
 }
+_DRAWN: Final = 8192
 _ANTHROPIC: Final = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COMPLETE)
 
 
@@ -33,5 +34,21 @@ def tool_call_id(dialect: Dialect) -> str:
     return "toolu_01" + _letters(22) if dialect in _ANTHROPIC else "call_" + _letters(24)
 
 
-def _letters(count: int) -> str:
-    return secrets.token_bytes(count).translate(_TO_LETTER).decode()
+class _Letters:
+    """Random letters, of which the kernel is asked for some hundred ids at a time."""
+
+    __slots__ = ("_at", "_drawn")
+
+    def __init__(self) -> None:
+        self._drawn = ""
+        self._at = 0
+
+    def __call__(self, count: int) -> str:
+        at = self._at
+        if at + count > len(self._drawn):
+            self._drawn, at = secrets.token_bytes(_DRAWN).translate(_TO_LETTER).decode(), 0
+        self._at = at + count
+        return self._drawn[at : at + count]
+
+
+_letters = _Letters()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from tpo_mp.types import Dialect
 
@@ -45,20 +46,7 @@ class Allowance:
             return self._anthropic(requests, tokens, prompt, completion, spent)
         if is_google(dialect):
             return b""  # Google puts none on its answers
-        return self._openai(requests, tokens, ms)
-
-    def _openai(self, requests: int, tokens: int, ms: float) -> bytes:
-        per_request_s = 60 / self.requests
-        per_tokens_s = 60 * (self.tokens - tokens) / self.tokens
-        return _OPENAI % (
-            max(round(ms), 1),
-            self.requests,
-            self.tokens,
-            requests,
-            tokens,
-            _span(per_request_s * (self.requests - requests)),
-            _span(per_tokens_s),
-        )
+        return _openai_lines(self.requests, self.tokens, requests, tokens, max(round(ms), 1))
 
     def _anthropic(
         self, requests: int, tokens: int, prompt: int, completion: int, spent: bool
@@ -119,6 +107,22 @@ class Standing:
         whole_at = datetime.now(UTC) + timedelta(seconds=math.ceil(self.whole_in_s(place)))
         at = whole_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
         return _ANTHROPIC_ROW % (what, self.limits[place], what, self.left(place), what, at)
+
+
+@lru_cache(maxsize=1024)
+def _openai_lines(
+    most_requests: int, most_tokens: int, requests: int, tokens: int, ms: int
+) -> bytes:
+    """OpenAI's lines; answers made at once have few different ones."""
+    return _OPENAI % (
+        ms,
+        most_requests,
+        most_tokens,
+        requests,
+        tokens,
+        _span(60 / most_requests * (most_requests - requests)),
+        _span(60 * (most_tokens - tokens) / most_tokens),
+    )
 
 
 def _span(seconds: float) -> bytes:

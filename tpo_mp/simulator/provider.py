@@ -131,6 +131,9 @@ class SimulatedProvider:
 
         def whole() -> bytes:
             told = _with(reply, cached)
+            plain = dress.plain_chat(told) if dialect is Dialect.OPENAI_CHAT else None
+            if plain is not None:
+                return plain
             extra = dress.reply_extra(dialect, request, told)
             return codec.reply_from_canonical(replace(told, extra=extra), request)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -33,6 +34,8 @@ _TOKEN: Final = re.compile(r" ?[A-Za-z0-9]{1,6}| ?[^\W_]{1,2}|\s{1,4}|.", re.DOT
 LONGEST: Final = 7
 """Characters of the longest token."""
 EXACT: Final = 65_536
+REMEMBERED: Final = 1024
+"""Characters of the longest text whose count is kept for the next time."""
 PER_MESSAGE: Final = 4
 """Tokens that frame one message."""
 PER_REPLY: Final = 3
@@ -53,8 +56,16 @@ def each_piece(text: str) -> Iterator[str]:
 
 def count(text: str) -> int:
     """Count a text's tokens."""
+    return _count_known(text) if len(text) <= REMEMBERED else _count(text)
+
+
+def _count(text: str) -> int:
     counted = len(_TOKEN.findall(text, 0, EXACT))
     return counted + (max(len(text) - EXACT, 0) + 3) // 4
+
+
+_count_known = lru_cache(maxsize=1024)(_count)
+"""System prompts and fixed answers come again with every request."""
 
 
 def prompt_tokens(request: ModelRequest) -> int:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from msgspec.structs import replace
+
 from tests.support.fake_codec import asked, request_of
-from tpo_mp.dialects.canonical import ModelReply, ReplyChoice, TokenUsage
+from tpo_mp.dialects import openai_chat
+from tpo_mp.dialects.canonical import (
+    ModelReply,
+    RefusalBlock,
+    ReplyChoice,
+    StopReason,
+    TextBlock,
+    ThinkingBlock,
+    TokenUsage,
+)
 from tpo_mp.simulator import dress
 from tpo_mp.types import Dialect
 
@@ -23,6 +35,31 @@ def test_chat_has_tier_fingerprint_and_details() -> None:
     assert "usage" not in plain
     wanting = asked(stream=True, stream_options={"include_usage": True})
     assert dress.start_extra(Dialect.OPENAI_CHAT, wanting, REPLY)["usage"] is None
+
+
+@pytest.mark.parametrize("stop", ["end", "length", "stop_sequence"])
+def test_plain_chat_is_written_as_the_codec_writes_it(stop: StopReason) -> None:
+    """Byte for byte, whatever it says."""
+    said = ReplyChoice((TextBlock('r\u00edos "\n'),), stop)
+    reply = replace(REPLY, id="chatcmpl-1", choices=(said,), created=7, source=openai_chat.NAME)
+    extra = dress.reply_extra(Dialect.OPENAI_CHAT, asked(), reply)
+    whole = openai_chat.reply_from_canonical(replace(reply, extra=extra), asked())
+    assert dress.plain_chat(reply) == whole
+
+
+def test_chat_that_is_more_than_one_text_is_not_plain() -> None:
+    """Further choices, thoughts, refusals and probabilities are the codec's to write."""
+    text = TextBlock("x")
+    for choices in (
+        (),
+        (ReplyChoice(()),),
+        (ReplyChoice((text,)), ReplyChoice((text,))),
+        (ReplyChoice((ThinkingBlock("t"), text)),),
+        (ReplyChoice((RefusalBlock("no"),)),),
+        (ReplyChoice((text,), "end", None, [{"token": "x"}]),),
+    ):
+        assert dress.plain_chat(replace(REPLY, choices=choices)) is None
+    assert dress.plain_chat(replace(REPLY, choices=(ReplyChoice((text,)),), usage=None)) is None
 
 
 def test_legacy_completions_know_no_tier() -> None:
