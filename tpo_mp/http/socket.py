@@ -21,14 +21,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from aiohttp import WSMsgType, web
-from multidict import CIMultiDict
-
 from tpo_mp.errors import InvalidRequest, PolicyViolation
 
 from .edge import reset
 
+# What compiles a configuration reads the options of every surface: it must not pay for aiohttp.
 if TYPE_CHECKING:
+    from aiohttp import web
+    from multidict import CIMultiDict
+
     from .head import Head
     from .policy import Policy
 
@@ -102,6 +103,8 @@ class Socket:
         self, request: web.BaseRequest, lines: CIMultiDict[str], crash: Callable[[Exception], None]
     ) -> web.WebSocketResponse:
         """Upgrade ``request`` and talk until the connection ends; ``lines`` go into the answer."""
+        from aiohttp import web
+
         answer = web.WebSocketResponse(
             heartbeat=self.heartbeat_s,
             # aiohttp refuses a message that is as long as its limit.
@@ -126,6 +129,8 @@ class Socket:
     async def _read(
         self, answer: web.WebSocketResponse, crash: Callable[[Exception], None]
     ) -> None:
+        from aiohttp import WSMsgType
+
         while True:
             message = await answer.receive()
             if message.type is WSMsgType.TEXT:
@@ -140,6 +145,8 @@ class Socket:
                 return
 
     async def _write(self, answer: web.WebSocketResponse, request: web.BaseRequest) -> None:
+        from aiohttp import WSMsgType
+
         queue = self._queue
         try:
             while True:

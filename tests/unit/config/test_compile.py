@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +42,18 @@ def test_blob_comes_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert process_view(blob).server.port == 7
     backend: Any = from_blob(blob).backends[0]
     assert backend.api_key.reveal() == "the-value"
+
+
+def test_the_child_imports_no_second_http_stack() -> None:
+    """Every start waits for it: options of surfaces are read without what serves them."""
+    code = (
+        "import sys; from tpo_mp.config.compile import main; main();"
+        "print('tpo_mp.surfaces.stream_api' in sys.modules, 'aiohttp' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=b"{}", capture_output=True, check=True
+    )
+    assert done.stdout.endswith(b"True False\n"), done.stderr
 
 
 def test_problems_are_lines_on_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
