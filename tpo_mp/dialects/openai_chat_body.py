@@ -43,6 +43,7 @@ from .canonical import (
     url_of_image,
 )
 from .failure import bad_body
+from .openai_chat_plain import plain_request
 from .openai_wire import FINISH_OF_STOP, STOP_OF_FINISH, usage_in, usage_out
 
 NAME = "openai_chat"
@@ -75,6 +76,11 @@ _BUDGETS = ((2048, "low"), (8192, "medium"))
 
 def request_to_canonical(body: bytes) -> ModelRequest:
     """Read a whole request; raises ``InvalidRequest`` naming the field."""
+    return plain_request(body, NAME, NAMES) or any_request(body)
+
+
+def any_request(body: bytes) -> ModelRequest:
+    """Read a request field by field."""
     fields = Fields(parse(body))
     system, messages = _messages(fields.items("messages"))
     options = fields.table("stream_options")

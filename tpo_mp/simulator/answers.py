@@ -120,7 +120,7 @@ class Composer:
             blocks += thoughts.shown(request, dialect, thought, seal)
             if cut:
                 return ReplyChoice(tuple(blocks), "length"), used, used
-        calls = calls_of(request, dialect, key)
+        calls = calls_of(request, dialect, key) if request.tools or request.tool_choice else ()
         if calls:
             spoken = sum(count(call.arguments) + count(call.name) for call in calls)
             return ReplyChoice((*blocks, *calls), "tool_use"), used + spoken, used

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tpo_mp.dialects import anthropic_messages, gemini, gemini_request, openai_embeddings
@@ -41,15 +41,13 @@ from .tokens import prompt_tokens
 VECTORS_AT_ONCE: Final = 2
 
 
-@dataclass(slots=True)
-class CachedTokens:
+class CachedTokens(Struct):
     """How many of a prompt's tokens were known; it may be told until the first byte is written."""
 
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """An answer: its counts, and how to write it whole or as a stream's frames.
 
     ``key`` draws whatever else is drawn for it; ``hidden`` are tokens thought and not shown;
@@ -142,7 +140,7 @@ class SimulatedProvider:
             return _frames(codec, dialect, asked, reply, sizes, cached)
 
         stop = reply.choices[0].stop or "end"
-        hidden = 0 if _thoughts_shown(reply) else usage.reasoning
+        hidden = 0 if not usage.reasoning or _thoughts_shown(reply) else usage.reasoning
         spent = Usage(usage.prompt, usage.completion)
         fault = None if scripted is None else scripted.fault
         return Answered(spent, stop, whole, frames, drawn, hidden, fault, requests, reply, cached)
@@ -200,8 +198,11 @@ def _with(reply: ModelReply, cached: CachedTokens) -> ModelReply:
 
 
 def _thoughts_shown(reply: ModelReply) -> bool:
-    blocks = (block for choice in reply.choices for block in choice.blocks)
-    return any(isinstance(block, ThinkingBlock) and block.text for block in blocks)
+    for choice in reply.choices:
+        for block in choice.blocks:
+            if isinstance(block, ThinkingBlock) and block.text:
+                return True
+    return False
 
 
 def _next(key: bytes, number: int) -> bytes:
