@@ -20,7 +20,6 @@ from tpo_mp.dialects.canonical import (
     ModelReply,
     ModelRequest,
     ReplyChoice,
-    StopReason,
     TextBlock,
     TokenUsage,
     Trait,
@@ -29,12 +28,13 @@ from tpo_mp.errors import InvalidRequest
 from tpo_mp.types import Dialect
 
 from . import texts, thoughts
+from .cutting import FixedAnswers, within
 from .dataset import hash_of
 from .ids import reply_id
 from .logprobs import rows_of
 from .rules import Scripted
 from .seeds import stream_of
-from .tokens import LONGEST, count, pieces, prompt_tokens
+from .tokens import count, pieces, prompt_tokens
 from .toolcalls import calls_of, newest_user_text
 from .values import fitting
 
@@ -68,6 +68,7 @@ class Composer:
 
     def __init__(self, speech: Speech) -> None:
         self._speech = speech
+        self._fixed = FixedAnswers(speech.text[:MOST_TEXT]) if _always_alike(speech) else None
 
     def compose(
         self,
@@ -108,6 +109,8 @@ class Composer:
         """One choice, its tokens in all, and those of its thoughts."""
         if scripted is not None and scripted.speaks:
             return _told(request, dialect, scripted)
+        if self._fixed is not None and _asks_for_words(request, dialect):
+            return self._fixed.choice(request)
         prompt = newest_user_text(request)
         limit = request.max_tokens
         blocks: list[Block] = []
@@ -126,7 +129,7 @@ class Composer:
             return ReplyChoice((*blocks, *calls), "tool_use"), used + spoken, used
         text = self._text(request, prompt, key, number)
         left = None if limit is None else limit - used
-        said, stop, sequence = _within(text[:MOST_TEXT], left, request.stop)
+        said, stop, sequence = within(text[:MOST_TEXT], left, request.stop)
         blocks.append(TextBlock(said))
         rows = None
         if request.logprobs is not None:
@@ -167,6 +170,22 @@ class Composer:
         return texts.say(speech.strategy, prompt, max(length, least), random, speech.text)
 
 
+def _always_alike(speech: Speech) -> bool:
+    return speech.strategy == "fixed" and speech.answers is None
+
+
+def _asks_for_words(request: ModelRequest, dialect: Dialect) -> bool:
+    """Whether a request wants neither thoughts nor tools, no format and nothing of its own."""
+    return not (
+        request.tools
+        or request.tool_choice
+        or request.response_format
+        or request.logprobs is not None
+        or request.extra
+        or thoughts.effort_of(request, dialect)
+    )
+
+
 def _least(request: ModelRequest) -> int:
     """The tokens an answer must have: all there may be with ``ignore_eos``, or ``min_tokens``.
 
@@ -189,7 +208,7 @@ def _told(
     request: ModelRequest, dialect: Dialect, scripted: Scripted
 ) -> tuple[ReplyChoice, int, int]:
     """A rule's words and calls, within the request's limits."""
-    said, stop, sequence = _within(scripted.text or "", request.max_tokens, request.stop)
+    said, stop, sequence = within(scripted.text or "", request.max_tokens, request.stop)
     calls = scripted.blocks(dialect)
     blocks: list[Block] = [TextBlock(said)] if said or not calls else []
     if calls and stop == "end":
@@ -203,20 +222,3 @@ def _told(
 
 def _schema_field(request: ModelRequest) -> str:
     return request.names.get(Trait.JSON_SCHEMA, "response_format")
-
-
-def _within(
-    text: str, limit: int | None, stop: tuple[str, ...]
-) -> tuple[str, StopReason, str | None]:
-    """A text up to its first stop sequence or its limit of tokens, whichever comes first."""
-    ends = [(at, mark) for mark in stop if mark and (at := text.find(mark)) >= 0]
-    reason: StopReason = "end"
-    sequence = None
-    if ends:
-        at, sequence = min(ends)
-        text, reason = text[:at], "stop_sequence"
-    if limit is not None:
-        parts = pieces(text[: LONGEST * (limit + 2)])
-        if len(parts) > limit:
-            return "".join(parts[:limit]), "length", None
-    return text, reason, sequence
