@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
@@ -26,6 +27,24 @@ def wait_for(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}; last seen: {value!r}")
         time.sleep(every_s)
+
+
+async def until(
+    condition: Callable[[], T | None],
+    timeout_s: float = 10.0,
+    what: str = "condition",
+    *,
+    every_s: float = 0.001,
+) -> T:
+    """Let the loop run until ``condition()`` is true, as ``wait_for`` does without a loop."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what}; last seen: {value!r}")
+        await asyncio.sleep(every_s)
 
 
 def wait_still(

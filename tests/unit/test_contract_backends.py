@@ -12,6 +12,7 @@ from tests.support import contract
 from tests.support.fake_env import FakeWorld, make_call
 from tests.support.fake_net import Collected, turns
 from tests.support.raw import chat
+from tests.support.wait import until
 from tpo_mp import registry
 from tpo_mp.errors import BackendFailure, TpoError
 from tpo_mp.pipeline.promise import run
@@ -50,11 +51,8 @@ async def infer(backend: Any, asked: Call) -> tuple[Reply | None, Any]:
     """One try."""
     seen: list[Any] = []
     run(wrap(backend, [])(asked), lambda reply, error: seen.append((reply, error)))
-    for _ in range(200):
-        if seen:
-            return seen[0]  # type: ignore[no-any-return]
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never ends")
+    ends = await until(lambda: seen, what="an end of the try")
+    return ends[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", NAMES)

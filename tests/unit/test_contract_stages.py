@@ -17,6 +17,7 @@ from tests.support import contract
 from tests.support.fake_env import FakeWorld, make_call
 from tests.support.fake_net import Collected, HeldStream, turns
 from tests.support.raw import chat
+from tests.support.wait import until
 from tpo_mp import registry
 from tpo_mp.errors import BackendFailure
 from tpo_mp.pipeline.chain import fold
@@ -95,11 +96,8 @@ async def through(stage: Any, outcome: Reply | Exception) -> tuple[Reply | None,
         run(fold([stage], core)(call()), lambda reply, error: seen.append((reply, error)))
     except Exception as e:
         return None, e
-    for _ in range(200):
-        if seen:
-            return seen[0]  # type: ignore[no-any-return]
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never ends")
+    ends = await until(lambda: seen, what="an end of the call")
+    return ends[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_net import Clock, FakeFront, FakeTransport, HeldStream, statuses
+from tests.support.wait import until
 from tpo_mp.errors import RateLimited
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.full import FullLane
@@ -210,10 +211,7 @@ def test_slow_reader_is_cut_off(clock: Clock) -> None:
         await lane.send(HEAD % b"/stream" + BODY)
         lane.transport.stuck = True
         lane.stream.data(b"x" * 100_000)
-        for _ in range(200):
-            await asyncio.sleep(0.001)
-            if lane.left:
-                break
+        await until(lambda: lane.left, what="word that the client is gone")
         assert lane.left == 1
         assert lane.transport.aborted
 
@@ -225,11 +223,9 @@ def test_slow_body_is_refused(clock: Clock) -> None:
 
     async def story(lane: Lane) -> None:
         written = await lane.send(HEAD % b"/echo" + b"5\r\nab")
-        for _ in range(200):
-            await asyncio.sleep(0.001)
-            written += lane.transport.take()
-            if written:
-                break
+        written += await until(
+            lambda: written or lane.transport.take(), what="the refusal of the body"
+        )
         assert b" 408 " in written.split(b"\r\n")[0]
 
     tell(clock, story, body_timeout_s=0.02)

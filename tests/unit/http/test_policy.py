@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_net import Client, Clock, EdgeLimits, FakeFront, FakeTransport
+from tests.support.fake_net import Client, Clock, EdgeLimits, FakeFront, FakeTransport, turns
+from tests.support.wait import until
 from tpo_mp.http.compress import INLINE_BYTES
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.full import FullLane
@@ -99,15 +100,17 @@ async def _exchange(
         transport = FakeTransport(asyncio.get_running_loop().call_soon)
         front.edge.to_full_lane(transport, raw)  # type: ignore[arg-type]
         written = b""
-    for _ in range(2000):
-        written += transport.take()
-        if written and (written.endswith((b"0\r\n\r\n",)) or _complete(written)):
-            break
-        await asyncio.sleep(0.001 if _ else 0)
+    written = bytearray(written)
+
+    def whole() -> bool:
+        written.extend(transport.take())
+        return bool(written) and (written.endswith(b"0\r\n\r\n") or _complete(bytes(written)))
+
+    await until(whole, what=f"a whole answer to {method} {target}")
     transport.lose()
     await asyncio.sleep(0)
     assert not front.crashes
-    return Answer(written)
+    return Answer(bytes(written))
 
 
 def _complete(written: bytes) -> bool:
@@ -345,13 +348,17 @@ def test_client_that_leaves_meanwhile_gets_nothing(clock: Clock) -> None:
         front.edge.loop = asyncio.get_running_loop()
         front.edge.configure(EdgeLimits(), Policy(gzip_from=1))
         front.edge.use(front.edge.table)
+        failures: list[str] = []
+        front.edge.loop.set_exception_handler(lambda _, what: failures.append(str(what)))
         client = Client(front)
         client.send(request("GET", "/big", Accept_Encoding="gzip"))
         client.transport.abort()
-        await asyncio.sleep(0)
-        await asyncio.get_running_loop().run_in_executor(None, int)
-        await asyncio.sleep(0.01)
+        front.loop.run()  # tells the connection
+        await asyncio.get_running_loop().shutdown_default_executor()  # its work is done then
+        await turns()
         assert client.transport.take() == b""
+        assert not failures
+        assert not front.crashes
 
     asyncio.run(main())
 

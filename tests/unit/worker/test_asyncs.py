@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.support.fake_shards import SLOTS, FakeHost, FakeShard
+from tests.support.wait import until
 from tpo_mp.errors import BackendFailure, Shed
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.shm import frames
@@ -70,18 +71,26 @@ class Story:
         """Let tasks, rings and control take turns."""
         for _ in range(n):
             await asyncio.sleep(0)
-            self.host.pump()
-            self.control.serve()
-            self.host.pump()
+            self._turn()
+
+    def _turn(self) -> None:
+        self.host.pump()
+        self.control.serve()
+        self.host.pump()
+
+    async def sees(self, condition: Callable[[], object], what: str) -> None:
+        """Take turns until a condition holds."""
+
+        def holds() -> bool:
+            self._turn()
+            return bool(condition())
+
+        await until(holds, what=what)
 
     async def until(self, task: asyncio.Task[Any]) -> Any:
         """Take turns until a task is done."""
-        for _ in range(2000):
-            if task.done():
-                return task.result()
-            await self.turns(1)
-            await asyncio.sleep(0.0005)
-        raise AssertionError("it never ends")
+        await self.sees(task.done, f"the end of {task}")
+        return task.result()
 
     def accept(self, shard: FakeShard) -> tuple[str, dict[str, Any]]:
         """A client leaves a call here."""
@@ -262,12 +271,10 @@ def test_last_word_is_put_until_control_takes_it(
         assert (RESULTS, call_id) not in told.control.kept
         host.to_control()
         told.control.away = False
-        for _ in range(400):
-            await told.turns(1)
-            await asyncio.sleep(0.001)
-            if b"completed" in told.control.kept.get((RESULTS, call_id), b""):
-                break
-        assert b"completed" in told.control.kept[RESULTS, call_id]
+        kept = told.control.kept
+        await told.sees(
+            lambda: b"completed" in kept.get((RESULTS, call_id), b""), "the last word at control"
+        )
 
     tell(host, story)
 

@@ -149,8 +149,7 @@ def test_finished_events_are_forgotten_in_time(
         call_id = await start(told, shard)
         assert await shard.owner.cancel(call_id)
         await told.turns()
-        await asyncio.sleep(0.01)
-        assert not shard.backgrounds._logs
+        await told.sees(lambda: not shard.backgrounds._logs, "forgotten events")
         assert await events(told, shard, call_id) is None
         assert kept(told, call_id)["status"] == "cancelled"
 

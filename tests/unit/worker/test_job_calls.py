@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import msgspec
@@ -90,17 +89,16 @@ def test_answer_is_told_until_control_is_back(
         story.control.away = True
         give(shard, IDS.new())
         shard.up.answer(Reply(200, COMPLETION))
-        for _ in range(20):
-            await story.turns(1)
-            await asyncio.sleep(0.005)
+        lost: list[int] = []
+
+        def told_thrice() -> bool:
+            lost.extend(kind for _, kind, _ in host.to_control() if kind == Kind.STORE_PUT)
+            return len(lost) >= 3
+
+        await story.sees(told_thrice, "three tries to tell it")
         assert shard.job_calls.busy
         story.control.away = False
-        for _ in range(400):
-            await story.turns(1)
-            await asyncio.sleep(0.001)
-            if not shard.job_calls.busy:
-                break
-        assert not shard.job_calls.busy
+        await story.sees(lambda: not shard.job_calls.busy, "a shard that has nothing left to tell")
         assert len(ends(story)) == 1
 
     tell(host, story)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.fake_env import make_call
 from tests.support.fake_shards import FakeHost, FakeShard
+from tests.support.wait import until
 from tpo_mp.errors import InvalidRequest, NotFound
 from tpo_mp.pipeline.feed import UNNUMBERED, Feed, Listener
 from tpo_mp.shm.callid import CallIds
@@ -63,12 +64,15 @@ def follow(
 
     async def main() -> bool:
         asked = asyncio.ensure_future(shard.feeds.follow(call_id, ear, tenant, after))
-        for _ in range(200):
-            await asyncio.sleep(0.001)
-            if asked.done():
-                break
-            between()
-            host.pump()
+        await asyncio.sleep(0)
+
+        def answered() -> bool:
+            if not asked.done():
+                between()
+                host.pump()
+            return asked.done()
+
+        await until(answered, what="the answer to the follower")
         return await asked
 
     return asyncio.run(main())
