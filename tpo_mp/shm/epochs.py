@@ -26,7 +26,7 @@ from __future__ import annotations
 from struct import Struct as Layout
 from zlib import crc32
 
-from tpo_mp.errors import ConfigError, Fault
+from tpo_mp.errors import ConfigError
 
 from .segment import Segment
 
@@ -55,17 +55,13 @@ class ConfigBuffer:
     @classmethod
     def create(cls) -> ConfigBuffer:
         """Make the host's buffer (supervisor only)."""
-        segment = Segment.create("tpo-config", cls.size())
-        for i, word in enumerate((MAGIC, LAYOUT, HALF_BYTES)):
-            segment.words[i] = word
+        segment = Segment.create("tpo-config", cls.size()).signed(MAGIC, LAYOUT, HALF_BYTES)
         return cls(segment)
 
     @classmethod
     def attach(cls, fd: int) -> ConfigBuffer:
         """Map an inherited buffer; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size())
-        if segment.words[:3].tolist() != [MAGIC, LAYOUT, HALF_BYTES]:
-            raise Fault("config buffer has another layout", reason="shm_layout")
+        segment = Segment.attach(fd, cls.size()).checked("config buffer", MAGIC, LAYOUT, HALF_BYTES)
         return cls(segment)
 
     def newest(self) -> int:

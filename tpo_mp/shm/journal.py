@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from struct import Struct as Layout
 from zlib import crc32
 
-from tpo_mp.errors import Fault, Shed
+from tpo_mp.errors import Shed
 from tpo_mp.ports import Counter
 
 from .ledger import PATIENCE_NS
@@ -63,17 +63,13 @@ class JournalSegment:
     @classmethod
     def create(cls) -> JournalSegment:
         """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-journal", cls.size())
-        for i, word in enumerate((MAGIC, LAYOUT, DATA_BYTES)):
-            segment.words[i] = word
+        segment = Segment.create("tpo-journal", cls.size()).signed(MAGIC, LAYOUT, DATA_BYTES)
         return cls(segment)
 
     @classmethod
     def attach(cls, fd: int) -> JournalSegment:
         """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size())
-        if segment.words[:3].tolist() != [MAGIC, LAYOUT, DATA_BYTES]:
-            raise Fault("journal has another layout", reason="shm_layout")
+        segment = Segment.attach(fd, cls.size()).checked("journal", MAGIC, LAYOUT, DATA_BYTES)
         return cls(segment)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from struct import Struct as Layout
 from zlib import crc32
 
-from tpo_mp.errors import Fault, TooLarge
+from tpo_mp.errors import TooLarge
 
 from . import failpoints
 from .fence import FENCED, fence
@@ -65,17 +65,13 @@ class LiveSegment:
     @classmethod
     def create(cls) -> LiveSegment:
         """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-live", cls.size())
-        for i, word in enumerate((MAGIC, LAYOUT, HALF_BYTES)):
-            segment.words[i] = word
+        segment = Segment.create("tpo-live", cls.size()).signed(MAGIC, LAYOUT, HALF_BYTES)
         return cls(segment)
 
     @classmethod
     def attach(cls, fd: int) -> LiveSegment:
         """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size())
-        if segment.words[:3].tolist() != [MAGIC, LAYOUT, HALF_BYTES]:
-            raise Fault("live text has another layout", reason="shm_layout")
+        segment = Segment.attach(fd, cls.size()).checked("live text", MAGIC, LAYOUT, HALF_BYTES)
         return cls(segment)
 
     def close(self) -> None:

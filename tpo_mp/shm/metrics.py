@@ -14,8 +14,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from tpo_mp.errors import Fault
-
 from .scrape import Family, FamilyFold, Sample
 from .segment import Segment
 from .series import (
@@ -216,17 +214,13 @@ class MetricsArena:
     @classmethod
     def create(cls, seats: int) -> MetricsArena:
         """Make the host's arena (supervisor only)."""
-        segment = Segment.create("tpo-metrics", cls.size(seats))
-        for i, word in enumerate((MAGIC, LAYOUT, seats)):
-            segment.words[i] = word
+        segment = Segment.create("tpo-metrics", cls.size(seats)).signed(MAGIC, LAYOUT, seats)
         return cls(segment, seats)
 
     @classmethod
     def attach(cls, fd: int, seats: int) -> MetricsArena:
         """Map an inherited arena; raises ``Fault`` when it is not one of ours."""
-        segment = Segment.attach(fd, cls.size(seats))
-        if segment.words[:3].tolist() != [MAGIC, LAYOUT, seats]:
-            raise Fault("metrics arena has another layout", reason="shm_layout")
+        segment = Segment.attach(fd, cls.size(seats)).checked("metrics arena", MAGIC, LAYOUT, seats)
         return cls(segment, seats)
 
     def block(self, seat: int, epoch: int) -> MetricsBlock:

@@ -295,11 +295,10 @@ class Registry:
     def create_file(cls, path: Path, seats: int, max_open: int) -> Registry:
         """Make the host's registry as a file that outlives every process (supervisor only)."""
         geometry = RegistryGeometry.of(seats, max_open)
-        segment = Segment.create_file(path, geometry.size)
         run = int.from_bytes(os.urandom(8))
-        words = (MAGIC, LAYOUT, seats, geometry.slots, geometry.arena, run)
-        for i, word in enumerate(words):
-            segment.words[i] = word
+        segment = Segment.create_file(path, geometry.size).signed(
+            MAGIC, LAYOUT, seats, geometry.slots, geometry.arena, run
+        )
         return cls(segment, geometry)
 
     @classmethod

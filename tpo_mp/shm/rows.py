@@ -48,8 +48,6 @@ from time import monotonic_ns, sleep
 from typing import TypeAlias
 from zlib import crc32
 
-from tpo_mp.errors import Fault
-
 from .segment import Segment, portable
 
 MAGIC = int.from_bytes(b"TPOROWS1", "little")
@@ -164,17 +162,13 @@ class RowTable:
     @classmethod
     def create(cls, rows: int) -> RowTable:
         """Make table and lock file (supervisor only)."""
-        segment = Segment.create("tpo-rows", cls.size(rows))
-        for i, word in enumerate((MAGIC, LAYOUT, rows)):
-            segment.words[i] = word
+        segment = Segment.create("tpo-rows", cls.size(rows)).signed(MAGIC, LAYOUT, rows)
         return cls(segment, _lock_file(), rows)
 
     @classmethod
     def attach(cls, fd: int, locks_fd: int, rows: int) -> RowTable:
         """Map an inherited table; once per process.  Raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size(rows))
-        if segment.words[:3].tolist() != [MAGIC, LAYOUT, rows]:
-            raise Fault("row table has another layout", reason="shm_layout")
+        segment = Segment.attach(fd, cls.size(rows)).checked("row table", MAGIC, LAYOUT, rows)
         return cls(segment, locks_fd, rows)
 
     def lock(self, row: int, repair: Repair | None = None, wait_ns: int = LOCK_WAIT_NS) -> RowLock:

@@ -13,7 +13,8 @@
 
 Every page exists before anybody maps it: ``ftruncate`` alone succeeds on a full tmpfs and the
 first write then kills the writer with SIGBUS.  The seals make truncation by anyone impossible.
-There is no header: each structure has its own magic.
+There is no header: each structure has its own magic, which ``signed`` writes and ``checked``
+compares.
 
 States: 1 created (the supervisor alone knows the descriptor) -> 2 handed down by ``pass_fds`` and
 attached -> 3 closed.  The memory lives until the last process has closed it, so nothing is ever
@@ -151,6 +152,18 @@ class Segment:
                 f"shared memory is {found} bytes long, expected {size}", reason="shm_layout"
             )
         return cls(fd, size)
+
+    def signed(self, *head: int) -> Segment:
+        """Write the words the segment opens with, before anybody else maps it, and answer it."""
+        for i, word in enumerate(head):
+            self.words[i] = word
+        return self
+
+    def checked(self, what: str, *head: int) -> Segment:
+        """Answer the segment; raises ``Fault`` when ``what`` lies there opens with other words."""
+        if self.words[: len(head)].tolist() != list(head):
+            raise Fault(f"{what} has another layout", reason="shm_layout")
+        return self
 
     @classmethod
     def _own(cls, fd: int, size: int) -> Segment:

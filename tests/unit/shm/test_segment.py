@@ -125,3 +125,18 @@ def test_close_twice_and_with_views_left() -> None:
     made.close()
     made.close()
     assert view[0] == 9
+
+
+def test_who_expects_another_head_is_refused() -> None:
+    """Every word counts, and whoever expects the right ones gets the memory."""
+    made = Segment.create("test", 4096).signed(7, 1, 64)
+    try:
+        assert made.words[:4].tolist() == [7, 1, 64, 0]
+        other = Segment.attach(os.dup(made.fd), 4096)
+        assert other.checked("the test", 7, 1, 64) is other
+        for wrong in ((8, 1, 64), (7, 2, 64), (7, 1, 65)):
+            with pytest.raises(Fault, match="the test has another layout"):
+                other.checked("the test", *wrong)
+        other.close()
+    finally:
+        made.close()
