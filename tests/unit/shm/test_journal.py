@@ -18,14 +18,6 @@ from tpo_mp.shm.rows import RowTable
 
 
 @pytest.fixture
-def table() -> Iterator[RowTable]:
-    """The locks."""
-    made = RowTable.create(8)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def segment() -> Iterator[JournalSegment]:
     """The memory."""
     made = JournalSegment.create()

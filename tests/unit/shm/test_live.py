@@ -16,14 +16,6 @@ from tpo_mp.shm.rows import RowTable
 
 
 @pytest.fixture
-def table() -> Iterator[RowTable]:
-    """The locks."""
-    made = RowTable.create(8)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def segment() -> Iterator[LiveSegment]:
     """The memory."""
     made = LiveSegment.create()
