@@ -249,3 +249,39 @@ def test_a_scenario_is_switched_on_and_off_on_every_worker(told: Gateway) -> Non
             assert told.ask("/admin/scenarios/full_outage/deactivate", {}).status == 200
     unknown = told.ask("/admin/scenarios/nonsense/activate", {})
     assert (unknown.status, unknown.json()["error"]["param"]) == (404, "name")
+
+
+def test_every_worker_tells_the_steps_and_the_breaker_of_a_running_scenario(
+    told: Gateway,
+) -> None:
+    """Those of a scenario that is included too; none once it is switched off."""
+    own = {
+        "hours": {"include": ["frail"], "steps": [{"name": "first", "lasts_s": 3600},
+                                                  {"name": "second", "start_s": 3600}]},
+        "frail": {"breaker": {"failures": 2, "open_s": 3600},
+                  "faults": [{"error": "500", "when": {"model": "gpt-4o"}}]},
+    }  # fmt: skip
+    configure(told, {"scenarios": own})
+    with each_worker(told) as workers:
+
+        def timelines() -> list[dict[str, Any]]:
+            found = [worker.request("GET", "/admin/scenarios").json() for worker in workers]
+            shapes = [[(one["scenario"], one["active"], one.get("breaker"))
+                       for one in each["timelines"]] for each in found]  # fmt: skip
+            assert shapes[0] == shapes[1]
+            for each in found:
+                assert all(one["at_s"] == each["elapsed_s"] for one in each["timelines"])
+            timelines: list[dict[str, Any]] = found[0]["timelines"]
+            return timelines
+
+        assert timelines() == []
+        assert told.ask("/admin/scenarios/hours/activate", {}).status == 200
+        hours, frail = timelines()
+        assert [step["active"] for step in hours["steps"]] == [True, False]
+        assert (hours["active"], frail["breaker"]) == (["first"], "closed")
+        for worker in workers:
+            assert worker.post_json(CHAT, chat("hi", model="gpt-4o")).status == 500
+        assert timelines()[1]["breaker"] == "open"
+        assert told.ask("/admin/scenarios/hours/deactivate", {}).status == 200
+        assert timelines() == []
+    configure(told, {"scenarios": None})

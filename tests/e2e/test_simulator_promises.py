@@ -168,6 +168,9 @@ def test_scenario_runs_through_its_timeline_on_every_worker(provider: Gateway) -
     try:
         assert statuses(provider, "timed", 8)[503] > 0
         wait_for(lambda: statuses(provider, "timed", 8) == {200: 8}, 10, "the second step")
+        (timeline,) = provider.ask("/admin/scenarios").json()["timelines"]
+        assert (timeline["scenario"], timeline["active"]) == ("timeline", ["well"])
+        assert timeline["at_s"] >= 1.5
     finally:
         told(provider, {"scenario": None})
 

@@ -508,6 +508,25 @@ class SimulatorScenario(Struct):
     active: bool
 
 
+class SimulatorStep(Struct):
+    """A step of a scenario; without `lasts_s` it holds to the end."""
+
+    name: str
+    start_s: float
+    lasts_s: float | None
+    active: bool
+
+
+class SimulatorTimeline(Struct):
+    """Where the active scenario is, or one that it includes; `active` are names of steps."""
+
+    scenario: str
+    at_s: float
+    steps: list[SimulatorStep]
+    active: list[str]
+    breaker: Literal["closed", "open", "half_open"] | UnsetType = UNSET
+
+
 class SimulatorScenarios(Struct):
     """What goes wrong at the simulators of a host; without `chaos` nothing does by itself."""
 
@@ -515,6 +534,7 @@ class SimulatorScenarios(Struct):
     active: str | None
     elapsed_s: float | None
     chaos: bool
+    timelines: list[SimulatorTimeline]
     scenarios: list[SimulatorScenario]
     timestamp: float
 

@@ -77,14 +77,19 @@ def shown(config: BackendConfig) -> dict[str, Any]:
 
 
 def in_force(config: BackendConfig, patch: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a simulator runs with, for people: the file's, if it cannot take the patch.
+    """The options that a simulator runs with, for people.
 
-    The latter happens when the file was reloaded since the patch was checked.
+    Those of the file are in force when it was reloaded and cannot take the patch any more.
     """
+    return shown(effective(config, patch))
+
+
+def effective(config: C, patch: Mapping[str, Any]) -> C:
+    """What a simulator is built of: the file's options, if it cannot take the patch."""
     try:
-        return shown(patched(config, patch))
+        return patched(config, patch)
     except ConfigError:
-        return shown(config)
+        return config
 
 
 def simulators(configs: tuple[BackendConfig, ...]) -> list[BackendConfig]:

@@ -43,6 +43,8 @@ ScenarioTable: TypeAlias = Annotated[
 ]
 STEERING: Final = frozenset([TRIES, *(name.decode() for name in STEER)])
 INJECTED: Final = "llm_errors_injected_total"
+SCENARIO: Final = "scenario"
+"""What the configured scenario is called where its beginning is kept."""
 
 
 Chance: TypeAlias = Callable[[Call, bytes], bytes]
@@ -179,9 +181,8 @@ class Troubles:
             else:
                 env.log.warning("scenario_unknown", scenario=told.name)
         elif told is UNSET and scenario:
-            parts = [self.known[name] for name in included(scenario, self.known)]
-            text = msgspec.json.encode((scenario, parts))
-            began_at, number = since(env.ledger, "scenario", text, env.clock())
+            text = text_of(scenario, self.known)
+            began_at, number = since(env.ledger, SCENARIO, text, env.clock())
             # Activations while it runs are numbered from 1 on: these must not be taken for them.
             self.activate(scenario, began_at, -number)
 
@@ -298,13 +299,29 @@ def since(ledger: Ledger, what: str, text: bytes, now: float) -> tuple[float, in
 
     The first process that says so sets the moment; every other one learns it.
     """
-    digest = float(crc32(text) or 1)
+    digest = _digest(text)
 
     def begin(cells: Cells) -> Cells:
         return cells if cells[0] == digest else (digest, now, cells[2] + 1, 0.0)
 
     _, began_at, number, _ = ledger.update(f"since:{what}", begin)
     return began_at, int(number)
+
+
+def known_since(ledger: Ledger, what: str, text: bytes) -> tuple[float, int] | None:
+    """What ``since`` answers, of a text that holds already; asking sets no moment."""
+    digest, began_at, number, _ = ledger.update(f"since:{what}", lambda cells: cells)
+    return (began_at, int(number)) if digest == _digest(text) else None
+
+
+def text_of(scenario: str, known: Mapping[str, Scenario]) -> bytes:
+    """A scenario and all that it includes, as what tells one configuration from another."""
+    parts = [known[name] for name in included(scenario, known)]
+    return msgspec.json.encode((scenario, parts))
+
+
+def _digest(text: bytes) -> float:
+    return float(crc32(text) or 1)
 
 
 def problems_of(scenario: str, own: Mapping[str, Scenario]) -> Iterator[tuple[str, str]]:

@@ -168,11 +168,11 @@ class SimulatorAdmin:
     # -- what goes wrong ----------------------------------------------------------------------
 
     def scenarios(self, exchange: Exchange) -> None:
-        """List what can go wrong, and say what does."""
+        """List what can go wrong, and say what does: which scenario, in which of its steps."""
         _, state = read_state(self._env.live)
         options = self._options(state).values()
         current, names = scenario_switch.active(state, options), scenario_switch.known(options)
-        found = scenario_switch.listed(state, names, current, self._env.clock())
+        found = scenario_switch.listed(state, names, current, self._progress(state))
         _send(exchange, {"status": "success", **found})
 
     async def activate(self, exchange: Exchange) -> None:
@@ -224,6 +224,17 @@ class SimulatorAdmin:
         trial = Proposed(structs.replace(state, options={}))
         env = dataclasses.replace(self._env, live=trial, ledger=trial)
         registry.find("backends", KIND).build(config, env).close()
+
+    def _progress(self, state: LiveState) -> dict[str, Any] | None:
+        """How far the active scenario is, at the first simulator that has it."""
+        for config in live_options.simulators(self._gateway.config.backends):
+            options: Any = live_options.effective(config, state.options)
+            run = scenario_switch.run_of(
+                state, options.scenario, options.scenarios, self._env.ledger
+            )
+            if run is not None:
+                return run.status(self._env.clock())
+        return None
 
     def _options(self, state: LiveState) -> dict[str, dict[str, Any]]:
         """The options in force, by the name of the simulator."""

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from tests.support.fake_env import FakeLedger
 from tpo_mp.errors import NotFound
 from tpo_mp.simulator import scenario_switch
-from tpo_mp.simulator.live import NOTHING_TOLD, ActiveScenario
+from tpo_mp.simulator.live import NOTHING_TOLD, ActiveScenario, LiveState
 from tpo_mp.simulator.scenario_presets import PRESETS
+from tpo_mp.simulator.scenarios import Scenario, ScenarioStep
+from tpo_mp.simulator.troubles import SCENARIO, since, text_of
 
 OWN: list[dict[str, Any]] = [{"scenario": "mine", "scenarios": {"mine": {"description": "my own"}}}]
+STEPS = Scenario(steps=(ScenarioStep(lasts_s=2), ScenarioStep(name="late", start_s=2)))
 NAMES = scenario_switch.known(OWN)
 
 
@@ -62,7 +66,32 @@ def test_an_unknown_name_is_not_found() -> None:
 def test_a_list_says_which_is_active_and_since_when() -> None:
     """In the order of the alphabet."""
     on = scenario_switch.activated(NOTHING_TOLD, "mine", 5.0, NAMES)
-    found = scenario_switch.listed(on, NAMES, "mine", 7.5)
+    run = scenario_switch.run_of(on, "", {"mine": STEPS}, FakeLedger())
+    assert run is not None
+    found = scenario_switch.listed(on, NAMES, "mine", run.status(7.5))
     assert (found["active"], found["elapsed_s"], found["chaos"]) == ("mine", 2.5, True)
+    (timeline,) = found["timelines"]
+    assert (timeline["at_s"], timeline["active"]) == (2.5, ["late"])
     assert [one["name"] for one in found["scenarios"] if one["active"]] == ["mine"]
     assert [one["name"] for one in found["scenarios"]] == sorted(NAMES)
+
+
+def test_asking_for_the_files_scenario_begins_nothing() -> None:
+    """It is told once a worker began it, with the beginning that this one set."""
+    ledger, own = FakeLedger(), {"mine": STEPS}
+    assert scenario_switch.run_of(NOTHING_TOLD, "mine", own, ledger) is None
+    began_at, _ = since(ledger, SCENARIO, text_of("mine", PRESETS | own), 5.0)
+    run = scenario_switch.run_of(NOTHING_TOLD, "mine", own, ledger)
+    assert run is not None
+    assert run.began_at == began_at == 5.0
+    other = {"mine": Scenario()}
+    assert scenario_switch.run_of(NOTHING_TOLD, "mine", other, ledger) is None
+    assert since(ledger, SCENARIO, text_of("mine", PRESETS | own), 9.0)[0] == 5.0
+
+
+def test_no_run_where_no_scenario_is_active() -> None:
+    """Switched off, never chosen, or not one of this simulator's."""
+    off = LiveState(scenario=None)
+    strange = scenario_switch.activated(NOTHING_TOLD, "mine", 5.0, NAMES)
+    for state, scenario in ((off, "full_outage"), (NOTHING_TOLD, ""), (strange, "")):
+        assert scenario_switch.run_of(state, scenario, {}, FakeLedger()) is None
