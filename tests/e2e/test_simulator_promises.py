@@ -1,11 +1,13 @@
 """What a simulator promises and others were found not to do: one test per promise.
 
-Errors, sequences, changes while it runs, scenarios, delays and the breaker are here.
-Latency, determinism, tokens, tools and limits have files of their own beside this one.
+Errors, sequences, changes while it runs, scenarios, delays, the breaker, legacy completions,
+options of an answer and token counts are here.
+Latency, determinism and limits have files of their own beside this one.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import openai
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import RawReply, chat
+from tests.support.raw import RawReply, chat, sse_data
 from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
@@ -191,3 +193,76 @@ def test_breaker_opens_tries_and_closes_on_the_whole_host(provider: Gateway) -> 
         assert asked(provider, "good").status == 200
     finally:
         told(provider, {"scenario": None})
+
+
+def test_legacy_completions_are_not_chats(provider: Gateway) -> None:
+    """Objects of their own, whole and streamed; every prompt has its choice."""
+    asked = {"model": "any", "prompt": ["once", "twice"]}
+    whole = provider.ask("/v1/completions", asked).json()
+    assert whole["object"] == "text_completion"
+    assert whole["id"].startswith("cmpl-")
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+    for choice in whole["choices"]:
+        assert (choice["text"], choice["finish_reason"]) == ("one two three", "stop")
+        assert "message" not in choice
+    streamed = provider.ask("/v1/completions", asked | {"stream": True})
+    *events, last = sse_data(streamed.body)
+    assert last == b"[DONE]"
+    said = Counter[int]()
+    for event in map(json.loads, events):
+        assert event["object"] == "text_completion"
+        for choice in event["choices"]:
+            assert "delta" not in choice
+            said[choice["index"]] += len(choice["text"])
+    assert said == {0: len("one two three"), 1: len("one two three")}
+    echoed = provider.ask("/v1/completions", asked | {"echo": True}).json()
+    assert [c["text"] for c in echoed["choices"]] == ["onceone two three", "twiceone two three"]
+
+
+def test_tools_choices_stops_and_logprobs_are_honoured(provider: Gateway) -> None:
+    """Each of them changes the answer as it says, alone and with the others."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {
+        "type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 5}},
+        "required": ["n"], "additionalProperties": False}}}  # fmt: skip
+    asked = chat("hi", model="any")
+    called = provider.ask(CHAT, asked | {"tools": [tool], "tool_choice": "required"}).json()
+    choice = called["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert (call["function"]["name"], list(arguments)) == ("add", ["n"])
+    assert arguments["n"] in (3, 4, 5)
+    silent = provider.ask(CHAT, asked | {"tools": [tool], "tool_choice": "none"}).json()
+    assert silent["choices"][0]["message"]["content"] == "one two three"
+    told = provider.ask(CHAT, asked | {
+        "n": 3, "stop": [" three"], "logprobs": True, "top_logprobs": 2}).json()  # fmt: skip
+    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
+    for choice in told["choices"]:
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("one two", "stop")
+        listed = choice["logprobs"]["content"]
+        assert "".join(entry["token"] for entry in listed) == "one two"
+        assert all(len(entry["top_logprobs"]) == 2 for entry in listed)
+        assert all(entry["logprob"] <= 0 for entry in listed)
+
+
+def test_one_rule_counts_tokens_everywhere(provider: Gateway) -> None:
+    """Usage, what a count is asked for, limits, logprobs and events agree; not four characters."""
+    text = "a b c d e f g h"
+    usage = provider.ask(CHAT, chat(text, model="any")).json()["usage"]
+    assert usage["completion_tokens"] == 3  # "one", " two", " three"
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    shorter = provider.ask(CHAT, chat("a b c d", model="any")).json()["usage"]
+    assert usage["prompt_tokens"] - shorter["prompt_tokens"] == 4
+    message = {"model": "any", "messages": [{"role": "user", "content": text}]}
+    counted = provider.ask("/v1/messages/count_tokens", message).json()["input_tokens"]
+    answered = provider.ask("/v1/messages", message | {"max_tokens": 9}).json()["usage"]
+    assert (answered["input_tokens"], answered["output_tokens"]) == (counted, 3)
+    cut = provider.ask(CHAT, chat(text, model="any", max_tokens=2, logprobs=True)).json()
+    assert cut["choices"][0]["message"]["content"] == "one two"
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert len(cut["choices"][0]["logprobs"]["content"]) == cut["usage"]["completion_tokens"] == 2
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed = provider.ask(CHAT, chat(text, model="any", **options))
+    events = [json.loads(data) for data in sse_data(streamed.body) if data != b"[DONE]"]
+    spoken = [e for e in events if e["choices"] and e["choices"][0]["delta"].get("content")]
+    assert (len(spoken), events[-1]["usage"]) == (3, usage)
