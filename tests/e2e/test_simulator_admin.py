@@ -285,3 +285,30 @@ def test_every_worker_tells_the_steps_and_the_breaker_of_a_running_scenario(
         assert told.ask("/admin/scenarios/hours/deactivate", {}).status == 200
         assert timelines() == []
     configure(told, {"scenarios": None})
+
+
+def test_a_data_set_that_is_named_is_known_to_the_next_request_on_every_worker(
+    told: Gateway, tmp_path: Path
+) -> None:
+    """A long one too; one that is not there, has no end or no rows changes nothing."""
+    rows = tmp_path / "rows.jsonl"
+    last = 30_000
+    rows.write_text(
+        "".join(f'{{"prompt": "p{n}", "answer": "answer {n}"}}\n' for n in range(last + 1))
+    )
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"prompt": "p"}\n')
+    asked = chat(f"p{last}", model="gpt-4o")
+    with each_worker(told) as workers:
+        assert workers[0].post_json("/admin/config", {"dataset": str(rows)}).status == 200
+        for worker in reversed(workers):
+            assert said(worker.post_json(CHAT, asked)) == f"answer {last}"
+        for path, why in ((wrong, "line 1"), ("/dev/zero", "plain"), (tmp_path / "no", "No such"),
+                          ("a\0b", "null"), (tmp_path, "plain")):  # fmt: skip
+            refused = workers[1].post_json("/admin/config", {"dataset": str(path)})
+            assert (refused.status, refused.json()["error"]["param"]) == (400, "dataset")
+            assert why in refused.json()["error"]["message"]
+        for worker in workers:
+            assert said(worker.post_json(CHAT, asked)) == f"answer {last}"
+    configure(told, {"dataset": None})
+    assert said(told.ask(CHAT, asked)) == "from the file"

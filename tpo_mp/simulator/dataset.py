@@ -6,13 +6,12 @@
 
 Invariants: a prompt is found by its hash, so a row costs its answer only; file and rows are
 bounded; a line that is no row is told with its number.
-Known weakness: the file is read whole on the loop, at boot or when it is named anew.
+Known weakness: at boot and at a reload the file is read whole on the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,6 +20,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import ConfigError
+
+from .kept_files import KeptFiles, giving_way
 
 MOST_FILE_BYTES: Final = 64 << 20
 MOST_ROWS: Final = 200_000
@@ -41,25 +42,10 @@ def hash_of(prompt: str) -> bytes:
     return blake2b(prompt.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def read(path: Path) -> Mapping[bytes, str]:
-    """Answers by the hash of their prompt; raises ``ConfigError`` with line and reason."""
-    try:
-        stat = path.stat()
-        return _read(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-
-
-@lru_cache(maxsize=2)
-def _read(path: Path, _changed_at: int, size: int) -> Mapping[bytes, str]:
-    """Kept, because a simulator is built anew whenever it is told something."""
-    if size > MOST_FILE_BYTES:
-        raise ConfigError(f"{path}: over {MOST_FILE_BYTES} bytes")
+def _parsed(path: Path) -> Mapping[bytes, str]:
     found: dict[bytes, str] = {}
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+        for number, line in giving_way(lines):
             if number > MOST_ROWS:
                 raise ConfigError(f"{path}: more than {MOST_ROWS} lines")
             try:
@@ -70,6 +56,11 @@ def _read(path: Path, _changed_at: int, size: int) -> Mapping[bytes, str]:
     if not found:
         raise ConfigError(f"{path}: no prompt is in it")
     return found
+
+
+KEPT: Final = KeptFiles(_parsed, most=2, most_bytes=MOST_FILE_BYTES)
+read: Final = KEPT.read
+"""Answers by the hash of their prompt; raises ``ConfigError`` with line and reason."""
 
 
 def problems(path: str) -> Iterator[tuple[str, str]]:

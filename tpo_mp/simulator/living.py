@@ -1,6 +1,7 @@
 """A simulated provider that follows the live state: built anew whenever that changed.
 
-Calls that are under way keep the provider they began with.
+Calls that are under way keep the provider they began with.  The first calls after a change wait
+while a file that it names is read beside the loop.
 
 Invariants: a state that this worker's own configuration cannot take (the file was reloaded since)
 leaves the file's options in force, with a warning.
@@ -21,6 +22,7 @@ from .call_journal import CallJournal
 from .live import LiveState, read_state
 from .live_options import patched
 from .meter import Meter
+from .read_ahead import unread
 from .source import SimulatedStream
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class LivingBackend(Generic[C]):
         self._live: Live = env.live
         self._meter = Meter(config.models, env.metrics, env.clock)
         self._version, state = read_state(env.live)
+        self._reading: asyncio.Future[None] | None = None
         self.inner = self._built(state)
         self.dialects = self.inner.dialects
 
@@ -80,6 +83,9 @@ class LivingBackend(Generic[C]):
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer as the options of this moment say."""
         if self._live.version != self._version:
+            reading = self._read_ahead()
+            if reading is not None:
+                return asyncio.get_running_loop().create_task(self._after(reading, call))
             self._adopt()
         try:
             said = self.inner.infer(call)
@@ -132,6 +138,26 @@ class LivingBackend(Generic[C]):
         journal = self.inner.journal
         if journal is not None:
             journal.note(call, status, reply)
+
+    def _read_ahead(self) -> asyncio.Future[None] | None:
+        """What reads the files of the newest state; None: they are known."""
+        if self._reading is None:
+            _, state = read_state(self._live)
+            work = unread([self._config], state.options)
+            if work is None:
+                return None
+            self._reading = asyncio.get_running_loop().run_in_executor(None, work)
+            self._reading.add_done_callback(self._was_read)
+        return self._reading
+
+    def _was_read(self, _reading: asyncio.Future[None]) -> None:
+        self._reading = None
+
+    async def _after(self, reading: asyncio.Future[None], call: Call) -> Reply:
+        """Answer when the files were read; a client that leaves ends its own wait only."""
+        await asyncio.shield(reading)
+        self._adopt()  # even if a file was written meanwhile, or this would have no end
+        return await self.infer(call)
 
     def _adopt(self) -> None:
         version, state = read_state(self._live)

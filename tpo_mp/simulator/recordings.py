@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +29,7 @@ from tpo_mp.dialects.body import ROUTING_FIELDS, parse
 from tpo_mp.errors import ConfigError, InvalidRequest
 from tpo_mp.types import Dialect
 
+from .kept_files import KeptFiles, giving_way
 from .seeds import key_of
 
 MOST_FILE_BYTES: Final = 64 << 20
@@ -76,6 +76,13 @@ class Recording(Struct, frozen=True, kw_only=True):
         return "".join(text for _, text in self.chunks).encode()
 
 
+class Tape(NamedTuple):
+    """What is in a file, in its order and by what tells requests apart."""
+
+    entries: tuple[Recording, ...]
+    keyed: Mapping[tuple[str, bool], Sequence[Recording]]
+
+
 _decode = msgspec.json.Decoder(Recording).decode
 encode: Final = msgspec.json.Encoder().encode
 
@@ -113,23 +120,18 @@ def kept(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def read(path: Path) -> tuple[Recording, ...]:
     """Read a recording; raises ``ConfigError`` with path, line and reason."""
-    try:
-        stat = path.stat()
-        return _read(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+    return KEPT.read(path).entries
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, _changed_at: int, size: int) -> tuple[Recording, ...]:
-    """Kept, because a simulator is built anew whenever it is told something."""
-    if size > MOST_FILE_BYTES:
-        raise ConfigError(f"{path}: over {MOST_FILE_BYTES} bytes")
+def indexed(path: Path) -> Mapping[tuple[str, bool], Sequence[Recording]]:
+    """The same, as ``by_key`` puts it together."""
+    return KEPT.read(path).keyed
+
+
+def _parsed(path: Path) -> Tape:
     found: list[Recording] = []
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+        for number, line in giving_way(lines):
             if len(found) == MOST_ENTRIES:
                 raise ConfigError(f"{path}: more than {MOST_ENTRIES} recordings")
             try:
@@ -138,7 +140,10 @@ def _read(path: Path, _changed_at: int, size: int) -> tuple[Recording, ...]:
                 raise ConfigError(f"{path}: line {number}: {error}") from None
     if not found:
         raise ConfigError(f"{path}: no recording is in it")
-    return tuple(found)
+    return Tape(tuple(found), by_key(found))
+
+
+KEPT: Final = KeptFiles(_parsed, most=4, most_bytes=MOST_FILE_BYTES)
 
 
 def by_key(found: Sequence[Recording]) -> dict[tuple[str, bool], list[Recording]]:

@@ -41,7 +41,7 @@ class Replay:
     def __init__(
         self, path: Path, speed: float, ledger: Ledger, timer: MicroTimer, strict: bool
     ) -> None:
-        self._found = recordings.by_key(recordings.read(path))
+        self._found = recordings.indexed(path)
         self._speed = speed
         self._ledger = ledger
         self._timer = timer

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from time import time
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -32,7 +33,8 @@ from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator import live_options, scenario_switch, stats
-from tpo_mp.simulator.live import LiveState, Proposed, change, read_state
+from tpo_mp.simulator.live import LiveState, Proposed, change, composed, read_state
+from tpo_mp.simulator.read_ahead import unread
 
 T = TypeVar("T")
 LIMIT: Final = Parameter("limit", "How many entries at most [1000].", int)
@@ -115,14 +117,15 @@ class SimulatorAdmin:
 
     # -- options ------------------------------------------------------------------------------
 
-    def config(self, exchange: Exchange) -> None:
+    async def config(self, exchange: Exchange) -> None:
         """Show the options in force."""
-        self._send_config(exchange, *read_state(self._env.live))
+        self._send_config(exchange, *await self._state())
 
     async def configure(self, exchange: Exchange) -> None:
         """Change options as a JSON merge patch of `[simulator]`; all of it, or nothing."""
         patch = parse(exchange.body)
         configs = live_options.simulators(self._gateway.config.backends)
+        await self._state(patch if isinstance(patch, dict) else {})
         after = await change(
             self._env.live,
             lambda state: live_options.changed(state, patch, configs, self._try),
@@ -152,7 +155,7 @@ class SimulatorAdmin:
         """List the newest requests, the last one last."""
         query = given.parameters(exchange.head)
         limit = given.whole(query, "limit", 1000, least=1, most=100_000)
-        options = self._options(read_state(self._env.live)[1])
+        options = self._options((await self._state())[1])
         enabled = any(one["journal"]["enabled"] for one in options.values())
         entries = self._env.journal.entries()
         body = await _aside(lambda: _journal_body(list(entries), limit, enabled))
@@ -167,9 +170,9 @@ class SimulatorAdmin:
 
     # -- what goes wrong ----------------------------------------------------------------------
 
-    def scenarios(self, exchange: Exchange) -> None:
+    async def scenarios(self, exchange: Exchange) -> None:
         """List what can go wrong, and say what does: which scenario, in which of its steps."""
-        _, state = read_state(self._env.live)
+        _, state = await self._state()
         options = self._options(state).values()
         current, names = scenario_switch.active(state, options), scenario_switch.known(options)
         found = scenario_switch.listed(state, names, current, self._progress(state))
@@ -177,6 +180,7 @@ class SimulatorAdmin:
 
     async def activate(self, exchange: Exchange) -> None:
         """Switch to a scenario, which begins now on every worker."""
+        await self._state()
         name, now = exchange.head.params["name"], self._env.clock()
 
         def edit(state: LiveState) -> LiveState:
@@ -187,6 +191,7 @@ class SimulatorAdmin:
 
     async def deactivate(self, exchange: Exchange) -> None:
         """Switch a scenario off, if it is the active one."""
+        await self._state()
         name = exchange.head.params["name"]
 
         def edit(state: LiveState) -> LiveState:
@@ -218,6 +223,18 @@ class SimulatorAdmin:
     ) -> None:
         version, _ = await change(self._env.live, edit)
         _send(exchange, {"status": "success", "message": said, "version": version})
+
+    async def _state(
+        self, patch: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[int, LiveState]:
+        """The newest state; files that it, or a patch over it, names were read beside the loop."""
+        version, state = read_state(self._env.live)
+        configs = live_options.simulators(self._gateway.config.backends)
+        work = unread(configs, composed(state.options, patch))
+        if work is not None:
+            await _aside(work)
+            version, state = read_state(self._env.live)
+        return version, state
 
     def _try(self, config: Any, state: LiveState) -> None:
         """Build the provider that a config describes; raises ``ConfigError``."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 
+import pytest
 from msgspec import structs
 
 from tests.support.fake_env import FakeWorld, SilentSeries, make_call
@@ -14,6 +17,8 @@ from tests.support.raw import chat
 from tpo_mp.backends.simulator import Config, SimulatorBackend
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env
+from tpo_mp.simulator import read_ahead
+from tpo_mp.simulator.kept_files import KeptFiles
 from tpo_mp.simulator.live import LiveState, change
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.types import Call, Dialect, Reply
@@ -118,3 +123,40 @@ def test_calls_under_way_are_counted_until_their_stream_ends() -> None:
     assert levels.value == 1
     second.stream.cancel()
     assert levels.value == 0
+
+
+def test_calls_wait_while_a_file_is_read_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all of them; one that leaves takes no other with it."""
+    world, path = FakeWorld(), tmp_path / "rows"
+    path.write_text("rows")
+    begun, may_end, readers = threading.Event(), threading.Event(), list[int]()
+
+    def parse(_path: Path) -> str:
+        readers.append(threading.get_ident())
+        begun.set()
+        assert may_end.wait(30)
+        return "rows"
+
+    kept = KeptFiles(parse, most=1, most_bytes=100)
+    monkeypatch.setattr(read_ahead, "FILES", {"dataset": kept})
+    backend = LivingBackend(FILE, world.env, Recorder)
+    kept_dataset = {"dataset": str(path), "seed": 8}
+
+    async def ask() -> list[bytes | None]:
+        await change(world.env.live, lambda old: structs.replace(old, options=kept_dataset))
+        calls = [asyncio.ensure_future(backend.infer(make_call(b"{}"))) for _ in range(3)]
+        await asyncio.to_thread(begun.wait, 30)
+        assert not any(call.done() for call in calls)
+        calls[0].cancel()
+        may_end.set()
+        said = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(said[0], asyncio.CancelledError)
+        assert isinstance(backend.infer(make_call(b"{}")), Promise)
+        return [reply.body for reply in said[1:] if isinstance(reply, Reply)]
+
+    monkeypatch.setattr("tpo_mp.simulator.living.patched", lambda c, o: structs.replace(c, seed=8))
+    assert asyncio.run(ask()) == [b"8", b"8"]
+    assert len(readers) == 1
+    assert readers[0] != threading.get_ident()

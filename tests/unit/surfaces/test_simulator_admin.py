@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from tpo_mp.config.values import Secret
 from tpo_mp.errors import InvalidRequest, Unauthorized
 from tpo_mp.ports import Feature
 from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.simulator import dataset
 from tpo_mp.surfaces.simulator_admin import FEATURE
 
 BACKEND = simulator.Config(name="simulator", kind="simulator", seed=3)
@@ -45,7 +49,9 @@ def from_elsewhere(surface: Surface, headers: dict[str, str]) -> FakeExchange:
     endpoint = next(e for e in surface.gateway.table if e.method == "GET")
     exchange = surface.send("GET", endpoint.template, b"", headers)
     again = FakeExchange(exchange.head, b"", peer="192.0.2.7")
-    endpoint.handler(again)
+    waiting = endpoint.handler(again)
+    if waiting is not None:
+        asyncio.run(waiting)  # type: ignore[arg-type]
     return again
 
 
@@ -92,3 +98,31 @@ def test_a_bad_change_changes_nothing(surface: Surface, body: object) -> None:
         surface.ask("POST", "/admin/config", body)
     told = surface.ask("GET", "/admin/config").json()
     assert (told["version"], told["config"]["seed"]) == (0, 3)
+
+
+def test_files_are_read_beside_the_loop(
+    surface: Surface, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a change names, also one that is refused, and those written anew since."""
+    readers, parse = list[int](), dataset.KEPT._parse
+
+    def noted(path: Path) -> Any:
+        readers.append(threading.get_ident())
+        return parse(path)
+
+    monkeypatch.setattr(dataset.KEPT, "_parse", noted)
+    rows, wrong = tmp_path / "rows", tmp_path / "wrong"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    wrong.write_text("wrong\n")
+    assert surface.ask("POST", "/admin/config", {"dataset": str(rows)}).status == 200
+    with pytest.raises(InvalidRequest, match="line 1"):
+        surface.ask("POST", "/admin/config", {"dataset": str(wrong)})
+    for number, (method, path) in enumerate(
+        (("GET", "/admin/config"), ("GET", "/admin/scenarios"), ("GET", "/admin/journal"),
+         ("POST", "/admin/scenarios/none/activate"),
+         ("POST", "/admin/scenarios/none/deactivate")), 2,
+    ):  # fmt: skip
+        rows.write_text(f'{{"prompt": "a", "answer": "{"b" * number}"}}\n')
+        assert surface.ask(method, path).status == 200
+        assert len(readers) == number + 1
+    assert threading.get_ident() not in readers

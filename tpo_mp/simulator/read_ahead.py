@@ -1,0 +1,42 @@
+"""Files that options name, read beside the loop before a simulator is built of the options.
+
+Invariants: nothing is raised here; what is wrong with a file is told by whoever builds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tpo_mp.errors import ConfigError
+
+from . import dataset, recordings
+from .kept_files import KeptFiles
+
+FILES: Final[dict[str, KeptFiles[Any]]] = {"dataset": dataset.KEPT, "replay": recordings.KEPT}
+"""Options that name a file, and where what is in it is kept."""
+
+
+def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[], None] | None:
+    """Reads what must be read to build ``configs`` with ``options`` laid over them.
+
+    None: all of it is known.  The answer is to be called in a thread.
+    """
+    wanted: list[tuple[KeptFiles[Any], Path]] = []
+    for config in configs:
+        for name, kept in FILES.items():
+            told = options.get(name)
+            path = getattr(config, name, "") if told is None else told
+            if isinstance(path, str) and path and not kept.knows(Path(path)):
+                wanted.append((kept, Path(path)))
+    if not wanted:
+        return None
+
+    def read() -> None:
+        for kept, path in wanted:
+            with contextlib.suppress(ConfigError):
+                kept.read(path)
+
+    return read
