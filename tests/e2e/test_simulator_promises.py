@@ -135,6 +135,30 @@ def test_delay_of_a_rule_is_measurable(provider: Gateway) -> None:
     assert time.monotonic() - began >= 0.3
 
 
+def test_what_would_take_too_long_is_the_providers_504(provider: Gateway) -> None:
+    """In each dialect, from the change on; in a stream that has begun as its error event."""
+    told(provider, {"request_timeout_s": 0.5, "token_ms": 3_000})
+    try:
+        message = {"model": "any", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+        late = asked(provider, "any")
+        assert (late.status, late.json()["error"]["code"]) == (504, "upstream_timeout")
+        late = provider.ask("/v1/messages", message)
+        assert (late.status, late.json()["error"]["type"]) == (504, "timeout_error")
+        late = provider.ask(
+            "/v1beta/models/gemini-2.5-flash:generateContent",
+            {"contents": [{"parts": [{"text": "x"}]}]},
+        )
+        assert (late.status, late.json()["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
+        stream = provider.ask(CHAT, chat("hi", model="any", stream=True))
+        assert (stream.status, stream.body.count(b'"content":"one"')) == (200, 1)
+        assert json.loads(sse_data(stream.body)[-1])["error"]["code"] == "upstream_timeout"
+    finally:
+        told(provider, {"request_timeout_s": None, "token_ms": None})
+    assert asked(provider, "any").status == 200
+    refused = provider.ask("/admin/config", {"request_timeout_s": 0})
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "request_timeout_s")
+
+
 def test_header_chooses_who_fails(provider: Gateway) -> None:
     """With the type, the code and the wait of that error."""
     refused = asked(provider, "any", **{"x-team": "blue-7"})

@@ -33,9 +33,9 @@ from tpo_mp.simulator.latency import LatencyOptions, latency_of, lengths_of
 from tpo_mp.simulator.limits import Allowance, Standing
 from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
-from tpo_mp.simulator.obeying import Beginning, beginning
+from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
-from tpo_mp.simulator.pacing import Alarm, SchedulePace
+from tpo_mp.simulator.pacing import Alarm, LimitedPace, SchedulePace
 from tpo_mp.simulator.prices import Prices, TokenPrice
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
@@ -94,6 +94,10 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tokens: Annotated[
         int, Meta(ge=1, le=8192, description="Longest answer it makes up, in tokens.")
     ] = 500
+    request_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=86_400, description="An answer that would take longer is a 504 by then."),
+    ] = 300.0
     rules: Annotated[
         tuple[AnswerRule, ...],
         Meta(max_length=MOST_RULES, description="Answers for requests of a kind, first match."),
@@ -166,6 +170,7 @@ class SimulatorBackend:
             raise ConfigError(f"backends.{config.name}.{where}: {said}")
         self.name = config.name
         self._env = env
+        self._most_s = config.request_timeout_s
         self._models = [m for m in config.models if not set(m) & set("*?[")]
         self._draws = Occurrences(config.repeats, partial(env.ledger.ordinal, crowd=True))
         self._trouble = Troubles(
@@ -230,7 +235,8 @@ class SimulatorBackend:
         if orders is NOTHING:
             return self._answer(call, orders)
         self._trouble.injected(orders)
-        return self._obeying(call, beginning(orders, streamed=call.stream), self._answer)
+        begin = beginning(orders, streamed=call.stream)
+        return self._obeying(call, in_time(begin, self._left_s(call)), self._answer)
 
     def _obeying(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
         """Wait, refuse or break off as ordered, or else answer."""
@@ -262,7 +268,12 @@ class SimulatorBackend:
         if answered.fault is None or orders.fault is not None:
             return self._later(call, answered, orders)
         begin = beginning(Orders(fault=answered.fault), streamed=call.stream)
+        begin = in_time(begin, self._left_s(call))
         return self._obeying(call, begin, lambda call, left: self._later(call, answered, left))
+
+    def _left_s(self, call: Call) -> float:
+        """Seconds that a call may still take."""
+        return max(call.upstream_at + self._most_s - self._env.clock(), 0.0)
 
     def _key(self, call: Call, orders: Orders) -> bytes:
         return self._provider.key(call.model, call.body, orders.key)
@@ -332,21 +343,24 @@ class SimulatorBackend:
         stream: SimulatedStream | None = None
         refused = None if answered.recording is None else error_of(answered.recording)
 
-        def refuse(status: int) -> None:
-            error = refusal(ErrorOrder(status), call, self._allowance)
+        def refuse(order: ErrorOrder) -> None:
+            error = refusal(order, call, self._allowance)
             if said.done and stream is not None:
                 stream.fail(error)
             else:
                 cancel()
                 said.reject(error)
 
-        pace = self._pace(call, answered, orders, refuse)
+        pace = self._pace(call, answered, orders, lambda status: refuse(ErrorOrder(status)))
         if pace is AT_ONCE and refused is None and not call.stream:
             # Nobody waits, so there is nothing to count down or to cancel.
             said.resolve(self._reply(call, answered, None, fault, standing))
             return said
+        sizes = pace.chunks if isinstance(pace, SchedulePace) else None
+        if pace is not AT_ONCE and answered.recording is None:
+            ends_at = call.upstream_at + self._most_s
+            pace = LimitedPace(pace, self._timer, ends_at, lambda: refuse(TOO_LATE))
         if call.stream and refused is None:
-            sizes = pace.chunks if isinstance(pace, SchedulePace) else None
             frames = answered.frames(call.usage_wanted, sizes)
             stall = None
             if fault is not None:

@@ -106,7 +106,7 @@ GATEWAY_YAML: Final = (
 
 _SERVER_KEYS: Final = {
     "max_concurrent_requests": "server.max_open_calls",
-    "request_timeout": "stages.deadline.timeout_s",
+    "request_timeout": "simulator.request_timeout_s",
     "keepalive_timeout": "server.idle_timeout_s",
     "shutdown_timeout": "server.drain_s",
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from .timer import NEVER, MicroTimer
-from .timing import EVERYTHING, Asked
+from .timing import EVERYTHING, Asked, Pace
 
 Step: TypeAlias = tuple[float, int]
 """A deadline in monotonic seconds, and the tokens that may go then."""
@@ -104,6 +104,45 @@ class SchedulePace:
             return NEVER
         self._filed = deadline != NEVER
         return deadline
+
+
+class LimitedPace:
+    """Another pace, and ``late()`` once if that has not let everything go by ``ends_at``."""
+
+    __slots__ = ("_ends_at", "_late", "_pace", "_release", "_silence", "_timer")
+
+    def __init__(
+        self, pace: Pace, timer: MicroTimer, ends_at: float, late: Callable[[], None]
+    ) -> None:
+        self._pace = pace
+        self._timer = timer
+        self._ends_at = ends_at
+        self._late = late
+        self._release: Callable[[int], None] | None = None
+        self._silence: Callable[[], None] | None = None
+
+    def begin(self, release: Callable[[int], None]) -> None:
+        """Begin the other one, with the alarm set before it may be through."""
+        self._release = release
+        self._silence = Alarm.set(self._timer, self._ends_at, self._late)
+        self._pace.begin(self._released)
+
+    def stop(self) -> None:
+        """Stop both."""
+        self._quiet()
+        self._release = None
+        self._pace.stop()
+
+    def _released(self, tokens: int) -> None:
+        if tokens >= EVERYTHING:
+            self._quiet()  # what is left is up to the client
+        if self._release is not None:
+            self._release(tokens)
+
+    def _quiet(self) -> None:
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence()
 
 
 class FixedTiming:

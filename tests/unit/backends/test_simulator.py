@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.fake_env import FakeWorld, make_call
@@ -390,3 +391,64 @@ def test_wrong_usage_is_wrong_whole_and_streamed() -> None:
     event = next(e for e in delivered(reply_of(backend, streamed)) if e.get("usage"))
     for usage in (body["usage"], event["usage"]):
         assert usage["prompt_tokens"] + usage["completion_tokens"] != usage["total_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({"first_token_ms": 90_000}, {}),
+        ({"token_ms": 60_000}, {}),
+        ({}, {"forward": b"x-sim-fault: slow; for=9\r\n"}),
+        ({"faults": ({"delay_ms": 9000},)}, {}),
+        ({"rules": ({"reply": {"text": "a", "fault": "slow; for=9"}},)}, {}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("dialect", "body", "kind"),
+    [
+        (Dialect.OPENAI_CHAT, chat("rivers", model="gpt-4o"), "server_error"),
+        (Dialect.ANTHROPIC_MESSAGES, MESSAGES, "timeout_error"),
+    ],
+)
+def test_what_takes_too_long_is_the_dialects_504(
+    options: dict[str, Any], more: dict[str, Any], dialect: Dialect, body: dict[str, Any], kind: str
+) -> None:
+    """At its time and not before, whatever took so long."""
+    world = FakeWorld()
+    plain = {"name": "sim", "kind": "simulator", "request_timeout_s": 8.0, "strategy": "fixed",
+             "text": "a b c"} | options  # fmt: skip
+    made = FEATURE.build(msgspec.convert(plain, FEATURE.Config), world.env)
+    said = made.infer(call_for(body, dialect=dialect, **more))
+    assert isinstance(said, Promise)
+    world.advance(7.9)
+    assert not said.done
+    world.advance(0.2)
+    assert isinstance(said.error, TpoError)
+    assert said.error.status == 504
+    assert json.loads(said.error.body or b"")["error"]["type"] == kind
+    world.advance(1000)
+
+
+def test_a_stream_that_takes_too_long_ends_in_an_error() -> None:
+    """After what was in time; one whose tokens are out is left to its client."""
+    world = FakeWorld()
+    backend = simulator(world, token_ms=3000, request_timeout_s=8, strategy="fixed", text="a b c d")
+    slow, quick = (
+        infer(backend, call_for(stream=True)),
+        infer(backend, call_for(chat("x", model="gpt-4o", max_tokens=2), stream=True)),
+    )
+    world.advance(0.01)
+    assert slow.value is not None
+    assert quick.value is not None
+    sink, later = Collected(), Collected()
+    stream_into(slow.value, sink)
+    for _ in range(4):
+        world.advance(3)
+    (end,) = sink.ends
+    assert isinstance(end, TpoError)
+    assert end.status == 504
+    assert b'" c"' in sink.text
+    assert b'" d"' not in sink.text
+    world.advance(60)
+    stream_into(quick.value, later)
+    assert later.ends == [None]

@@ -10,6 +10,7 @@ import pytest
 
 from tpo_mp.backends.anthropic import Config as AnthropicConfig
 from tpo_mp.backends.openai import Config as OpenAIConfig
+from tpo_mp.backends.simulator import Config as SimulatorConfig
 from tpo_mp.config.blob import from_blob, to_blob
 from tpo_mp.config.load import load
 from tpo_mp.config.values import Secret
@@ -87,7 +88,17 @@ def test_simulator_sample_loads() -> None:
     server = config.server
     assert (server.workers, server.max_open_calls, server.idle_timeout_s) == (8, 10_000, 75)
     assert server.cors.origins == ("*",)
-    assert "stages.deadline: not built yet, ignored" in config.warnings
+    assert not any("deadline" in line for line in config.warnings)
+
+
+@pytest.mark.parametrize("place", ["request_timeout: 7", "server: {request_timeout: 7}"])
+def test_request_timeout_of_a_simulators_file_is_the_simulators(tmp_path: Path, place: str) -> None:
+    """At the top or under the server, as its older files have it."""
+    path = tmp_path / "simulator.yaml"
+    path.write_text(place + "\n")
+    (backend,) = load(path, {"backend": "simulator"}, {}).backends
+    assert isinstance(backend, SimulatorConfig)
+    assert backend.request_timeout_s == 7
 
 
 @pytest.mark.usefixtures("only_core")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tpo_mp.errors import ConnectionCut
-from tpo_mp.simulator.obeying import beginning
+from tpo_mp.simulator.obeying import TOO_LATE, beginning, in_time
 from tpo_mp.simulator.orders import STALL_S, ErrorOrder, FaultOrder, Orders, fault_of
 
 
@@ -62,3 +62,16 @@ def test_errors_keep_their_delay() -> None:
     begin = beginning(Orders(error=ErrorOrder(429), delay_s=2.0), streamed=False)
     assert (begin.wait_s, begin.end, begin.left.error) == (2.0, None, ErrorOrder(429))
     assert beginning(Orders(fault=FaultOrder("split")), streamed=True).wait_s == 0
+
+
+def test_what_would_come_too_late_is_an_error_by_then() -> None:
+    """An error that was to come then is that one too; a cut keeps its time."""
+    orders = (Orders(delay_s=9), Orders(delay_s=9, error=ErrorOrder(429)), ordered("slow; for=9"))
+    for late in orders:
+        begin = in_time(beginning(late, streamed=True), 8)
+        assert (begin.wait_s, begin.end, begin.left.error) == (8, None, TOO_LATE)
+        assert begin.left.fault is None
+        just = beginning(late, streamed=True)
+        assert in_time(just, 9) == just
+    hang = beginning(ordered("hang"), streamed=True)
+    assert in_time(hang, 8) == hang

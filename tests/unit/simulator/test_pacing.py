@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.support.fake_env import FakeWorld, make_call
-from tpo_mp.simulator.pacing import Alarm, FixedTiming, SchedulePace
+from tpo_mp.simulator.pacing import Alarm, FixedTiming, LimitedPace, SchedulePace
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import EVERYTHING, Asked
 
@@ -72,3 +74,21 @@ def test_last_step_lets_everything_go() -> None:
     assert released == [EVERYTHING]
     SchedulePace(timer_of(world.env), iter(())).begin(released.append)
     assert released == [EVERYTHING] * 2
+
+
+def test_limited_pace_tells_once_that_it_was_not_through() -> None:
+    """Neither when all was let go in time, nor when it was stopped before."""
+    for first_s, stop_at, told in ((2.0, None, ["late"]), (0.9, None, []), (2.0, 0.5, [])):
+        world, heard, released = FakeWorld(), list[str](), list[int]()
+        timer = timer_of(world.env)
+        inner = FixedTiming(timer, first_s, 0.0).pace(asked(world, 1))
+        pace = LimitedPace(inner, timer, world.now + 1.0, partial(heard.append, "late"))
+        pace.begin(released.append)
+        world.advance(stop_at or 0.95)
+        if stop_at:
+            pace.stop()
+        world.advance(0.1)
+        world.advance(5)
+        assert heard == told
+        assert bool(released) is (stop_at is None)
+        pace.stop()
