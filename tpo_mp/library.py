@@ -48,7 +48,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.types import Call, Reply, Stream, Usage
+from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Usage
 from tpo_mp.worker.build import Pipeline, build
 
 Prompt: TypeAlias = str | bytes | Sequence[Mapping[str, Any]]
@@ -240,6 +240,7 @@ class LocalPipeline:
             id=self._ids.new(), model=asked.model, body=body, stream=stream, started_at=monotonic()
         )
         call.session = call.affinity = session
+        call.tier = EVERYBODY.tier
         call.shard = 0
         await asyncio.sleep(0)  # a backend that never waits must not starve the other callers
         reply = await self._serve(call)

@@ -169,6 +169,7 @@ class Call:
     Instants are ``time.monotonic`` seconds.
     ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
     ``authorization`` is the client's own credential.
+    ``tier`` is that of the caller's key, known to the shard that admits the call.
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
@@ -180,7 +181,7 @@ class Call:
         "admitted", "affinity", "attempts", "authorization", "backend", "body",
         "client_request_id", "deadline", "dialect", "first_byte_at", "forward", "id", "key_id",
         "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
-        "started_at", "stream", "tenant", "tried", "upstream_at", "usage_wanted",
+        "started_at", "stream", "tenant", "tier", "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -193,6 +194,7 @@ class Call:
         self.started_at = started_at
         self.dialect = Dialect.OPENAI_CHAT
         self.tenant = ""
+        self.tier = ""
         self.key_id = ""
         self.session: str | None = None
         self.affinity: str | None = None

@@ -79,6 +79,8 @@ def build(warn: Callable[[str], object] = lambda _said: None) -> Schema:
         elif section in SECTIONS:
             name = properties[section]["$ref"].rpartition("/")[2]
             defs[name]["properties"][key] = LATER
+        elif section == "stages":
+            _later_option(properties[section], defs, key)
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "tpo-mp config",
@@ -130,6 +132,20 @@ def _stages(built: dict[str, Schema]) -> Schema:
         "properties": built | later,
         "additionalProperties": False,
     }
+
+
+def _later_option(stages: Schema, defs: Schema, path: str) -> None:
+    """Allow an option to come of a stage, or of a table of one."""
+    *tables, key = path.split(".")
+    shape = stages
+    for table in tables:
+        shape = shape["properties"].get(table, {})
+        refs = [part for part in (shape, *shape.get("anyOf", ())) if "$ref" in part]
+        if refs:
+            shape = defs[refs[0]["$ref"].rpartition("/")[2]]
+        if "properties" not in shape:
+            return  # a stage that is not built may say anything
+    shape["properties"].setdefault(key, LATER)
 
 
 def _surfaces(built: dict[str, Schema]) -> Schema:

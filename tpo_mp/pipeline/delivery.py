@@ -8,6 +8,7 @@ error event and a proper end of body, so that no client mistakes it for success.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -251,7 +252,9 @@ def retry_lines(error: TpoError) -> bytes:
         if not busy or b"retry-after" in error.lines:
             return should
         seconds = 1.0
-    pause = (max(1, round(seconds)), round(seconds * 1e3))
+    # Rounded up: who comes back a moment early is refused again.
+    ms = math.ceil(seconds * 1e3 - 1e-6)
+    pause = (max(1, math.ceil(ms / 1e3)), ms)
     return b"retry-after: %d\r\nretry-after-ms: %d\r\n%b" % (*pause, should)
 
 

@@ -118,6 +118,7 @@ def replay_call(gateway: Gateway, exchange: Exchange, letter: LetterCopy) -> Rep
         exchange, model=letter.model, body=body, stream=False, affinity=letter.session_id
     )
     call.dialect, call.tenant, call.session = dialect, letter.tenant, letter.session_id
+    call.tier = ""  # its tenant's, not the operator's
     call.authorization = None  # the operator's key is not the caller's
     delivery = ReplayDelivery(gateway, client, call)
     delivery.template = letter.path

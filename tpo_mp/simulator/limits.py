@@ -8,11 +8,10 @@ Source: OpenAI and Anthropic API references, rate limits.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
+from tpo_mp.dialects.limit_lines import anthropic_row, span
 from tpo_mp.types import Dialect
 
 _ANTHROPIC = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COUNT, Dialect.ANTHROPIC_COMPLETE)
@@ -51,9 +50,7 @@ class Allowance:
     def _anthropic(
         self, requests: int, tokens: int, prompt: int, completion: int, spent: bool
     ) -> bytes:
-        now = datetime.now(UTC)
-        reset = (now + timedelta(seconds=60 if spent else 1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        at = reset.encode()
+        whole_in_s = 60 if spent else 1
         rows = (
             (b"requests", self.requests, requests),
             (b"tokens", self.tokens, tokens),
@@ -61,7 +58,7 @@ class Allowance:
             (b"output-tokens", self.tokens, 0 if spent else max(self.tokens - completion, 0)),
         )
         return _ORGANIZATION + b"".join(
-            _ANTHROPIC_ROW % (what, limit, what, left, what, at) for what, limit, left in rows
+            anthropic_row(what, limit, left, whole_in_s) for what, limit, left in rows
         )
 
 
@@ -94,8 +91,8 @@ class Standing:
             *self.limits[:2],
             self.left(0),
             self.left(1),
-            _span(self.whole_in_s(0)),
-            _span(self.whole_in_s(1)),
+            span(self.whole_in_s(0)),
+            span(self.whole_in_s(1)),
         )
 
     def _rows(self) -> tuple[tuple[bytes, int], ...]:
@@ -104,9 +101,7 @@ class Standing:
         return ((b"requests", 0), (b"tokens", least), (b"input-tokens", 1), (b"output-tokens", 2))
 
     def _row(self, what: bytes, place: int) -> bytes:
-        whole_at = datetime.now(UTC) + timedelta(seconds=math.ceil(self.whole_in_s(place)))
-        at = whole_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
-        return _ANTHROPIC_ROW % (what, self.limits[place], what, self.left(place), what, at)
+        return anthropic_row(what, self.limits[place], self.left(place), self.whole_in_s(place))
 
 
 @lru_cache(maxsize=1024)
@@ -120,18 +115,9 @@ def _openai_lines(
         most_tokens,
         requests,
         tokens,
-        _span(60 / most_requests * (most_requests - requests)),
-        _span(60 * (most_tokens - tokens) / most_tokens),
+        span(60 / most_requests * (most_requests - requests)),
+        span(60 * (most_tokens - tokens) / most_tokens),
     )
-
-
-def _span(seconds: float) -> bytes:
-    """A duration as OpenAI writes it: ``6ms``, ``1.2s``, ``6m0s``."""
-    if seconds < 1:
-        return b"%dms" % max(round(seconds * 1e3), 1 if seconds else 0)
-    if seconds < 60:
-        return f"{seconds:.3f}".rstrip("0").rstrip(".").encode() + b"s"
-    return b"%dm%ds" % divmod(round(seconds), 60)
 
 
 _OPENAI = (
@@ -142,7 +128,3 @@ _OPENAI = (
     b"x-ratelimit-reset-requests: %b\r\nx-ratelimit-reset-tokens: %b\r\n"
 )
 _ORGANIZATION = b"anthropic-organization-id: 00000000-0000-4000-8000-000000000000\r\n"
-_ANTHROPIC_ROW = (
-    b"anthropic-ratelimit-%b-limit: %d\r\nanthropic-ratelimit-%b-remaining: %d\r\n"
-    b"anthropic-ratelimit-%b-reset: %b\r\n"
-)

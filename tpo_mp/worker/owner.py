@@ -35,7 +35,7 @@ from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
 from tpo_mp.simulator import orders
 from tpo_mp.store import job_questions
 from tpo_mp.store.client import StoreClient
-from tpo_mp.types import Call, Priority, Reply
+from tpo_mp.types import EVERYBODY, Call, Priority, Reply
 
 from .account import Account
 from .build import Pipeline
@@ -106,6 +106,8 @@ class Owner:
         self.feeds: Feeds
         self.pipeline: Pipeline
         self._previous: Pipeline | None = None
+        self._tiers: dict[str, str] = {}
+        """Tiers of tenants, for calls that come without their key."""
         self._carrying: tuple[Any, ...] = ()
         """Backends that ask for request headers of their own."""
         self.catch_up: Callable[[], None] = lambda: None
@@ -120,6 +122,8 @@ class Owner:
         self.pipeline = pipeline
         always = pipeline.config.store.durability == "always"
         backends = pipeline.backends.values()
+        keys = reversed(pipeline.config.auth.keys)  # the first of a tenant's keys counts
+        self._tiers = {key.tenant or key.id: key.tier for key in keys}
         self._carrying = tuple(one for one in backends if hasattr(one, "carried"))
         self._account.models.use(pipeline.models.configured)
         placed = partial(self._placed, pipeline)
@@ -165,6 +169,7 @@ class Owner:
         call.shard = self.slot
         headers = head.headers
         call.tenant, call.key_id = principal.tenant, principal.key_id
+        call.tier = principal.tier
         if head.keyed != b"authorization":  # a key of ours never goes upstream
             call.authorization = headers.get(b"authorization")
         call.peer = exchange.peer
@@ -201,6 +206,8 @@ class Owner:
     def submit(self, delivery: Delivery, flags: int = 0, attempts: int = 0) -> None:
         """Register the call and run it."""
         call = delivery.call
+        if not call.tier:
+            call.tier = self._tiers.get(call.tenant, EVERYBODY.tier)
         flags |= SlotFlag.STREAM if call.stream else 0
         if not delivery.lettered:
             flags |= SlotFlag.JOB

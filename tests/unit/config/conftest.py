@@ -33,8 +33,6 @@ class RateLimitConfig(
     """Options of a stage in an early phase."""
 
     overall: Annotated[Limits, Meta(description="Limits of the host.")] = Limits()
-    adaptive: Annotated[bool, Meta(description="Follow the load.")] = False
-    tiers: Annotated[tuple[str, ...], Meta(description="Tiers of keys.")] = ()
 
 
 class RetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,8 +62,9 @@ def test_gateway_sample_binds_publicly_once_auth_is_built() -> None:
     """The file asks for keys, and with a stage that checks them a public bind is allowed."""
     config = load(SAMPLES / "api_gateway.yaml", {}, {})
     assert (config.auth.enabled, config.server.host) == (True, "0.0.0.0")
-    limits: Any = config.stages["rate_limit"]
-    assert (limits.adaptive, len(limits.tiers)) == (True, 4)
+    assert "rate_limit" in config.stage_order
+    for key in ("adaptive", "tiers"):
+        assert f"rate_limiting.{key}: not built yet, ignored" in config.warnings
 
 
 @pytest.mark.usefixtures("only_core")

@@ -299,6 +299,8 @@ _AGAIN = b"x-should-retry: true\r\n"
     [
         (RateLimited("x", retry_after_s=2), _PAUSE % (2, 2000) + _AGAIN),
         (RateLimited("x", retry_after_s=0.05), _PAUSE % (1, 50) + _AGAIN),
+        (RateLimited("x", retry_after_s=1.2), _PAUSE % (2, 1200) + _AGAIN),
+        (RateLimited("x", retry_after_s=2.0004), _PAUSE % (3, 2001) + _AGAIN),
         (RateLimited("x"), _PAUSE % (1, 1000) + _AGAIN),
         (Shed("x"), _PAUSE % (1, 1000) + _AGAIN),
         (CircuitOpen("x"), _PAUSE % (1, 1000) + _AGAIN),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.fake_net import HeldStream
 from tests.support.fake_shards import SLOTS, FakeHost
 from tests.unit.worker.conftest import MakeHost
+from tpo_mp.config.sections import AuthKey
 from tpo_mp.errors import BackendFailure, Draining, InvalidRequest, RateLimited, Shed, TpoError
 from tpo_mp.http.endpoints import Endpoint
+from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.frames import Kind
-from tpo_mp.types import Priority, Reply, Terminal
+from tpo_mp.types import Call, Principal, Priority, Reply, Terminal
 
 
 def test_call_runs_here_and_is_answered(host: FakeHost) -> None:
@@ -82,6 +86,26 @@ def test_session_of_a_native_body_outranks_a_hint(host: FakeHost) -> None:
             exchange, model="m", body=b"", stream=False, affinity=affinity
         )
         assert call.affinity == chosen
+
+
+def test_a_call_has_the_tier_of_its_key_or_of_its_tenants(host: FakeHost) -> None:
+    """Calls that begin without a key (of a job, of a dead letter) have their tenant's first."""
+    owner = host.shards[0].owner
+    exchange = host.shards[0].exchange()
+    exchange.head.principal = Principal("t", "k2", "premium")
+    call = owner.new_call(exchange, model="m", body=b"", stream=False, affinity=None)
+    assert (call.tenant, call.tier) == ("t", "premium")
+    first = AuthKey(id="k1", tenant="t", tier="free", hash="0" * 64)
+    other = AuthKey(id="k2", tenant="t", tier="premium", hash="1" * 64)
+    config = owner.pipeline.config
+    auth = msgspec.structs.replace(config.auth, keys=(first, other))
+    config = msgspec.structs.replace(config, auth=auth)
+    owner.use(replace(owner.pipeline, config=config))
+    for tenant, tier in (("t", "free"), ("nobody's", "standard")):
+        keyless = Call(id=call.id, model="m", body=b"{}", stream=False, started_at=0.0)
+        keyless.tenant = tenant
+        owner.submit(Delivery(owner, exchange, keyless))
+        assert keyless.tier == tier
 
 
 def test_long_affinity_is_hashed(host: FakeHost) -> None:

@@ -1,0 +1,134 @@
+"""Rate limits of a running gateway: exact over two workers, and over the death of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.load import Crowd
+from tests.support.raw import ask as get
+from tests.support.raw import chat
+from tests.support.toml import ECHO
+from tests.support.wait import wait_for
+from tests.support.wire import Attempt
+
+CHAT = "/v1/chat/completions"
+ANY_MODEL = ECHO.replace('models = ["echo"]', 'models = ["*"]')
+CONFIG = (
+    ANY_MODEL
+    + """
+[stages.rate_limit]
+session = { rph = 40 }
+model = { rpm = 20 }
+"""
+)
+KEYS = {"slow": "key-of-the-slow-0123", "fast": "key-of-the-fast-0123"}
+TIERS = (
+    ANY_MODEL
+    + """
+[stages.rate_limit.tenant]
+tiers = { free = { rph = 3 } }
+[auth]
+enabled = true
+"""
+    + "".join(
+        f'[[auth.keys]]\nid = "{name}"\nsecret = {{ env = "KEY_{name.upper()}" }}\n'
+        for name in KEYS
+    ).replace('id = "slow"', 'id = "slow"\ntier = "free"')
+)
+
+
+@pytest.fixture(scope="module")
+def limited(short_tmp: Path) -> Iterator[Gateway]:
+    """Two workers; 20 calls a minute of each model, 40 an hour of each session."""
+    with Gateway(short_tmp / "limited", config=CONFIG, workers=2) as gateway:
+        yield gateway
+
+
+def outcomes(attempts: list[Attempt]) -> tuple[int, int]:
+    """How many came in and how many were refused; nothing else may happen."""
+    statuses = [attempt.status for attempt in attempts]
+    passed, refused = statuses.count(200), statuses.count(429)
+    assert passed + refused == len(statuses), statuses
+    return passed, refused
+
+
+def test_a_hundred_at_once_are_let_in_up_to_the_limit(limited: Gateway) -> None:
+    """Twenty, whichever of two workers they come to, and what drained meanwhile."""
+    began = monotonic()
+    with Crowd(limited.url, 100, model="crowded", stream=False) as crowd:
+        attempts = crowd.ended()
+    drained = int((monotonic() - began) / 3)
+    assert {attempt.slot for attempt in attempts} == {0, 1}
+    assert 20 <= outcomes(attempts)[0] <= 20 + drained
+    refused = next(attempt for attempt in attempts if attempt.status == 429)
+    assert 1 <= int(refused.headers["retry-after"]) <= 3
+    assert int(refused.headers["retry-after-ms"]) <= 3000
+    assert refused.headers["x-ratelimit-limit-requests"] == "20"
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.error is not None
+    assert refused.error["type"] == "rate_limit_error"
+    assert "the model limit of 20 requests per minute is reached" in refused.error["message"]
+
+
+def test_a_killed_worker_gives_nobody_a_second_allowance(limited: Gateway) -> None:
+    """Forty of a session within the hour: some before the death of a worker, the rest after."""
+    before = [ask(limited, f"m{i}", {"x-session-id": "one"}) for i in range(15)]
+    assert before == [200] * 15
+    old = limited.worker_pids()
+    os.kill(old[0], signal.SIGKILL)
+
+    def replaced() -> bool:
+        slots = limited.status()["slots"]
+        return slots[0]["pid"] not in (None, old[0]) and slots[0]["state"] == "ready"
+
+    wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
+    passed = refused = 0
+    for wave in range(5):  # each with a model of its own, whose limit is out of the way
+        crowd = Crowd(
+            limited.url, 20, model=f"wave-{wave}", sessions=["one"], prefix=f"w{wave}", stream=False
+        )
+        with crowd:
+            more = outcomes(crowd.ended())
+        passed, refused = passed + more[0], refused + more[1]
+    assert (passed, refused) == (25, 75)
+    assert ask(limited, "m15", {"x-session-id": "another"}) == 200
+    refusals = (
+        line for line in limited_metrics(limited) if line.startswith("tpo_rate_limited_total{")
+    )
+    told = sum(float(line.rpartition(" ")[2]) for line in refusals if 'level="session"' in line)
+    assert told == 75
+
+
+def ask(gateway: Gateway, model: str, headers: dict[str, str]) -> int:
+    """The status of one chat."""
+    return gateway.ask(CHAT, chat("hi", model=model), headers).status
+
+
+def limited_metrics(gateway: Gateway) -> list[str]:
+    """The lines of the ops port."""
+    return get(gateway.ops, "/metrics").body.decode().splitlines()
+
+
+def test_a_key_has_the_limits_of_its_tier(start_gateway: StartGateway) -> None:
+    """And each dialect its own words for the refusal."""
+    env = {f"KEY_{name.upper()}": key for name, key in KEYS.items()}
+    gateway = start_gateway(config=TIERS, env=env)
+    slow, fast = ({"authorization": f"Bearer {KEYS[name]}"} for name in ("slow", "fast"))
+    assert [ask(gateway, "m", slow) for _ in range(5)] == [200] * 3 + [429] * 2
+    assert [ask(gateway, "m", fast) for _ in range(5)] == [200] * 5
+    body = chat("hi", model="m", max_tokens=5)
+    refused = gateway.ask("/v1/messages", body, slow)
+    assert (refused.status, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert refused.headers["anthropic-ratelimit-requests-limit"] == "3"
+    assert "anthropic-ratelimit-requests-reset" in refused.headers
+    assert 1100 <= int(refused.headers["retry-after"]) <= 1200
+    native = gateway.ask("/v1/prompt", {"prompt": "hi", "model": "m"}, slow)
+    assert (native.status, native.json()["error"]["code"]) == (429, "rate_limited")
