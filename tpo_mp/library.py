@@ -24,6 +24,7 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import monotonic, time
@@ -40,7 +41,9 @@ from tpo_mp.config.tree import Config
 from tpo_mp.dialects import openai_chat as dialect
 from tpo_mp.errors import BackendFailure, ConfigError, Draining, InvalidRequest, TpoError
 from tpo_mp.http.wheel import GRAIN_S, Wheel
+from tpo_mp.pipeline.delivery import as_tpo, terminal_of
 from tpo_mp.pipeline.edges import make_edges
+from tpo_mp.pipeline.endings import ending, tell_ended, when_over
 from tpo_mp.ports import Env
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.journal import JournalSegment, SharedJournal
@@ -48,7 +51,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Usage
+from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Terminal, Usage
 from tpo_mp.worker.build import Pipeline, build
 
 Prompt: TypeAlias = str | bytes | Sequence[Mapping[str, Any]]
@@ -243,16 +246,28 @@ class LocalPipeline:
         call.tier = EVERYBODY.tier
         call.shard = 0
         await asyncio.sleep(0)  # a backend that never waits must not starve the other callers
-        reply = await self._serve(call)
-        if reply.stream is not None and not stream:
-            reply.stream.cancel()
-            raise BackendFailure("the backend streamed what nobody asked to be streamed")
+        try:
+            reply = await self._serve(call)
+            if reply.stream is not None and not stream:
+                reply.stream.cancel()
+                raise BackendFailure("the backend streamed what nobody asked to be streamed")
+        except BaseException as e:
+            error = as_tpo(e)
+            tell_ended(call, ending(terminal_of(error), None, error, call.attempts))
+            raise
+        if call.endings is not None:
+            when_over(reply, partial(_ended, call, reply))
         return reply, call
 
     async def _tick(self) -> None:
         while True:
             self._wheel.tick(monotonic())
             await asyncio.sleep(GRAIN_S)
+
+
+def _ended(call: Call, reply: Reply, error: TpoError | None) -> None:
+    terminal = Terminal.DONE if error is None else terminal_of(error)
+    tell_ended(call, ending(terminal, reply.usage, error, call.attempts))
 
 
 class Completion:

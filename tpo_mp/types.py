@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from .errors import TpoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Phase(IntEnum):
@@ -160,6 +163,16 @@ class Reply:
         self.finish_reason = ""
 
 
+class Ending(NamedTuple):
+    """How a call ended: tokens its backend reported (-1: not), and how often one was asked."""
+
+    terminal: Terminal
+    prompt: int
+    completion: int
+    error: TpoError | None
+    attempts: int
+
+
 NO_DEADLINE = float("inf")
 
 
@@ -173,14 +186,15 @@ class Call:
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
+    ``endings`` are told of its end (see ``pipeline.endings``).
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).
     """
 
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body",
-        "client_request_id", "deadline", "dialect", "first_byte_at", "forward", "id", "key_id",
-        "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
+        "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
+        "key_id", "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
         "started_at", "stream", "tenant", "tier", "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
@@ -214,5 +228,6 @@ class Call:
         self.tried: set[str] | None = None
         self.upstream_at = 0.0
         self.first_byte_at = 0.0
+        self.endings: list[Callable[[Ending], object]] | None = None
         self.admitted = False
         self.spent: list[float] | None = None

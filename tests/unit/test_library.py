@@ -26,7 +26,8 @@ from tpo_mp.errors import (
     TpoError,
 )
 from tpo_mp.library import LocalPipeline
-from tpo_mp.types import Call, Reply
+from tpo_mp.pipeline.endings import at_end
+from tpo_mp.types import Call, Reply, Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -385,6 +386,28 @@ def test_importing_the_package_imports_nothing_of_it(monkeypatch: pytest.MonkeyP
     assert "tpo_mp.library" not in sys.modules
     with pytest.raises(AttributeError, match="nothing"):
         _ = tpo_mp.nothing  # type: ignore[attr-defined]
+
+
+def test_stages_hear_how_calls_ended() -> None:
+    """A whole answer, a failure, and a stream at its last event; each once."""
+    told: list[tuple[Terminal, int]] = []
+
+    class Asking(Own):
+        async def infer(self, call: Call) -> Any:
+            at_end(call, lambda ended: told.append((ended.terminal, ended.completion)))
+            return await super().infer(call)
+
+    async def story(pipeline: LocalPipeline) -> None:
+        await pipeline.infer("one")
+        backend.answer = BackendFailure("down")
+        with pytest.raises(BackendFailure):
+            await pipeline.infer("two")
+        backend.answer = "three words here"
+        assert "".join([piece async for piece in pipeline.stream("three")]) == "three words here"
+
+    backend = Asking()
+    use(story, backend)
+    assert [terminal for terminal, _ in told] == [Terminal.DONE, Terminal.FAILED, Terminal.DONE]
 
 
 def test_store_of_a_library_is_not_there() -> None:

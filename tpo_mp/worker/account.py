@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tpo_mp.pipeline.delivery import UnexpectedError, forget_frames
+from tpo_mp.pipeline.endings import end_of, tell_ended
 from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
@@ -128,6 +129,11 @@ class Account:
                 enter(delivery)
             except Exception as e:  # noqa: BLE001 - bookkeeping must not end the shard
                 self._on_crash(e)
+            if delivery.call.endings is not None:
+                try:
+                    tell_ended(delivery.call, end_of(delivery))
+                except Exception as e:  # noqa: BLE001 - as above
+                    self._on_crash(e)
             if delivery.call.slot >= 0:
                 self._slots.append(delivery.call.slot)
             if delivery.call.admitted:

@@ -16,7 +16,7 @@ from tpo_mp.http.head import Head
 from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.types import Reply, Terminal, Usage
+from tpo_mp.types import Ending, Reply, Terminal, Usage
 from tpo_mp.worker import account
 from tpo_mp.worker.account import BATCH, Account
 
@@ -340,3 +340,24 @@ def test_invented_models_get_no_series(books: Books) -> None:
         for sample in family.samples
     }
     assert models == {"other", "real"}
+
+
+def test_call_that_ended_tells_who_asked(books: Books) -> None:
+    """With how it ended and what it used; a defect there is logged and the books go on."""
+    told: list[Ending] = []
+
+    def broken(_ended: Ending) -> None:
+        raise ValueError("broken")
+
+    reply = Reply(200, b"x")
+    reply.usage = Usage(3, 4)
+    books.finish(reply=reply, endings=[broken, told.append])
+    error = DeadlineExceeded("late")
+    books.finish(error=error, terminal=Terminal.EXPIRED, status=504, endings=[told.append])
+    assert told == [
+        Ending(Terminal.DONE, 3, 4, None, 1), Ending(Terminal.EXPIRED, -1, -1, error, 1),
+    ]  # fmt: skip
+    assert [str(crash) for crash in books.crashes] == ["broken"]
+    books.account.flush()
+    assert len(books.records()) == 2
+    assert len(books.closed) == 2
