@@ -21,6 +21,7 @@ from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected,
 from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink
 
+from .attribution import CALLER_LIMITED
 from .codecs import codec
 from .promise import Promise
 
@@ -368,6 +369,8 @@ def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoErro
         said = "the upstream refused this gateway's credential"
         return BackendFailure(said, reason="upstream_auth_failed")
     error = _of_status(head, body)
+    if client_key and head.status == 429:
+        error.reason = CALLER_LIMITED
     error.lines = _told_to_clients(head)
     return error
 

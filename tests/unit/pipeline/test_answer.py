@@ -373,6 +373,7 @@ BODY = b'{"error":{"message":"because\\u0000","secret":1}}'
         (413, False, Rejected, 413, "upstream_rejected", True),
         (422, False, Rejected, 422, "upstream_rejected", True),
         (429, False, RateLimited, 429, "upstream_rate_limited", True),
+        (429, True, RateLimited, 429, "caller_rate_limited", True),
         (500, False, BackendFailure, 502, "upstream_error", False),
         (502, False, BackendFailure, 502, "upstream_error", False),
         (503, False, BackendFailure, 503, "upstream_overloaded", False),
