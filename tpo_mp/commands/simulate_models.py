@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-import orjson
 
 from tpo_mp.errors import ExitCode
-from tpo_mp.simulator.catalog import MODELS, traits_of
+from tpo_mp.simulator.catalog import MODELS
 
 from .asking import ask, failed
+from .forms import json_of
+from .model_rows import KINDS, model_row, of_kind
 
 
 @click.command("models")
 @click.option("--url", "-u", help="Ask a running one; without it, list the catalogue.")
-@click.option("--kind", "-k", type=click.Choice(["chat", "completion", "embedding", "any"]),
+@click.option("--kind", "-k", type=click.Choice(KINDS),
               help="Only models of this kind.")  # fmt: skip
 @click.option("--format", "-f", "form", type=click.Choice(["table", "json"]), default="table",
               show_default=True, help="How to print them.")  # fmt: skip
 def COMMAND(url: str | None, kind: str | None, form: str) -> int:  # noqa: N802
     """List models, what each is for and how long its vectors are."""
-    rows = [_row(name) for name in (MODELS if url is None else _served(url))]
-    if kind is not None:
-        rows = [row for row in rows if row["kind"] == kind]
+    names = MODELS if url is None else _served(url)
+    rows = of_kind([model_row(name) for name in names], kind)
     if form == "json":
-        click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        click.echo(json_of(rows))
         return ExitCode.OK
     width = max((len(row["id"]) for row in rows), default=0)
     for row in rows:
         size = f"{row['dimensions']} numbers" if row["kind"] == "embedding" else ""
         click.echo(f"{row['id']:<{width}}  {row['kind']:<10}  {size}".rstrip())
     return ExitCode.OK
-
-
-def _row(name: str) -> dict[str, Any]:
-    traits = traits_of(name)
-    row: dict[str, Any] = {"id": name, "kind": traits.kind, "reasons": traits.reasons}
-    if traits.kind == "embedding":
-        row["dimensions"] = traits.dimensions
-    return row
 
 
 def _served(url: str) -> list[str]:

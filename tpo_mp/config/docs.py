@@ -8,7 +8,6 @@ Invariants: the page is the same on every machine.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -20,7 +19,8 @@ from tpo_mp.ports import BackendConfig
 
 from . import aliases, catalog, overlay, providers
 from .features import RouteTable
-from .schema import LATER, NOT_BUILT, SECRET, Schema, build
+from .schema import NOT_BUILT, Schema, build
+from .setting_rows import SettingRow, SettingRows
 
 _INTRO: Final = """\
 # Settings
@@ -36,114 +36,32 @@ Top-level tables named `x-…` are ignored.
 """
 
 _HEADER: Final = "| Key | Type | Default | Bounds | Meaning |\n| --- | --- | --- | --- | --- |"
-_BOUNDS: Final = {
-    "minimum": "≥ {}",
-    "exclusiveMinimum": "> {}",
-    "maximum": "≤ {}",
-    "exclusiveMaximum": "< {}",
-    "minLength": "≥ {} characters",
-    "maxLength": "≤ {} characters",
-    "minItems": "≥ {} entries",
-    "maxItems": "≤ {} entries",
-    "pattern": "`{}`",
-}
 
 
 class _Page:
-    """Collects lines; resolves references of one schema."""
+    """Collects the lines of the page."""
 
     def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+        self._read = SettingRows(schema)
         self.lines = [_INTRO]
-
-    def shape(self, shape: Schema) -> Schema:
-        """Follow a reference; what stands beside it wins."""
-        while "$ref" in shape:
-            name = shape["$ref"].rpartition("/")[2]
-            beside = {key: value for key, value in shape.items() if key != "$ref"}
-            shape = self._schema["$defs"][name] | beside
-        return shape
 
     def table(self, title: str, shape: Schema, skip: set[str] | None = None) -> None:
         """Write one heading with its table."""
-        shape = self.shape(shape)
-        self._at: dict[str, str] = {}
-        rows = [row for row in self._rows(shape, "") if row[0].strip("`") not in (skip or set())]
+        shape = self._read.shape(shape)
+        rows = [row for row in self._read.rows(shape) if row.path not in (skip or set())]
         self.lines += [f"## {title}", ""]
         if shape.get("description"):
             self.lines += [shape["description"].splitlines()[0].replace("``", "`"), ""]
         if rows:
-            self.lines += [_HEADER, *(f"| {' | '.join(row)} |" for row in rows), ""]
+            self.lines += [_HEADER, *map(_line, rows), ""]
         else:
             self.lines += ["No options of its own.", ""]
 
-    def _rows(self, shape: Schema, prefix: str) -> Iterator[tuple[str, ...]]:
-        required = shape.get("required", [])
-        for key, field in shape["properties"].items():
-            if field == LATER:
-                continue
-            part, dots = self._inside(field)
-            field, inner = self.shape(field), self.shape(part)
-            if "properties" in inner:
-                name = part.get("$ref", "")
-                if name in self._at:
-                    meaning = f"As `{self._at[name]}`."
-                    yield f"`{prefix}{key}{dots}`", "table", "", "", meaning
-                    continue
-                if name:
-                    self._at[name] = f"{prefix}{key}{dots}"
-                yield from self._rows(inner, f"{prefix}{key}{dots}.")
-                continue
-            default = field.get("default")
-            shown = "" if default is None else f"`{json.dumps(default)}`"
-            yield (
-                f"`{prefix}{key}`",
-                self._type(field),
-                "required" if key in required else shown,
-                ", ".join(self._bounds(field)),
-                field.get("description", "").replace("|", "\\|"),
-            )
 
-    def _inside(self, field: Schema) -> tuple[Schema, str]:
-        """What a list or a table of tables holds, or the field itself, and how its path goes on."""
-        whole = self.shape(field)
-        if whole.get("type") == "array":
-            return whole.get("items") or {}, "[]"
-        tables = [part for part in whole.get("anyOf", ()) if "$ref" in part]
-        if len(tables) == 1:
-            return tables[0], ""
-        more = whole.get("additionalProperties")
-        if isinstance(more, dict) and "properties" not in whole:
-            return more, ".NAME"
-        return field, ""
-
-    def _type(self, field: Schema) -> str:
-        field = self.shape(field)
-        if field.get("anyOf") == SECRET["anyOf"]:
-            return "secret"
-        if "discriminator" in field:
-            return f"table by `{field['discriminator']['propertyName']}`"
-        if "anyOf" in field:
-            names = (self._type(part) for part in field["anyOf"])
-            return " or ".join(dict.fromkeys(name for name in names if name != "null"))
-        if "enum" in field:
-            return ", ".join(f"`{choice}`" for choice in field["enum"])
-        if field.get("type") == "array" and "prefixItems" in field:
-            return f"{len(field['prefixItems'])} {self._type(field['prefixItems'][0])}s"
-        if field.get("type") == "array" and "prefixItems" in (field.get("items") or {}):
-            return "list of pairs"
-        if field.get("type") == "array":
-            return f"list of {self._type(field.get('items') or {})}s"
-        if "properties" in field:
-            return "table"
-        if field.get("type") == "object":
-            return f"table of {self._type(field.get('additionalProperties', {}))}s"
-        return str(field.get("type", "any"))
-
-    def _bounds(self, field: Schema) -> Iterator[str]:
-        for part in [field, *field.get("anyOf", [])]:
-            if "properties" not in part and self._type(field) != "secret":
-                yield from (text.format(part[key]) for key, text in _BOUNDS.items() if key in part)
+def _line(row: SettingRow) -> str:
+    default = row.default if row.default in ("", "required") else f"`{row.default}`"
+    meaning = row.meaning.replace("|", "\\|")
+    return f"| `{row.path}` | {row.type} | {default} | {row.bounds} | {meaning} |"
 
 
 def render() -> str:

@@ -22,6 +22,13 @@ def dumps(tree: Tree) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def section(path: tuple[str, ...], value: Tree | list[Tree]) -> str:
+    """Render one table, or a list of tables, under its whole name."""
+    lines: list[str] = []
+    _block(value, path, lines)
+    return "\n".join(lines).strip() + "\n"
+
+
 def _table(tree: Tree, path: tuple[str, ...], lines: list[str]) -> None:
     blocks = []
     for key, value in tree.items():
@@ -30,11 +37,14 @@ def _table(tree: Tree, path: tuple[str, ...], lines: list[str]) -> None:
         else:
             lines.append(f"{_key(key)} = {_value(value)}")
     for key, value in blocks:
-        inner = (*path, key)
-        name = ".".join(_key(part) for part in inner)
-        for item in value if isinstance(value, list) else [value]:
-            lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
-            _table(item, inner, lines)
+        _block(value, (*path, key), lines)
+
+
+def _block(value: Tree | list[Tree], path: tuple[str, ...], lines: list[str]) -> None:
+    name = ".".join(_key(part) for part in path)
+    for item in value if isinstance(value, list) else [value]:
+        lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
+        _table(item, path, lines)
 
 
 def _is_block(value: object) -> bool:

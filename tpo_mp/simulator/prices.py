@@ -39,13 +39,17 @@ class Prices:
 
     def line(self, model: str, prompt: int, completion: int) -> bytes:
         """The header line that tells a call's cost; empty for a model without a price."""
+        price = self.of(model)
+        if price is None:
+            return b""
+        cost = (max(prompt, 0) * price.input + max(completion, 0) * price.output) / _PER
+        return b"x-sim-cost-usd: %.8f\r\n" % cost
+
+    def of(self, model: str) -> TokenPrice | None:
+        """A model's price; None: it has none."""
         if model not in self._known:
             if len(self._known) >= MOST_REMEMBERED:
                 self._known.clear()
             fits = (price for glob, price in self._listed.items() if fnmatchcase(model, glob))
             self._known[model] = next(fits, None)
-        price = self._known[model]
-        if price is None:
-            return b""
-        cost = (max(prompt, 0) * price.input + max(completion, 0) * price.output) / _PER
-        return b"x-sim-cost-usd: %.8f\r\n" % cost
+        return self._known[model]
