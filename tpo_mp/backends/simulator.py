@@ -339,19 +339,10 @@ class SimulatorBackend:
             standing = self._limits.charge(call, used.prompt, used.completion)
         if not self._trouble.quiet:
             self._trouble.spend(used.prompt + max(used.completion, 0))
-        said: Promise[Reply] = Promise()
-        stream: SimulatedStream | None = None
+        under_way = _UnderWay(call, self._allowance)
+        said = under_way.said
         refused = None if answered.recording is None else error_of(answered.recording)
-
-        def refuse(order: ErrorOrder) -> None:
-            error = refusal(order, call, self._allowance)
-            if said.done and stream is not None:
-                stream.fail(error)
-            else:
-                cancel()
-                said.reject(error)
-
-        pace = self._pace(call, answered, orders, lambda status: refuse(ErrorOrder(status)))
+        pace = self._pace(call, answered, orders, under_way.refuse)
         if pace is AT_ONCE and refused is None and not call.stream:
             # Nobody waits, so there is nothing to count down or to cancel.
             said.resolve(self._reply(call, answered, None, fault, standing))
@@ -359,14 +350,15 @@ class SimulatorBackend:
         sizes = pace.chunks if isinstance(pace, SchedulePace) else None
         if pace is not AT_ONCE and answered.recording is None:
             ends_at = call.upstream_at + self._most_s
-            pace = LimitedPace(pace, self._timer, ends_at, lambda: refuse(TOO_LATE))
+            pace = LimitedPace(pace, self._timer, ends_at, under_way.too_late)
+        stream: SimulatedStream | None = None
         if call.stream and refused is None:
             frames = answered.frames(call.usage_wanted, sizes)
             stall = None
             if fault is not None:
                 frames = struck(frames, fault)
                 stall = fault if fault.kind == "stall" else None
-            stream = SimulatedStream(frames, pace, stall, self._alarm)
+            stream = under_way.stream = SimulatedStream(frames, pace, stall, self._alarm)
             wait, cancel = stream.start, stream.cancel
         else:
             whole = WholeAnswer(pace, used.completion - answered.hidden)
@@ -435,6 +427,35 @@ class SimulatorBackend:
 
     def _alarm(self, seconds: float, then: Callable[[], None]) -> Callable[[], None]:
         return Alarm.set(self._timer, self._env.clock() + seconds, then)
+
+
+class _UnderWay:
+    """An answer that is waited for, and how it ends early; thousands wait at a time."""
+
+    __slots__ = ("_allowance", "_call", "said", "stream")
+
+    def __init__(self, call: Call, allowance: Allowance) -> None:
+        self._call = call
+        self._allowance = allowance
+        self.said: Promise[Reply] = Promise()
+        self.stream: SimulatedStream | None = None
+
+    def refuse(self, status: int) -> None:
+        """End it as a provider does that cannot go on."""
+        self._end(ErrorOrder(status))
+
+    def too_late(self) -> None:
+        """It takes longer than an answer may."""
+        self._end(TOO_LATE)
+
+    def _end(self, order: ErrorOrder) -> None:
+        error = refusal(order, self._call, self._allowance)
+        if not self.said.done:
+            if self.said.cancel_with is not None:
+                self.said.cancel_with()
+            self.said.reject(error)
+        elif self.stream is not None:
+            self.stream.fail(error)
 
 
 def living(config: Config, env: Env) -> LivingBackend[Config]:

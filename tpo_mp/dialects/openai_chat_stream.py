@@ -264,8 +264,9 @@ class ChatEncoder:
         self._usage_wanted = request.usage_wanted
         self._usage: TokenUsage | None = None
         self._tools: dict[tuple[int, int], int] = {}
-        self._refusals: set[tuple[int, int]] = set()
-        self._roles: set[int] = set()
+        # Tuples: an empty set is 216 bytes, and most streams have one choice and refuse nothing.
+        self._refusals: tuple[tuple[int, int], ...] = ()
+        self._roles: tuple[int, ...] = ()
         self._text_index = -1
         self._head = b""
         self._text_head = b""
@@ -334,7 +335,7 @@ class ChatEncoder:
             call = {"index": number, "id": block.id, "type": "function", "function": function}
             return self._chunk(event.choice, {"tool_calls": [call]})
         elif isinstance(block, RefusalBlock):
-            self._refusals.add((event.choice, event.index))
+            self._refusals += ((event.choice, event.index),)
         elif isinstance(block, RedactedBlock):
             redacted = {"type": "redacted_thinking", "data": block.data}
             return self._chunk(event.choice, {"thinking_blocks": [redacted]})
@@ -348,7 +349,7 @@ class ChatEncoder:
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
         if choice not in self._roles:
-            self._roles.add(choice)
+            self._roles += (choice,)
             delta = {"role": "assistant", "content": ""} | delta
         entry: dict[str, Any] = {"index": choice, "delta": delta, "finish_reason": finish}
         if logprobs is not None:

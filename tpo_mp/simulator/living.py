@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.ports import BackendConfig, Env
@@ -123,12 +123,13 @@ class LivingBackend(Generic[C]):
     def _answered(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
         """There is a reply, whole or at its beginning, or there never will be."""
         stream = None if reply is None else reply.stream
-        if isinstance(stream, SimulatedStream):
-            stream.on_end = partial(self._over, call, reply, None)
+        if reply is not None and isinstance(stream, SimulatedStream):
+            stream.on_end = _Streamed(self, call, reply)
         else:
-            self._over(call, reply, error)
+            self.over(call, reply, error)
 
-    def _over(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+    def over(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        """Note that an answer is complete, or given up."""
         self._meter.active.add(-1)
         self._ended(call, reply, error)
 
@@ -176,6 +177,20 @@ class LivingBackend(Generic[C]):
                     "live_options_refused", backend=self.name, reason=error.message
                 )
         return self._build(self._config, self._env, state)
+
+
+class _Streamed:
+    """What is noted when a stream ends; a ``partial`` is three times as large."""
+
+    __slots__ = ("_backend", "_call", "_reply")
+
+    def __init__(self, backend: LivingBackend[Any], call: Call, reply: Reply) -> None:
+        self._backend = backend
+        self._call = call
+        self._reply = reply
+
+    def __call__(self) -> None:
+        self._backend.over(self._call, self._reply, None)
 
 
 def _status(error: BaseException | None) -> int:

@@ -117,14 +117,16 @@ class LimitedPace:
         self._pace = pace
         self._timer = timer
         self._ends_at = ends_at
-        self._late = late
+        self._late: Callable[[], None] | None = late
         self._release: Callable[[int], None] | None = None
         self._silence: Callable[[], None] | None = None
 
     def begin(self, release: Callable[[int], None]) -> None:
         """Begin the other one, with the alarm set before it may be through."""
         self._release = release
-        self._silence = Alarm.set(self._timer, self._ends_at, self._late)
+        late, self._late = self._late, None  # kept once: it holds the whole answer
+        if late is not None:
+            self._silence = Alarm.set(self._timer, self._ends_at, late)
         self._pace.begin(self._released)
 
     def stop(self) -> None:
@@ -157,5 +159,9 @@ class FixedTiming:
         """A token per gap, counted from the first wait's end."""
         first_at = asked.arrived_at + self._first_s * asked.factor
         gap_s = self._gap_s * asked.factor
-        steps = ((first_at + gap_s * number, 1) for number in range(asked.tokens or 1))
-        return SchedulePace(self._timer, steps)
+        return SchedulePace(self._timer, _steady(first_at, gap_s, asked.tokens or 1))
+
+
+def _steady(first_at: float, gap_s: float, tokens: int) -> Iterator[Step]:
+    for number in range(tokens):
+        yield first_at + gap_s * number, 1

@@ -136,7 +136,9 @@ class SimulatedProvider:
             return codec.reply_from_canonical(replace(told, extra=extra), request)
 
         def frames(usage_wanted: bool, sizes: Iterator[int] | None) -> Iterator[Frame]:
-            asked = replace(request, usage_wanted=usage_wanted)
+            asked = request
+            if request.usage_wanted != usage_wanted:
+                asked = replace(request, usage_wanted=usage_wanted)
             return _frames(codec, dialect, asked, reply, sizes, cached)
 
         stop = reply.choices[0].stop or "end"
