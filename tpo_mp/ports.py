@@ -188,6 +188,32 @@ class Alone:
         return False
 
 
+class PriceList(Protocol):
+    """What models cost."""
+
+    def cost_usd(self, model: str, prompt: int, completion: int, cached: int = 0) -> float | None:
+        """Dollars for a call's tokens; ``cached`` are a part of the prompt's.
+
+        ``None``: nobody said a price of this model, or no tokens were reported (-1 each).  It is
+        not 0, which is a price.
+        """
+        ...
+
+
+class Unpriced:
+    """The ``PriceList`` of a process that was given none."""
+
+    def cost_usd(
+        self,
+        model: str,  # noqa: ARG002
+        prompt: int,  # noqa: ARG002
+        completion: int,  # noqa: ARG002
+        cached: int = 0,  # noqa: ARG002
+    ) -> float | None:
+        """No price is known."""
+        return None
+
+
 class Timed(Protocol):
     """Something with a deadline in monotonic seconds (``inf``: none)."""
 
@@ -229,6 +255,7 @@ class Env:
     live: Live
     journal: Journal
     peers: Peers = field(default_factory=Alone)
+    prices: PriceList = field(default_factory=Unpriced)
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

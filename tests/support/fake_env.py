@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from tpo_mp.config.prices import Prices
 from tpo_mp.ports import Cells, Env, Timed
 from tpo_mp.types import STAGES, Call
 
@@ -34,6 +35,7 @@ class FakeWorld:
             ledger=FakeLedger(),
             live=FakeLive(),
             journal=FakeJournal(),
+            prices=Prices(),
         )
 
     def add(self, entry: Timed, now: float) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, field
 
+from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
@@ -36,7 +37,7 @@ from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, LimitedPace, SchedulePace
-from tpo_mp.simulator.prices import Prices, TokenPrice
+from tpo_mp.simulator.prices import cost_line
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
 from tpo_mp.simulator.readings import reading
@@ -113,7 +114,8 @@ class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ""
     cost: Annotated[bool, Meta(description="Say in x-sim-cost-usd what an answer costs.")] = False
     prices: Annotated[
-        dict[str, TokenPrice], Meta(description="Dollars per million tokens, by model or glob.")
+        dict[str, TokenPrice],
+        Meta(description="Dollars per million tokens by model or glob, before those of [prices]."),
     ] = field(default_factory=dict)
     replay: Annotated[
         str, Meta(max_length=4096, description="File of recorded answers to play again.")
@@ -212,7 +214,8 @@ class SimulatorBackend:
             if config.rules or (config.strict and not config.replay)
             else None,
         )
-        self._prices = Prices(config.prices) if config.cost else None
+        own = PricesSection(builtin=False, models=config.prices)
+        self._prices = Prices(own) if config.cost else None
         self._replay: Replay | None = None
         if config.replay:
             speed, strict = config.replay_speed, config.strict and not config.rules
@@ -414,7 +417,7 @@ class SimulatorBackend:
         else:
             headers = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
         if self._prices is not None:
-            headers += self._prices.line(call.model, usage.prompt, usage.completion)
+            headers += cost_line(self._prices, self._env.prices, call, usage)
         if stream is not None:
             written = stream if fault is None else written_with(stream, fault, self._alarm)
             reply = Reply(200, None, stream=written, content_type=SSE, headers=headers)

@@ -12,13 +12,13 @@ from typing import Any, Final
 import click
 
 from tpo_mp.config.load import load
+from tpo_mp.config.prices import Prices, PricesSection
 from tpo_mp.config.render import canonical
 from tpo_mp.config.simulating import ADMIN, KIND, OF_A_BACKEND
 from tpo_mp.config.text import Tree
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ExitCode
 from tpo_mp.simulator.latency import LatencyOptions
-from tpo_mp.simulator.prices import Prices
 from tpo_mp.simulator.sample_configs import PROFILES, written
 from tpo_mp.simulator.timing import INSTANT, Latency
 
@@ -95,9 +95,10 @@ def show(file: Path | None, form: str) -> int:
               show_default=True, help="How to print them.")  # fmt: skip
 def models(file: Path | None, kind: str | None, form: str) -> int:
     """List the models that FILE serves: limits in tokens, timing, dollars per million tokens."""
-    options = _loaded(file).backends[0]
+    config = _loaded(file)
+    options = config.backends[0]
     assert isinstance(options, LatencyOptions)
-    rows = of_kind([_known(name, options) for name in options.models], kind)
+    rows = of_kind([_known(name, options, config.prices) for name in options.models], kind)
     if form == "json":
         click.echo(json_of(rows))
         return ExitCode.OK
@@ -119,12 +120,13 @@ def _options(config: Config) -> Tree:
     return {KIND: options} | ({"surfaces": {ADMIN: admin}} if admin else {})
 
 
-def _known(name: str, options: LatencyOptions) -> dict[str, Any]:
+def _known(name: str, options: LatencyOptions, others: PricesSection) -> dict[str, Any]:
     row = model_row(name)
     plain = f"{options.first_token_ms:g} + {options.token_ms:g} ms"
     otherwise = plain if options.first_token_ms or options.token_ms else INSTANT
     row["timing"] = Latency(options.latency, []).name_of(name) or otherwise
-    price = Prices(getattr(options, "prices", {})).of(name)
+    own = PricesSection(builtin=False, models=getattr(options, "prices", {}))
+    price = Prices(own).of(name) or Prices(others).of(name)
     if price is not None:
         row |= {"input": price.input, "output": price.output}
     return row

@@ -20,6 +20,7 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig
 
 from .api_keys import digest
+from .prices import PricesSection
 from .sections import (
     AuthKey,
     AuthSection,
@@ -73,6 +74,7 @@ class _Route(Struct, frozen=True):
 class _Features(Struct, frozen=True, kw_only=True):
     pipeline: PipelineSection
     auth: AuthSection
+    prices: PricesSection
     backends: tuple[tuple[str, Raw], ...]
     routes: tuple[_Route, ...]
     stages: tuple[tuple[str, Raw], ...]
@@ -120,6 +122,7 @@ def to_blob(config: Config) -> bytes:
     features = _Features(
         pipeline=config.pipeline,
         auth=_digests_only(config.auth),
+        prices=config.prices,
         backends=tuple((b.kind, _raw(b)) for b in config.backends),
         routes=tuple(
             _Route(r.models, r.strategy, r.backends, _raw(r.options)) for r in config.routes
@@ -172,6 +175,7 @@ def from_blob(blob: bytes | memoryview) -> Config:
         warnings=view.warnings,
         pipeline=features.pipeline,
         auth=features.auth,
+        prices=features.prices,
         backends=tuple(_backend(kind, raw) for kind, raw in features.backends),
         routes=tuple(_route(route) for route in features.routes),
         stages={

@@ -19,6 +19,7 @@ from msgspec import Struct
 from . import aliases, catalog, features, overlay, providers, rules, simulating
 from .check import Converter
 from .paths import ABSENT, get, take
+from .prices import PricesSection
 from .problems import Problems, suggestion
 from .sections import (
     AuthSection,
@@ -44,6 +45,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "observability": ObservabilitySection,
     "auth": AuthSection,
     "distributed": DistributedSection,
+    "prices": PricesSection,
 }
 _LISTS: Final = ("backends", "routes", "engines")
 _TABLES: Final = ("stages", "surfaces")
@@ -113,6 +115,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     store = section("store", StoreSection)
     observability = section("observability", ObservabilitySection)
     auth = section("auth", AuthSection)
+    prices = section("prices", PricesSection)
     distributed = None
     if "distributed" in tree:
         distributed = section("distributed", DistributedSection)
@@ -133,7 +136,9 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         rules.keys(auth, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
-    if not (server and supervisor and pipeline and rings and store and observability and auth):
+    if not (server and supervisor and pipeline and rings and store and observability):
+        return None
+    if not (auth and prices):
         return None
     return Config(
         server=server,
@@ -144,6 +149,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         observability=observability,
         distributed=distributed,
         auth=auth,
+        prices=prices,
         backends=backends,
         routes=routes,
         stages=stages,

@@ -31,7 +31,16 @@ def canonical(config: Config) -> Tree:
     """Answer the canonical tree: settings without a value are left out."""
     tree: Tree = {
         name: _plain(getattr(config, name))
-        for name in ("server", "supervisor", "pipeline", "rings", "store", "observability", "auth")
+        for name in (
+            "server",
+            "supervisor",
+            "pipeline",
+            "rings",
+            "store",
+            "observability",
+            "auth",
+            "prices",
+        )
     }
     if not config.ops_port_given:
         del tree["server"]["ops_port"]  # written down, the default would count as chosen

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from tpo_mp.ports import BackendConfig
 
+from .prices import PricesSection
 from .sections import (
     AuthSection,
     DistributedSection,
@@ -47,6 +48,7 @@ class Config(Struct, frozen=True, kw_only=True):
     observability: ObservabilitySection = ObservabilitySection()
     distributed: DistributedSection | None = None
     auth: AuthSection = AuthSection()
+    prices: PricesSection = PricesSection()
     backends: tuple[BackendConfig, ...] = ()
     routes: tuple[RouteRule, ...] = ()
     stages: dict[str, Struct] = {}

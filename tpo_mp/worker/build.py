@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Any
 
 from tpo_mp import registry
+from tpo_mp.config.prices import Prices
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
@@ -35,6 +36,7 @@ class Pipeline:
     router: Router
     models: Models
     backends: Mapping[str, Any]
+    prices: Prices
 
     def close(self) -> None:
         """Let go of idle upstream connections; open calls finish on theirs."""
@@ -51,11 +53,14 @@ def build(
 ) -> Pipeline:
     """Build a pipeline.
 
-    Backends whose options did not change are taken over from ``keep``; those named in ``given``
-    exist already.
+    Backends whose options, and prices, did not change are taken over from ``keep``; those named in
+    ``given`` exist already.
     """
     given = given or {}
-    old = {b.name: b for b in keep.config.backends} if keep is not None else {}
+    prices = Prices(config.prices)
+    env = replace(env, prices=prices)
+    alike = keep is not None and keep.config.prices == config.prices
+    old = {b.name: b for b in keep.config.backends} if keep is not None and alike else {}
     backends: dict[str, Any] = {}
     for entry in config.backends:
         if entry.name in given:
@@ -87,7 +92,8 @@ def build(
         return routers[0].serve
 
     chain = Chain(stages, route, epoch=epoch, times=StageTimes(env.metrics, env.clock))
-    return Pipeline(epoch, config, chain, routers[0], Models(config.backends, backends), backends)
+    models = Models(config.backends, backends)
+    return Pipeline(epoch, config, chain, routers[0], models, backends, prices)
 
 
 def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any]) -> Target:

@@ -105,9 +105,21 @@ def test_models_have_the_timing_and_the_price_of_the_file(tmp_path: Path) -> Non
     )
     lines = [line.split() for line in run("models", path).output.splitlines()]
     assert lines[1:] == [
-        ["gpt-4o", "chat", "128000", "16384", "-", "gpt-4o@2026", "-", "-"],
+        ["gpt-4o", "chat", "128000", "16384", "-", "gpt-4o@2026", "2.5", "10.0"],
         ["house-7b", "any", "-", "-", "-", "200", "+", "0", "ms", "0.25", "1.0"],
-        ["text-embedding-3-large", "embedding", "-", "-", "3072", "200", "+", "0", "ms", "-", "-"],
+        [
+            "text-embedding-3-large",
+            "embedding",
+            "-",
+            "-",
+            "3072",
+            "200",
+            "+",
+            "0",
+            "ms",
+            "0.13",
+            "0.0",
+        ],
     ]
     rows = json.loads(run("models", path, "-f", "json", "--kind", "embedding").output)
     assert [row["id"] for row in rows] == ["text-embedding-3-large"]
