@@ -9,49 +9,41 @@ When its tokens come is told by the timing of the call's model, see ``tpo_mp.sim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
-from msgspec import Meta, field
-
-from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
-from tpo_mp.config.values import Secret
+from tpo_mp.config.prices import Prices, PricesSection
 from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
-from tpo_mp.simulator import dataset
-from tpo_mp.simulator.answers import Speech
-from tpo_mp.simulator.call_journal import CallJournal, JournalOptions
-from tpo_mp.simulator.catalog import MODELS
+from tpo_mp.simulator.call_journal import CallJournal
 from tpo_mp.simulator.engine_timing import Engines
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.fault_frames import spoilt, struck
 from tpo_mp.simulator.keys import KnownKeys
-from tpo_mp.simulator.latency import LatencyOptions, latency_of, lengths_of
+from tpo_mp.simulator.latency import latency_of
 from tpo_mp.simulator.limits import Allowance, Standing
 from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
+from tpo_mp.simulator.options import SimulatorOptions, speech_of
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
 from tpo_mp.simulator.pacing import Alarm, LimitedPace, SchedulePace
 from tpo_mp.simulator.prices import cost_line
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
-from tpo_mp.simulator.rate_limits import EXCEEDED, LimitOptions, RateLimits
+from tpo_mp.simulator.rate_limits import EXCEEDED, RateLimits
 from tpo_mp.simulator.readings import reading
 from tpo_mp.simulator.replay import Replay, error_of
-from tpo_mp.simulator.replay import problems as replay_problems
-from tpo_mp.simulator.rules import MOST_RULES, AnswerRule, RuleBook
-from tpo_mp.simulator.rules import problems as rule_problems
-from tpo_mp.simulator.seeds import Occurrences, Repeats
+from tpo_mp.simulator.rules import RuleBook
+from tpo_mp.simulator.seeds import Occurrences
 from tpo_mp.simulator.slow_writes import written_with
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
-from tpo_mp.simulator.texts import DEFAULT_TEXT, Strategy
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
-from tpo_mp.simulator.troubles import FaultList, ScenarioName, ScenarioTable, Troubles, problems_of
+from tpo_mp.simulator.troubles import Troubles
 from tpo_mp.types import Call, Dialect, Reply
 
 Answering: TypeAlias = Callable[[Call, Orders], Awaitable[Reply]]
@@ -62,93 +54,8 @@ STEPS_AT_ONCE = 3
 """Choices made without a pause: two, and the end."""
 
 
-class Config(LatencyOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(SimulatorOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of a simulated provider."""
-
-    models: Annotated[
-        tuple[str, ...], Meta(min_length=1, description="Model names or globs it serves.")
-    ] = MODELS
-    seed: Annotated[
-        int, Meta(ge=0, le=2**63 - 1, description="Another seed, other answers; same seed, same.")
-    ] = 0
-    strategy: Annotated[
-        Strategy,
-        Meta(
-            description="What it says: sentences about the prompt, Latin, the prompt itself, "
-            "`text`, invented words, or words in the manner of `text`."
-        ),
-    ] = "template"
-    text: Annotated[
-        str,
-        Meta(max_length=1 << 20, description="What `fixed` says, and what `markov` learns from."),
-    ] = DEFAULT_TEXT
-    repeats: Annotated[
-        Repeats,
-        Meta(
-            description="A request that comes again: same words at another time and with other "
-            "faults, other words too, or the same in everything."
-        ),
-    ] = "same_text"
-    min_tokens: Annotated[
-        int, Meta(ge=1, le=8192, description="Shortest answer it makes up, in tokens.")
-    ] = 10
-    max_tokens: Annotated[
-        int, Meta(ge=1, le=8192, description="Longest answer it makes up, in tokens.")
-    ] = 500
-    request_timeout_s: Annotated[
-        float,
-        Meta(gt=0, le=86_400, description="An answer that would take longer is a 504 by then."),
-    ] = 300.0
-    rules: Annotated[
-        tuple[AnswerRule, ...],
-        Meta(max_length=MOST_RULES, description="Answers for requests of a kind, first match."),
-    ] = ()
-    strict: Annotated[
-        bool, Meta(description="Refuse generation requests that no rule matches.")
-    ] = False
-    faults: FaultList = ()
-    scenario: ScenarioName = ""
-    scenarios: ScenarioTable = field(default_factory=dict)
-    dataset: Annotated[
-        str, Meta(max_length=4096, description="File of prompts and answers, as JSON lines.")
-    ] = ""
-    cost: Annotated[bool, Meta(description="Say in x-sim-cost-usd what an answer costs.")] = False
-    prices: Annotated[
-        dict[str, TokenPrice],
-        Meta(description="Dollars per million tokens by model or glob, before those of [prices]."),
-    ] = field(default_factory=dict)
-    replay: Annotated[
-        str, Meta(max_length=4096, description="File of recorded answers to play again.")
-    ] = ""
-    replay_speed: Annotated[
-        float, Meta(ge=0, le=1e6, description="2 plays twice as fast, 0 does not wait.")
-    ] = 1.0
-    requests_per_minute: Annotated[
-        int, Meta(ge=1, le=1_000_000_000, description="Limit that rate limit headers name.")
-    ] = 10_000
-    tokens_per_minute: Annotated[
-        int, Meta(ge=1, le=1_000_000_000_000, description="Limit that rate limit headers name.")
-    ] = 2_000_000
-
-    limits: Annotated[
-        LimitOptions, Meta(description="Whether the limits of these two run out.")
-    ] = LimitOptions()
-    journal: Annotated[JournalOptions, Meta(description="What is written down of requests.")] = (
-        JournalOptions()
-    )
-    api_keys: Annotated[
-        tuple[Secret, ...], Meta(description="Keys it knows, any other is 401; none: any passes.")
-    ] = ()
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Bounds the wrong way round, and timings nobody offers."""
-        if self.min_tokens > self.max_tokens:
-            yield "min_tokens", "over max_tokens"
-        yield from super().problems()
-        yield from rule_problems(self.rules)
-        yield from problems_of(self.scenario, self.scenarios)
-        yield from replay_problems(self.replay)
-        yield from dataset.problems(self.dataset)
 
 
 class SimulatorBackend:
@@ -201,16 +108,8 @@ class SimulatorBackend:
                 exceeded=env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit."),
             )  # fmt: skip
         self._provider = SimulatedProvider(
-            Speech(
-                seed=config.seed,
-                strategy=config.strategy,
-                text=config.text,
-                least_tokens=config.min_tokens,
-                most_tokens=config.max_tokens,
-                lengths=lengths_of(config, self._latency),
-                answers=dataset.read(Path(config.dataset)) if config.dataset else None,
-            ),
-            RuleBook(config.rules, config.strict, env.ledger)
+            speech_of(config),
+            RuleBook(config.rules, config.strict, env.ledger.ordinal)
             if config.rules or (config.strict and not config.replay)
             else None,
         )

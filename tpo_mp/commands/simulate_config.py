@@ -18,7 +18,7 @@ from tpo_mp.config.simulating import ADMIN, KIND, OF_A_BACKEND
 from tpo_mp.config.text import Tree
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ExitCode
-from tpo_mp.simulator.latency import LatencyOptions
+from tpo_mp.simulator.options import SimulatorOptions
 from tpo_mp.simulator.sample_configs import PROFILES, written
 from tpo_mp.simulator.timing import INSTANT, Latency
 
@@ -84,7 +84,7 @@ def validate(file: Path, strict: bool) -> int:
               show_default=True, help="How to print them.")  # fmt: skip
 def show(file: Path | None, form: str) -> int:
     """Print every option of [simulator] as FILE and the environment make it; secrets as ***."""
-    click.echo(printed(_options(_loaded(file)), form))
+    click.echo(printed(effective(_loaded(file)), form))
     return ExitCode.OK
 
 
@@ -97,7 +97,7 @@ def models(file: Path | None, kind: str | None, form: str) -> int:
     """List the models that FILE serves: limits in tokens, timing, dollars per million tokens."""
     config = _loaded(file)
     options = config.backends[0]
-    assert isinstance(options, LatencyOptions)
+    assert isinstance(options, SimulatorOptions)
     rows = of_kind([_known(name, options, config.prices) for name in options.models], kind)
     if form == "json":
         click.echo(json_of(rows))
@@ -112,20 +112,20 @@ def _loaded(file: Path | None) -> Config:
     return load(file, {"simulate": True}, os.environ)
 
 
-def _options(config: Config) -> Tree:
-    """The options in force, as a config tree of their own."""
+def effective(config: Config) -> Tree:
+    """The options of the simulator in force, as a config tree of their own."""
     tree = canonical(config)
     options = {k: v for k, v in tree["backends"][0].items() if k not in OF_A_BACKEND}
     admin = tree["surfaces"].get(ADMIN)
     return {KIND: options} | ({"surfaces": {ADMIN: admin}} if admin else {})
 
 
-def _known(name: str, options: LatencyOptions, others: PricesSection) -> dict[str, Any]:
+def _known(name: str, options: SimulatorOptions, others: PricesSection) -> dict[str, Any]:
     row = model_row(name)
     plain = f"{options.first_token_ms:g} + {options.token_ms:g} ms"
     otherwise = plain if options.first_token_ms or options.token_ms else INSTANT
     row["timing"] = Latency(options.latency, []).name_of(name) or otherwise
-    own = PricesSection(builtin=False, models=getattr(options, "prices", {}))
+    own = PricesSection(builtin=False, models=options.prices)
     price = Prices(own).of(name) or Prices(others).of(name)
     if price is not None:
         row |= {"input": price.input, "output": price.output}

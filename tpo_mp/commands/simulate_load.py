@@ -12,6 +12,7 @@ import orjson
 from tpo_mp.config.values import is_loopback
 from tpo_mp.errors import ExitCode
 from tpo_mp.simulator.load_plan import PATTERNS, LoadAssertion, LoadOutcome, LoadPlan, table
+from tpo_mp.simulator.made_requests import chat_body
 
 from .load_traffic import Traffic, send_all
 
@@ -75,8 +76,7 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
         next(plan.arrivals(), None)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    body = {"model": model, "messages": [{"role": "user", "content": message}],
-            "max_tokens": max_tokens, "stream": stream}  # fmt: skip
+    body = chat_body(dialect, model, message, max_tokens=max_tokens, stream=stream)
     traffic = Traffic(
         url=url.rstrip("/") + _PATHS[dialect],
         headers={"content-type": "application/json", "authorization": f"Bearer {key}",

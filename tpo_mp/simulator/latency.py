@@ -77,15 +77,18 @@ def latency_of(
 
 
 def lengths_of(
-    options: LatencyOptions, latency: Latency
+    options: LatencyOptions, name_of: Callable[[str], str]
 ) -> Callable[[str, Random], int | None] | None:
-    """How long a model's answers are by its profile; None: no profile says."""
+    """How long a model's answers are by its profile; None: no profile says.
+
+    ``name_of`` tells the name of a model's timing.
+    """
     known = options.known_profiles()
     if not any(known[n].answer_tokens for n in options.latency.values() if n in known):
         return None
 
     def length(model: str, random: Random) -> int | None:
-        profile = known.get(latency.name_of(model))
+        profile = known.get(name_of(model))
         return None if profile is None else profiles.length_of(profile, random)
 
     return length

@@ -21,7 +21,7 @@ Known weakness: a rule that changes in any way counts anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Annotated, Any, Final
@@ -36,7 +36,6 @@ from tpo_mp.dialects.canonical import (
     ToolUseBlock,
 )
 from tpo_mp.errors import InvalidRequest
-from tpo_mp.ports import Ledger
 from tpo_mp.types import Dialect
 
 from .ids import tool_call_id
@@ -131,12 +130,17 @@ class Scripted(Struct, frozen=True):
 
 
 class RuleBook:
-    """The rules of a simulator; ``strict``: a request that none matches is refused."""
+    """The rules of a simulator; ``strict``: a request that none matches is refused.
 
-    def __init__(self, rules: Sequence[AnswerRule], strict: bool, ledger: Ledger) -> None:
+    ``count`` numbers the events of a name on this host, from 1 on.
+    """
+
+    def __init__(
+        self, rules: Sequence[AnswerRule], strict: bool, count: Callable[[str], int]
+    ) -> None:
         self._rules = [(rule, *_compiled(rule)) for rule in rules]
         self._strict = strict
-        self._ledger = ledger
+        self._count = count
 
     def reply_to(self, request: ModelRequest) -> Scripted | None:
         """What the first rule says that matches; raises ``InvalidRequest`` when none must fail."""
@@ -144,7 +148,7 @@ class RuleBook:
         for rule, pattern, counted, scripted in self._rules:
             if not _holds(rule.match, pattern, request, text):
                 continue
-            if rule.times and self._ledger.ordinal(counted) > rule.times:
+            if rule.times and self._count(counted) > rule.times:
                 continue
             return scripted
         if self._strict:

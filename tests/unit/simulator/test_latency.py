@@ -57,9 +57,9 @@ def test_unknown_names_are_problems() -> None:
 def test_lengths_come_from_the_models_profile() -> None:
     """Without latency too, so that answers are the same; profiles without one say nothing."""
     given = options(latency={"a": "mine"}, profiles={"mine": MINE}, latency_multiplier=0.0)
-    length = lengths_of(given, chosen(given))
+    length = lengths_of(given, chosen(given).name_of)
     assert length is not None
     assert length("a", Random(1)) == 77
     assert length("b", Random(1)) is None
     plain = options(latency={"a": "fast@design"})
-    assert lengths_of(plain, chosen(plain)) is None
+    assert lengths_of(plain, chosen(plain).name_of) is None

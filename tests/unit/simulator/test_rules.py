@@ -68,7 +68,7 @@ def test_all_that_is_given_must_hold(
     match: dict[str, Any], request_: ModelRequest, holds: bool
 ) -> None:
     """Nothing given matches everything."""
-    book = RuleBook(rules({"match": match, "reply": {"text": "mine"}}), False, FakeLedger())
+    book = RuleBook(rules({"match": match, "reply": {"text": "mine"}}), False, FakeLedger().ordinal)
     assert said(book, request_) == ("mine" if holds else None)
 
 
@@ -76,15 +76,17 @@ def test_first_rule_that_is_not_used_up_answers() -> None:
     """Counted where every worker counts; the same rule twice is one count, a named one its own."""
     ledger = FakeLedger()
     once = {"reply": {"text": "a"}, "times": 1}
-    book = RuleBook(rules(once, once | {"name": "b"}, {"reply": {"text": "c"}}), False, ledger)
-    other = RuleBook(rules(once), False, ledger)
+    book = RuleBook(
+        rules(once, once | {"name": "b"}, {"reply": {"text": "c"}}), False, ledger.ordinal
+    )
+    other = RuleBook(rules(once), False, ledger.ordinal)
     assert [said(book, asked("x")) for _ in range(3)] == ["a", "a", "c"]
     assert said(other, asked("x")) is None
 
 
 def test_strict_names_the_request_that_no_rule_matches() -> None:
     """So that a test that fails says why."""
-    book = RuleBook(rules({"match": {"contains": "never"}}), True, FakeLedger())
+    book = RuleBook(rules({"match": {"contains": "never"}}), True, FakeLedger().ordinal)
     with pytest.raises(InvalidRequest) as refused:
         book.reply_to(request_of(TOOL_TALK))
     assert refused.value.reason == "no_rule_matched"
