@@ -76,12 +76,16 @@ class Attempt:
         """The gateway's id of the call."""
         return self.headers.get("x-tpo-call-id", "")
 
-    def request(self, host: str, text: str, model: str, target: str, **more: Any) -> bytes:
+    def request(
+        self, host: str, text: str, model: str, target: str, *, key: str = "", **more: Any
+    ) -> bytes:
         """Render the request; its id is also in the text, for the upstream's log."""
         value = chat(f"{self.id} {text}".strip(), model, stream=self.stream, **more)
         headers = {"Host": host, "Content-Type": "application/json", "X-Request-Id": self.id}
         if self.session:
             headers["X-Session-Id"] = self.session
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         return build("POST", target, headers, json.dumps(value).encode())
 
 

@@ -190,11 +190,12 @@ _TYPES = {
 
 def error_object(error: TpoError) -> dict[str, Any]:
     """The ``error`` object of a body or an in-band stream event."""
+    kind = _TYPES.get(
+        error.status, "server_error" if error.status >= 500 else "invalid_request_error"
+    )
     return {
         "message": error.message,
-        "type": _TYPES.get(
-            error.status, "server_error" if error.status >= 500 else "invalid_request_error"
-        ),
+        "type": "insufficient_quota" if error.code == "over_budget" else kind,
         "param": error.param,
         "code": error.reason,
     }

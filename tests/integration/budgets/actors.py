@@ -1,0 +1,56 @@
+"""Workers that spend a budget, to be killed in the middle of it (see ``tests.support.actor``)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import orjson
+
+from tests.support.actor import hear, play, say
+from tests.support.fake_env import FakeWorld, SilentMetrics, make_call
+from tpo_mp.errors import OverBudget
+from tpo_mp.pipeline.endings import tell_ended
+from tpo_mp.shm.ledger import LEAST_ROWS, SharedLedger
+from tpo_mp.shm.rows import RowTable
+from tpo_mp.stages.token_budget import FEATURE, Config, Periods
+from tpo_mp.types import Call, Ending, Terminal
+
+
+def spend(fd: int, locks_fd: int, limit: int, seed: int) -> None:
+    """Spend until nothing is left for the smallest call, telling each step once it is done.
+
+    ``took AMOUNT`` a call was let in, ``used AMOUNT`` the oldest open one has ended, ``even``
+    nothing is open, so the count is true as far as this worker goes.
+    """
+    rng = random.Random(seed)
+    ledger = SharedLedger(RowTable.attach(fd, locks_fd, LEAST_ROWS), SilentMetrics())
+    world = FakeWorld()
+    env = replace(world.env, ledger=ledger)
+    stage = FEATURE.build(Config(overall=Periods(month=limit)), env)
+    say("ready")
+    hear()
+    refused = False
+    while not refused:
+        open_calls: list[tuple[Call, int]] = []
+        for _ in range(rng.randrange(1, 6)):
+            asked = 0 if rng.random() < 0.1 else rng.randrange(1, 400)
+            call = make_call(orjson.dumps({"max_tokens": asked}))
+            try:
+                stage.before(call)
+            except OverBudget:
+                refused = asked == 0
+                break
+            amount = asked + -(-len(call.body) // 4)
+            say(f"took {amount}")
+            open_calls.append((call, amount))
+        for call, amount in open_calls:
+            used = rng.randrange(0, amount + 1)
+            tell_ended(call, Ending(Terminal.DONE, 0, used, None, 1))
+            say(f"used {used}")
+        say("even")
+    say("spent")
+
+
+if __name__ == "__main__":
+    play({"spend": spend})
