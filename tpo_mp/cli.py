@@ -208,12 +208,12 @@ def _state_dir(
     state_dir: Path | str | None = None, port: int | None = None, config_path: Path | None = None
 ) -> Path:
     from .config.load import server_of
-    from .supervisor.statedir import default_path
+    from .config.state_path import state_path
 
     if state_dir is not None:
         return Path(state_dir)
     server = server_of(config_path, {"port": port}, os.environ)
-    return Path(server.state_dir) if server.state_dir else default_path(server.port)
+    return state_path(server.state_dir, server.port)
 
 
 def _ask(command: str, where: dict[str, Any], **arguments: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,20 @@ def test_a_key_of_ours_never_goes_upstream(start_gateway: StartGateway, upstream
         assert headers.get("authorization") == sent
         assert KEYS["a"] not in str(headers)
     assert KEYS["a"] not in running.stderr
+
+
+def test_first_start_makes_an_admin_key(short_tmp: Path) -> None:
+    """It is said once, works on both workers, and on the next start; it is in no file."""
+    folder = short_tmp / "made"
+    config = ECHO + "[auth]\nenabled = true\ncreate_admin_key = true\n"
+    with Gateway(folder, config=config, workers=2) as running:
+        (made,) = re.findall(r"(?m)^admin key, shown this once: (tpo_\S+)$", running.stderr)
+        for _ in range(6):  # each connection may meet either worker
+            assert ask(running, made, "GET", "/api/v1/dlq").status == 200
+        assert ask(running, None, "POST", "/v1/chat/completions", CHAT).status == 401
+    with Gateway(folder, config=config, workers=2) as running:
+        assert "admin key" not in running.stderr
+        assert ask(running, made, "GET", "/api/v1/dlq").status == 200
+    for path in (folder / "state").rglob("*"):
+        if path.is_file():
+            assert made.encode() not in path.read_bytes(), path

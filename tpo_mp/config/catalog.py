@@ -44,7 +44,7 @@ UNBUILT: Final = (
     "simulator.providers", "simulator.simulation", "simulator.telemetry",
     "engines",
     "observability.tracing_endpoint", "observability.monitoring",
-    "auth.create_admin_key", "auth.jwt_secret", "auth.max_key_age_days",
+    "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",
     "stages.rate_limit.adaptive", "stages.rate_limit.tiers", "stages.rate_limit.default_tier",
     "stages.rate_limit.global.tpm", "stages.rate_limit.global.concurrent",

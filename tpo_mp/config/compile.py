@@ -2,11 +2,13 @@
 
 ::
 
-    stdin   {"path": "FILE" or null, "flags": {…}}   JSON; the environment is the child's own
+    stdin   {"path": "FILE" or null, "flags": {…}, "starting": true or false}   JSON; the
+            environment is the child's own
     stdout  the blob, on exit 0
-    stderr  one line per problem, on exit 2
+    stderr  one line per problem, on exit 2; on exit 0 the admin key, if a start made one
 
-Invariants: nothing goes to stdout unless the whole config is sound; a secret never reaches stderr.
+Invariants: nothing goes to stdout unless the whole config is sound; no secret of the operator's
+reaches stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import msgspec
 
 from tpo_mp.errors import ConfigError, ExitCode
 
+from .admin_key import with_admin_key
 from .blob import to_blob
 from .load import load
 
@@ -32,6 +35,7 @@ class CompileRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str | None = None
     flags: dict[str, Any] = {}
+    starting: bool = False
 
 
 def main() -> int:
@@ -43,11 +47,15 @@ def main() -> int:
         return ExitCode.USAGE
     path = Path(request.path) if request.path is not None else None
     try:
-        blob = to_blob(load(path, request.flags, os.environ))
+        config = load(path, request.flags, os.environ)
+        config, made = with_admin_key(config, starting=request.starting)
+        blob = to_blob(config)
     except ConfigError as error:
         for line in error.message.splitlines():
             sys.stderr.write(f"{_place(path, line)}{line}\n")
         return ExitCode.USAGE
+    if made:
+        sys.stderr.write(f"admin key, shown this once: {made}\n")
     sys.stdout.buffer.write(blob)
     sys.stdout.buffer.flush()
     return ExitCode.OK

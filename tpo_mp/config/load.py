@@ -128,6 +128,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     routes = features.routes(tree.get("routes", []), names, converter)
     if server and auth:
         rules.bind(server, auth, problems)
+        rules.admin_key(server, auth, problems)
         rules.ports(server, problems)
         rules.edge(server, problems)
         for index, backend in enumerate(backends):

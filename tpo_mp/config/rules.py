@@ -36,7 +36,7 @@ def bind(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
 
 def keys(auth: AuthSection, problems: Problems) -> None:
     """Keys have names and values of their own, long enough not to be guessed."""
-    if auth.enabled and not auth.keys:
+    if auth.enabled and not auth.keys and not auth.create_admin_key:
         problems.warn("auth.keys: empty, so every call is refused; `tpo-mp keys new` makes one")
     elif auth.keys and not auth.enabled:
         problems.warn("auth.enabled is false: the keys are not asked for")
@@ -59,6 +59,16 @@ def keys(auth: AuthSection, problems: Problems) -> None:
             problems.add_value(f"{path}.id", key.id, "another key has this name")
         names.add(key.id)
         values.add(value)
+
+
+def admin_key(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
+    """What a start made must be found by the next one."""
+    if auth.create_admin_key and not auth.enabled:
+        problems.warn("auth.create_admin_key: does nothing while auth.enabled is false")
+    elif auth.create_admin_key and not server.port and not server.state_dir:
+        problems.add(
+            "auth.create_admin_key", "needs server.state_dir, or a server.port that is not 0"
+        )
 
 
 def supervision(supervisor: SupervisorSection, problems: Problems) -> None:

@@ -462,3 +462,7 @@ class AuthSection(Section, frozen=True, kw_only=True):
         Meta(description="Secret that goes into every `hash`; without one they are plain hashes."),
     ] = None
     keys: Annotated[tuple[AuthKey, ...], Meta(description="Keys known from the start.")] = ()
+    create_admin_key: Annotated[
+        bool,
+        Meta(description="Where no key is an admin's, make one at the first start and say it."),
+    ] = False

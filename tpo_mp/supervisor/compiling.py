@@ -1,8 +1,8 @@
 """The short-lived child that validates and compiles the configuration.
 
-It reads ``{"path": …, "flags": {…}}`` on standard input, writes the blob to standard output, or one
-line per problem to standard error and exits 2.  Outputs go to unnamed files, so that nobody has to
-read a pipe while it runs.
+It reads ``{"path": …, "flags": {…}, "starting": …}`` on standard input, writes the blob to standard
+output, or one line per problem to standard error and exits 2; a sound start may have something to
+say there as well.  Outputs go to unnamed files, so that nobody has to read a pipe while it runs.
 
 Invariants: the blob is never looked into, but for ``process_view``; only this child sees the full
 environment, because it resolves ``{ env = … }`` secrets.  Signals that mean the supervisor reach
@@ -41,12 +41,15 @@ class Compiled:
 class Compilation:
     """One run of the compiler child."""
 
-    def __init__(self, path: Path | None, flags: Mapping[str, Any], now: float) -> None:
+    def __init__(
+        self, path: Path | None, flags: Mapping[str, Any], now: float, *, starting: bool = False
+    ) -> None:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the result is taken
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._give_up_at = now + TIMEOUT_S
         with tempfile.TemporaryFile() as request:
-            request.write(json.dumps({"path": path and str(path), "flags": dict(flags)}).encode())
+            asked = {"path": path and str(path), "flags": dict(flags), "starting": starting}
+            request.write(json.dumps(asked).encode())
             request.seek(0)
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
             try:

@@ -21,6 +21,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from tpo_mp.config.blob import ProcessView, process_view
+from tpo_mp.config.state_path import state_path
 from tpo_mp.errors import ExitCode, TpoError
 from tpo_mp.shm.registry import Registry
 
@@ -37,7 +38,7 @@ from .signals import SignalQueue
 from .sockets import Listeners, open_listeners
 from .spawn import Nursery
 from .state import House
-from .statedir import StateDir, default_path
+from .statedir import StateDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ def serve(options: ServeOptions) -> int:
         return Compilation(config_path, options.flags, now)
 
     try:
-        compiled = compile_now(monotonic()).wait()
+        starting = Compilation(config_path, options.flags, monotonic(), starting=True)
+        compiled = starting.wait()
         for problem in compiled.problems:
             write_line(sys.stderr, problem)
         if compiled.exit_code != 0:
@@ -131,7 +133,7 @@ def _claim(
 
 
 def _state_path(view: ProcessView, port: int) -> Path:
-    return Path(view.server.state_dir) if view.server.state_dir else default_path(port)
+    return state_path(view.server.state_dir, port)
 
 
 def _memory(

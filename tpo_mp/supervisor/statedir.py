@@ -5,6 +5,7 @@
     DIR/                        0700
       supervisor.pid            locked while the supervisor lives; holds its pid
       control.sock              commands (``ctl``)
+      admin-key.hash            digest of the admin key a first start made (``config.admin_key``)
       install.key               16 random bytes; sessions keep their slot over restarts
       registry                  in-flight registry, or a link to it on a tmpfs
       registry.previous[-N]     registries of runs that died; control harvests and removes them
@@ -42,11 +43,6 @@ class AlreadyRunning(Fault):
 
     code = "already_running"
     exit_code = ExitCode.ALREADY_RUNNING
-
-
-def default_path(port: int) -> Path:
-    """Return the state directory of the host that serves ``port``."""
-    return Path.home() / ".local" / "state" / "tpo-mp" / str(port)
 
 
 class StateDir:

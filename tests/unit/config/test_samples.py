@@ -69,17 +69,18 @@ def test_gateway_sample_binds_publicly_once_auth_is_built() -> None:
 
 @pytest.mark.usefixtures("only_core")
 def test_gateway_sample_opens_no_public_port_to_everybody() -> None:
-    """It asks for keys and names none, so it lets nobody in and says so."""
+    """It asks for keys, names none, and has an admin's made at its first start."""
     config = load(SAMPLES / "api_gateway.yaml", {}, {})
-    assert config.auth.enabled
-    assert any("every call is refused" in line for line in config.warnings)
+    assert (config.auth.enabled, config.auth.create_admin_key) == (True, True)
+    assert config.auth.keys == ()
+    assert not any("every call is refused" in line for line in config.warnings)
     (backend,) = config.backends
     assert isinstance(backend, OpenAIConfig)
     assert (backend.name, backend.base_url) == ("mac-studio-m1-1", "http://10.0.1.10:8000/v1")
     assert config.routes[0].strategy == "weighted"
     assert (config.server.host, config.server.port, config.server.workers) == ("0.0.0.0", 8000, 1)
     assert any("least_loaded" in line for line in config.warnings)
-    assert any("create_admin_key" in line for line in config.warnings)
+    assert not any("create_admin_key" in line for line in config.warnings)
 
 
 @pytest.mark.usefixtures("only_core")
