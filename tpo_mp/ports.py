@@ -199,6 +199,16 @@ class PriceList(Protocol):
         """
         ...
 
+    def saved_usd(
+        self, model: str, prompt: int, completion: int, spent_usd: float = 0.0
+    ) -> float | None:
+        """Dollars that an answer with these tokens did not cost; ``None`` as in ``cost_usd``.
+
+        There is one rule: what the same tokens cost when a backend is asked for all of them afresh,
+        less what was spent.  It is not negative.
+        """
+        ...
+
 
 class Unpriced:
     """The ``PriceList`` of a process that was given none."""
@@ -209,6 +219,16 @@ class Unpriced:
         prompt: int,  # noqa: ARG002
         completion: int,  # noqa: ARG002
         cached: int = 0,  # noqa: ARG002
+    ) -> float | None:
+        """No price is known."""
+        return None
+
+    def saved_usd(
+        self,
+        model: str,  # noqa: ARG002
+        prompt: int,  # noqa: ARG002
+        completion: int,  # noqa: ARG002
+        spent_usd: float = 0.0,  # noqa: ARG002
     ) -> float | None:
         """No price is known."""
         return None

@@ -97,13 +97,17 @@ NOBODY = Principal("", "", "")
 
 
 class Usage:
-    """Token counts reported by the backend; ``-1`` means not reported."""
+    """Token counts reported by the backend; ``-1`` means not reported.
 
-    __slots__ = ("completion", "prompt")
+    ``cached`` are those of the prompt that the backend had in its cache, 0 when it named none.
+    """
 
-    def __init__(self, prompt: int = -1, completion: int = -1) -> None:
+    __slots__ = ("cached", "completion", "prompt")
+
+    def __init__(self, prompt: int = -1, completion: int = -1, cached: int = 0) -> None:
         self.prompt = prompt
         self.completion = completion
+        self.cached = cached
 
 
 class Sink(Protocol):
@@ -185,6 +189,8 @@ class Call:
     ``tier`` is that of the caller's key, known to the shard that admits the call.
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
+    ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
+    none was asked.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``endings`` are told of its end (see ``pipeline.endings``).
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
@@ -192,7 +198,7 @@ class Call:
     """
 
     __slots__ = (
-        "admitted", "affinity", "attempts", "authorization", "backend", "body",
+        "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache",
         "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
         "key_id", "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
         "started_at", "stream", "tenant", "tier", "tried", "upstream_at", "usage_wanted",
@@ -218,6 +224,7 @@ class Call:
         self.authorization: bytes | None = None
         self.peer = ""
         self.note = ""
+        self.cache = ""
         self.seen = 0
         self.forward = b""
         self.usage_wanted = False

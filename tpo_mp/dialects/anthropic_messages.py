@@ -134,11 +134,11 @@ class _Counts(Struct, gc=False):
 
     def usage(self, before: Usage | None) -> Usage:
         """Counts as the gateway books them: a prompt is read whole, cached or not."""
-        prompt = -1 if before is None else before.prompt
+        prompt, cached = (-1, 0) if before is None else (before.prompt, before.cached)
         if self.input_tokens is not None:
-            cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
-            prompt = self.input_tokens + cached
-        return Usage(prompt, -1 if self.output_tokens is None else self.output_tokens)
+            cached = self.cache_read_input_tokens or 0
+            prompt = self.input_tokens + (self.cache_creation_input_tokens or 0) + cached
+        return Usage(prompt, -1 if self.output_tokens is None else self.output_tokens, cached)
 
 
 class _Head(Struct, gc=False):

@@ -91,9 +91,19 @@ def error_event(error: TpoError) -> bytes:
 # -- the passed-through stream --------------------------------------------------------------------
 
 
+class _Details(Struct, gc=False):
+    cached_tokens: int | None = None
+
+
 class _Counts(Struct, gc=False):
     input_tokens: int = -1
     output_tokens: int = -1
+    input_tokens_details: _Details | None = None
+
+    def usage(self) -> Usage:
+        details = self.input_tokens_details
+        cached = 0 if details is None else details.cached_tokens or 0
+        return Usage(self.input_tokens, self.output_tokens, cached)
 
 
 class _Head(Struct, gc=False):
@@ -115,7 +125,7 @@ _MARKS = (b"response.completed", b"response.incomplete", b"response.failed", b"e
 def usage_of(body: bytes) -> Usage | None:
     """Token counts of a whole reply; raises ``ValueError`` when the body is not a JSON object."""
     counts = _decode_head(body).usage
-    return None if counts is None else Usage(counts.input_tokens, counts.output_tokens)
+    return None if counts is None else counts.usage()
 
 
 def watch() -> StreamWatch:
@@ -135,5 +145,4 @@ def _look(seen: StreamWatch, _name: bytes, data: bytes) -> None:
         seen.failed = event.type == "response.failed"
         seen.finish_reason = event.type.removeprefix("response.")
         if event.response is not None and event.response.usage is not None:
-            counts = event.response.usage
-            seen.usage = Usage(counts.input_tokens, counts.output_tokens)
+            seen.usage = event.response.usage.usage()

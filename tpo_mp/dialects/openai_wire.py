@@ -113,9 +113,14 @@ def with_usage(body: bytes, request_has_options: bool) -> bytes:
     return end[:-1] + b',"stream_options":{"include_usage":true}}'
 
 
+class _Details(Struct, gc=False):
+    cached_tokens: Count | None = None
+
+
 class _Counts(Struct, gc=False):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
+    prompt_tokens_details: _Details | None = None
 
 
 class _Head(Struct, gc=False):
@@ -131,7 +136,12 @@ def usage_of(body: bytes) -> Usage | None:
     if usage is None:
         return None
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return Usage(-1 if prompt is None else prompt, -1 if completion is None else completion)
+    details = usage.prompt_tokens_details
+    return Usage(
+        -1 if prompt is None else prompt,
+        -1 if completion is None else completion,
+        0 if details is None else details.cached_tokens or 0,
+    )
 
 
 # -- the passed-through stream --------------------------------------------------------------------
@@ -172,8 +182,11 @@ def _look(seen: StreamWatch, _name: bytes, data: bytes) -> None:
     if chunk.usage is not None:
         counts = chunk.usage
         prompt, completion = counts.prompt_tokens, counts.completion_tokens
+        details = counts.prompt_tokens_details
         seen.usage = Usage(
-            -1 if prompt is None else prompt, -1 if completion is None else completion
+            -1 if prompt is None else prompt,
+            -1 if completion is None else completion,
+            0 if details is None else details.cached_tokens or 0,
         )
     for choice in chunk.choices or ():
         seen.finish_reason = choice.finish_reason or seen.finish_reason

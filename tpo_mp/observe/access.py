@@ -63,6 +63,10 @@ class RecordView(Protocol):
     def error(self) -> str: ...
     @property
     def peer(self) -> str: ...
+    @property
+    def cost_usd(self) -> float | None: ...
+    @property
+    def cache(self) -> str: ...
 
 
 def render(record: RecordView, form: Form) -> bytes:
@@ -79,7 +83,8 @@ def text_line(record: RecordView) -> bytes:
         f" first={_ms(record.first_byte_s)} in={record.bytes_in} out={record.bytes_out}"
         f" tokens={_count(record.prompt_tokens)}/{_count(record.completion_tokens)}"
         f" attempts={record.attempts} shard={record.shard} id={_word(record.call_id)}"
-        f" request={_word(record.client_request_id)} error={_word(record.error)}\n"
+        f" request={_word(record.client_request_id)} error={_word(record.error)}"
+        f" cost={_dollars(record.cost_usd)}\n"
     ).encode("utf-8", "backslashreplace")
 
 
@@ -109,6 +114,8 @@ def json_line(record: RecordView) -> bytes:
         "attempts": record.attempts,
         "shard": record.shard,
         "error": record.error,
+        "cost_usd": record.cost_usd,
+        "cache": record.cache,
     }
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
@@ -129,6 +136,10 @@ def _ms(seconds: float) -> str:
 
 def _count(n: int) -> str:
     return str(n) if n >= 0 else "-"
+
+
+def _dollars(cost: float | None) -> str:
+    return "-" if cost is None else f"{cost:.6f}"
 
 
 def _clean(text: str) -> str:

@@ -166,7 +166,9 @@ class _Translation:
     def _end(self, error: TpoError | None) -> None:
         seen, reply, source = self._translator, self.reply, self._source
         usage = seen.usage
-        reply.usage = source.usage if usage is None else Usage(usage.prompt, usage.completion)
+        reply.usage = (
+            source.usage if usage is None else Usage(usage.prompt, usage.completion, usage.cached)
+        )
         reply.finish_reason = source.finish_reason or seen.finish_reason
         sink, self._sink = self._sink, None
         if sink is not None:

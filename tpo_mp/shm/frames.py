@@ -116,6 +116,8 @@ class ReplyFrame(_Frame, frozen=True):
     completion_tokens: int
     attempts: int
     first_byte_s: float
+    cached_tokens: int = 0
+    cache: str = ""
 
 
 class EndFrame(_Frame, frozen=True):
@@ -128,10 +130,16 @@ class EndFrame(_Frame, frozen=True):
     attempts: int = 0
     backend: str = ""
     error_body: bytes | None = None
+    cached_tokens: int = 0
 
 
 class RecordFrame(_Frame, frozen=True):
-    """One finished call: audit, access line and spend in one.  Instants are epoch seconds."""
+    """One finished call: audit, access line and spend in one.  Instants are epoch seconds.
+
+    ``cost_usd`` is what its backend asks for it, 0 when none was asked; ``None``: nobody said a
+    price of the model, or no tokens were reported.  ``cached_tokens`` are a part of the prompt's.
+    ``cache`` is as ``Call.cache``.
+    """
 
     call_id: str
     finished_at: float
@@ -157,6 +165,9 @@ class RecordFrame(_Frame, frozen=True):
     shard: int
     error: str
     peer: str = ""
+    cost_usd: float | None = None
+    cached_tokens: int = 0
+    cache: str = ""
 
 
 class DeadLetterFrame(_Frame, frozen=True):

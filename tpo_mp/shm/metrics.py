@@ -25,6 +25,7 @@ from .series import (
     MAGIC,
     MAX_BOUNDS,
     MICRO,
+    NANO,
     OVERFLOW_CELL,
     SINK_CELL,
     BlockView,
@@ -126,6 +127,12 @@ class MetricsBlock:
     def counter(self, name: str, help: str, **labels: str) -> CellCounter:
         """Make or find a counter."""
         made = self._find(name, help, "counter", labels, ())
+        assert isinstance(made, CellCounter)
+        return made
+
+    def money(self, name: str, help: str, **labels: str) -> CellCounter:
+        """Make or find a counter of dollars, whose cell counts their billionths."""
+        made = self._find(name, help, "counter", labels, (NANO,))
         assert isinstance(made, CellCounter)
         return made
 

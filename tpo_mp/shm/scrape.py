@@ -72,7 +72,8 @@ class FamilyFold:
     def _sample(self, labels: Labels) -> Sample:
         cells = self.totals[labels]
         if self.kind != "histogram":
-            return Sample(labels, cells[0])
+            scale = self.bounds[labels]
+            return Sample(labels, cells[0] / scale[0] if scale else cells[0])
         counts = [int(n) for n in accumulate(cells[:-1])]
         bounds = (*self.bounds[labels], float("inf"))
         buckets = tuple(zip(bounds, counts, strict=True))

@@ -13,7 +13,7 @@
     cells    0       series that found no room (counter)
              1..63   sink: what those series write; never read
              64..    series, in directory order
-    series   counter    one u64
+    series   counter    one u64; a bound, if it has one, is what a scrape divides it by
              gauge      one f64
              histogram  one u64 per bound (le), one for +Inf, then the sum in millionths (u64)
 
@@ -58,6 +58,7 @@ SINK_CELL = 1
 FIRST_CELL = 64
 MAX_BOUNDS = FIRST_CELL - SINK_CELL - 2
 MICRO = 1e6
+NANO = 1e9
 
 EPOCH_WORD, USED_WORD = 0, 1
 _RECORD = Layout("=II")

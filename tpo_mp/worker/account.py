@@ -22,9 +22,11 @@ import msgspec
 from tpo_mp.pipeline.delivery import UnexpectedError, forget_frames
 from tpo_mp.pipeline.endings import end_of, tell_ended
 from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
+from tpo_mp.ports import PriceList, Unpriced
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
+from tpo_mp.shm.series import NANO
 from tpo_mp.types import STAGES, Terminal
 
 from .letters import Letters
@@ -45,7 +47,10 @@ _TTFT_SUM = len(TTFT_S) + 1
 class _Row:
     """The cells of one label tuple, by index: hot code adds to them in line."""
 
-    __slots__ = ("calls", "completion", "duration", "prompt", "stream", "ttft", "upstream")
+    __slots__ = (
+        "calls", "completion", "cost", "duration", "prompt", "stream", "ttft", "unpriced",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(self, m: MetricsBlock, path: str, model: str, backend: str, status: str) -> None:
         self.calls = m.counter(
@@ -67,6 +72,12 @@ class _Row:
             "orchestrator_tokens_generated_total", "Completion tokens.", worker_type=backend
         ).index
         self.prompt = m.counter("tpo_prompt_tokens_total", "Prompt tokens.", backend=backend).index
+        self.cost = m.money(
+            "orchestrator_inference_cost_usd_total", "Dollars spent.", worker=backend, model=model
+        ).index
+        self.unpriced = m.counter(
+            "tpo_unpriced_calls_total", "Calls that used tokens of no known price.", model=model
+        ).index
 
 
 class Account:
@@ -97,6 +108,8 @@ class Account:
         self._records: list[tuple[object, ...]] = []
         self._slots: list[int] = []
         self.models = ModelLabels()
+        self.prices: PriceList = Unpriced()
+        """What models cost under the present configuration; its owner sets it."""
         self._rows: dict[tuple[str, str, str, int], _Row] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._scheduled = False
@@ -173,6 +186,8 @@ class Account:
         cells[at + bisect_left(DURATION_S, duration_s)] += 1
         cells[at + _DURATION_SUM] += int(duration_s * 1e6)
         prompt = completion = -1
+        cached = 0
+        cost: float | None = 0.0 if not call.attempts else None
         first_s = 0.0
         first_byte_at = call.first_byte_at
         if first_byte_at:
@@ -192,7 +207,13 @@ class Account:
                 cells[at + _DURATION_SUM] += int(streamed_s * 1e6)
             usage = reply.usage
             if usage is not None:
-                prompt, completion = usage.prompt, usage.completion
+                prompt, completion, cached = usage.prompt, usage.completion, usage.cached
+                if call.attempts:
+                    cost = self.prices.cost_usd(model, prompt, completion, cached)
+                    if cost is not None:
+                        cells[row.cost] += round(cost * NANO)
+                    else:
+                        cells[row.unpriced] += 1
                 if completion > 0:
                     cells[row.completion] += completion
                 if prompt > 0:
@@ -205,7 +226,7 @@ class Account:
             delivery.terminal, model, backend, call.stream, call.tenant, call.key_id,
             call.session or "", call.client_request_id, prompt, completion, delivery.bytes_in,
             delivery.bytes_out, duration_s, first_s, call.attempts, call.shard,
-            "" if error is None else error.reason, delivery.peer,
+            "" if error is None else error.reason, delivery.peer, cost, cached, call.cache,
         )  # fmt: skip
         self._records.append(record)
 

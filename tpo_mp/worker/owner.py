@@ -126,6 +126,7 @@ class Owner:
         self._tiers = {key.tenant or key.id: key.tier for key in keys}
         self._carrying = tuple(one for one in backends if hasattr(one, "carried"))
         self._account.models.use(pipeline.models.configured)
+        self._account.prices = pipeline.prices
         placed = partial(self._placed, pipeline)
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
 

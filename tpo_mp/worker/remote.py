@@ -78,7 +78,7 @@ class Remote:
     def replied(self, frame: frames.ReplyFrame) -> None:
         """The reply's head arrived."""
         call = self.call
-        call.backend, call.attempts = frame.backend, frame.attempts
+        call.backend, call.attempts, call.cache = frame.backend, frame.attempts, frame.cache
         now = monotonic()
         call.first_byte_at = now
         call.upstream_at = now - frame.first_byte_s
@@ -90,7 +90,7 @@ class Remote:
             backend=frame.backend,
         )
         if frame.prompt_tokens >= 0 or frame.completion_tokens >= 0:
-            reply.usage = Usage(frame.prompt_tokens, frame.completion_tokens)
+            reply.usage = Usage(frame.prompt_tokens, frame.completion_tokens, frame.cached_tokens)
         self._reply = reply
         if frame.body is not None:
             self._close()
@@ -132,7 +132,9 @@ class Remote:
         reply = self._reply
         if reply is not None:
             if frame.prompt_tokens >= 0 or frame.completion_tokens >= 0:
-                reply.usage = Usage(frame.prompt_tokens, frame.completion_tokens)
+                reply.usage = Usage(
+                    frame.prompt_tokens, frame.completion_tokens, frame.cached_tokens
+                )
             reply.finish_reason = frame.finish_reason
         self._close()
         if reply is None or self._whole is not None:

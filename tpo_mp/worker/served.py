@@ -102,6 +102,8 @@ class Served:
             usage.completion,
             call.attempts,
             max(call.first_byte_at - call.upstream_at, 0.0),
+            usage.cached,
+            call.cache,
         )
         self._queue(Kind.REPLY, _encode(frame))
         if reply.stream is not None:
@@ -136,6 +138,7 @@ class Served:
             self._call.attempts,
             self._call.backend,
             None if error is None else self._fitting(error.body),
+            usage.cached,
         )
         if not self._pending:
             self.flush()

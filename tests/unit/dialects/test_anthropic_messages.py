@@ -145,7 +145,7 @@ def test_usage_counts_cached_tokens_once() -> None:
               "cache_creation_input_tokens": 100}  # fmt: skip
     usage = dialect.usage_of(body(REPLY | {"usage": counts}))
     assert usage is not None
-    assert (usage.prompt, usage.completion) == (113, 2)
+    assert (usage.prompt, usage.completion, usage.cached) == (113, 2, 10)
 
 
 @pytest.mark.parametrize(

@@ -160,16 +160,23 @@ def test_own_replies_are_read_by_ourselves() -> None:
 @pytest.mark.parametrize(
     ("usage", "counts"),
     [
-        ('{"prompt_tokens":1,"completion_tokens":2}', (1, 2)),
-        ('{"prompt_tokens":null}', (-1, -1)),
-        ("{}", (-1, -1)),
+        ('{"prompt_tokens":1,"completion_tokens":2}', (1, 2, 0)),
+        ('{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":7}}', (9, -1, 7)),
+        ('{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":null}}', (9, -1, 0)),
+        ('{"prompt_tokens":null,"prompt_tokens_details":null}', (-1, -1, 0)),
+        ("{}", (-1, -1, 0)),
         ("null", None),
     ],
 )
-def test_usage_may_be_missing_in_part(usage: str, counts: tuple[int, int] | None) -> None:
-    """A server that does not count still answers."""
+def test_usage_may_be_missing_in_part(usage: str, counts: tuple[int, int, int] | None) -> None:
+    """A server that does not count still answers, and a stream says the same as a whole reply."""
     seen = dialect.usage_of(b'{"usage":%b}' % usage.encode())
-    assert (None if seen is None else (seen.prompt, seen.completion)) == counts
+    assert (None if seen is None else (seen.prompt, seen.completion, seen.cached)) == counts
+    watch = dialect.watch()
+    watch.feed(b'data: {"choices":[],"usage":%b}\n\n' % usage.encode())
+    watch.feed(b"data: [DONE]\n\n")
+    told = watch.usage
+    assert (None if told is None else (told.prompt, told.completion, told.cached)) == counts
 
 
 @pytest.mark.parametrize("count", ["1e40", "9" * 40, '"5"', "[]"])

@@ -30,7 +30,7 @@ def test_a_text_line_reads_as_documented() -> None:
     assert render(record(), "text").decode() == (
         '2023-11-14T22:13:20.250Z 127.0.0.1 team "POST /v1/chat/completions" 200 done echo echo'
         " 250.000ms first=100.000ms in=260 out=300 tokens=3/- attempts=1 shard=0 id=0000"
-        " request=req-1 error=-\n"
+        " request=req-1 error=- cost=-\n"
     )
 
 
@@ -39,6 +39,14 @@ def test_a_json_line_holds_the_record() -> None:
     row = json.loads(render(record(), "json"))
     assert row["at"] == "2023-11-14T22:13:20.250Z"
     assert (row["status"], row["duration_s"], row["peer"]) == (200, 0.25, "127.0.0.1")
+    assert (row["cost_usd"], row["cache"]) == (None, "")
+
+
+def test_a_cost_is_told_when_there_is_one() -> None:
+    """Nothing spent is 0, and not known is not."""
+    assert b" cost=0.000000\n" in render(record(cost_usd=0.0), "text")
+    assert b" cost=0.012500\n" in render(record(cost_usd=0.0125), "text")
+    assert json.loads(render(record(cost_usd=0.0125), "json"))["cost_usd"] == 0.0125
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -74,6 +74,14 @@ def test_seats_are_summed(arena: MetricsArena) -> None:
     other.close()
 
 
+def test_dollars_are_counted_in_billionths(arena: MetricsArena) -> None:
+    """Cells are whole numbers; the seats' are added up first, and a successor goes on."""
+    for seat in (0, 1):
+        money = arena.block(seat, 1).money("usd", "Help.", model="m")
+        arena.block(seat, 2).cells[money.index] += 1_500
+    assert value(arena, "usd", model="m") == pytest.approx(3e-6)
+
+
 def test_bounds_are_upper_and_inclusive(arena: MetricsArena) -> None:
     """As Prometheus counts: le = less or equal; the sum is exact to a millionth."""
     h = arena.block(0, 1).histogram("h", "Help.", (0.1, 1.0))

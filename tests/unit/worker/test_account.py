@@ -11,6 +11,7 @@ import pytest
 from tests.support.fake_env import make_call
 from tests.support.fake_gateway import FakeExchange, FakeGateway
 from tests.support.fake_net import FakeLoop
+from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.errors import BackendFailure, DeadlineExceeded, RateLimited, Shed
 from tpo_mp.http.head import Head
 from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
@@ -105,6 +106,37 @@ def books() -> Iterator[Books]:
     made = Books()
     yield made
     made.arena.close()
+
+
+def test_a_call_s_cost_is_in_its_record_and_in_the_metric(books: Books) -> None:
+    """Cached tokens at their own price; a model without one has no cost, and is counted."""
+    price = TokenPrice(input=2, output=8, cached=0.5)
+    books.account.prices = Prices(PricesSection(builtin=False, models={"m": price}))
+    books.account.models.use(["m", "dark"])
+
+    def finish(model: str, usage: Usage | None, **fields: Any) -> None:
+        reply = Reply(200, b"x")
+        reply.usage = usage
+        books.finish(reply=reply, model=model, **fields)
+
+    finish("m", Usage(1000, 10, 600))
+    finish("m", Usage(1, 0))
+    finish("m", None)
+    finish("m", Usage(1000, 10), attempts=0, backend="", cache="hit")
+    finish("dark", Usage(5, 5))
+    books.finish(error=Shed("full"), terminal=Terminal.SHED, attempts=0, model="m")
+    books.account.flush()
+    told = [(r.cost_usd, r.cached_tokens, r.cache) for r in books.records()]
+    dear = (400 * 2 + 600 * 0.5 + 10 * 8) / 1e6
+    assert told == [
+        (pytest.approx(dear), 600, ""), (pytest.approx(2e-6), 0, ""), (None, 0, ""),
+        (0.0, 0, "hit"), (None, 0, ""), (0.0, 0, ""),
+    ]  # fmt: skip
+    name = "orchestrator_inference_cost_usd_total"
+    assert books.value(name, worker="up", model="m") == pytest.approx(dear + 2e-6, abs=1e-9)
+    assert books.value(name, worker="up", model="dark") == 0
+    assert books.value("tpo_unpriced_calls_total", model="dark") == 1
+    assert books.value("tpo_unpriced_calls_total", model="m") == 0
 
 
 def test_record_says_everything_about_a_call(books: Books) -> None:

@@ -137,13 +137,13 @@ def test_whole_answer_returns(host: FakeHost, size: int) -> None:
     """In one frame or many, with head, usage and who answered."""
     sent = Forwarded(host)
     reply = Reply(201, b"b" * size, content_type=b"text/x", headers=b"x-up: 1\r\n")
-    reply.usage, reply.finish_reason = Usage(3, 4), "stop"
+    reply.usage, reply.finish_reason = Usage(3, 4, 2), "stop"
     sent.answer(reply)
     got = sent.reply
     assert (got.status, got.body, got.content_type) == (201, b"b" * size, b"text/x")
     assert got.headers == b"x-up: 1\r\n"
     assert got.usage is not None
-    assert (got.usage.prompt, got.usage.completion) == (3, 4)
+    assert (got.usage.prompt, got.usage.completion, got.usage.cached) == (3, 4, 2)
     assert (sent.call.backend, sent.call.attempts) == ("up", 1)
     assert sent.call.first_byte_at >= sent.call.upstream_at > 0
     sent.at_rest()
@@ -190,13 +190,13 @@ def test_stream_returns_in_order_with_its_end_last(host: FakeHost) -> None:
             host.pump()
     stream = sent.up.promises[-1].value
     assert stream is not None
-    stream.usage, stream.finish_reason = Usage(1, 2), "length"
+    stream.usage, stream.finish_reason = Usage(5, 2, 4), "length"
     held.end()
     host.pump()
     assert sent.sink.text == b"".join(b"data: %d\n\n" % i for i in range(300))
     assert sent.sink.ends == [None]
     assert sent.reply.usage is not None
-    assert sent.reply.usage.completion == 2
+    assert (sent.reply.usage.completion, sent.reply.usage.cached) == (2, 4)
     assert sent.reply.finish_reason == "length"
     sent.at_rest()
 
