@@ -59,8 +59,11 @@ tenant = {{ rps = 10000000 }}
 session = {{ rps = 10000000 }}
 model = {{ rps = 10000000 }}
 
-[stages.token_budget]
-tokens = 1000000000000000
+[stages.token_budget.global]
+hour = 1000000000000
+
+[stages.token_budget.tenant]
+hour = 1000000000000
 """
 
 GOVERNED_EXTRA = {"temperature": 0}
