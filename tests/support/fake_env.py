@@ -138,6 +138,26 @@ class FakeLedger:
         self.names[name] = after = change(self.names[name])
         return after
 
+    def watch(self, *names: str, crowd: Sequence[str] = ()) -> FakeWatch:
+        """Look at names."""
+        return FakeWatch(self, (*names, *crowd))
+
+
+class FakeWatch:
+    """Names of a fake ledger."""
+
+    def __init__(self, ledger: FakeLedger, names: Sequence[str]) -> None:
+        self._ledger = ledger
+        self._names = names
+        self._seen: tuple[Cells, ...] = ()
+
+    def peek(self) -> tuple[Cells, ...]:
+        """Their numbers; the same tuple while nothing has changed."""
+        found = tuple(self._ledger.names[name] for name in self._names)
+        if found != self._seen:
+            self._seen = found
+        return self._seen
+
 
 class FakeLive:
     """A live text of one process."""

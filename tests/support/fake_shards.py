@@ -242,7 +242,11 @@ class FakeShard:
         )
         self.owner.slot = seat
         self.up = Scripted()
-        tables = {"backends": [{"name": "up", "kind": "echo", "models": ["*"]}], **(config or {})}
+        tables = {
+            "backends": [{"name": "up", "kind": "echo", "models": ["*"]}],
+            "stages": {"breaker": {"threshold": 1000}},  # it fails as often as a test likes
+            **(config or {}),
+        }
         env = Env(
             clock=monotonic, random=Random(0), metrics=self.metrics, log=None,  # type: ignore[arg-type]
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},

@@ -106,7 +106,6 @@ def test_stage_has_its_place_and_shape(name: str) -> None:
     stage = make(name)
     assert isinstance(stage.phase, Phase)
     if callable(stage):
-        assert asyncio.iscoroutinefunction(type(stage).__call__)
         assert not hasattr(stage, "before")
         assert not hasattr(stage, "after")
     else:

@@ -17,7 +17,7 @@ from inspect import iscoroutinefunction
 from time import monotonic
 from typing import Any
 
-from tpo_mp.errors import NotFound, Shed
+from tpo_mp.errors import CircuitOpen, NotFound, Shed
 from tpo_mp.types import Call, Reply
 
 from .chain import Serve, fold
@@ -37,6 +37,15 @@ class Target:
     apis: tuple[str, ...]
     weight: int
     attempt: Serve
+    guards: tuple[Callable[[Call, str], bool], ...] = ()
+    """Stages of the try that can tell beforehand that they would refuse it."""
+
+    def blocked(self, call: Call) -> bool:
+        """Whether another backend should be asked, while there is one; changes nothing."""
+        for guard in self.guards:  # noqa: SIM110 - a generator costs more than the look
+            if guard(call, self.name):
+                return True
+        return False
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """One try."""
@@ -134,4 +143,20 @@ def _strategy(strategy: Any, targets: tuple[Target, ...]) -> Serve:
     if len(targets) == 1:
         return targets[0].infer
     pick: Callable[[Call, Sequence[Target]], Target] = strategy.pick
-    return lambda call: pick(call, targets).infer(call)
+
+    def picked(call: Call) -> Awaitable[Reply]:
+        try:
+            return pick(call, targets).infer(call)
+        except CircuitOpen:
+            # Another process took the permit since the route looked.
+            left = [target for target in targets if not target.blocked(call)]
+            if not left:
+                raise
+            return pick(call, left).infer(call)
+
+    return picked
+
+
+def guards_of(attempt_stages: Sequence[Any]) -> tuple[Callable[[Call, str], bool], ...]:
+    """What the stages of a try can tell beforehand."""
+    return tuple(stage.blocked for stage in attempt_stages if hasattr(stage, "blocked"))

@@ -25,13 +25,20 @@ class Weighted(Protocol):
     name: str
     weight: int
 
+    def blocked(self, call: Call) -> bool:
+        """Whether it should be left out while another is left."""
+
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """No options: the weights stand in ``[[backends]]``."""
 
 
 class WeightedRoute:
-    """Picks by smooth weighted round-robin; tried targets are skipped while another is left."""
+    """Picks by smooth weighted round-robin.
+
+    Targets that a breaker keeps closed off, and those that were tried, are skipped while another
+    is left; their running values stand still meanwhile.
+    """
 
     def __init__(self, config: Config, env: Env) -> None:
         self._current: dict[tuple[str, ...], dict[str, int]] = {}
@@ -40,6 +47,8 @@ class WeightedRoute:
         """Choose one target."""
         if call.tried:
             targets = [t for t in targets if t.name not in call.tried] or targets
+        if len(targets) > 1:
+            targets = [t for t in targets if not t.blocked(call)] or targets
         key = tuple(t.name for t in targets)
         current = self._current.get(key)
         if current is None:

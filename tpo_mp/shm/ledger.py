@@ -22,7 +22,8 @@ it became, or a row marked torn (see ``rows``).  Of a torn row the payload's own
 and new bytes are kept as they are, so a count is exact, or one more for the update that nobody was
 answered; bytes that are neither are zeroed.
 
-Memory order: none is relied on; rows are read and written by holders of the lock only.
+Memory order: none is relied on; rows are written by holders of the lock only, and read by them or
+as ``ledger_watch`` says.
 
 Invariants: an update is whole and happens once; who cannot have the lock within ``PATIENCE_NS`` is
 told so (``Shed``), because an exact count has no conservative answer but "come back".
@@ -33,16 +34,15 @@ tried for 200 us only, until it answers again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import blake2b
-from struct import Struct as Layout
+from collections.abc import Callable, Sequence
 from time import monotonic
 from zlib import crc32
 
 from tpo_mp.errors import Shed
 from tpo_mp.ports import Cells, Metrics
 
-from .rows import BLANK, HEADER, LOCK_WAIT_NS, ROW_BYTES, Row, RowTable
+from .ledger_watch import PAYLOAD, LedgerWatch, digest_of
+from .rows import BLANK, HEADER, LOCK_WAIT_NS, ROW_BYTES, RowTable
 
 LEDGER_ROWS = 16_384
 """Rows of a host's ledger."""
@@ -50,12 +50,10 @@ SET_ROWS = 8
 PLACES = SET_ROWS - 1
 NAMED_SHARE = 4
 """One set in so many is for configured names."""
-DIGEST_BYTES = 12
 PATIENCE_NS = 50_000_000
 LEAST_ROWS = 8 * SET_ROWS
 
-_PAYLOAD = Layout("<12sd4dI")
-_SUM_AT = _PAYLOAD.size - 4
+_SUM_AT = PAYLOAD.size - 4
 _ODD_BITS = int.from_bytes(b"\x01" * PLACES, "little")
 
 
@@ -86,7 +84,22 @@ class SharedLedger:
 
     def update(self, name: str, change: Callable[[Cells], Cells], *, crowd: bool = False) -> Cells:
         """Change a name's numbers; see ``ports.Ledger``."""
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+        return self._change(name, change, crowd)[1]
+
+    def watch(self, *names: str, crowd: Sequence[str] = ()) -> LedgerWatch:
+        """Look at names without a lock; see ``ports.Ledger``."""
+        ours = len(names)
+
+        def find(place: int, name: str) -> int:
+            return self._change(name, _same, place >= ours)[0]
+
+        return LedgerWatch(self._table, (*names, *crowd), find)
+
+    def _change(
+        self, name: str, change: Callable[[Cells], Cells], crowd: bool
+    ) -> tuple[int, Cells]:
+        """Change a name's numbers; answers its row too."""
+        digest = digest_of(name)
         number = int.from_bytes(digest[:8], "little")
         place = self._named + number % self._crowd if crowd else number % self._named
         head = (1 + place) * SET_ROWS
@@ -104,10 +117,10 @@ class SharedLedger:
                 self._stuck.discard(head)
             row, cells = self._find(head, digest)
             after = change(cells)
-            row.write(_pack(digest, monotonic(), after))
-        return after
+            self._table.under(row).write(_pack(digest, monotonic(), after))
+        return row, after
 
-    def _find(self, head: int, digest: bytes) -> tuple[Row, Cells]:
+    def _find(self, head: int, digest: bytes) -> tuple[int, Cells]:
         """The row of a name, or the one it takes; the set's lock is held."""
         table = self._table
         first = head + 1
@@ -118,15 +131,15 @@ class SharedLedger:
             rows = table.map[at : at + PLACES * ROW_BYTES]
         found = rows.find(digest)
         if found >= 0 and found % ROW_BYTES == 8:
-            cells = _PAYLOAD.unpack_from(rows, found)
-            return table.under(first + found // ROW_BYTES), cells[2:6]
+            cells = PAYLOAD.unpack_from(rows, found)
+            return first + found // ROW_BYTES, cells[2:6]
         used = [
-            _PAYLOAD.unpack_from(rows, place * ROW_BYTES + 8)[1] for place in range(PLACES)
+            PAYLOAD.unpack_from(rows, place * ROW_BYTES + 8)[1] for place in range(PLACES)
         ]  # a place never used says 0
         place = used.index(min(used))
         if used[place]:
             self._replaced.inc()
-        return table.under(first + place), (0.0, 0.0, 0.0, 0.0)
+        return first + place, (0.0, 0.0, 0.0, 0.0)
 
     def _mend(self, first: int) -> None:
         for row in range(first, first + PLACES):
@@ -136,12 +149,16 @@ class SharedLedger:
                 self._mended.inc()
 
 
+def _same(cells: Cells) -> Cells:
+    return cells
+
+
 def _one_more(cells: Cells) -> Cells:
     return (cells[0] + 1, cells[1], cells[2], cells[3])
 
 
 def _pack(digest: bytes, used_at: float, cells: Cells) -> bytes:
-    payload = _PAYLOAD.pack(digest, used_at, *cells, 0)[:_SUM_AT]
+    payload = PAYLOAD.pack(digest, used_at, *cells, 0)[:_SUM_AT]
     return payload + crc32(payload).to_bytes(4, "little")
 
 

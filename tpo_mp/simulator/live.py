@@ -11,7 +11,7 @@ checked with the structs of the configuration file before it was published.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -140,6 +140,22 @@ class Proposed:
         """Change a name's numbers; see ``ports.Ledger``."""
         after = self._cells[name] = change(self._cells.get(name, (0.0, 0.0, 0.0, 0.0)))
         return after
+
+    def watch(self, *names: str, crowd: Sequence[str] = ()) -> TrialWatch:
+        """Look at names; see ``ports.Ledger``."""
+        return TrialWatch(self._cells, (*names, *crowd))
+
+
+class TrialWatch:
+    """Some names of a ledger that is a trial's own."""
+
+    def __init__(self, cells: Mapping[str, Cells], names: Sequence[str]) -> None:
+        self._cells = cells
+        self._names = names
+
+    def peek(self) -> tuple[Cells, ...]:
+        """Their numbers."""
+        return tuple(self._cells.get(name, (0.0, 0.0, 0.0, 0.0)) for name in self._names)
 
 
 class VersionLine:

@@ -17,7 +17,7 @@ from tpo_mp.config.prices import Prices
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
-from tpo_mp.pipeline.routing import Router, Rule, Target, wrap
+from tpo_mp.pipeline.routing import Router, Rule, Target, guards_of, wrap
 from tpo_mp.pipeline.stage_times import StageTimes
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Reply
@@ -73,6 +73,9 @@ def build(
         (name, registry.find("stages", name).build(config.stages[name], env))
         for name in config.stage_order
     ]
+    for _, stage in stages:
+        if hasattr(stage, "meet"):
+            stage.meet(config.backends)
     entries = {b.name: b for b in config.backends}
     routers: list[Router] = []
 
@@ -105,6 +108,7 @@ def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any]) -> Targe
         entry.apis,
         entry.weight,
         wrap(backend, attempt),
+        guards_of(attempt),
     )
 
 

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from tests.support.actor import hear, play, say
 from tests.support.deaths import kill_at
 from tests.support.fake_env import SilentMetrics
+from tpo_mp.ports import Cells
 from tpo_mp.shm import registry, rows
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.ledger import SharedLedger
@@ -83,6 +84,21 @@ def count_for_ever(fd: int, locks_fd: int, count: int) -> None:
     say("ready")
     while True:
         ledger.ordinal("name")
+
+
+def _next(cells: Cells) -> Cells:
+    n = cells[0] + 1
+    return (n, n, n, n)
+
+
+def write_for_ever(fd: int, locks_fd: int, count: int, event: int) -> None:
+    """Write the next number into all cells of a name, until killed or dead at a line."""
+    ledger = SharedLedger(RowTable.attach(fd, locks_fd, count), SilentMetrics())
+    say("ready")
+    if event:
+        kill_at(event, rows)
+    while True:
+        ledger.update("watched", _next)
 
 
 def open_calls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from time import monotonic
 
 import pytest
 
@@ -66,3 +67,47 @@ def test_a_stopped_holder_is_told_of_at_once(table: RowTable, actor: StartActor)
         ledger.ordinal("name")
     holder.kill()
     assert ledger.ordinal("name") == 1
+
+
+def test_a_watch_sees_whole_states_in_order_beside_writers(
+    table: RowTable, actor: StartActor
+) -> None:
+    """Two processes write one name as fast as they can: four equal numbers, never fewer."""
+    fds = (table.fd, table.locks_fd)
+    watch = SharedLedger(table, SilentMetrics()).watch("watched", "other")
+    writers = [actor("write_for_ever", *fds, LEAST_ROWS, 0, fds=fds) for _ in range(2)]
+    assert [one.said() for one in writers] == ["ready"] * 2
+    last, changes = 0.0, 0
+    deadline = monotonic() + 60
+    while changes < 300:
+        seen, other = watch.peek()
+        assert len(set(seen)) == 1
+        assert seen[0] >= last
+        assert other == (0.0, 0.0, 0.0, 0.0)
+        changes += seen[0] > last
+        last = seen[0]
+        assert monotonic() < deadline
+    for one in writers:
+        one.kill()
+
+
+def test_a_watch_goes_on_after_writers_killed_in_the_middle(
+    table: RowTable, actor: StartActor, rng: random.Random
+) -> None:
+    """At any line of a write: the state before or after it, and every later one."""
+    fds = (table.fd, table.locks_fd)
+    ledger = SharedLedger(table, SilentMetrics())
+    watch = ledger.watch("watched")
+    before = 0.0
+    for _ in range(6):
+        # Past the first update; a write is some 25 lines.
+        victim = actor("write_for_ever", *fds, LEAST_ROWS, rng.randrange(40, 200), fds=fds)
+        assert victim.said() == "ready"
+        victim.process.wait()
+        (seen,) = watch.peek()
+        assert len(set(seen)) == 1
+        assert seen[0] > before
+        mended = ledger.update("watched", lambda cells: cells)
+        assert mended[0] - seen[0] in (0.0, 1.0)
+        assert watch.peek() == (mended,)
+        before = mended[0]

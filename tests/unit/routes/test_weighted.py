@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.fake_env import FakeWorld, make_call
 from tpo_mp.routes.weighted import FEATURE, WeightedRoute
+from tpo_mp.types import Call
 
 
 @dataclass
@@ -18,6 +19,11 @@ class Target:
 
     name: str
     weight: int
+    shut: bool = False
+
+    def blocked(self, call: Call) -> bool:
+        """Whether a breaker keeps it closed off."""
+        return self.shut
 
 
 def route() -> WeightedRoute:
@@ -55,6 +61,18 @@ def test_tried_targets_are_skipped_while_another_is_left() -> None:
     made, targets = route(), [Target("a", 9), Target("b", 1)]
     assert made.pick(make_call(b"", tried={"a"}), targets).name == "b"
     assert made.pick(make_call(b"", tried={"a", "b"}), targets).name in "ab"
+
+
+def test_blocked_targets_are_skipped_while_another_is_left() -> None:
+    """Their running values stand still, so nothing is made up for afterwards; all blocked: any."""
+    made, targets = route(), [Target("a", 5), Target("b", 1), Target("c", 1)]
+    targets[0].shut = True
+    assert picks(made, targets, 6) == "bcbcbc"
+    targets[0].shut = False
+    assert picks(made, targets, 7) == "aabacaa"
+    for target in targets:
+        target.shut = True
+    assert set(picks(made, targets, 7)) == set("abc")
 
 
 def test_model_sets_do_not_disturb_each_other() -> None:

@@ -1,0 +1,206 @@
+"""The breaker of a running gateway: one truth over two workers, one probe, and deaths between."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.host import metric
+from tests.support.raw import RawClient, RawReply, build, chat
+from tests.support.raw import ask as get
+from tests.support.shards import session_on
+from tests.support.toml import ECHO, backend, section
+from tests.support.upstream import Upstream
+from tests.support.wait import free_port, wait_for
+
+CHAT = "/v1/chat/completions"
+OPEN_S = 3
+
+
+@dataclass(slots=True)
+class Bench:
+    """Two workers before one upstream; ``sessions`` are served by one worker each."""
+
+    gateway: Gateway
+    upstream: Upstream
+    sessions: tuple[str, str]
+
+    def ask(self, worker: int, model: str, **more: Any) -> RawReply:
+        """One chat that a certain worker serves."""
+        headers = {"x-session-id": self.sessions[worker]}
+        reply = self.gateway.ask(CHAT, chat("hi", model, **more), headers)
+        assert reply.headers["x-tpo-shard"] == str(worker)
+        return reply
+
+    def break_it(self, model: str, **more: Any) -> None:
+        """Fail five times in a row, on both workers in turn."""
+        statuses = [self.ask(n % 2, model, metadata=fault(), **more).status for n in range(5)]
+        assert statuses == [502] * 5
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A series of the host."""
+        return metric(get(self.gateway.ops, "/metrics").body.decode(), name, **labels)
+
+    def wait_over(self, model: str) -> None:
+        """Wait as long as a refusal says; takes no permit."""
+        refused = self.ask(0, model)
+        assert refused.status == 503
+        at = monotonic() + int(refused.headers["retry-after-ms"]) / 1e3
+        wait_for(lambda: monotonic() >= at, 30, "the wait to be over")
+
+    def kill_workers(self) -> None:
+        """Kill both and wait for their successors."""
+        old = self.gateway.worker_pids()
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        self.replaced(old)
+
+    def replaced(self, old: list[int]) -> None:
+        """Wait until others serve in the place of these."""
+
+        def done() -> bool:
+            slots = self.gateway.status()["slots"]
+            return all(s["state"] == "ready" and s["pid"] not in old for s in slots)
+
+        wait_for(done, 30, "other workers", every_s=0.1)
+
+
+def fault(mode: str = "status", **more: Any) -> dict[str, Any]:
+    """What the upstream is to do with one request."""
+    return {"upstream": {"mode": mode, **({"status": 500} if mode == "status" else {}), **more}}
+
+
+@pytest.fixture(scope="module")
+def bench(short_tmp: Path) -> Iterator[Bench]:
+    """Short waits, permits that do not lapse; of ``pair``'s two backends one is not there."""
+    with ExitStack() as made:
+        upstream = made.enter_context(Upstream())
+        config = (
+            section("[pipeline]", stages=["breaker"])  # no retry that would hide a failure
+            + section("[stages.breaker]", open_s=OPEN_S, permit_s=3600, probes=1)
+            + ECHO
+            + backend("up", upstream.base_url, "up-*")
+            + backend("slow", upstream.base_url, "slow-*")
+            + backend("cut", upstream.base_url, "cut-*")
+            + backend("one", upstream.base_url, "pair")
+            + backend("two", f"http://127.0.0.1:{free_port()}/v1", "pair", "other")
+        )
+        gateway = made.enter_context(Gateway(short_tmp / "breaker", config=config, workers=2))
+        sessions = (session_on(gateway.url, 0), session_on(gateway.url, 1))
+        yield Bench(gateway, upstream, sessions)
+
+
+def test_what_both_workers_saw_opens_it_for_both(bench: Bench) -> None:
+    """Five failures in a row, some on each; then nobody asks the upstream.  It says how long."""
+    opened = bench.metric("orchestrator_circuit_breaker_state_transitions_total", state="open")
+    rejected = bench.metric("orchestrator_circuit_breaker_requests_rejected_total")
+    bench.break_it("up-a")
+    asked = bench.upstream.counters.requests
+    refused = [bench.ask(n % 2, "up-a", stream=n > 3) for n in range(8)]
+    assert [reply.status for reply in refused] == [503] * 8
+    assert bench.upstream.counters.requests == asked
+    error = refused[0].json()["error"]
+    assert error["code"] == "circuit_open"
+    assert "backend 'up' is failing" in error["message"]
+    assert 1 <= int(refused[0].headers["retry-after"]) <= OPEN_S
+    assert bench.ask(1, "up-b").status == 200, "another model of that backend is well"
+    assert bench.metric("tpo_breaker_failures_total", breaker="up:up-a", fault="backend") == 5
+    now = bench.metric("orchestrator_circuit_breaker_state_transitions_total", state="open")
+    assert now == opened + 1
+    assert bench.metric("orchestrator_circuit_breaker_requests_rejected_total") == rejected + 8
+
+
+def test_a_hundred_mistakes_of_clients_open_nothing(bench: Bench) -> None:
+    """The upstream's 4xx and 429, and clients that leave."""
+    for status in (400, 404, 422, 429):
+        for n in range(8):
+            said = fault("status", status=status)
+            assert bench.ask(n % 2, "up-c", metadata=said).status == status
+    assert bench.ask(0, "up-c").status == 200
+
+
+def test_streams_that_break_after_their_first_byte_open_it(bench: Bench) -> None:
+    """The client has its 200 already."""
+    for n in range(5):
+        reply = bench.ask(n % 2, "cut-d", stream=True, metadata=fault("cut"))
+        assert reply.status == 200
+    assert bench.ask(1, "cut-d").status == 503
+
+
+def test_one_probe_of_all_that_come(bench: Bench) -> None:
+    """Sixteen calls on two workers when the wait is over: the upstream sees one of them."""
+    bench.break_it("slow-a")
+    bench.upstream.play("hang")
+    try:
+        bench.wait_over("slow-a")
+        before = bench.upstream.counters.requests
+        with ExitStack() as held:
+            clients = crowd(bench, held, "slow-a", 16)
+            wait_for(lambda: readable(clients) == 15, 30, "all but one to be answered")
+            answered = [client for client in clients if readable([client])]
+            assert {client.read_reply("POST").status for client in answered} == {503}
+            assert bench.upstream.counters.requests == before + 1
+        # Whoever held the permit left; it is free again.
+        wait_for(lambda: bench.upstream.counters.open == 0, 30, "the upstream to be let go")
+    finally:
+        bench.upstream.play()
+    wait_for(lambda: bench.ask(1, "slow-a").status == 200, 30, "the next probe")
+    assert bench.ask(0, "slow-a").status == 200
+
+
+def test_deaths_of_workers_free_a_permit_and_forget_nothing(bench: Bench) -> None:
+    """What was open is open to their successors, and what was probed may be probed again."""
+    bench.break_it("slow-b")
+    bench.upstream.play("hang")
+    try:
+        bench.wait_over("slow-b")
+        with ExitStack() as held:
+            crowd(bench, held, "slow-b", 2)
+            wait_for(lambda: bench.upstream.counters.open == 1, 30, "a probe")
+            bench.kill_workers()
+    finally:
+        bench.upstream.play()
+    asked = bench.upstream.counters.requests
+    bench.upstream.queue("status", status=500)
+    assert bench.ask(0, "slow-b").status == 502, "a probe at once, though no permit lapsed"
+    assert [bench.ask(n % 2, "slow-b").status for n in range(4)] == [503] * 4
+    bench.kill_workers()
+    assert [bench.ask(n % 2, "slow-b").status for n in range(4)] == [503] * 4
+    assert bench.upstream.counters.requests == asked + 1
+
+
+def test_routes_skip_what_is_open(bench: Bench) -> None:
+    """After five failures of the one that is not there, the other one serves everything."""
+    statuses = [bench.ask(n // 2 % 2, "pair").status for n in range(20)]
+    assert statuses.count(502) == 5
+    assert statuses[-8:] == [200] * 8
+    assert bench.ask(0, "other").status == 503, "unreachable is unreachable for every model"
+
+
+def crowd(bench: Bench, held: ExitStack, model: str, number: int) -> list[RawClient]:
+    """Requests under way, half of them on each worker; nothing is read yet."""
+    clients = [held.enter_context(RawClient(bench.gateway.url)) for _ in range(number)]
+    for n, client in enumerate(clients):
+        headers = {
+            "Host": client.host,
+            "Content-Type": "application/json",
+            "X-Session-Id": bench.sessions[n % 2],
+        }
+        client.send(build("POST", CHAT, headers, json.dumps(chat("hi", model)).encode()))
+    return clients
+
+
+def readable(clients: list[RawClient]) -> int:
+    """How many have an answer."""
+    return len(select.select([c.sock for c in clients], [], [], 0)[0])
