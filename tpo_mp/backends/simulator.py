@@ -127,7 +127,8 @@ class SimulatorBackend:
         if self._keys is not None and not self._keys.knows(call.authorization):
             raise refusal(ErrorOrder(401), call, self._allowance)
         if self._trouble.counts_calls:
-            return self._trouble.counted(call, self._infer)
+            counted = self._trouble.counted(call, self._infer)
+            return asyncio.get_running_loop().create_task(counted)
         return self._infer(call)
 
     def _infer(self, call: Call) -> Awaitable[Reply]:

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import click
 import orjson
 
+from tpo_mp.config.values import is_loopback
+
 MOST_BYTES = 64 << 20
 """Bytes of an answer that are read."""
 
@@ -71,6 +73,24 @@ def connect(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     return kind(parts.hostname, port, timeout=timeout_s), parts.path.rstrip("/")
+
+
+def check_target(url: str, anywhere: bool) -> None:
+    """Refuse to burden another machine than this one, unless its owner agrees."""
+    host = urlsplit(url).hostname
+    if not url.startswith(("http://", "https://")) or not host:
+        raise click.UsageError(f"{url!r} is no http:// or https:// URL")
+    if not anywhere and not is_loopback(host):
+        said = "is not this machine: --anywhere says that its owner agrees"
+        raise click.UsageError(f"{host} {said}")
+
+
+def headers_with(key: str) -> dict[str, str]:
+    """Headers of a request to any family's API, with a credential as each wants it."""
+    return {
+        "content-type": "application/json", "authorization": f"Bearer {key}", "x-api-key": key,
+        "x-goog-api-key": key, "anthropic-version": "2023-06-01",
+    }  # fmt: skip
 
 
 def failed(said: str) -> click.ClickException:

@@ -70,27 +70,40 @@ async def send_all(
 async def _one(
     session: aiohttp.ClientSession, traffic: Traffic, due_at: float, seen: LoadOutcome
 ) -> None:
-    """One request, read to its end; whatever goes wrong is a failure of its kind."""
-    failed = ""
-    try:
-        async with session.post(traffic.url, data=traffic.body, headers=traffic.headers) as reply:
-            tail = b""
-            async for chunk in reply.content.iter_chunked(_CHUNK):
-                tail = (tail + chunk)[-_CHUNK:]
-            if reply.status != 200:
-                failed = str(reply.status)
-            elif reply.content_type == "text/event-stream" and not _complete(tail):
-                failed = "incomplete stream"
-    except TimeoutError:
-        failed = "timeout"
-    except aiohttp.ClientError as error:
-        failed = type(error).__name__
+    failed = await ask_one(session, traffic)
     if failed:
         seen.failed(failed)
     else:
         seen.latencies_s.append(monotonic() - due_at)
 
 
+async def ask_one(
+    session: aiohttp.ClientSession,
+    traffic: Traffic,
+    watch: Callable[[bytes], None] = lambda _data: None,
+) -> str:
+    """One request, read to its end; empty, or what went wrong.
+
+    ``watch`` is given the body of a good answer, in the pieces that it comes in.
+    """
+    try:
+        async with session.post(traffic.url, data=traffic.body, headers=traffic.headers) as reply:
+            if reply.status != 200:
+                await reply.read()
+                return str(reply.status)
+            tail = b""
+            async for chunk in reply.content.iter_any():
+                watch(chunk)
+                tail = (tail + chunk)[-_CHUNK:]
+            streamed = reply.content_type == "text/event-stream"
+            return "incomplete stream" if streamed and not _complete(tail) else ""
+    except TimeoutError:
+        return "timeout"
+    except aiohttp.ClientError as error:
+        return type(error).__name__
+
+
 def _complete(tail: bytes) -> bool:
-    """Whether a stream said that it was through; both families' last words."""
-    return b"data: [DONE]" in tail or b"event: message_stop" in tail
+    """Whether a stream said that it was through; each family's last words."""
+    last = (b"data: [DONE]", b"event: message_stop", b'"finishReason":')
+    return any(words in tail for words in last)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 import orjson
 
-from tpo_mp.config.values import is_loopback
 from tpo_mp.errors import ExitCode
 from tpo_mp.simulator.load_plan import PATTERNS, LoadAssertion, LoadOutcome, LoadPlan, table
-from tpo_mp.simulator.made_requests import chat_body
+from tpo_mp.simulator.made_requests import FAMILIES, chat_body, chat_path
 
+from .asking import check_target, headers_with
 from .load_traffic import Traffic, send_all
 
-_PATHS: Final = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 _RATE: Final = click.FloatRange(0.001, 100_000)
 _SECONDS: Final = click.FloatRange(0.01, 86_400)
 
@@ -35,7 +33,7 @@ _SECONDS: Final = click.FloatRange(0.01, 86_400)
               help="When a spike begins [after a third].")  # fmt: skip
 @click.option("--spike-for", "spike_for_s", type=_SECONDS, metavar="SECONDS",
               help="How long it is [a third].")  # fmt: skip
-@click.option("--dialect", "-d", type=click.Choice(list(_PATHS)), default="openai",
+@click.option("--dialect", "-d", type=click.Choice(FAMILIES), default="openai",
               show_default=True, help="Whose API is asked.")  # fmt: skip
 @click.option("--model", "-m", default="gpt-4o", show_default=True, help="Model that is asked.")
 @click.option("--message", default="Tell me about rivers", show_default=True,
@@ -62,7 +60,7 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
 
     Each goes out at its time, whatever became of those before it, and its latency counts from then.
     """
-    _check(url, anywhere)
+    check_target(url, anywhere)
     plan = LoadPlan(
         pattern=next(one for one in PATTERNS if one == pattern),
         rate=rate,
@@ -78,25 +76,15 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
         raise click.UsageError(str(error)) from None
     body = chat_body(dialect, model, message, max_tokens=max_tokens, stream=stream)
     traffic = Traffic(
-        url=url.rstrip("/") + _PATHS[dialect],
-        headers={"content-type": "application/json", "authorization": f"Bearer {key}",
-                 "x-api-key": key, "anthropic-version": "2023-06-01"},
+        url=url.rstrip("/") + chat_path(dialect, model, stream=stream),
+        headers=headers_with(key),
         body=orjson.dumps(body),
         timeout_s=timeout_s,
         most_open=most_open,
-    )  # fmt: skip
+    )
     seen = asyncio.run(send_all(plan, traffic, _silent if quiet else _tell))
     click.echo(table(seen, wanted))
     return ExitCode.OK if all(one.holds(seen) for one in wanted) else ExitCode.FAILED
-
-
-def _check(url: str, anywhere: bool) -> None:
-    host = urlsplit(url).hostname
-    if not url.startswith(("http://", "https://")) or not host:
-        raise click.UsageError(f"{url!r} is no http:// or https:// URL")
-    if not anywhere and not is_loopback(host):
-        said = "is not this machine: --anywhere says that its owner agrees"
-        raise click.UsageError(f"{host} {said}")
 
 
 def _tell(seconds: float, seen: LoadOutcome, waiting: int) -> None:

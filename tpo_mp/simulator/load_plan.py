@@ -100,10 +100,14 @@ class LoadOutcome:
 
     def latency_ms(self, quantile: float) -> float:
         """A quantile of the latencies (nearest rank); NaN when nothing was answered."""
-        ordered = sorted(self.latencies_s)
-        if not ordered:
-            return math.nan
-        return ordered[min(math.ceil(quantile * len(ordered)), len(ordered)) - 1] * 1e3
+        return nearest_rank(sorted(self.latencies_s), quantile) * 1e3
+
+
+def nearest_rank(ordered: Sequence[float], quantile: float) -> float:
+    """The value with that share of all at or below it; NaN of none."""
+    if not ordered:
+        return math.nan
+    return ordered[max(min(math.ceil(quantile * len(ordered)), len(ordered)), 1) - 1]
 
 
 MEASURES: Final[dict[str, Callable[[LoadOutcome], float]]] = {

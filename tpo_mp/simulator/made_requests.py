@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any, Final, Literal, TypeAlias, get_args
+from urllib.parse import quote
 
 from tpo_mp.types import Dialect
 
 from .catalog import MODELS, traits_of
+from .endpoints import PATHS
 from .seeds import stream_of
 
 ApiFamily: TypeAlias = Literal["openai", "anthropic", "google"]
@@ -55,6 +57,14 @@ _TOOL: Final[dict[str, Any]] = {
 }
 _TOOL_NAME: Final = "search_library"
 _TOOL_SAYS: Final = "Find books by what they are about."
+
+
+def chat_path(family: str, model: str, *, stream: bool = False) -> str:
+    """Where a family's chat requests go."""
+    if family == "google":
+        way = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        return f"/v1beta/models/{quote(model, safe='')}:{way}"
+    return PATHS[DIALECTS[family]]
 
 
 def chat_body(
