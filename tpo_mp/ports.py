@@ -324,8 +324,9 @@ class Feature:
 class Stage(Protocol):
     """A layer round the rest of the pipeline.
 
-    A stage that may wait is ``async (call, proceed) -> Reply``.  It may run outside any asyncio
-    task, so it waits on futures and ``asyncio.sleep``, never with ``asyncio.timeout``.
+    A stage that may wait is ``async (call, proceed) -> Reply``, or answers a ``Promise`` without a
+    coroutine.  It may run outside any asyncio task, so it waits on futures and ``asyncio.sleep``,
+    never with ``asyncio.timeout``.
     One that never waits leaves ``__call__`` out and has ``before(call)`` and/or
     ``after(call, reply)``, which the chain runs in line.
 

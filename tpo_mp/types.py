@@ -192,13 +192,15 @@ class Call:
     ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
     none was asked.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
+    ``choices`` are the backends that its route picks from, if these are several, and ``tried``
+    those that it shall rather not pick; ``attempts`` counts how often one was asked.
     ``endings`` are told of its end (see ``pipeline.endings``).
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).
     """
 
     __slots__ = (
-        "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache",
+        "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
         "key_id", "model", "note", "peer", "priority", "seen", "session", "shard", "slot", "spent",
         "started_at", "stream", "tenant", "tier", "tried", "upstream_at", "usage_wanted",
@@ -232,6 +234,7 @@ class Call:
         self.shard = -1
         self.attempts = 0
         self.backend = ""
+        self.choices: tuple[str, ...] = ()
         self.tried: set[str] | None = None
         self.upstream_at = 0.0
         self.first_byte_at = 0.0

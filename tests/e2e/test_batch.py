@@ -14,7 +14,7 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply, chat
 from tests.support.shards import CHAT, connect_to, render, session_on
-from tests.support.toml import ECHO, backend
+from tests.support.toml import ECHO, NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -66,7 +66,7 @@ class Bench:
 def bench(short_tmp: Path) -> Iterator[Bench]:
     """Both connections stay open for the whole file."""
     with Upstream() as upstream:
-        config = ECHO + backend("up", upstream.base_url)
+        config = NO_RETRIES + ECHO + backend("up", upstream.base_url)
         with Gateway(short_tmp / "batch", config=config, workers=2) as gateway:
             one, other = (connect_to(gateway.url, shard, timeout_s=60) for shard in (0, 1))
             with one, other:

@@ -14,7 +14,7 @@ from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.messages import CHAT, ask_on, chunked, get
 from tests.support.raw import RawClient, RawReply, chat
-from tests.support.toml import backend, section
+from tests.support.toml import NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -51,7 +51,7 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
     folder.mkdir()
     access_log = folder / "access.log"
     with Upstream() as upstream:
-        config = "".join(
+        config = NO_RETRIES + "".join(
             (
                 section(
                     "[server]", max_open_calls=4, max_body_bytes=2 * MIB,

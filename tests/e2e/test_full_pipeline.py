@@ -39,11 +39,21 @@ def test_each_backend_serves_its_models(full: tuple[Gateway, Upstream]) -> None:
         assert reply.headers["x-tpo-backend"] == backend
 
 
+def test_failure_is_tried_again_and_goes_over(full: tuple[Gateway, Upstream]) -> None:
+    """The second backend of the list answers for the first; a single one is asked again."""
+    gateway, upstream = full
+    for model, backend in (("up-first", "spare"), ("up-2", "upstream")):
+        upstream.queue("status", status=503)
+        reply = gateway.ask(CHAT, chat("hi", model=model))
+        assert (reply.status, reply.headers["x-tpo-backend"]) == (200, backend)
+        assert reply.headers["x-tpo-attempts"] == "2"
+
+
 def test_models_are_literal_names_and_what_globs_report(full: tuple[Gateway, Upstream]) -> None:
     """The list joins every backend's."""
     gateway, upstream = full
     listed = {model["id"] for model in gateway.ask("/v1/models").json()["data"]}
-    assert listed == {"echo", *upstream.models}
+    assert listed == {"echo", "up-first", *upstream.models}
 
 
 def test_weights_share_a_model_between_backends(

@@ -26,7 +26,7 @@ from tests.support.messages import error_of
 from tests.support.raw import RawReply, chat
 from tests.support.raw_upstream import COMPLETION, DELTA, EVENTS, RawUpstream, chunk, whole
 from tests.support.shards import Way, ways
-from tests.support.toml import ECHO, backend
+from tests.support.toml import ECHO, NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import free_port, wait_for
 
@@ -142,14 +142,18 @@ def bench(short_tmp: Path, black_hole: int) -> Iterator[Bench]:
     with ExitStack() as made:
         upstream = made.enter_context(Upstream())
         raw = made.enter_context(RawUpstream(_serve_raw))
-        config = ECHO + "".join(
-            backend(name, url, timeouts=TIMEOUTS)
-            for name, url in {
-                "up": upstream.base_url,
-                "raw": raw.base_url,
-                "refusing": f"http://127.0.0.1:{free_port()}/v1",
-                "hole": f"http://127.0.0.1:{black_hole}/v1",
-            }.items()
+        config = (
+            NO_RETRIES
+            + ECHO
+            + "".join(
+                backend(name, url, timeouts=TIMEOUTS)
+                for name, url in {
+                    "up": upstream.base_url,
+                    "raw": raw.base_url,
+                    "refusing": f"http://127.0.0.1:{free_port()}/v1",
+                    "hole": f"http://127.0.0.1:{black_hole}/v1",
+                }.items()
+            )
         )
         gateway = made.enter_context(Gateway(short_tmp / "faults", config=config, workers=2))
         yield Bench(gateway, upstream, raw, ways(gateway.url))

@@ -21,7 +21,7 @@ from tests.support.messages import error_of
 from tests.support.raw import RawClient, RawReply, chat
 from tests.support.raw_upstream import DELTA, EVENTS, RawUpstream, chunk, whole
 from tests.support.shards import CHAT, render
-from tests.support.toml import backend, section
+from tests.support.toml import NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -54,7 +54,7 @@ def test_connection_that_broke_mid_reply_is_not_used_again(
     upstream: Upstream, start_gateway: StartGateway
 ) -> None:
     """After a cut, a short body or a client that left, the next call dials anew."""
-    gateway = start_gateway(config=backend("up", upstream.base_url))
+    gateway = start_gateway(config=NO_RETRIES + backend("up", upstream.base_url))
     for mode in ("cut", "short"):
         upstream.queue(mode)  # type: ignore[arg-type]
         assert gateway.ask(CHAT, chat("x", "up")).status == 502
@@ -98,7 +98,7 @@ def test_request_is_never_repeated_once_a_reply_began_or_on_a_fresh_connection(
         connection.sendall(b"HTTP/1.1 200")
 
     with RawUpstream(serve) as fickle:
-        gateway = start_gateway(config=backend("up", fickle.base_url))
+        gateway = start_gateway(config=NO_RETRIES + backend("up", fickle.base_url))
         with RawClient(gateway.url) as client:
             statuses = [client.post_json(CHAT, chat("x", "up")).status for _ in range(3)]
         assert statuses == [502, 200, 502]

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+NO_RETRIES = "[stages.retry]\nenabled = false\n"
+"""For tests that count what an upstream is asked, or want to see its every failure."""
 ECHO = '[[backends]]\nname = "echo"\nkind = "echo"\nmodels = ["echo"]\n'
 
 

@@ -6,6 +6,7 @@ Two stages of our own run too, so that the suite is never empty.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Awaitable
 from typing import Any, ClassVar
@@ -106,6 +107,7 @@ def test_stage_has_its_place_and_shape(name: str) -> None:
     stage = make(name)
     assert isinstance(stage.phase, Phase)
     if callable(stage):
+        assert list(inspect.signature(stage).parameters) == ["call", "proceed"]
         assert not hasattr(stage, "before")
         assert not hasattr(stage, "after")
     else:

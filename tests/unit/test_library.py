@@ -23,6 +23,7 @@ from tpo_mp.errors import (
     InvalidRequest,
     NotFound,
     RateLimited,
+    Rejected,
     TpoError,
 )
 from tpo_mp.library import LocalPipeline
@@ -399,8 +400,8 @@ def test_stages_hear_how_calls_ended() -> None:
 
     async def story(pipeline: LocalPipeline) -> None:
         await pipeline.infer("one")
-        backend.answer = BackendFailure("down")
-        with pytest.raises(BackendFailure):
+        backend.answer = Rejected("no")
+        with pytest.raises(Rejected):
             await pipeline.infer("two")
         backend.answer = "three words here"
         assert "".join([piece async for piece in pipeline.stream("three")]) == "three words here"

@@ -27,8 +27,9 @@ _NAMES = re.compile(rb"[A-Za-z0-9_-]{1,64}(?: *, *[A-Za-z0-9_-]{1,64}){0,63}")
 _ORIGIN = re.compile(rb"null|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]_-]{1,260}")
 # Wildcards do not work in this list for requests with credentials, so every name is written out.
 _EXPOSED = (
-    b"x-request-id, request-id, x-tpo-call-id, x-tpo-shard, x-tpo-backend, x-tpo-cache, "
-    b"server-timing, retry-after, retry-after-ms, x-should-retry, location, openai-processing-ms, "
+    b"x-request-id, request-id, x-tpo-call-id, x-tpo-shard, x-tpo-backend, x-tpo-attempts, "
+    b"x-tpo-cache, server-timing, retry-after, retry-after-ms, x-should-retry, location, "
+    b"openai-processing-ms, "
     b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
     b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
 )

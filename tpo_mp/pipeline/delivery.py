@@ -236,6 +236,8 @@ class Delivery:
             max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
             upstream_ms,
         )
+        if call.attempts > 1:
+            lines += b"x-tpo-attempts: %d\r\n" % call.attempts
         return lines if backend else lines.replace(_NOWHERE, b"", 1)
 
 

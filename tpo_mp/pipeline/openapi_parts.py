@@ -46,13 +46,18 @@ HEADERS: Final[dict[str, Any]] = {
     "x-tpo-call-id": _header("The call's own id.", {"type": "string"}),
     "x-tpo-shard": _header("The shard that served the call.", {"type": "integer", "minimum": -1}),
     "x-tpo-backend": _header("The backend that answered.", {"type": "string"}),
+    "x-tpo-attempts": _header(
+        "How often a backend was asked, where that is more than once.",
+        {"type": "integer", "minimum": 2},
+    ),
     "server-timing": _header("Milliseconds here and upstream.", {"type": "string"}),
     "retry-after": _header("Seconds to wait before another try.", _WHOLE),
     "retry-after-ms": _header("The same in milliseconds.", _WHOLE),
 }
 ANSWER_HEADERS: Final = ("x-request-id",)
 CALL_HEADERS: Final = (
-    "x-request-id", "x-tpo-call-id", "x-tpo-shard", "x-tpo-backend", "server-timing"
+    "x-request-id", "x-tpo-call-id", "x-tpo-shard", "x-tpo-backend", "x-tpo-attempts",
+    "server-timing",
 )  # fmt: skip
 ERROR_HEADERS: Final = ("x-request-id", "retry-after", "retry-after-ms")
 

@@ -143,15 +143,19 @@ def _strategy(strategy: Any, targets: tuple[Target, ...]) -> Serve:
     if len(targets) == 1:
         return targets[0].infer
     pick: Callable[[Call, Sequence[Target]], Target] = strategy.pick
+    names = tuple(target.name for target in targets)
 
     def picked(call: Call) -> Awaitable[Reply]:
+        call.choices = names
         try:
             return pick(call, targets).infer(call)
         except CircuitOpen:
             # Another process took the permit since the route looked.
-            left = [target for target in targets if not target.blocked(call)]
+            tried = call.tried or ()
+            left = [t for t in targets if t.name not in tried and not t.blocked(call)]
             if not left:
                 raise
+            call.attempts -= 1  # nobody was asked
             return pick(call, left).infer(call)
 
     return picked
