@@ -152,3 +152,44 @@ def test_each_dialect_tells_it_in_its_own_words(budgeted: Gateway) -> None:
     )  # fmt: skip
     assert (native.status, native.json()["error"]["code"]) == (429, "insufficient_quota")
     assert "tpo_budget_refused_total{" in get(budgeted.ops, "/metrics").body.decode()
+
+
+def test_what_was_spent_is_spent_after_a_restart(short_tmp: Path) -> None:
+    """Of the whole gateway, in good order or not; one of control alone counts nothing twice."""
+    config = ECHO + section("[stages.token_budget.global]", month=1_000)
+    gateway = Gateway(short_tmp / "again", config=config, workers=2)
+
+    def spend(times: int) -> None:
+        for _ in range(times):
+            assert gateway.ask(CHAT, chat(WORDS, max_tokens=10)).status == 200
+
+    def spent() -> int:
+        return in_use(gateway.ask(CHAT, chat(WORDS, max_tokens=2_000)))
+
+    def written() -> float:
+        lines = get(gateway.ops, "/metrics").body.decode().splitlines()
+        found = [line for line in lines if line.startswith("tpo_counts_written_total")]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    with gateway:
+        spend(5)
+        wait_for(lambda: spent() == 50, 10, "the last call to be settled")
+        gateway.stop()
+        gateway.start()
+        assert spent() == 50
+        spend(2)
+        wait_for(lambda: spent() == 70, 10, "the last call to be settled")
+        before = written()
+        wait_for(lambda: spent() == 70 and written() >= before + 2, 10, "it to be written")
+        gateway.close()
+        gateway.start()
+        assert spent() == 70
+        control = gateway.status()["control"]["pid"]
+        os.kill(control, signal.SIGKILL)
+
+        def replaced() -> bool:
+            found = gateway.status()["control"]
+            return found["pid"] not in (None, control) and found["state"] == "ready"
+
+        wait_for(replaced, 20, "another control process", every_s=0.1)
+        assert spent() == 70

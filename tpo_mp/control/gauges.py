@@ -28,6 +28,8 @@ _COUNTERS = {
     "tpo_job_prompts_ended_total": "Prompts of batch jobs that workers brought to an end.",
     "tpo_job_prompts_put_back_total": "Prompts of batch jobs taken back from a worker to wait.",
     "tpo_access_lines_dropped_total": "Batches missing in the access log.",
+    "tpo_counts_restored_total": "Counts that an earlier run of the host had written down.",
+    "tpo_counts_written_total": "Counts written down because they had changed.",
 }
 
 

@@ -2,9 +2,9 @@
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
 **mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
-**harvest** (calls of dead workers, and the copy of the open ones on disk; every 250 ms).  They end
-together when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by the
-lifeline, or by an error nobody expected.
+**harvest** (calls of dead workers, the copy of the open ones and the counts on disk; every 250 ms).
+They end together when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by
+the lifeline, or by an error nobody expected.
 
 Invariants: nothing on the loop blocks; the disk belongs to the keeper.
 """
@@ -25,15 +25,18 @@ from tpo_mp.shm import failpoints
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.handoff import Handoff
+from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.rows import RowTable
 from tpo_mp.store.shelf import Shelf
 
 from .accesslog import AccessLog
 from .copies import Copies
+from .counts import Counts
 from .desk import Desk
 from .faults import faulty_disk
 from .gauges import ControlGauges
@@ -75,11 +78,14 @@ class ControlProcess:
         self.options = self._first_options()
         self.log = self._configure_log()
         self._arena = MetricsArena.attach(handoff.metrics_fd, handoff.seats)
-        self._gauges = ControlGauges(self._arena.block(handoff.seat, handoff.epoch))
+        metrics = self._arena.block(handoff.seat, handoff.epoch)
+        self._gauges = ControlGauges(metrics)
         self._bells = [Doorbell.attach(r, w) for r, w in handoff.doorbells]
         self._bell = self._bells[handoff.seat]
         self._access = AccessLog()
         self.keeper = Keeper(self._open_shelf, loop, self.log, on_crash=self._crashed)
+        table = RowTable.attach(handoff.ledger_fd, handoff.locks_fd, LEDGER_ROWS)
+        self.counts = Counts(table, SharedLedger(table, metrics), self.keeper, self.log)
         self.desk = Desk(self.plane, self.keeper, self._on_records)
         self.mail = Mail(
             RingMesh.attach(handoff.rings_fd, handoff.seats), self.plane, handoff.seat,
@@ -109,6 +115,7 @@ class ControlProcess:
         previous = self.harvest.add_previous(Path(self.handoff.state_dir))
         if self.handoff.ops_listener >= 0:
             await self._ops.start(socket.socket(fileno=self.handoff.ops_listener))
+        await self.counts.restore()
         self._loop.add_reader(self._bell.fileno(), self._rung)
         self._loop.add_reader(self.handoff.lifeline_fd, self._orphaned)
         self._apply(self.options)
@@ -157,6 +164,7 @@ class ControlProcess:
         while True:
             self.harvest.tick()
             self.copies.tick()
+            self.counts.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
 
@@ -235,6 +243,7 @@ class ControlProcess:
             # No successor comes: what the workers left is written down now.
             await self.harvest.settle(SETTLE_S)
             self.copies.end()
+        self.counts.end()
         await self._ops.close()
         self._access.close(timeout_s=0.5)
         kept = await self._loop.run_in_executor(None, self.keeper.close, FLUSH_S)
@@ -313,5 +322,7 @@ class ControlProcess:
                 "tpo_job_prompts_ended_total": self.jobs.ended,
                 "tpo_job_prompts_put_back_total": self.jobs.put_back,
                 "tpo_access_lines_dropped_total": self._access.dropped,
+                "tpo_counts_restored_total": self.counts.restored,
+                "tpo_counts_written_total": self.counts.written,
             }
         )

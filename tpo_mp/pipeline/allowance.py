@@ -100,6 +100,13 @@ def shown(cells: Cells, window: Span) -> tuple[float, float]:
     return (used, calls) if since >= window.start else (0.0, 0.0)
 
 
+def joined(there: Cells, kept: Cells) -> Cells:
+    """A count that went on while what it was before a restart came back."""
+    if there[0] != kept[0] and (there[1] or there[2]):
+        return max(there, kept, key=lambda cells: cells[0])
+    return (kept[0], there[1] + kept[1], there[2] + kept[2], max(there[3], kept[3]))
+
+
 class Purse:
     """What one process got back of one count, and how many of its calls are open."""
 

@@ -6,7 +6,8 @@
              sets 1-N     8 rows each  row 0 of a set is its lock only, rows 1-7 hold names
     sets     1 .. N/4     names that the operator's configuration is made of
              the others   the crowd: names that come from clients
-    payload  0   digest   12 bytes   blake2b of the name; zeros: nobody's
+    payload  0   digest   12 bytes   11 of blake2b of the name, then 1 if it begins with ``kept:``,
+                                     else 0; zeros: nobody's
              12  used_at  f64        CLOCK_MONOTONIC of the last update
              20  cells    4 x f64    the name's numbers, zeros at first
              52  crc32    u32        of the 52 bytes before
@@ -84,22 +85,27 @@ class SharedLedger:
 
     def update(self, name: str, change: Callable[[Cells], Cells], *, crowd: bool = False) -> Cells:
         """Change a name's numbers; see ``ports.Ledger``."""
-        return self._change(name, change, crowd)[1]
+        return self._change(digest_of(name), change, crowd)[1]
+
+    def change(
+        self, digest: bytes, change: Callable[[Cells], Cells], *, crowd: bool = False
+    ) -> Cells:
+        """The same, by the name's digest."""
+        return self._change(digest, change, crowd)[1]
 
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> LedgerWatch:
         """Look at names without a lock; see ``ports.Ledger``."""
         ours = len(names)
 
         def find(place: int, name: str) -> int:
-            return self._change(name, _same, place >= ours)[0]
+            return self._change(digest_of(name), _same, place >= ours)[0]
 
         return LedgerWatch(self._table, (*names, *crowd), find)
 
     def _change(
-        self, name: str, change: Callable[[Cells], Cells], crowd: bool
+        self, digest: bytes, change: Callable[[Cells], Cells], crowd: bool
     ) -> tuple[int, Cells]:
         """Change a name's numbers; answers its row too."""
-        digest = digest_of(name)
         number = int.from_bytes(digest[:8], "little")
         place = self._named + number % self._crowd if crowd else number % self._named
         head = (1 + place) * SET_ROWS

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from .counts import CountTable
 from .framing import Disk
 from .job_table import JobCaps, JobTable
 from .letters import DeadLetters, Letter, LetterCaps
@@ -99,6 +100,8 @@ class Shelf:
         self._tables: Tables | None = None
         self.jobs: JobTable | None = None
         """Batch jobs; ``None`` while the database is not open."""
+        self.counts: CountTable | None = None
+        """Counts that outlive the host; ``None`` likewise."""
         self._retry_at = 0.0
         self.letters = DeadLetters(self._log("letters", options.letters, disk), options.letter_caps)
         self._open_tables()
@@ -297,7 +300,7 @@ class Shelf:
     def _abandon(self, tables: Tables) -> None:
         """Stop using a damaged database; ``tick`` makes a new one."""
         self.letters.detach()
-        self._tables = self.jobs = None
+        self._tables = self.jobs = self.counts = None
         tables.abandon()
 
     def _write_calls(self) -> None:
@@ -341,3 +344,4 @@ class Shelf:
         else:
             self._tables = tables
             self.jobs = JobTable(tables, options.jobs, self._clock)
+            self.counts = CountTable(tables, self._clock)

@@ -7,6 +7,7 @@
     dead_letters  seq, call_id (unique), …, segment, offset, length   rebuildable from the segments
     marks         name -> value                                       how far the index has read
     jobs, job_prompts   batch jobs; ``job_table`` says what they hold
+    counts        numbers that outlive the host; see ``counts``
 
 Writes of one batch are one transaction: ``put`` and friends stage, ``commit`` makes them durable.
 A table that is full evicts its oldest rows; expired rows are never answered.
@@ -71,6 +72,12 @@ MIGRATIONS = (
         prompt TEXT NOT NULL, record BLOB, PRIMARY KEY(job, n));
     CREATE INDEX job_prompts_state ON job_prompts(job, state, n);
     CREATE INDEX job_prompts_running ON job_prompts(run) WHERE state='running';
+    """,
+    """
+    CREATE TABLE counts(
+        digest BLOB PRIMARY KEY, crowd INTEGER NOT NULL, a REAL NOT NULL, b REAL NOT NULL,
+        c REAL NOT NULL, d REAL NOT NULL, written_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX counts_age ON counts(written_at);
     """,
 )
 _SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}

@@ -192,6 +192,7 @@ class ControlHost:
         fds = {
             handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
             handoff.config_fd, handoff.ops_listener, handoff.lifeline_fd,
+            handoff.locks_fd, handoff.ledger_fd,
             *(fd for pair in handoff.doorbells for fd in pair),
         }  # fmt: skip
         with (self.folder / "stderr").open("ab") as err, (self.folder / "stdout").open("ab") as out:
@@ -218,8 +219,8 @@ class ControlHost:
             "seats": SEATS, "cpu": -1, "supervisor_pid": os.getpid(),
             "plane_fd": memory.plane.fd, "rings_fd": memory.rings.fd,
             "metrics_fd": memory.metrics.fd, "registry_fd": memory.registry.fd,
-            "config_fd": memory.config.fd, "locks_fd": -1, "ledger_fd": -1,
-            "live_fd": -1, "journal_fd": -1,
+            "config_fd": memory.config.fd, "locks_fd": memory.ledger.locks_fd,
+            "ledger_fd": memory.ledger.fd, "live_fd": -1, "journal_fd": -1,
             "doorbells": [bell.fds for bell in memory.doorbells], "listeners": [],
             "ops_listener": listener.fileno(), "lifeline_fd": self._lifeline[0],
             "state_dir": str(self.state_dir), "registry_path": str(memory.registry_path),
