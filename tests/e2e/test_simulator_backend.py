@@ -46,6 +46,15 @@ sequence = {{ every = 4 }}
 fault = "error_after=2"
 when = {{ model = "gpt-4o-mini", streamed = true }}
 
+[[backends]]
+name = "other"
+kind = "simulator"
+models = ["other-*"]
+
+[[backends.faults]]
+error = "503; retry_after=0"
+sequence = {{ first = 3 }}
+
 [surfaces.gemini_api]
 """  # noqa: E501 - a rule of answers is one line of TOML
 
@@ -110,6 +119,15 @@ def test_faults_choose_by_model_header_and_stream(gateway: Gateway) -> None:
     words = [e["choices"][0]["delta"].get("content") for e in events if e.get("choices")]
     assert [word for word in words if word] == ["one", " two"]
     assert "error" in events[-1]
+
+
+def test_two_simulators_of_a_host_count_apart(gateway: Gateway) -> None:
+    """Their rules have the same name, their requests take turns; both counts stay exact."""
+    asked = [chat("hi", model=model) for model in ("gpt-4o-mini", "other-1") * 20]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda b: gateway.ask(CHAT, b, {"x-team": "blue"}), asked))
+    assert sorted(one.status for one in replies[::2]) == [200] * 15 + [429] * 5
+    assert sorted(one.status for one in replies[1::2]) == [200] * 17 + [503] * 3
 
 
 def test_gemini_is_spoken_with_the_same_rules(gateway: Gateway) -> None:

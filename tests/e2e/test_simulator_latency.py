@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,20 @@ CONFIG = f"""
 [simulator]
 strategy = "fixed"
 text = "{WORDS}"
-latency = {{ "gpt-4o" = "mine", "gpt-5" = "busy" }}
+
+[simulator.latency]
+"gpt-4o" = "mine"
+"gpt-5" = "busy"
+"claude-opus-5" = "counted"
+"gemini-2.5-pro" = "counted"
 
 [simulator.profiles.mine]
 first_token_ms = {{ shape = "lognormal", p50 = 120, sigma = 0.4 }}
 token_ms = {{ shape = "lognormal", mean = 25, sd = 12 }}
 speed_cv = 0.2
+
+[simulator.profiles.counted]
+first_token_ms = {{ shape = "fixed", value = 250 }}
 
 [simulator.profiles.busy]
 first_token_ms = {{ shape = "fixed", value = 40 }}
@@ -111,6 +120,21 @@ def test_load_counts_the_calls_of_both_workers(waiting: Gateway) -> None:
         waits.append(time.monotonic() - began)
     assert waits[0] < 0.6
     assert waits[-1] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages/count_tokens",
+         {"model": "claude-opus-5", "messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1beta/models/gemini-2.5-pro:countTokens", {"contents": [{"parts": [{"text": "hi"}]}]}),
+    ],
+)  # fmt: skip
+def test_counting_tokens_takes_its_time(waiting: Gateway, path: str, body: dict[str, Any]) -> None:
+    """The profile's first token, in both families."""
+    began = time.monotonic()
+    assert waiting.ask(path, body).status == 200
+    assert time.monotonic() - began >= 0.25
 
 
 def test_no_latency_wins_over_the_file(start_gateway: StartGateway) -> None:

@@ -91,6 +91,7 @@ class SimulatorBackend:
             seed=config.seed,
             state=state,
             chance=self._draws.chance,
+            owner=config.name,
         )
         self._timer = timer_of(env)
         self._engines = Engines(config.name, config.engines, env, self._timer)
@@ -283,7 +284,7 @@ class SimulatorBackend:
         if self._replay is not None and answered.recording is not None:
             return self._replay.pace(call, answered.recording, orders.delay_s)
         timing = self._latency.timing_of(call.model)
-        if timing is None or call.dialect in _COUNTS:
+        if timing is None:
             return AT_ONCE
         usage = answered.usage
         return timing.pace(

@@ -155,7 +155,8 @@ class SimulatedProvider:
         else:
             tokens = prompt_tokens(codec.request_to_canonical(body))
             counted = anthropic_messages.token_count(tokens)
-        return Answered(Usage(tokens, 0), "", lambda: counted, lambda _w, _s: iter(()))
+        drawn = key_of_bytes(self._seed, body)
+        return Answered(Usage(tokens, 0), "", lambda: counted, lambda _w, _s: iter(()), drawn)
 
     async def embed(self, dialect: Dialect, body: bytes) -> Answered:
         """Embed texts."""

@@ -29,6 +29,7 @@ from .fault_pressure import CallsUnderWay, EndTold, under_way_of
 from .fault_rules import FaultRule, FaultRules
 from .live import NOTHING_TOLD, ActiveScenario, LiveState
 from .orders import STEER, TRIES, Orders, tries_of
+from .own_ledger import OwnLedger
 from .scenario_presets import PRESETS
 from .scenarios import Scenario, ScenarioRun, included, rules_of
 
@@ -145,8 +146,11 @@ class Troubles:
         seed: int = 0,
         state: LiveState = NOTHING_TOLD,
         chance: Chance = lambda _call, key: key,
+        owner: str = "simulator",
     ) -> None:
         """What ``problems_of`` finds in the scenarios has been told before.
+
+        ``owner`` is the backend whose troubles these are.
 
         ``state`` may name another scenario, or silence everything.
         """
@@ -163,7 +167,8 @@ class Troubles:
         """Nothing at all goes wrong by itself."""
         self.counts_calls = False
         """Calls must go through ``counted``."""
-        self._under_way = under_way_of(env.ledger)
+        self._ledger = OwnLedger(env.ledger, owner)
+        self._under_way = under_way_of(env.ledger)  # of the whole host, whatever the backend
         rules = [*faults, *(rule for one in self.known.values() for rule in rules_of(one))]
         asked = {name for rule in rules for name in rule.when.headers()}
         self.carried = frozenset(name.encode() for name in asked.difference(KNOWN, STEERING))
@@ -182,7 +187,7 @@ class Troubles:
                 env.log.warning("scenario_unknown", scenario=told.name)
         elif told is UNSET and scenario:
             text = text_of(scenario, self.known)
-            began_at, number = since(env.ledger, SCENARIO, text, env.clock())
+            began_at, number = since(self._ledger, SCENARIO, text, env.clock())
             # Activations while it runs are numbered from 1 on: these must not be taken for them.
             self.activate(scenario, began_at, -number)
 
@@ -190,7 +195,7 @@ class Troubles:
 
     def _set_rules(self, faults: tuple[FaultRule, ...]) -> None:
         if faults:
-            ledger = self._env.ledger
+            ledger = self._ledger
             text = msgspec.json.encode(faults)
             self._began_at, _ = since(ledger, "faults", text, self._env.clock())
             self._rules = FaultRules(faults, ledger, scope="rules", seed=self._seed)
@@ -202,7 +207,7 @@ class Troubles:
         ``epoch`` numbers the activations of this host; raises ``ConfigError`` for an unknown name.
         """
         self._run = ScenarioRun(
-            scenario, self.known, self._env.ledger, began_at=began_at, epoch=epoch, seed=self._seed
+            scenario, self.known, self._ledger, began_at=began_at, epoch=epoch, seed=self._seed
         )
         self._look()
 

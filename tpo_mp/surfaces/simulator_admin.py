@@ -34,6 +34,7 @@ from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator import live_options, scenario_switch, stats
 from tpo_mp.simulator.live import LiveState, Proposed, change, composed, read_state
+from tpo_mp.simulator.own_ledger import OwnLedger
 from tpo_mp.simulator.read_ahead import unread
 
 T = TypeVar("T")
@@ -247,7 +248,10 @@ class SimulatorAdmin:
         for config in live_options.simulators(self._gateway.config.backends):
             options: Any = live_options.effective(config, state.options)
             run = scenario_switch.run_of(
-                state, options.scenario, options.scenarios, self._env.ledger
+                state,
+                options.scenario,
+                options.scenarios,
+                OwnLedger(self._env.ledger, config.name),
             )
             if run is not None:
                 return run.status(self._env.clock())

@@ -85,6 +85,27 @@ def test_processes_learn_when_it_began_from_the_first() -> None:
     assert second.status() == first.status()
 
 
+def test_two_backends_of_a_host_begin_and_count_apart() -> None:
+    """A worker that comes later, and builds both anew, moves neither's beginning."""
+    world = FakeWorld()
+    table = {name: {"steps": [{"start_s": 10, "faults": [{"error": "503"}]}]} for name in "xy"}
+
+    def built() -> tuple[Troubles, Troubles]:
+        one = troubles(world, [{"error": "429", "limit": 2}], scenario="x", scenarios=table,
+                       owner="one")  # fmt: skip
+        two = troubles(world, [{"error": "500", "limit": 2}], scenario="y", scenarios=table,
+                       owner="two")  # fmt: skip
+        return one, two
+
+    first = built()
+    told = [met(made).error for made in (*first, *first, *first)]
+    assert told == [ErrorOrder(429), ErrorOrder(500)] * 2 + [None, None]
+    world.advance(10)
+    later = built()
+    assert [met(made).error for made in later] == [ErrorOrder(503)] * 2
+    assert [made.status() for made in later] == [made.status() for made in first]
+
+
 def test_another_text_begins_again() -> None:
     """The same text goes on; numbers tell the texts apart."""
     ledger = FakeLedger()
