@@ -29,14 +29,14 @@ timeouts pass.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import CircuitOpen, TpoError
 from tpo_mp.pipeline.attribution import Blame, blame
-from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.pipeline.promise import Done, Promise, run
 from tpo_mp.pipeline.retry_budget import RetryBudget
 from tpo_mp.ports import Counter, Env, Feature, Proceed
 from tpo_mp.types import NO_DEADLINE, Call, Phase, Reply
@@ -111,9 +111,19 @@ class Retry:
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Answer with the first try that succeeds, or with why none did."""
         self.budget.count()
-        tries = _Tries(self, call, proceed)
-        tries.go()
-        return tries.out
+        out: Promise[Reply] = Promise()
+
+        def done(reply: Reply | None, error: BaseException | None) -> None:
+            # Nearly every first try ends here; only one that failed needs more than this.
+            if reply is not None and not out.done:
+                out.resolve(reply)
+            else:
+                _Tries(self, call, proceed, out).done(reply, error)
+
+        cancel = _try(proceed, call, done)
+        if cancel is not None:
+            out.cancel_with = cancel
+        return out
 
     def pause_s(self, number: int) -> float:
         """How long the ``number``-th pause of a call lasts (the first is 0)."""
@@ -164,7 +174,7 @@ class _Tries:
         "_proceed", "_stage", "_too_long", "_tries", "_worth", "out",
     )  # fmt: skip
 
-    def __init__(self, stage: Retry, call: Call, proceed: Proceed) -> None:
+    def __init__(self, stage: Retry, call: Call, proceed: Proceed, out: Promise[Reply]) -> None:
         self._stage = stage
         self._call = call
         self._proceed = proceed
@@ -181,22 +191,15 @@ class _Tries:
         """The last failure that tells the client when to come back, and whose it was."""
         self._failed_by = ""
         self._pause: _Pause | None = None
-        self.out: Promise[Reply] = Promise()
+        self.out = out
 
     def go(self) -> None:
-        """Try once."""
-        out = self.out
-        try:
-            awaitable = self._proceed(self._call)
-        except Exception as e:  # noqa: BLE001 - one that is no failure of a try is passed on as it is
-            e.__traceback__ = None  # its frames hold this call
-            self._done(None, e)
-            return
-        cancel = run(awaitable, self._done)
+        """Try once more."""
+        cancel = _try(self._proceed, self._call, self.done)
         if cancel is not None:
-            out.cancel_with = cancel
+            self.out.cancel_with = cancel
 
-    def _done(self, reply: Reply | None, error: BaseException | None) -> None:
+    def done(self, reply: Reply | None, error: BaseException | None) -> None:
         """Take the outcome of one try."""
         out = self.out
         if reply is not None:
@@ -321,6 +324,17 @@ class _Tries:
     def _end(self, error: TpoError) -> None:
         self._worth = None
         self.out.reject(error)
+
+
+def _try(proceed: Proceed, call: Call, done: Done) -> Callable[[], object] | None:
+    """Try once; ``done`` may be called before this returns what cancels the try."""
+    try:
+        awaitable = proceed(call)
+    except Exception as e:  # noqa: BLE001 - one that is no failure of a try is passed on as it is
+        e.__traceback__ = None  # its frames hold this call
+        done(None, e)
+        return None
+    return run(awaitable, done)
 
 
 class _Pause:
