@@ -50,6 +50,7 @@ from tpo_mp.shm.journal import JournalSegment, SharedJournal
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Terminal, Usage
 from tpo_mp.worker.build import Pipeline, build
@@ -126,6 +127,7 @@ class LocalPipeline:
         self._ticking: asyncio.Task[None] | None = None
         self._arena: MetricsArena
         self._rows: RowTable
+        self._quotas: QuotaSegment
         self._live: LiveSegment
         self._journal: JournalSegment
         self._pipeline: Pipeline
@@ -135,6 +137,7 @@ class LocalPipeline:
     async def __aenter__(self) -> Self:
         self._arena = MetricsArena.create(1)
         self._rows = RowTable.create(LEDGER_ROWS)
+        self._quotas = QuotaSegment.make(1)
         self._live = LiveSegment.create()
         self._journal = JournalSegment.create()
         metrics = self._arena.block(0, 1)
@@ -149,6 +152,14 @@ class LocalPipeline:
             timers=self._wheel,
             rooms=rooms,
             ledger=SharedLedger(self._rows, metrics),
+            quotas=SharedQuotas(
+                self._quotas,
+                self._rows,
+                seat=0,
+                epoch_of=lambda _seat: 1,
+                sharers=1,
+                refused=metrics.counter(*QUOTAS_REFUSED),
+            ),
             live=LiveText(self._live, self._rows),
             journal=SharedJournal(
                 self._journal,
@@ -177,6 +188,7 @@ class LocalPipeline:
             with suppress(asyncio.CancelledError):
                 await self._ticking
         self._pipeline.close()
+        self._quotas.close()
         self._live.close()
         self._journal.close()
         self._rows.close()

@@ -8,10 +8,17 @@ It receives an ``Env`` and nothing else, so its unit tests need no process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 Proceed: TypeAlias = Callable[[Call], Awaitable[Reply]]
+T = TypeVar("T")
 Door: TypeAlias = Literal["stages", "routes", "backends", "controllers", "surfaces"]
 
 
@@ -102,6 +110,55 @@ class Ledger(Protocol):
 
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> Watch:
         """Names whose numbers are looked at far more often than they change; ``crowd`` last."""
+        ...
+
+
+LEASE_NUMBERS = 256
+
+
+class Quota:
+    """What is used of one name's limits, for the moment of one update.
+
+    ``cells`` are eight numbers, of which the update stamps the last.  ``held`` are places that this
+    process has, ``requests`` and ``tokens`` its lease: what it took in advance; ``others_`` those
+    of all other living processes.  ``lost_`` is what dead ones had left of their leases: it is told
+    once, for giving back.  ``unspent`` is this process's word of what it has left of its lease.
+    """
+
+    __slots__ = (
+        "cells", "held", "lost_requests", "lost_tokens", "number", "others_held",
+        "others_requests", "others_tokens", "requests", "tokens", "unspent",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.cells: list[float] = [0.0] * 8
+        self.held = self.requests = self.tokens = self.number = 0
+        self.others_held = self.others_requests = self.others_tokens = 0
+        self.lost_requests = self.lost_tokens = 0
+        self.unspent: memoryview[int] | list[int] = [0]
+
+    def lease(self, requests: int, tokens: int) -> int:
+        """Have another lease (0, 0: none any more); answers its word, to begin ``unspent`` with."""
+        self.number = (self.number + 1) % LEASE_NUMBERS
+        self.requests, self.tokens = requests, tokens
+        return tokens << 24 | requests << 8 | self.number
+
+
+class Quotas(Protocol):
+    """Use of limits by name, with what each process holds of it; exact and bounded like ``Ledger``.
+
+    What a process holds comes back when it dies.  ``sharers`` is how many processes serve.
+    Raises ``Shed`` when a name cannot be asked now.
+    """
+
+    sharers: int
+
+    def update(self, name: str, change: Callable[[Quota], T], *, crowd: bool = False) -> T:
+        """Change a name's use in one step and answer what ``change`` does.
+
+        ``change`` is short and pure but for its argument: others wait for it.  When it raises,
+        nothing changes.
+        """
         ...
 
 
@@ -276,7 +333,7 @@ class WaitingRoom(Protocol):
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger``, ``live`` and ``journal`` are the host's: every process sees the same.
+    ``ledger``, ``quotas``, ``live`` and ``journal`` are the host's: every process sees the same.
     """
 
     clock: Callable[[], float]
@@ -287,6 +344,7 @@ class Env:
     timers: Timers
     rooms: Mapping[str, WaitingRoom]
     ledger: Ledger
+    quotas: Quotas
     live: Live
     journal: Journal
     peers: Peers = field(default_factory=Alone)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -132,3 +133,95 @@ def test_a_key_has_the_limits_of_its_tier(start_gateway: StartGateway) -> None:
     assert 1100 <= int(refused.headers["retry-after"]) <= 1200
     native = gateway.ask("/v1/prompt", {"prompt": "hi", "model": "m"}, slow)
     assert (native.status, native.json()["error"]["code"]) == (429, "rate_limited")
+
+
+SLOW = """
+[[backends]]
+name = "echo"
+kind = "echo"
+models = ["echo"]
+
+[[backends]]
+name = "slow"
+kind = "simulator"
+models = ["slow"]
+strategy = "echo"
+first_token_ms = 1200
+token_ms = 0
+
+[[backends]]
+name = "long"
+kind = "simulator"
+models = ["long"]
+strategy = "echo"
+first_token_ms = 0
+token_ms = 500
+
+[stages.rate_limit]
+session = { concurrent = 5 }
+model = { tpm = 4000 }
+"""
+
+
+@pytest.fixture(scope="module")
+def busy(short_tmp: Path) -> Iterator[Gateway]:
+    """Two workers; five calls at once of each session, 4000 tokens a minute of each model."""
+    with Gateway(short_tmp / "busy", config=SLOW, workers=2) as gateway:
+        yield gateway
+
+
+def at_once(gateway: Gateway, number: int, prefix: str, **more: Any) -> list[Attempt]:
+    """So many slow calls, all under way together."""
+    with Crowd(gateway.url, number, prefix=prefix, stream=False, model="slow", **more) as crowd:
+        return crowd.ended()
+
+
+def test_so_many_calls_at_once_and_no_more(busy: Gateway) -> None:
+    """Five of a session over two workers; when they have ended, five again."""
+    for wave in range(2):
+        attempts = at_once(busy, 30, f"at-once-{wave}", sessions=["five"], max_tokens=9)
+        assert outcomes(attempts) == (5, 25)
+        refused = next(attempt for attempt in attempts if attempt.status == 429)
+        assert refused.error is not None
+        assert refused.error["code"] == "too_many_at_once"
+        assert refused.headers["retry-after"] == "1"
+
+
+def test_a_killed_worker_gives_its_places_back(busy: Gateway) -> None:
+    """Those of its calls; whoever still streams elsewhere keeps the place."""
+    text = " ".join(["word"] * 80)
+    with Crowd(
+        busy.url, 5, model="long", text=text, prefix="held", sessions=["held"], max_tokens=99
+    ) as crowd:
+        crowd.flowing()
+        assert ask(busy, "echo", {"x-session-id": "held"}) == 429
+        killed = busy.worker_pids()[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(
+            lambda: ask(busy, "echo", {"x-session-id": "held"}) == 200, 5, "a place", every_s=0.02
+        )
+        wait_for(lambda: len(replaced_by(busy, killed)) == 2, 20, "two workers", every_s=0.05)
+        still = [attempt for attempt in crowd.attempts if attempt.outcome == "open"]
+        more = at_once(busy, 12, "after", sessions=["held"], max_tokens=9)
+        assert outcomes(more)[0] == 5 - len(still)
+        assert [a for a in crowd.attempts if a.outcome == "open"] == still
+
+
+def replaced_by(gateway: Gateway, dead: int) -> list[int]:
+    """The workers that serve, without a dead one."""
+    slots = gateway.status()["slots"]
+    return [slot["pid"] for slot in slots if slot["pid"] != dead and slot["state"] == "ready"]
+
+
+def test_tokens_are_reserved_and_settled(busy: Gateway) -> None:
+    """A thousand each: three at once, but many one after the other, for they use few."""
+    attempts = at_once(busy, 8, "tokens", max_tokens=1200)
+    assert outcomes(attempts) == (3, 5)
+    refused = next(attempt for attempt in attempts if attempt.status == 429)
+    assert refused.headers["x-ratelimit-limit-tokens"] == "4000"
+    assert refused.error is not None
+    assert "the model limit of 4000 tokens per minute is reached" in refused.error["message"]
+    body = chat("three short words", model="echo", max_tokens=1200)
+    assert [busy.ask(CHAT, body, {}).status for _ in range(12)] == [200] * 12
+    over = busy.ask(CHAT, body | {"max_tokens": 5000}, {})
+    assert (over.status, over.json()["error"]["param"]) == (413, "max_tokens")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from tpo_mp.config.prices import Prices
-from tpo_mp.ports import Cells, Env, Timed
+from tpo_mp.ports import Cells, Env, Quota, Timed
 from tpo_mp.types import STAGES, Call
+
+T = TypeVar("T")
 
 
 class FakeWorld:
@@ -33,6 +35,7 @@ class FakeWorld:
             timers=self,
             rooms=self.rooms,
             ledger=FakeLedger(),
+            quotas=FakeQuotas(),
             live=FakeLive(),
             journal=FakeJournal(),
             prices=Prices(),
@@ -157,6 +160,27 @@ class FakeWatch:
         if found != self._seen:
             self._seen = found
         return self._seen
+
+
+class FakeQuotas:
+    """The quotas of one process that nobody shares, with room for every name."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Quota] = defaultdict(Quota)
+        self.crowd: dict[str, bool] = {}
+        self.sharers = 1
+
+    def update(self, name: str, change: Callable[[Quota], T], *, crowd: bool = False) -> T:
+        """Change what is used of a name."""
+        self.crowd[name] = crowd
+        before = self.names[name]
+        quota = Quota()
+        for field in Quota.__slots__:
+            setattr(quota, field, getattr(before, field))
+        quota.cells = list(before.cells)
+        answer = change(quota)
+        self.names[name] = quota
+        return answer
 
 
 class FakeLive:

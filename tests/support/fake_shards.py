@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tests.support.fake_env import FakeJournal, FakeLedger, FakeLive, FakeRoom
+from tests.support.fake_env import FakeJournal, FakeLedger, FakeLive, FakeQuotas, FakeRoom
 from tests.support.fake_gateway import FakeExchange
 from tests.support.fake_net import FakeLoop
 from tpo_mp.config import load
@@ -251,7 +251,8 @@ class FakeShard:
         env = Env(
             clock=monotonic, random=Random(0), metrics=self.metrics, log=None,  # type: ignore[arg-type]
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},
-            ledger=FakeLedger(), live=FakeLive(), journal=FakeJournal(),
+            ledger=FakeLedger(), quotas=FakeQuotas(), live=FakeLive(),
+            journal=FakeJournal(),
         )  # fmt: skip
         self._env, self._tables = env, tables
         self.adopt(1, self.up)

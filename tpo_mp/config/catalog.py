@@ -47,10 +47,6 @@ UNBUILT: Final = (
     "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",
     "stages.rate_limit.adaptive", "stages.rate_limit.tiers", "stages.rate_limit.default_tier",
-    "stages.rate_limit.global.tpm", "stages.rate_limit.global.concurrent",
-    "stages.rate_limit.tenant.tpm", "stages.rate_limit.tenant.concurrent",
-    "stages.rate_limit.session.tpm", "stages.rate_limit.session.concurrent",
-    "stages.rate_limit.model.tpm", "stages.rate_limit.model.concurrent",
 )  # fmt: skip
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""
 

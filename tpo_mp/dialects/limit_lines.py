@@ -16,8 +16,7 @@ _ANTHROPIC: Final = frozenset(
 )
 _GOOGLE: Final = frozenset({Dialect.GEMINI, Dialect.GEMINI_COUNT, Dialect.GEMINI_EMBEDDINGS})
 _OPENAI: Final = (
-    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-    b"x-ratelimit-reset-requests: %b\r\n"
+    b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n"
 )
 _ANTHROPIC_ROW: Final = (
     b"anthropic-ratelimit-%b-limit: %d\r\nanthropic-ratelimit-%b-remaining: %d\r\n"
@@ -27,11 +26,20 @@ _ANTHROPIC_ROW: Final = (
 
 def request_lines(dialect: Dialect, limit: int, left: int, whole_in_s: float) -> bytes:
     """Lines about a limit of requests, of which ``left`` remain; whole again in ``whole_in_s``."""
+    return _row(dialect, b"requests", limit, left, whole_in_s)
+
+
+def token_lines(dialect: Dialect, limit: int, left: int, whole_in_s: float) -> bytes:
+    """The same of tokens."""
+    return _row(dialect, b"tokens", limit, left, whole_in_s)
+
+
+def _row(dialect: Dialect, what: bytes, limit: int, left: int, whole_in_s: float) -> bytes:
     if dialect in _GOOGLE:
         return b""
     if dialect in _ANTHROPIC:
-        return anthropic_row(b"requests", limit, left, whole_in_s)
-    return _OPENAI % (limit, left, span(whole_in_s))
+        return anthropic_row(what, limit, left, whole_in_s)
+    return _OPENAI % (what, limit, what, left, what, span(whole_in_s))
 
 
 def anthropic_row(what: bytes, limit: int, left: int, whole_in_s: float) -> bytes:

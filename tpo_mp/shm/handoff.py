@@ -67,6 +67,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     config_fd: int
     locks_fd: int
     ledger_fd: int
+    quotas_fd: int
     live_fd: int
     journal_fd: int
     doorbells: list[tuple[int, int]]

@@ -37,6 +37,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Self
 
 from tpo_mp.errors import Fault
 
@@ -115,7 +116,7 @@ class Segment:
         self.words = self.buf.cast("Q")
 
     @classmethod
-    def create(cls, name: str, size: int) -> Segment:
+    def create(cls, name: str, size: int) -> Self:
         """Make an anonymous segment of ``size`` bytes (a multiple of 8), all zero.
 
         Raises ``Fault`` with reason ``shm_too_small`` when the memory is not there.
@@ -143,7 +144,7 @@ class Segment:
         return cls._own(fd, size)
 
     @classmethod
-    def attach(cls, fd: int, size: int) -> Segment:
+    def attach(cls, fd: int, size: int) -> Self:
         """Map an inherited descriptor; raises ``Fault`` when it is not ``size`` bytes long."""
         _check_size(size)
         found = os.fstat(fd).st_size
@@ -166,7 +167,7 @@ class Segment:
         return self
 
     @classmethod
-    def _own(cls, fd: int, size: int) -> Segment:
+    def _own(cls, fd: int, size: int) -> Self:
         try:
             return cls(fd, size)
         except BaseException:

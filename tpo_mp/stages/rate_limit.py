@@ -1,55 +1,69 @@
-"""Limits of requests per second, minute and hour: of the host, a tenant, a session, a model.
+"""Limits of requests, of tokens and of calls at once: of the host, a tenant, a session, a model.
 
-Each limit is a bucket: a request puts one in, and the window's number drains out evenly over the
-window, so that a caller is never let in twice as often round the edge of a minute.  The buckets
-are the ledger's, so they are exact over all workers of the host and outlive any of them::
+What a limit is stands in ``pipeline.buckets``; it is kept by the host's quotas, exact over all
+workers and outliving any of them.  The levels are asked from the narrowest to the widest, and a
+refusal gives back what the levels before it took: whoever is over a limit of its own takes nothing
+from what others share.
 
-    cells    used of rps | used of rpm | used of rph | when that held (CLOCK_MONOTONIC)
+Of tokens the most that a call may cost is reserved when it comes in (its body by four bytes, and
+the longest answer it asks for), and settled by what the backend reports at its end.  A call that
+never came to a backend gets all of it back; of one whose use nobody reports the reservation stays.
 
-The levels are asked from the narrowest to the widest, and a refusal gives back what the levels
-before it took.  So whoever is over a limit of its own takes nothing from what others share.
-
-Invariants: of one level all windows let a call in or none does, in one update; a call that is
-refused leaves every bucket as it was; no interval holds more calls than what a bucket holds and
-what drained in it, but for what is drained while a taken place is given back (microseconds).
-Known weakness: in those microseconds another call of the same tenant or session may be refused;
-a worker that dies in them keeps the places taken, until they drain.  At the ledger's cap the
-tenant, session or model not seen for longest begins with an empty bucket.
+Invariants: of one level all limits let a call in or none does, in one update; a call that is
+refused leaves every count as it was; a call gives its places and the rest of its tokens back once.
+A call that is run again after a worker's death was counted before: it only takes a place again.
+Known weakness: between taking and giving back, microseconds, another call of the same tenant or
+session may be refused.  A worker that dies keeps the tokens of its open calls reserved until they
+drain, and in those microseconds what was taken.  At the cap of the quotas the tenant, session or
+model not seen for longest begins anew.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
-from tpo_mp.dialects.limit_lines import request_lines
-from tpo_mp.errors import RateLimited, Shed, TpoError
-from tpo_mp.ports import Cells, Counter, Env, Feature
-from tpo_mp.types import Call, Phase
+from tpo_mp.dialects.limit_lines import request_lines, token_lines
+from tpo_mp.dialects.most_output import COUNTING, most_output
+from tpo_mp.errors import RateLimited, Shed, TooLarge, TpoError
+from tpo_mp.pipeline.allowances import LocalAllowance
+from tpo_mp.pipeline.buckets import Bucket, Excess, LimitSet, limits_of
+from tpo_mp.pipeline.endings import at_end
+from tpo_mp.ports import Counter, Env, Feature
+from tpo_mp.types import NO_DEADLINE, Call, Ending, Phase, Reply
 
-_PERIODS: Final = ((1, "second"), (60, "minute"), (3600, "hour"))
-_ALMOST: Final = 1e-6
+BYTES_PER_TOKEN: Final = 4
+LEVELS: Final = ("session", "tenant", "model", "global")
+MOST_WAYS: Final = 4096
+MOST_LEASES: Final = 64
+"""Allowances that may be out at once: giving each back costs the loop about 10 us."""
 _MOST: Final = Meta(ge=1, le=1_000_000_000)
+_Limit: TypeAlias = Annotated[int, _MOST] | None
 
 
 class Windows(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many requests are let in; what is not given is not limited."""
+    """How much is let in; what is not given is not limited."""
 
-    rps: Annotated[Annotated[int, _MOST] | None, Meta(description="Requests per second.")] = None
-    rpm: Annotated[Annotated[int, _MOST] | None, Meta(description="Requests per minute.")] = None
-    rph: Annotated[Annotated[int, _MOST] | None, Meta(description="Requests per hour.")] = None
+    rps: Annotated[_Limit, Meta(description="Requests per second.")] = None
+    rpm: Annotated[_Limit, Meta(description="Requests per minute.")] = None
+    rph: Annotated[_Limit, Meta(description="Requests per hour.")] = None
     burst: Annotated[
-        Annotated[int, _MOST] | None,
+        _Limit,
         Meta(description="Requests at once, by the shortest window given [all of that window]."),
     ] = None
+    tpm: Annotated[
+        _Limit, Meta(description="Tokens per minute, of prompts and answers together.")
+    ] = None
+    concurrent: Annotated[_Limit, Meta(description="Calls under way at once.")] = None
 
     def __post_init__(self) -> None:
-        if not (self.rps or self.rpm or self.rph):
-            raise ValueError("needs rps, rpm or rph")
+        if self.burst and not (self.rps or self.rpm or self.rph):
+            raise ValueError("burst needs rps, rpm or rph")
+        if not (self.rps or self.rpm or self.rph or self.tpm or self.concurrent):
+            raise ValueError("needs rps, rpm, rph, tpm or concurrent")
 
 
 class TenantWindows(Windows, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +84,7 @@ class TenantWindows(Windows, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Config(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"overall": "global"}
 ):
-    """Requests let in, exact over all workers; with no level given 100 per second, 20 at once."""
+    """What is let in, exact over all workers; with no level given 100 per second, 20 at once."""
 
     overall: Annotated[Windows | None, Meta(description="Limits of the whole host.")] = None
     tenant: Annotated[
@@ -81,41 +95,18 @@ class Config(
         Windows | None, Meta(description="Limits of each session, as `X-Session-Id` names it.")
     ] = None
     model: Annotated[Windows | None, Meta(description="Limits of each model.")] = None
+    answer_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Tokens reserved for an answer whose request gives no `max_tokens`.",
+        ),
+    ] = 1024
 
 
-UNSAID: Final = Config(overall=Windows(rps=100, burst=20))
-"""What holds where the stage runs and nothing is limited."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    """One window: ``limit`` a ``period``, of which ``room`` at once; drained by ``per_s``."""
-
-    limit: int
-    period: str
-    per_s: float
-    room: int
-
-
-_Buckets: TypeAlias = tuple[_Bucket | None, _Bucket | None, _Bucket | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a call is counted."""
-
-    level: str
-    name: str
-    buckets: _Buckets
-
-
-@dataclass(frozen=True, slots=True)
-class _Excess:
-    """The bucket that makes a call wait longest."""
-
-    bucket: _Bucket
-    used: float
-    wait_s: float
+UNSAID: Final = Windows(rps=100, burst=20)
+"""What holds for the host where the stage runs and nothing is limited."""
 
 
 class RateLimit:
@@ -124,138 +115,235 @@ class RateLimit:
     phase: ClassVar[Phase] = Phase.ADMIT
 
     def __init__(self, config: Config, env: Env) -> None:
-        if config == Config():
-            config = UNSAID
-        self._ledger = env.ledger
-        self._clock = env.clock
-        self._session = _buckets(config.session)
-        self._tenant = _buckets(config.tenant)
-        self._model = _buckets(config.model)
-        self._overall = _buckets(config.overall)
+        given = (config.session, config.tenant, config.model, config.overall)
+        overall = config.overall if any(given) else UNSAID
         tiers = config.tenant.tiers if config.tenant is not None else {}
-        self._tiers = {tier: _buckets(windows) for tier, windows in tiers.items()}
+        self._session = _limits(config.session)
+        self._tenant = _limits(config.tenant)
+        self._tiers = {tier: _limits(windows) for tier, windows in tiers.items()}
+        self._model = _limits(config.model)
+        self._overall = _limits(overall)
+        levels = (self._session, self._tenant, self._model, self._overall, *self._tiers.values())
+        self._tokens = any(limits and limits.tokens for limits in levels)
+        self._concurrent = any(limits and limits.concurrent for limits in levels)
+        self._unsaid = config.answer_tokens
+        self._quotas, self._clock, self._timers = env.quotas, env.clock, env.timers
+        self._allowances: dict[str, LocalAllowance] = {}
+        self._ways: dict[tuple[str, str, str, str | None], tuple[LocalAllowance, ...]] = {}
+        self._out: set[LocalAllowance] = set()
+        self.deadline, self.filed_at = NO_DEADLINE, 0.0
         self._refused: dict[str, Counter] = {
             level: env.metrics.counter(
                 "tpo_rate_limited_total", "Calls refused by a limit, by its level.", level=level
             )
-            for level in ("session", "tenant", "model", "global")
+            for level in LEVELS
         }
+        if self._concurrent:
+            # A whole answer gives its places back before it is sent, so that who asks again
+            # on reading it finds them free.
+            self.after = _give_back_places
 
     def before(self, call: Call) -> None:
         """Count the call; raises ``RateLimited``, having counted it nowhere."""
+        session = call.session if self._session is not None else None
+        key = (call.tenant, call.tier, call.model, session)
+        way = self._ways.get(key)
+        if way is None:
+            way = self._find_way(key)
+        tokens = self._reserve(call, way) if self._tokens else 0
         now = self._clock()
-        taken: list[_Place] = []
-        try:
-            for place in self._places(call):
-                excess = self._take(place, now)
-                if excess is not None:
-                    self._refused[place.level].inc()
-                    raise _refusal(place.level, excess, call)
-                taken.append(place)
-        except TpoError:
-            for place in taken:
-                with suppress(Shed):  # what cannot be given back drains
-                    self._give_back(place, now)
-            raise
+        if call.rerun:
+            self._come_again(way, now)
+        else:
+            self._come_in(call, way, tokens, now)
+        if self._concurrent or tokens:
+            at_end(call, _Stay(self, way, tokens))
 
-    def _places(self, call: Call) -> list[_Place]:
+    def _come_in(
+        self, call: Call, way: tuple[LocalAllowance, ...], tokens: int, now: float
+    ) -> None:
+        for place, allowance in enumerate(way):
+            cost = tokens if allowance.counts_tokens else 0
+            if allowance.left and allowance.tokens >= cost:
+                allowance.spend(cost)
+                continue
+            try:
+                leases = len(self._out) < MOST_LEASES or allowance in self._out
+                excess = allowance.take(now, cost, lease=leases)
+                if excess is None:
+                    if allowance.leased:
+                        self._note_out(allowance)
+                    continue
+                self._refused[allowance.level].inc()
+                raise _refusal(allowance, excess, cost, call)
+            except TpoError:
+                for taken in way[:place]:
+                    with suppress(Shed):  # what cannot be given back drains
+                        taken.undo(now, tokens if taken.counts_tokens else 0)
+                raise
+
+    def _come_again(self, way: tuple[LocalAllowance, ...], now: float) -> None:
+        for allowance in way:
+            if allowance.limits.concurrent:
+                allowance.hold(now)
+
+    def _reserve(self, call: Call, way: tuple[LocalAllowance, ...]) -> int:
+        """Tokens a call may cost; raises ``TooLarge`` when no limit could ever let it in."""
+        buckets = [a.limits.tokens for a in way]
+        rooms = [bucket.room for bucket in buckets if bucket is not None]
+        if not rooms or call.dialect in COUNTING:
+            return 0
+        room = min(rooms)
+        prompt = -(-len(call.body) // BYTES_PER_TOKEN)
+        answer = most_output(call.dialect, call.body, -1)
+        if answer < 0:  # nobody asked for so much: it is what there may be
+            answer = max(min(self._unsaid, room - prompt), 0)
+        if prompt + answer > room:
+            raise TooLarge(
+                f"this request may cost {prompt + answer} tokens, and {room} per minute is all "
+                "that a limit ever lets in; shorten it or ask for fewer tokens",
+                reason="over_token_limit",
+                param="max_tokens",
+            )
+        return prompt + answer
+
+    def _find_way(self, key: tuple[str, str, str, str | None]) -> tuple[LocalAllowance, ...]:
         """Where a call counts, from the narrowest level to the widest."""
-        tenant = call.tenant
-        found: list[_Place] = []
-        if self._session is not None and call.session:
+        tenant, tier, model, session = key
+        found: list[LocalAllowance] = []
+
+        def add(level: str, name: str, limits: LimitSet | None) -> None:
+            if limits is None:
+                return
+            allowance = self._allowances.get(name)
+            if allowance is None or allowance.limits is not limits:
+                allowance = LocalAllowance(
+                    self._quotas, level, name, limits, crowd=level != "global"
+                )
+                self._allowances[name] = allowance
+            found.append(allowance)
+
+        if len(self._ways) >= MOST_WAYS:
+            self._forget()
+        if session:
             # The length keeps "a:b" of "c" apart from "a" of "b:c".
-            name = f"rate_limit:session:{len(tenant)}:{tenant}:{call.session}"
-            found.append(_Place("session", name, self._session))
-        buckets = self._tiers.get(call.tier, self._tenant)
-        if buckets is not None:
-            found.append(_Place("tenant", f"rate_limit:tenant:{tenant}", buckets))
-        if self._model is not None:
-            found.append(_Place("model", f"rate_limit:model:{call.model}", self._model))
-        if self._overall is not None:
-            found.append(_Place("global", "rate_limit:global", self._overall))
-        return found
+            add("session", f"rate_limit:session:{len(tenant)}:{tenant}:{session}", self._session)
+        add("tenant", f"rate_limit:tenant:{tenant}", self._tiers.get(tier, self._tenant))
+        add("model", f"rate_limit:model:{model}", self._model)
+        add("global", "rate_limit:global", self._overall)
+        way = self._ways[key] = tuple(found)
+        return way
 
-    def _take(self, place: _Place, now: float) -> _Excess | None:
-        """Put one in each bucket of a level, or in none and answer why."""
-        buckets = place.buckets
-        excess: _Excess | None = None
+    def _forget(self) -> None:
+        """Make room; what is out stays, so that a name has one lease here and no two."""
+        self._ways.clear()
+        self._allowances = {a.name: a for a in self._out}
 
-        def take(cells: Cells) -> Cells:
-            nonlocal excess
-            used = _drained(cells, buckets, now)
-            excess = _excess(used, buckets)
-            return _cells(used, buckets, 0 if excess else 1, max(now, cells[3]))
+    # -- telling the host ---------------------------------------------------------------------
 
-        self._ledger.update(place.name, take, crowd=place.level != "global")
-        return excess
+    def _note_out(self, allowance: LocalAllowance) -> None:
+        """Have an allowance synced at the next turn of the timers."""
+        self._out.add(allowance)
+        if self.deadline == NO_DEADLINE:
+            self.deadline = now = self._clock()
+            self._timers.add(self, now)
 
-    def _give_back(self, place: _Place, now: float) -> None:
-        """Take one out of each bucket again."""
-        buckets = place.buckets
+    def expire(self) -> None:
+        """Sync what is out; what cannot be synced now is, next time."""
+        out, self._out = self._out, set()
+        now = self._clock()
+        for allowance in out:
+            try:
+                if allowance.out:
+                    allowance.sync(now)
+            except Shed:
+                self._note_out(allowance)
 
-        def give(cells: Cells) -> Cells:
-            return _cells(_drained(cells, buckets, now), buckets, -1, max(now, cells[3]))
+    def gone(self, allowance: LocalAllowance, places: int, tokens: int) -> None:
+        """A call gives back places, and tokens that it reserved and did not use."""
+        if allowance.limits.concurrent:
+            allowance.ended += places
+        if allowance.counts_tokens:
+            allowance.back += tokens
+        if not (allowance.ended or allowance.back):
+            return
+        if not allowance.leased:
+            with suppress(Shed):
+                allowance.sync(self._clock())
+                return
+        self._note_out(allowance)
 
-        self._ledger.update(place.name, give, crowd=place.level != "global")
+
+class _Stay:
+    """What one call holds until it ends."""
+
+    __slots__ = ("_limits", "_places", "_reserved", "_way")
+
+    def __init__(self, limits: RateLimit, way: tuple[LocalAllowance, ...], reserved: int) -> None:
+        self._limits = limits
+        self._way = way
+        self._places = 1
+        self._reserved = reserved
+
+    def leave(self) -> None:
+        """Give the places back."""
+        places, self._places = self._places, 0
+        if places:
+            for allowance in self._way:
+                self._limits.gone(allowance, places, 0)
+
+    def __call__(self, ended: Ending) -> None:
+        """Settle what the call used."""
+        back = 0
+        if ended.prompt >= 0 or ended.completion >= 0:
+            back = self._reserved - max(ended.prompt, 0) - max(ended.completion, 0)
+        elif not ended.attempts:
+            back = self._reserved
+        places, self._places = self._places, 0
+        for allowance in self._way:
+            self._limits.gone(allowance, places, back if self._reserved else 0)
 
 
-def _buckets(windows: Windows | None) -> _Buckets | None:
-    """The three buckets of a level; ``None``: it limits nothing."""
+def _give_back_places(call: Call, reply: Reply) -> None:
+    if reply.stream is None:
+        for told in call.endings or ():
+            if isinstance(told, _Stay):
+                told.leave()
+
+
+def _limits(windows: Windows | None) -> LimitSet | None:
+    """The limits of a level; ``None``: it limits nothing."""
     if windows is None:
         return None
-    burst = windows.burst
-    found: list[_Bucket | None] = []
-    for limit, (seconds, period) in zip(
-        (windows.rps, windows.rpm, windows.rph), _PERIODS, strict=True
-    ):
-        if limit is None:
-            found.append(None)
-            continue
-        found.append(_Bucket(limit, period, limit / seconds, burst or limit))
-        burst = None
-    first, second, third = found
-    return (first, second, third) if first or second or third else None
+    w = windows
+    found = limits_of((w.rps, w.rpm, w.rph), w.burst, w.tpm, w.concurrent)
+    return found if found.buckets or found.concurrent else None
 
 
-def _drained(cells: Cells, buckets: _Buckets, now: float) -> list[float]:
-    """What each bucket holds now; one that is not there holds nothing."""
-    passed_s = max(now - cells[3], 0.0)  # another worker's clock may have been read later
-    return [
-        max(used - passed_s * bucket.per_s, 0.0) if bucket is not None else 0.0
-        for used, bucket in zip(cells, buckets, strict=False)
-    ]
-
-
-def _cells(used: list[float], buckets: _Buckets, more: int, at: float) -> Cells:
-    """The ledger's numbers after ``more`` went into each bucket there is."""
-    after = [
-        max(n + more, 0.0) if bucket is not None else 0.0
-        for n, bucket in zip(used, buckets, strict=True)
-    ]
-    return (after[0], after[1], after[2], at)
-
-
-def _excess(used: list[float], buckets: _Buckets) -> _Excess | None:
-    longest: _Excess | None = None
-    for n, bucket in zip(used, buckets, strict=True):
-        if bucket is None or n + 1 <= bucket.room + _ALMOST:
-            continue
-        wait_s = (n + 1 - bucket.room) / bucket.per_s
-        if longest is None or wait_s > longest.wait_s:
-            longest = _Excess(bucket, n, wait_s)
-    return longest
-
-
-def _refusal(level: str, excess: _Excess, call: Call) -> RateLimited:
-    bucket, wait_s = excess.bucket, excess.wait_s
+def _refusal(allowance: LocalAllowance, excess: Excess, tokens: int, call: Call) -> RateLimited:
+    bucket, wait_s, level = excess.bucket, excess.wait_s, allowance.level
+    if bucket is None:
+        return RateLimited(
+            f"the {level} limit of {allowance.limits.concurrent} requests at once is reached",
+            reason="too_many_at_once",
+            retry_after_s=wait_s,
+        )
     burst = f", {bucket.room} at once," if bucket.room != bucket.limit else ""
+    asks = f" (this request may cost {tokens})" if bucket.what == "tokens" else ""
     return RateLimited(
-        f"the {level} limit of {bucket.limit} requests per {bucket.period}{burst} is reached; "
-        f"try again in {math.ceil(wait_s * 10) / 10:g} s",
+        f"the {level} limit of {bucket.limit} {bucket.what} per {bucket.period}{burst} is reached"
+        f"{asks}; try again in {math.ceil(wait_s * 10) / 10:g} s",
         reason="rate_limited",
         retry_after_s=wait_s,
-        lines=request_lines(call.dialect, bucket.limit, 0, excess.used / bucket.per_s),
+        lines=_lines(call, bucket, excess.used),
     )
+
+
+def _lines(call: Call, bucket: Bucket, used: float) -> bytes:
+    """The headers of the limit that was reached."""
+    left, whole_in_s = max(int(bucket.room - used), 0), used / bucket.per_s
+    make = token_lines if bucket.what == "tokens" else request_lines
+    return make(call.dialect, bucket.limit, left, whole_in_s)
 
 
 FEATURE = Feature(Config, RateLimit)

@@ -15,6 +15,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS
 from tpo_mp.shm.live import LiveSegment
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, Plane
+from tpo_mp.shm.quotas import QuotaSegment
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
@@ -42,6 +43,7 @@ class HostMemory:
         self.registry = Registry.create_file(registry, seats, max_open)
         self.config = ConfigBuffer.create()
         self.ledger = RowTable.create(LEDGER_ROWS)
+        self.quotas = QuotaSegment.make(seats)
         self.live = LiveSegment.create()
         self.journal = JournalSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
@@ -89,6 +91,7 @@ class HostMemory:
         """Close every segment; the memory goes when the last process has."""
         for part in (self.plane, self.rings, self.metrics, self.registry, self.config):
             part.close()
+        self.quotas.close()
         self.live.close()
         self.journal.close()
         self.ledger.close()

@@ -174,6 +174,7 @@ class Nursery:
             config_fd=memory.config.fd,
             locks_fd=memory.ledger.locks_fd,
             ledger_fd=memory.ledger.fd,
+            quotas_fd=memory.quotas.fd,
             live_fd=memory.live.fd,
             journal_fd=memory.journal.fd,
             doorbells=[bell.fds for bell in memory.doorbells],
@@ -193,6 +194,7 @@ def _descriptors(handoff: Handoff) -> tuple[int, ...]:
     singles = (
         handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
         handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd, handoff.journal_fd,
+        handoff.quotas_fd,
         handoff.ops_listener, handoff.lifeline_fd,
     )  # fmt: skip
     bells = (fd for pair in handoff.doorbells for fd in pair)

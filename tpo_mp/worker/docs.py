@@ -27,7 +27,7 @@ from tpo_mp.shm.metrics import MetricsArena
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.gateway import Gateway
-    from tpo_mp.ports import Journal, Ledger, Live, Store
+    from tpo_mp.ports import Journal, Ledger, Live, Quotas, Store
 
 _JSON: Final = "-H 'content-type: application/json'"
 
@@ -80,6 +80,7 @@ def table() -> EndpointTable:
         timers=Wheel(),
         rooms={},
         ledger=cast("Ledger", None),
+        quotas=cast("Quotas", None),
         live=cast("Live", None),
         journal=cast("Journal", None),
     )

@@ -209,6 +209,7 @@ class Owner:
         call = delivery.call
         if not call.tier:
             call.tier = self._tiers.get(call.tenant, EVERYBODY.tier)
+        call.rerun = attempts > 0
         flags |= SlotFlag.STREAM if call.stream else 0
         if not delivery.lettered:
             flags |= SlotFlag.JOB

@@ -45,6 +45,7 @@ from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
+from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
@@ -129,6 +130,9 @@ class Shard:
             timers=self.wheel,
             rooms=self._make_edges(config),
             ledger=SharedLedger(table, self.metrics),
+            quotas=SharedQuotas.of_host(
+                handoff.quotas_fd, table, self.plane, handoff.seat, self.metrics
+            ),
             live=LiveText(LiveSegment.attach(handoff.live_fd), table),
             journal=SharedJournal(
                 JournalSegment.attach(handoff.journal_fd),

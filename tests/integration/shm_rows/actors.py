@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
+
+from msgspec import convert
 
 from tests.support.actor import hear, play, say
 from tests.support.deaths import kill_at
-from tests.support.fake_env import SilentMetrics
+from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
+from tpo_mp.errors import RateLimited, Shed
 from tpo_mp.ports import Cells
 from tpo_mp.shm import registry, rows
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.ledger import SharedLedger
 from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.shm.quotas import QuotaSegment, SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.rows import PAYLOAD_BYTES, RowTable
+from tpo_mp.shm.segment import Segment
+from tpo_mp.stages.rate_limit import Config, RateLimit
 
 BOUNDS = (0.001, 0.01, 0.1)
 
@@ -99,6 +107,35 @@ def write_for_ever(fd: int, locks_fd: int, count: int, event: int) -> None:
         kill_at(event, rows)
     while True:
         ledger.update("watched", _next)
+
+
+def let_in(
+    fds: list[int], rows: list[int], seats: int, seat: int, options: Any, times: int, told: bool
+) -> None:
+    """Let calls in until one is refused, or so many; say their number, or each (``told``)."""
+    table = RowTable.attach(fds[0], fds[1], rows[0])
+    epochs = Segment.attach(fds[3], 8 * seats).words
+    quotas = SharedQuotas(
+        QuotaSegment.map_inherited(fds[2], seats, rows[1]), table, seat=seat,
+        epoch_of=epochs.__getitem__, sharers=2, refused=SilentSeries(),
+    )  # fmt: skip
+    world = FakeWorld()
+    limits = RateLimit(convert(options, Config), replace(world.env, quotas=quotas))
+    say("ready")
+    hear()
+    done = 0
+    while done < times:
+        try:
+            limits.before(make_call(b"{}"))
+        except RateLimited:
+            break
+        except Shed:  # who holds the count waits for a core
+            continue
+        done += 1
+        if told:
+            say("in")
+    say(str(done))
+    hear()
 
 
 def open_calls(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
 from tpo_mp.config import load
-from tpo_mp.errors import ConfigError, RateLimited, Shed
-from tpo_mp.ports import Cells
+from tpo_mp.errors import ConfigError, RateLimited, Shed, TooLarge
+from tpo_mp.pipeline.endings import tell_ended
+from tpo_mp.ports import Quota
 from tpo_mp.stages.rate_limit import FEATURE, Config
-from tpo_mp.types import Call, Dialect
+from tpo_mp.types import Call, Dialect, Ending, Reply, Stream, Terminal
 
 
 class Counted(SilentMetrics):
@@ -49,9 +52,14 @@ class Limited:
             return error
         return None
 
-    def used(self, name: str) -> Cells:
-        """What the ledger holds."""
-        return self.world.env.ledger.names[f"rate_limit:{name}"]  # type: ignore[attr-defined,no-any-return]
+    def quota(self, name: str) -> Quota:
+        """What the host knows."""
+        quotas: Any = self.world.env.quotas
+        return quotas.names[f"rate_limit:{name}"]  # type: ignore[no-any-return]
+
+    def used(self, name: str) -> list[float]:
+        """What is used of the requests a second, minute and hour, and of the tokens a minute."""
+        return self.quota(name).cells[:4]
 
 
 def config(**options: Any) -> Config:
@@ -63,7 +71,8 @@ def config(**options: Any) -> Config:
 
 def caller(**more: Any) -> Call:
     """A call of tenant ``t``."""
-    return make_call(b"{}", **{"tenant": "t", "tier": "standard", **more})
+    body = more.pop("body", b"{}")
+    return make_call(body, **{"tenant": "t", "tier": "standard", **more})
 
 
 @pytest.mark.parametrize(("window", "period_s"), [("rps", 1), ("rpm", 60), ("rph", 3600)])
@@ -167,15 +176,15 @@ def test_who_is_over_its_own_limit_takes_nothing_shared() -> None:
 def test_a_busy_ledger_is_a_shed_call_that_is_counted_nowhere() -> None:
     """A clean 503, whichever level could not be asked."""
     limited = Limited(tenant={"rpm": 5}, overall={"rpm": 5})
-    ledger: Any = limited.world.env.ledger
-    update: Callable[..., Cells] = ledger.update
+    quotas: Any = limited.world.env.quotas
+    update: Callable[..., Any] = quotas.update
 
-    def busy(name: str, change: Any, *, crowd: bool = False) -> Cells:
+    def busy(name: str, change: Any, *, crowd: bool = False) -> Any:
         if name == "rate_limit:global":
             raise Shed("busy", reason="ledger_busy", retry_after_s=1)
         return update(name, change, crowd=crowd)
 
-    ledger.update = busy
+    quotas.update = busy
     with pytest.raises(Shed):
         limited.stage.before(caller())
     assert limited.used("tenant:t")[1] == 0
@@ -184,16 +193,14 @@ def test_a_busy_ledger_is_a_shed_call_that_is_counted_nowhere() -> None:
 def test_names_of_clients_cannot_push_out_the_hosts() -> None:
     """Only the global limit is the configuration's own name."""
     limited = Limited(session={"rpm": 5}, tenant={"rpm": 5}, model={"rpm": 5}, overall={"rpm": 5})
-    ledger: Any = limited.world.env.ledger
-    update, seen = ledger.update, {}
-
-    def note(name: str, change: Any, *, crowd: bool = False) -> Cells:
-        seen[name.split(":")[1]] = crowd
-        return update(name, change, crowd=crowd)  # type: ignore[no-any-return]
-
-    ledger.update = note
     limited.let_in(session="s")
-    assert seen == {"session": True, "tenant": True, "model": True, "global": False}
+    quotas: Any = limited.world.env.quotas
+    assert {name.split(":")[1]: crowd for name, crowd in quotas.crowd.items()} == {
+        "session": True,
+        "tenant": True,
+        "model": True,
+        "global": False,
+    }
 
 
 def test_two_workers_count_as_one() -> None:
@@ -233,7 +240,7 @@ def test_a_refusal_says_what_when_and_how_much() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"rpm": 0}, {"rps": -1}, {"rph": 1.5}, {"rpm": 1, "burst": 0}, {"burst": 3}, {}, {"rmp": 1},
-     {"tpm": 5}, {"rpm": "1"}],
+     {"tpm": 0}, {"tpm": 9, "burst": 2}, {"concurrent": 0}, {"rpm": "1"}],
 )  # fmt: skip
 def test_limits_that_limit_nothing_or_all_are_refused(level: str, options: dict[str, Any]) -> None:
     """As are keys that nothing reads."""
@@ -254,7 +261,10 @@ def test_tiers_are_checked_like_the_rest(options: dict[str, Any]) -> None:
     ("options", "said"),
     [
         ({"global": {"rpm": 0}}, "stages.rate_limit.global.rpm = 0: expected int >= 1"),
-        ({"model": {"burst": 3}}, "stages.rate_limit.model = {'burst': 3}: needs rps, rpm or rph"),
+        (
+            {"model": {"burst": 3}},
+            "stages.rate_limit.model = {'burst': 3}: burst needs rps, rpm or rph",
+        ),
         ({"session": {"rmp": 3}}, "stages.rate_limit.session.rmp: unknown key; did you mean 'r"),
         ({"tenant": {"tiers": {"a": {"rpm": -1}}}}, "stages.rate_limit.tenant.tiers.a.rpm = -1: "),
         ({"golbal": {"rpm": 1}}, "stages.rate_limit.golbal: unknown key; did you mean 'global'?"),
@@ -265,19 +275,6 @@ def test_a_wrong_limit_is_told_with_its_path(options: dict[str, Any], said: str)
     with pytest.raises(ConfigError) as refused:
         load.build({"stages": {"rate_limit": options}}, {}, {}, None)
     assert said in refused.value.message
-
-
-def test_limits_to_come_are_left_out_with_a_warning() -> None:
-    """Tokens and calls at once; the limits beside them hold."""
-    levels = ("global", "tenant", "session", "model")
-    options: dict[str, Any] = {name: {"rpm": 1, "tpm": 1, "concurrent": 1} for name in levels}
-    loaded = load.build({"stages": {"rate_limit": options}}, {}, {}, None)
-    assert loaded.stages["rate_limit"] == config(**{name: {"rpm": 1} for name in levels})
-    assert set(loaded.warnings) == {
-        f"stages.rate_limit.{name}.{key}: not built yet, ignored"
-        for name in levels
-        for key in ("tpm", "concurrent")
-    }
 
 
 @pytest.mark.parametrize(
@@ -299,3 +296,165 @@ def test_it_is_off_unless_it_is_configured() -> None:
     assert "rate_limit" not in load.build({}, {}, {}, None).stages
     off = {"rate_limits": {"enabled": False, "requests_per_second": 100}}
     assert "rate_limit" not in load.build(off, {}, {}, None).stages
+
+
+BODY = b'{"model":"m","max_tokens":100,"messages":[]}'  # 44 bytes: 11 tokens
+COST = 111
+
+
+def ended(prompt: int = -1, completion: int = -1, attempts: int = 1) -> Ending:
+    """How a call ended."""
+    return Ending(Terminal.DONE, prompt, completion, None, attempts)
+
+
+def come_in(limited: Limited, **call: Any) -> Call:
+    """A call that is let in."""
+    made = caller(**{"body": BODY, **call})
+    limited.stage.before(made)
+    return made
+
+
+@pytest.mark.parametrize("level", ["global", "tenant", "session", "model"])
+def test_tokens_are_reserved_and_settled(level: str) -> None:
+    """The worst case counts until the end, what was used from then on."""
+    limited = Limited(**{level: {"tpm": 300}})
+    calls = [come_in(limited, session="s") for _ in range(2)]
+    error = limited.error(body=BODY, session="s")
+    assert error is not None
+    assert error.message == (
+        f"the {level} limit of 300 tokens per minute is reached (this request may cost 111); "
+        "try again in 6.6 s"
+    )
+    assert error.lines.startswith(b"x-ratelimit-limit-tokens: 300\r\nx-ratelimit-remaining-tokens:")
+    tell_ended(calls[0], ended(11, 9))
+    third = come_in(limited, session="s")
+    tell_ended(calls[1], ended(attempts=0))
+    tell_ended(third, ended())
+    name = {"session": "session:1:t:s", "tenant": "tenant:t", "model": "model:echo"}.get(level)
+    assert limited.used(name or "global")[3] == 20 + COST
+
+
+def test_who_used_more_than_was_reserved_pays_for_it() -> None:
+    """Where the request did not say, and the answer was long."""
+    limited = Limited(overall={"tpm": 1000}, answer_tokens=10)
+    call = come_in(limited, body=b"{}")
+    assert limited.used("global")[3] == 11
+    tell_ended(call, ended(1, 1200))
+    assert limited.used("global")[3] == 1201
+    assert limited.let_in() == 0
+    limited.world.now += 60
+    assert limited.let_in() == 1
+
+
+def test_more_than_a_limit_ever_lets_in_is_told_so() -> None:
+    """Waiting does not help; a request that asks for no number gets what there is."""
+    limited = Limited(tenant={"tpm": 100, "concurrent": 9})
+    with pytest.raises(TooLarge, match="may cost 111 tokens, and 100 per minute"):
+        come_in(limited)
+    come_in(limited, body=b"{}" * 10)
+    assert limited.used("tenant:t")[3] == 100
+    assert limited.quota("tenant:t").held == 1
+
+
+@pytest.mark.parametrize("level", ["global", "tenant", "session", "model"])
+def test_calls_at_once(level: str) -> None:
+    """A place is taken until the call has ended, and given back once."""
+    limited = Limited(**{level: {"concurrent": 2}})
+    one, two = (come_in(limited, session="s") for _ in range(2))
+    error = limited.error(session="s")
+    assert error is not None
+    assert error.reason == "too_many_at_once"
+    assert error.message == f"the {level} limit of 2 requests at once is reached"
+    assert (error.retry_after_s, error.lines) == (1, b"")
+    limited.stage.after(one, Reply(200, b"{}"))
+    assert limited.let_in(session="s") == 1
+    tell_ended(one, ended())
+    assert limited.let_in(session="s") == 0
+    limited.stage.after(two, Reply(200, None, stream=cast("Stream", object())))
+    assert limited.let_in(session="s") == 0
+    tell_ended(two, ended())
+    assert limited.let_in(3, session="s") == 1
+
+
+def test_a_refusal_gives_back_place_and_tokens() -> None:
+    """When the widest level is full, nothing stays at the narrow ones."""
+    both = {"rpm": 50, "tpm": 5000, "concurrent": 5}
+    limited = Limited(session=both, tenant=both, overall={"concurrent": 1})
+    come_in(limited, session="s")
+    for _ in range(10):
+        assert limited.error(session="s", body=BODY) is not None
+    for name in ("session:1:t:s", "tenant:t"):
+        quota = limited.quota(name)
+        assert (quota.cells[1], quota.cells[3], quota.held) == (1, COST, 1)
+
+
+def test_a_call_that_runs_again_is_not_counted_again() -> None:
+    """It takes a place, for it is under way; what it reserved before is settled at its end."""
+    limited = Limited(tenant={"rpm": 1, "tpm": 120, "concurrent": 1})
+    come_in(limited)
+    limited.quota("tenant:t").held = 0  # its worker died
+    again = come_in(limited, rerun=True)
+    quota = limited.quota("tenant:t")
+    assert (quota.cells[1], quota.cells[3], quota.held) == (1, COST, 1)
+    tell_ended(again, ended(5, 5))
+    quota = limited.quota("tenant:t")
+    assert (quota.cells[3], quota.held) == (10, 0)
+
+
+def test_far_from_a_limit_the_host_is_rarely_asked() -> None:
+    """One update for 32 calls; what is left of them comes back at the next turn of the timers."""
+    limited = Limited(overall={"rpm": 6000, "tpm": 600_000, "concurrent": 5000})
+    quotas: Any = limited.world.env.quotas
+    update, asked = quotas.update, []
+
+    def note(name: str, change: Any, *, crowd: bool = False) -> Any:
+        asked.append(name)
+        return update(name, change, crowd=crowd)
+
+    quotas.update = note
+    calls = [come_in(limited) for _ in range(64)]
+    assert len(asked) == 2
+    calls.append(come_in(limited))
+    assert limited.used("global") == [0, 96, 0, 96 * COST]
+    for call in calls:
+        tell_ended(call, ended(1, 1))
+    limited.world.advance(0.0)
+    quota = limited.quota("global")
+    assert (quota.cells[1], quota.cells[3], quota.held) == (65, 65 * 2, 0)
+    assert (quota.requests, quota.tokens, len(asked)) == (0, 0, 4)
+    limited.world.advance(1)
+    assert len(asked) == 4
+
+
+def test_a_lease_is_spent_only_where_it_covers_the_call() -> None:
+    """A long request asks the host; the limit holds to the last token."""
+    limited = Limited(overall={"tpm": 200_000})
+    come_in(limited)
+    long = BODY.replace(b"100", b"90000")
+    come_in(limited, body=long)
+    limited.world.advance(0.0)
+    assert limited.used("global")[3] == COST + 90_012
+    come_in(limited, body=long)
+    assert limited.error(body=long) is not None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 40)), max_size=60),
+    st.integers(0, 120),
+)
+def test_leases_let_in_what_the_limit_does(steps: list[tuple[int, int, int]], extra: int) -> None:
+    """Two workers, any order of calls, timers and pauses: never more, and all of it in the end."""
+    room = 2100
+    options: Any = {"overall": {"rph": room + extra}}
+    one = Limited(**options)
+    pair = (one, Limited(one.world, **options))
+    admitted = 0
+    for what, worker, times in steps:
+        if what < 2:
+            admitted += pair[worker].let_in(times)
+        elif what == 2:
+            one.world.advance(0.0)
+    for _ in range(2):
+        admitted += sum(limited.let_in(room + extra) for limited in pair)
+        one.world.advance(0.0)
+    assert admitted == room + extra
