@@ -32,6 +32,7 @@ OPEN = {
 ADMIN = {
     "/api/v1/dlq", "/v1/dlq", "/api/v1/dlq/{id}", "/api/v1/debug/dlq", "/api/v1/debug/pipeline",
     "/api/v1/dlq/{id}/replay", "/v1/dlq/replay/{id}",
+    "/api/v1/audit", "/api/v1/audit/stats", "/api/v1/audit/export",
 }  # fmt: skip
 NOBODYS_ID = "00000000-0001-8000-8000-000000000000"
 

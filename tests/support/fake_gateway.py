@@ -22,6 +22,7 @@ from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.response_log import EventPage
 from tpo_mp.ports import Feature
+from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.job_questions import AskLines, AskProgress, JobAnswer, Question, StartJob
 from tpo_mp.types import Call, Reply, Stream, Terminal
 
@@ -154,7 +155,9 @@ class FakeGateway:
         """The first name."""
         return self.names[0] if self.names else None
 
-    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
+    async def ask_store(
+        self, table: str, key: str, wait_s: float = STORE_S
+    ) -> tuple[bytes | None] | None:
         """What was stored; nobody home when nothing was said."""
         self.questions.append((table, key))
         return self.stored.get((table, key))

@@ -13,12 +13,14 @@ from typing import Any
 
 import orjson
 
+from tpo_mp.store.audit_questions import AUDIT_STATS, AuditQuery
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import LETTERS, RESULTS, STATUSES, LetterQuery, RecordQuery
 from tpo_mp.store.shelf import Shelf
 from tpo_mp.store.tables import LetterHeader
 
 from . import job_work, results
+from .audit import AuditReader
 
 UNAVAILABLE = (False, None)
 
@@ -40,6 +42,15 @@ def get(shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
         return True, _one(shelf, key) if query is None else _page(shelf, query)
     except sqlite3.Error:
         return UNAVAILABLE
+
+
+def audit(reader: AuditReader, shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
+    """A page of the call records, or their sums."""
+    query = AuditQuery.from_key(key)
+    if query is None:
+        return UNAVAILABLE
+    made = reader.stats if table == AUDIT_STATS else reader.page
+    return True, made(shelf, query)
 
 
 def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:

@@ -22,11 +22,13 @@ from tpo_mp.shm.frames import (
     frame,
 )
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.audit_questions import AUDIT, AUDIT_STATS
 from tpo_mp.store.job_questions import JOBS
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.shelf import Shelf
 
 from . import answers
+from .audit import AuditReader
 from .copies import Copies
 from .jobs import JobRunner
 from .keeper import Keeper
@@ -52,6 +54,7 @@ class Desk:
         self._keeper = keeper
         self._on_records = on_records
         self._pieces = Pieces()
+        self._audit = AuditReader()
         self._batches: list[bytes] = []
         self._batch_bytes = 0
         self.mail: Mail | None = None
@@ -118,7 +121,11 @@ class Desk:
             ok, value = answer or answers.UNAVAILABLE
             self._answer(seat, epoch, token, ok, value)
 
-        self._keeper.submit(lambda shelf: answers.get(shelf, table, key), done)
+        if table in (AUDIT, AUDIT_STATS):
+            self.flush()  # what came before the question is seen by it
+            self._keeper.submit(lambda shelf: answers.audit(self._audit, shelf, table, key), done)
+        else:
+            self._keeper.submit(lambda shelf: answers.get(shelf, table, key), done)
 
     def _put(self, seat: int, question: StorePut) -> None:
         epoch, token = self._plane.seat(seat).epoch, question.token

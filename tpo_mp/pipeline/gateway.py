@@ -12,6 +12,7 @@ from tpo_mp.config.tree import Config
 from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.job_questions import JobAnswer, Question
 from tpo_mp.types import Call
 
@@ -68,7 +69,9 @@ class Gateway(Protocol):
     def default_model(self) -> str | None:
         """The first model named literally in the config."""
 
-    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
+    async def ask_store(
+        self, table: str, key: str, wait_s: float = STORE_S
+    ) -> tuple[bytes | None] | None:
         """A 1-tuple of what control's store has; ``None`` when it does not answer in time."""
 
     async def result(self, call_id: str, wait_s: float) -> bytes | None:

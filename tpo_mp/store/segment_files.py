@@ -64,6 +64,14 @@ class SegmentFiles:
         """Numbers of the files, oldest first."""
         return sorted(self._sizes)
 
+    def size_of(self, number: int) -> int:
+        """Bytes of one file that hold whole records; 0 when there is none."""
+        return self._sizes.get(number, 0)
+
+    def path(self, number: int) -> Path:
+        """Where a file lies."""
+        return self._path(number)
+
     def read(self, place: Place) -> bytes | None:
         """One record's payload, or ``None`` when it is gone or damaged."""
         try:

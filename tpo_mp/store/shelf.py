@@ -29,7 +29,7 @@ from .counts import CountTable
 from .framing import Disk
 from .job_table import JobCaps, JobTable
 from .letters import DeadLetters, Letter, LetterCaps
-from .segment_files import LogLimits
+from .segment_files import LogLimits, SegmentFiles
 from .segments import Durability, SegmentError, SegmentLog
 from .tables import TableCaps, Tables
 
@@ -143,6 +143,20 @@ class Shelf:
             while size > cap_bytes:
                 size -= len(kept.popleft())
         return list(kept)
+
+    def records_in_memory(self) -> list[bytes]:
+        """The batches that the disk has not taken yet, oldest first."""
+        return [*self._backlog, *self._staged]
+
+    @property
+    def records_cap(self) -> int:
+        """Bytes of them that are kept."""
+        return self._options.calls.total_bytes
+
+    @property
+    def record_files(self) -> SegmentFiles:
+        """The files of the batches that it has."""
+        return self._calls
 
     @property
     def records_end(self) -> tuple[int, int]:

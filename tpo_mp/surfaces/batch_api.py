@@ -22,10 +22,10 @@ from tpo_mp.errors import InvalidRequest, NotFound, RateLimited, Rejected, Shed,
 from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import JSON, Exchange, id_line
+from tpo_mp.pipeline.gate import Gate
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.store import job_questions as ask
-from tpo_mp.types import Sink
 
 WHOLE = 100
 MAX_WAIT_S = 300.0
@@ -57,36 +57,6 @@ class _Progress(Struct):
 
 
 _progress = msgspec.json.Decoder(_Progress).decode
-
-
-class Gate:
-    """What a slow reader closes; the source of a body that is written page by page."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._open.set()
-        self.gone = False
-
-    def attach(self, sink: Sink) -> None:
-        """Nothing is delivered through a sink."""
-
-    def pause(self) -> None:
-        """The client reads slowly."""
-        self._open.clear()
-
-    def resume(self) -> None:
-        """The client has read."""
-        self._open.set()
-
-    def cancel(self) -> None:
-        """The client left."""
-        self.gone = True
-        self._open.set()
-
-    async def passed(self) -> bool:
-        """Wait until the client has room; false when it has left."""
-        await self._open.wait()
-        return not self.gone
 
 
 class BatchApi:

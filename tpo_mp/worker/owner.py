@@ -34,6 +34,7 @@ from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
 from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
 from tpo_mp.simulator import orders
 from tpo_mp.store import job_questions
+from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.client import StoreClient
 from tpo_mp.types import EVERYBODY, Call, Priority, Reply
 
@@ -270,8 +271,10 @@ class Owner:
     def default_model(self) -> str | None:
         return self.pipeline.models.first()
 
-    async def ask_store(self, table: str, key: str) -> tuple[bytes | None] | None:
-        return await self.store.lookup(table, key)
+    async def ask_store(
+        self, table: str, key: str, wait_s: float = STORE_S
+    ) -> tuple[bytes | None] | None:
+        return await self.store.lookup(table, key, wait_s=wait_s)
 
     def endpoints(self) -> Sequence[Endpoint]:
         return self.table.all

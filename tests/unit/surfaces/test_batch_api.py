@@ -12,10 +12,11 @@ import pytest
 
 from tests.support.fake_gateway import FakeExchange, Surface
 from tpo_mp.errors import TpoError
+from tpo_mp.pipeline.gate import Gate
 from tpo_mp.store import job_questions as told
 from tpo_mp.store.job_questions import JobAnswer, Question
 from tpo_mp.surfaces import batch_api
-from tpo_mp.surfaces.batch_api import FEATURE, Gate
+from tpo_mp.surfaces.batch_api import FEATURE
 from tpo_mp.types import Call
 
 BATCH = "/api/v1/batch"
