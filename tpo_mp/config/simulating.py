@@ -100,6 +100,7 @@ def _alone(tree: Tree, problems: Problems) -> None:
     surfaces = tree.setdefault("surfaces", {})
     if isinstance(surfaces, dict):
         surfaces.setdefault("gemini_api", {})
+        surfaces.setdefault("vllm_api", {})
     stages = tree.setdefault("pipeline", {})
     if isinstance(stages, dict) and get(tree, "pipeline.stages") is ABSENT:
         stages["stages"] = []

@@ -1,0 +1,50 @@
+"""Bodies of vLLM's own routes, as the API description shows them.
+
+Source: vLLM's documentation of its API server (v0.16, 2026).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """vLLM's question for tokens: a `prompt`, or `messages` with `tools`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeAnswer(Struct):
+    """The tokens of a text, in its order."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """vLLM's question for the text of tokens."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+class DetokenizeAnswer(Struct):
+    """The text of tokens."""
+
+    prompt: str
+
+
+class ServerLoad(Struct):
+    """How many calls are under way."""
+
+    server_load: int
