@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from .bench import Bench
 from .report import Report, Series
 
-NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "echo", "memory",
-         "saturation", "simulator")  # fmt: skip
+NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
+         "memory", "saturation", "simulator")  # fmt: skip
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")

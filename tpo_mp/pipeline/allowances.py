@@ -17,14 +17,20 @@ from .buckets import REFUSED, Bucket, Excess, LimitSet, ahead, drain, excess, pu
 
 ONE_CALL = 1 << 8
 """A call, as the unspent word counts; its tokens are ``tokens << 24``."""
+CALLS = 0xFFFF << 8
+"""Where the word has the calls that are left."""
 
 
 class LocalAllowance:
-    """One limited name in one process; ``left`` and ``tokens`` are what its lease still has."""
+    """One limited name in one process; ``word`` is what its lease still has, as in ``unspent``.
+
+    Whoever lets a call in from the lease takes it out of ``word`` and then stores that in
+    ``unspent``; ``word`` must have a call left and its tokens.
+    """
 
     __slots__ = (
-        "_crowd", "_quotas", "back", "counts_tokens", "ended", "leased", "left", "level", "limits",
-        "name", "tokens", "unspent", "used", "word",
+        "_crowd", "_quotas", "back", "counts_tokens", "ended", "leased", "level", "limits", "name",
+        "unspent", "used", "word",
     )  # fmt: skip
 
     def __init__(
@@ -36,7 +42,7 @@ class LocalAllowance:
         self.name = name
         self.limits = limits
         self.counts_tokens = limits.tokens is not None
-        self.leased = self.left = self.tokens = self.word = 0
+        self.leased = self.word = 0
         self.unspent: memoryview[int] | list[int] = [0]
         self.ended = self.back = 0
         self.used: tuple[float, ...] = ()
@@ -46,13 +52,6 @@ class LocalAllowance:
     def out(self) -> bool:
         """Whether the host must hear of something."""
         return bool(self.leased or self.ended or self.back)
-
-    def spend(self, tokens: int) -> None:
-        """Let one call in from the lease, which has enough."""
-        self.left -= 1
-        self.tokens -= tokens
-        self.word -= tokens << 24 | ONE_CALL
-        self.unspent[0] = self.word
 
     def take(self, now: float, tokens: int, *, lease: bool) -> Excess | None:
         """Let one call in at the host's quota, or answer why not; ``lease``: more may be taken."""
@@ -79,9 +78,7 @@ class LocalAllowance:
 
     def undo(self, now: float, tokens: int) -> None:
         """A wider limit refused the call: it was never here."""
-        if self.left < self.leased:
-            self.left += 1
-            self.tokens += tokens
+        if (self.word >> 8 & 0xFFFF) < self.leased:
             self.word += tokens << 24 | ONE_CALL
             self.unspent[0] = self.word
             return
@@ -127,7 +124,7 @@ class LocalAllowance:
         drain(quota, self.limits, now)
         ours = bool(self.leased)
         if ours:
-            put(quota, self.limits, -self.left, -self.tokens)
+            put(quota, self.limits, -(self.word >> 8 & 0xFFFF), -(self.word >> 24))
             quota.lease(0, 0)
         if self.back:
             put(quota, self.limits, 0, -self.back)
@@ -138,8 +135,7 @@ class LocalAllowance:
     def _settled(self, quota: Quota, left: int, tokens: int) -> None:
         """The update came to pass."""
         self.ended = self.back = 0
-        self.leased = self.left = left
-        self.tokens = tokens
+        self.leased, self.word = left, 0
         self.unspent = quota.unspent
         cells = quota.cells
         self.used = tuple(

@@ -29,7 +29,7 @@ from msgspec import Meta, Struct
 from tpo_mp.dialects.limit_lines import request_lines, token_lines
 from tpo_mp.dialects.most_output import COUNTING, most_output
 from tpo_mp.errors import RateLimited, Shed, TooLarge, TpoError
-from tpo_mp.pipeline.allowances import LocalAllowance
+from tpo_mp.pipeline.allowances import CALLS, ONE_CALL, LocalAllowance
 from tpo_mp.pipeline.buckets import Bucket, Excess, LimitSet, limits_of
 from tpo_mp.pipeline.endings import at_end
 from tpo_mp.ports import Counter, Env, Feature
@@ -124,12 +124,11 @@ class RateLimit:
         self._model = _limits(config.model)
         self._overall = _limits(overall)
         levels = (self._session, self._tenant, self._model, self._overall, *self._tiers.values())
-        self._tokens = any(limits and limits.tokens for limits in levels)
-        self._concurrent = any(limits and limits.concurrent for limits in levels)
+        concurrent = any(limits and limits.concurrent for limits in levels)
         self._unsaid = config.answer_tokens
         self._quotas, self._clock, self._timers = env.quotas, env.clock, env.timers
         self._allowances: dict[str, LocalAllowance] = {}
-        self._ways: dict[tuple[str, str, str, str | None], tuple[LocalAllowance, ...]] = {}
+        self._ways: dict[tuple[str, str, str, str | None], _Way] = {}
         self._out: set[LocalAllowance] = set()
         self.deadline, self.filed_at = NO_DEADLINE, 0.0
         self._refused: dict[str, Counter] = {
@@ -138,7 +137,7 @@ class RateLimit:
             )
             for level in LEVELS
         }
-        if self._concurrent:
+        if concurrent:
             # A whole answer gives its places back before it is sent, so that who asks again
             # on reading it finds them free.
             self.after = _give_back_places
@@ -150,23 +149,25 @@ class RateLimit:
         way = self._ways.get(key)
         if way is None:
             way = self._find_way(key)
-        tokens = self._reserve(call, way) if self._tokens else 0
-        now = self._clock()
+        tokens = _reserve(call, way, self._unsaid) if way.counted else 0
         if call.rerun:
-            self._come_again(way, now)
+            self._come_again(way)
         else:
-            self._come_in(call, way, tokens, now)
-        if self._concurrent or tokens:
+            self._come_in(call, way.all, tokens)
+        if tokens or way.limited:
             at_end(call, _Stay(self, way, tokens))
 
-    def _come_in(
-        self, call: Call, way: tuple[LocalAllowance, ...], tokens: int, now: float
-    ) -> None:
-        for place, allowance in enumerate(way):
+    def _come_in(self, call: Call, way: tuple[LocalAllowance, ...], tokens: int) -> None:
+        place = -1
+        for allowance in way:
+            place += 1
             cost = tokens if allowance.counts_tokens else 0
-            if allowance.left and allowance.tokens >= cost:
-                allowance.spend(cost)
+            word = allowance.word
+            if word & CALLS and word >> 24 >= cost:  # from the lease
+                allowance.word = word = word - (cost << 24 | ONE_CALL)
+                allowance.unspent[0] = word
                 continue
+            now = self._clock()
             try:
                 leases = len(self._out) < MOST_LEASES or allowance in self._out
                 excess = allowance.take(now, cost, lease=leases)
@@ -182,32 +183,11 @@ class RateLimit:
                         taken.undo(now, tokens if taken.counts_tokens else 0)
                 raise
 
-    def _come_again(self, way: tuple[LocalAllowance, ...], now: float) -> None:
-        for allowance in way:
-            if allowance.limits.concurrent:
-                allowance.hold(now)
+    def _come_again(self, way: _Way) -> None:
+        for allowance in way.limited:
+            allowance.hold(self._clock())
 
-    def _reserve(self, call: Call, way: tuple[LocalAllowance, ...]) -> int:
-        """Tokens a call may cost; raises ``TooLarge`` when no limit could ever let it in."""
-        buckets = [a.limits.tokens for a in way]
-        rooms = [bucket.room for bucket in buckets if bucket is not None]
-        if not rooms or call.dialect in COUNTING:
-            return 0
-        room = min(rooms)
-        prompt = -(-len(call.body) // BYTES_PER_TOKEN)
-        answer = most_output(call.dialect, call.body, -1)
-        if answer < 0:  # nobody asked for so much: it is what there may be
-            answer = max(min(self._unsaid, room - prompt), 0)
-        if prompt + answer > room:
-            raise TooLarge(
-                f"this request may cost {prompt + answer} tokens, and {room} per minute is all "
-                "that a limit ever lets in; shorten it or ask for fewer tokens",
-                reason="over_token_limit",
-                param="max_tokens",
-            )
-        return prompt + answer
-
-    def _find_way(self, key: tuple[str, str, str, str | None]) -> tuple[LocalAllowance, ...]:
+    def _find_way(self, key: tuple[str, str, str, str | None]) -> _Way:
         """Where a call counts, from the narrowest level to the widest."""
         tenant, tier, model, session = key
         found: list[LocalAllowance] = []
@@ -231,7 +211,7 @@ class RateLimit:
         add("tenant", f"rate_limit:tenant:{tenant}", self._tiers.get(tier, self._tenant))
         add("model", f"rate_limit:model:{model}", self._model)
         add("global", "rate_limit:global", self._overall)
-        way = self._ways[key] = tuple(found)
+        way = self._ways[key] = _Way(tuple(found))
         return way
 
     def _forget(self) -> None:
@@ -259,19 +239,29 @@ class RateLimit:
             except Shed:
                 self._note_out(allowance)
 
-    def gone(self, allowance: LocalAllowance, places: int, tokens: int) -> None:
-        """A call gives back places, and tokens that it reserved and did not use."""
-        if allowance.limits.concurrent:
-            allowance.ended += places
-        if allowance.counts_tokens:
-            allowance.back += tokens
-        if not (allowance.ended or allowance.back):
-            return
-        if not allowance.leased:
-            with suppress(Shed):
-                allowance.sync(self._clock())
-                return
-        self._note_out(allowance)
+    def tell(self, allowance: LocalAllowance) -> None:
+        """A call gave something back where no lease is out: the host hears of it now."""
+        try:
+            allowance.sync(self._clock())
+        except Shed:
+            self._note_out(allowance)
+
+
+class _Way:
+    """Where calls of one tenant, tier, model and session count, narrowest level first.
+
+    ``limited`` are those of them with places, ``counted`` those with tokens, of which ``room`` is
+    the most that a call may ever cost.
+    """
+
+    __slots__ = ("all", "counted", "limited", "room")
+
+    def __init__(self, found: tuple[LocalAllowance, ...]) -> None:
+        self.all = found
+        self.limited = tuple(a for a in found if a.limits.concurrent)
+        self.counted = tuple(a for a in found if a.counts_tokens)
+        rooms = [a.limits.tokens.room for a in found if a.limits.tokens is not None]
+        self.room = min(rooms, default=0)
 
 
 class _Stay:
@@ -279,18 +269,20 @@ class _Stay:
 
     __slots__ = ("_limits", "_places", "_reserved", "_way")
 
-    def __init__(self, limits: RateLimit, way: tuple[LocalAllowance, ...], reserved: int) -> None:
+    def __init__(self, limits: RateLimit, way: _Way, reserved: int) -> None:
         self._limits = limits
         self._way = way
-        self._places = 1
+        self._places = len(way.limited)
         self._reserved = reserved
 
     def leave(self) -> None:
         """Give the places back."""
-        places, self._places = self._places, 0
-        if places:
-            for allowance in self._way:
-                self._limits.gone(allowance, places, 0)
+        if self._places:
+            self._places = 0
+            for allowance in self._way.limited:
+                allowance.ended += 1
+                if not allowance.leased:
+                    self._limits.tell(allowance)
 
     def __call__(self, ended: Ending) -> None:
         """Settle what the call used."""
@@ -299,9 +291,31 @@ class _Stay:
             back = self._reserved - max(ended.prompt, 0) - max(ended.completion, 0)
         elif not ended.attempts:
             back = self._reserved
-        places, self._places = self._places, 0
-        for allowance in self._way:
-            self._limits.gone(allowance, places, back if self._reserved else 0)
+        if back and self._reserved:
+            for allowance in self._way.counted:
+                allowance.back += back
+                if not (allowance.leased or (self._places and allowance.limits.concurrent)):
+                    self._limits.tell(allowance)
+        self.leave()
+
+
+def _reserve(call: Call, way: _Way, unsaid: int) -> int:
+    """Tokens a call may cost; raises ``TooLarge`` when no limit could ever let it in."""
+    if call.dialect in COUNTING:
+        return 0
+    room = way.room
+    prompt = -(-len(call.body) // BYTES_PER_TOKEN)
+    answer = most_output(call.dialect, call.body, -1)
+    if answer < 0:  # nobody asked for so much: it is what there may be
+        answer = max(min(unsaid, room - prompt), 0)
+    if prompt + answer > room:
+        raise TooLarge(
+            f"this request may cost {prompt + answer} tokens, and {room} per minute is all "
+            "that a limit ever lets in; shorten it or ask for fewer tokens",
+            reason="over_token_limit",
+            param="max_tokens",
+        )
+    return prompt + answer
 
 
 def _give_back_places(call: Call, reply: Reply) -> None:
