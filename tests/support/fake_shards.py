@@ -22,6 +22,7 @@ from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.http.head import Head
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.pipeline.poison import Poison
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
@@ -66,6 +67,7 @@ class FakeHost:
         self.arena = MetricsArena.create(self.seats)
         geometry = RegistryGeometry(self.seats, SLOTS, 1 << 20)
         self.registry = Registry(Segment.create("registry", geometry.size), geometry)
+        self.ledger = FakeLedger()
         self.bells = [Doorbell.create() for _ in range(self.seats)]
         for seat in range(self.seats):
             self.plane.seat(seat).occupy(seat if seat < workers else -1, Command.RUN)
@@ -251,10 +253,12 @@ class FakeShard:
         env = Env(
             clock=monotonic, random=Random(0), metrics=self.metrics, log=None,  # type: ignore[arg-type]
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},
-            ledger=FakeLedger(), quotas=FakeQuotas(), live=FakeLive(),
+            ledger=host.ledger, quotas=FakeQuotas(), live=FakeLive(),
             journal=FakeJournal(),
         )  # fmt: skip
         self._env, self._tables = env, tables
+        self.owner.poison = Poison(host.ledger, monotonic, self.metrics)
+        self.mesh.on_death = self.owner.died_with
         self.adopt(1, self.up)
 
     def adopt(self, epoch: int, up: Scripted) -> None:

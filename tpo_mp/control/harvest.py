@@ -33,9 +33,10 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from tpo_mp.errors import Fault
+from tpo_mp.pipeline.poison import digest_of_body
 from tpo_mp.shm.callid import to_text
 from tpo_mp.shm.plane import HostState, Plane
-from tpo_mp.shm.registry import Orphan, Registry, SlotFlag
+from tpo_mp.shm.registry import Orphan, Registry, SlotFlag, SlotState
 from tpo_mp.store.shelf import Shelf
 
 from .copied import CopiedCalls, copies_in
@@ -49,6 +50,17 @@ IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
 SETTLE_STEP_S = 0.01
+MOST_SUSPECTS = 64
+"""Of one sweep; each costs control's loop some 20 us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A body that a worker died with; instants as ``pipeline.poison`` wants them."""
+
+    digest: int
+    began_at: float
+    died_by: float
 
 
 @dataclass(slots=True)
@@ -61,6 +73,7 @@ class SweepReport:
     letters: int = 0
     done_slots: list[tuple[int, int]] = field(default_factory=list)
     to_rerun: list[Orphan] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -89,8 +102,15 @@ class Harvest:
         log: FilteringBoundLogger,
         read_rings: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
+        suspect: Callable[[list[Suspect]], None] = lambda _suspects: None,
     ) -> None:
-        """``read_rings`` handles all that has arrived; false when it may not, or could not."""
+        """``read_rings`` handles all that has arrived; false when it may not, or could not.
+
+        ``suspect`` is told the bodies that workers died with, the earliest death first.
+        """
+        self._suspect = suspect
+        self._lives: dict[int, tuple[int, int]] = {}
+        self._died_by: dict[tuple[int, int], float] = {}
         self._read_rings = read_rings
         self._plane = plane
         self._keeper = keeper
@@ -132,6 +152,20 @@ class Harvest:
             except OSError as error:
                 self._log.warning("previous_copy_unreadable", path=str(copy), error=str(error))
         return len(self._sources) - 1
+
+    def look(self) -> None:
+        """Twenty times a second: note when which worker died."""
+        now = self._clock()
+        for number in range(self._plane.seats - 1):
+            seat = self._plane.seat(number)
+            life = (seat.epoch, seat.pid)
+            before = self._lives.get(number)
+            if life != before:
+                self._lives[number] = life
+                if before is not None and before[1]:
+                    for other in [other for other in self._died_by if other[0] == number]:
+                        del self._died_by[other]
+                    self._died_by[number, before[0]] = now
 
     def tick(self) -> None:
         """Four times a second: start the sweeps that are due."""
@@ -180,6 +214,7 @@ class Harvest:
         if live and not self._read_rings():
             return
         source.busy, source.swept_at = True, self._clock()
+        self.look()
         running = self._plane.host_state <= HostState.RUNNING
         rerun = live and running
         skip = self._reruns.underway() if live else frozenset[str]()
@@ -204,6 +239,8 @@ class Harvest:
             source.calls.harvested(seat, slot)
         for orphan in sweep.to_rerun:
             self._reruns.start(orphan)
+        if sweep.suspects:
+            self._suspect(sorted(sweep.suspects, key=lambda one: one.died_by))
         source.left = sweep.found > 0
         source.listed = sweep.listed
         self.letters += sweep.letters
@@ -245,7 +282,10 @@ class Harvest:
             finished |= source.calls.finished(shelf)
         letters = []
         for call_id, orphan in orphans:
-            if orphan.flags & SlotFlag.JOB or call_id in finished or shelf.letters.stored(call_id):
+            told = call_id in finished or shelf.letters.stored(call_id)
+            if rerun and not told and len(sweep.suspects) < MOST_SUSPECTS:
+                sweep.suspects += self._suspects(orphan)
+            if orphan.flags & SlotFlag.JOB or told:
                 sweep.done_slots.append((orphan.seat, orphan.slot))
             elif rerun and _rerunnable(orphan) and (possible or self._may_wait(source, call_id)):
                 if possible:
@@ -255,6 +295,17 @@ class Harvest:
                 note_failure(shelf, orphan, letters[-1])
         sweep.letters = shelf.add_letters(letters)
         return sweep
+
+    def _suspects(self, orphan: Orphan) -> list[Suspect]:
+        """The body that its worker died with, if it was working on it."""
+        if orphan.body is None or orphan.flags & SlotFlag.TRUNCATED:
+            return []
+        if orphan.state_before is SlotState.SETTLED:
+            return []
+        now = self._clock()
+        began_at = now - (time.time() - orphan.started_wall_ms / 1e3)
+        died_by = self._died_by.get((orphan.seat, orphan.epoch), now)
+        return [Suspect(digest_of_body(orphan.body), began_at, died_by)]
 
     def _before_us(self, shelf: Shelf) -> frozenset[str]:
         """Calls whose record an earlier control process had written last."""

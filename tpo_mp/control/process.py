@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from tpo_mp.errors import TpoError
 from tpo_mp.observe.log import configure as configure_log
+from tpo_mp.pipeline.poison import DEATHS, Poison
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -40,7 +41,7 @@ from .counts import Counts
 from .desk import Desk
 from .faults import faulty_disk
 from .gauges import ControlGauges
-from .harvest import Harvest
+from .harvest import Harvest, Suspect
 from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
@@ -85,7 +86,9 @@ class ControlProcess:
         self._access = AccessLog()
         self.keeper = Keeper(self._open_shelf, loop, self.log, on_crash=self._crashed)
         table = RowTable.attach(handoff.ledger_fd, handoff.locks_fd, LEDGER_ROWS)
-        self.counts = Counts(table, SharedLedger(table, metrics), self.keeper, self.log)
+        ledger = SharedLedger(table, metrics)
+        self.counts = Counts(table, ledger, self.keeper, self.log)
+        self._poison = Poison(ledger, time.monotonic, metrics)
         self.desk = Desk(self.plane, self.keeper, self._on_records)
         self.mail = Mail(
             RingMesh.attach(handoff.rings_fd, handoff.seats), self.plane, handoff.seat,
@@ -95,8 +98,9 @@ class ControlProcess:
         registry = Registry.attach(handoff.registry_fd, handoff.seats, self.options.max_open_calls)
         self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
         self.harvest = Harvest(
-            self.plane, registry, self.keeper, self.reruns, self.log, self._read_rings
-        )
+            self.plane, registry, self.keeper, self.reruns, self.log, self._read_rings,
+            suspect=self._suspect,
+        )  # fmt: skip
         self.copies = self.desk.copies = Copies(
             self.plane, registry, self.keeper, self.mail, Path(handoff.state_dir),
             faulty_disk() if failpoints.ACTIVE else None,
@@ -147,6 +151,7 @@ class ControlProcess:
             words[beat] += 1
             self.line.loop_lag_us = max(0, int((now - due) * 1e6))
             self.line.now_us = int(now * 1e6)
+            self.harvest.look()
             self._obey(self.line.command)
             if self.plane.config_epoch != self._config_epoch:
                 self._reconfigure(self.plane.config_epoch)
@@ -167,6 +172,12 @@ class ControlProcess:
             self.counts.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
+
+    def _suspect(self, suspects: list[Suspect]) -> None:
+        for one in suspects:
+            deaths = self._poison.mark(one.digest, one.began_at, one.died_by)
+            if deaths >= DEATHS:
+                self.log.warning("poison_request", deaths=deaths, digest=f"{one.digest:013x}")
 
     # -- what happens ---------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
 from .answer import TOLD
 from .codecs import codec
 from .gateway import Gateway
+from .poison import REASON
 
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
@@ -243,7 +244,7 @@ class Delivery:
 
 def retry_lines(error: TpoError) -> bytes:
     """What tells SDKs whether and when to come back."""
-    if error.code == "over_budget":
+    if error.code == "over_budget" or error.reason == REASON:
         return b"x-should-retry: false\r\n"
     busy = error.status in (429, 503)
     # An upstream's refusal may be one that waiting does not help: it says so itself, or not.

@@ -75,6 +75,8 @@ class Mesh:
         self.blocked: set[Served] = set()
         self._untold: dict[int, deque[bytes]] = {}
         self._on_busy = on_busy
+        self.on_death: Callable[[Call, float], None] = lambda _call, _began_at: None
+        """Told each call that was open at another shard when it died, and since when."""
         self.on_crash = on_crash
 
     @property
@@ -245,6 +247,7 @@ class Mesh:
         life_of = self.links.life_of
         for remote in list(self._remotes.values()):
             if remote.life != life_of(remote.seat):
+                self.on_death(remote.call, remote.began_at)
                 remote.lost("the shard that served this call died")
             else:
                 remote.tick()

@@ -25,6 +25,7 @@ from tpo_mp.config.tree import Config
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.pipeline.feeds import Feeds
+from tpo_mp.pipeline.poison import Poison, digest_of_body
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.callid import CallIds, marked, to_bytes
@@ -100,6 +101,7 @@ class Owner:
         self.draining = False
         self.slot = -1
         self.mesh: Mesh
+        self.poison: Poison
         self.asyncs: Asyncs
         self.backgrounds: Backgrounds
         self.syncs: Syncs
@@ -228,6 +230,10 @@ class Owner:
         if delivery.deadline != float("inf"):
             self._add_timer(delivery, call.started_at)
         try:
+            if self.poison.armed():
+                self.poison.check(call)
+            if failpoints.ACTIVE:
+                failpoints.hit(f"inflight.body.{digest_of_body(call.body):013x}")
             awaitable = self._run(call)
         except TpoError as e:
             delivery.done(None, e)
@@ -330,12 +336,15 @@ class Owner:
                 return await remote.promise
             except Bounced:
                 pass
-            except WorkerLost as e:
-                if e.reason == "poison":
-                    raise
+            except WorkerLost:
+                self.poison.check(call)  # it may be this call that they die of
             seat = self._placing.seat_of(call.tenant, call.affinity)
         call.shard = self.slot
         return await pipeline.chain.serve(call)
+
+    def died_with(self, call: Call, began_at: float) -> None:
+        """A shard died that this call had been forwarded to."""
+        self.poison.mark(digest_of_body(call.body), began_at, monotonic())
 
     def stop_all(self, error: TpoError) -> None:
         """End every open call with ``error``."""

@@ -47,6 +47,7 @@ class Remote:
         "_reply",
         "_sink",
         "_whole",
+        "began_at",
         "call",
         "life",
         "number",
@@ -62,6 +63,7 @@ class Remote:
         self.seat = seat
         self.number = number
         self.life = life
+        self.began_at = monotonic()
         self.promise: Promise[Reply] = Promise(self.cancel)
         self._reply: Reply | None = None
         self._whole: list[bytes] | None = None

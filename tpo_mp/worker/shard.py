@@ -34,6 +34,7 @@ from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
 from tpo_mp.pipeline.edges import Edge, make_edges, resize_edges
+from tpo_mp.pipeline.poison import Poison
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -141,6 +142,8 @@ class Shard:
             ),
             peers=self.peers,
         )
+        self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
+        self.mesh.on_death = self.owner.died_with
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
         self._build_edge(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import msgspec
@@ -11,7 +12,8 @@ import pytest
 import structlog
 
 from tpo_mp.control import harvest as module
-from tpo_mp.control.harvest import Harvest
+from tpo_mp.control.harvest import Harvest, Suspect
+from tpo_mp.pipeline.poison import digest_of_body
 from tpo_mp.shm.callid import CallIds, to_bytes
 from tpo_mp.shm.frames import SlotMeta
 from tpo_mp.shm.plane import Command, Plane, SeatState
@@ -118,4 +120,41 @@ def test_a_record_that_is_read_after_the_sweep_began_counts(
     registry.orphan_seat(0, 1)
     keeper.run()
     assert keeper.shelf.kept == [lost]
+    registry.close()
+
+
+def test_bodies_that_workers_died_with_are_told_once(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With when they began and when the death was seen; not of calls that had ended."""
+    registry = Registry.create_file(tmp_path / "registry", 5, 64)
+    writer, ids, keeper = registry.writer(0, 1), CallIds(0, 1), LateKeeper()
+    finished, lost = ids.new(), ids.new()
+    monkeypatch.setattr(module, "record_ids", lambda batches: {b.decode() for b in batches})
+    monkeypatch.setattr(keeper.shelf, "stored", lambda call_id: call_id in keeper.shelf.kept)
+    told: list[Suspect] = []
+    now = monotonic()
+    harvest = Harvest(
+        plane, registry, cast("Any", keeper), cast("Any", NoReruns()), structlog.get_logger(),
+        lambda: True, lambda: now, told.extend,
+    )  # fmt: skip
+    plane.seat(0).pid = 4711
+    harvest.look()
+    meta = msgspec.msgpack.encode(SlotMeta("/v1/chat/completions", "m", "", "", "", False))
+    for call_id, body in ((finished, b"finished"), (lost, b"lost")):
+        writer.open(to_bytes(call_id), meta, body, 0)
+    harvest.note_records(0, finished.encode())
+    now += 5
+    plane.seat(0).vacate()
+    harvest.look()
+    died = now
+    registry.orphan_seat(0, 1)
+    for _ in range(3):
+        now += 3
+        harvest.tick()
+        keeper.run()
+    (suspect,) = told
+    assert suspect.digest == digest_of_body(b"lost")
+    assert suspect.died_by == died
+    assert suspect.began_at <= now
     registry.close()

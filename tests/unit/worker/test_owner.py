@@ -281,14 +281,21 @@ def test_session_runs_where_it_lives(host: FakeHost) -> None:
 
 
 def test_call_is_placed_again_when_its_shard_dies(host: FakeHost) -> None:
-    """Nothing was sent yet: the successor gets it; without one, it is served here."""
-    here = host.shards[0]
-    delivery = here.ask(session=host.session_on(1))
+    """Nothing was sent yet: the successor gets it."""
+    here, there = host.shards
+    here.ask(session=host.session_on(1))
     host.pump(here)
     host.die(1)
     here.mesh.tick()
     assert len(here.mesh._remotes) == 1
-    assert here.up.calls == []
+    assert here.up.calls == there.up.calls == []
+
+
+def test_call_is_served_here_when_its_shard_has_no_successor(host: FakeHost) -> None:
+    """And its answer is the call's."""
+    here = host.shards[0]
+    delivery = here.ask(session=host.session_on(1))
+    host.pump(here)
     host.die(1, back=False)
     here.mesh.tick()
     assert len(here.up.calls) == 1
@@ -297,13 +304,22 @@ def test_call_is_placed_again_when_its_shard_dies(host: FakeHost) -> None:
     assert delivery.exchange.answer == b"here after all"  # type: ignore[attr-defined]
 
 
-def test_call_is_served_here_when_its_shard_keeps_dying(host: FakeHost) -> None:
-    """A few placings, then nobody is asked any more."""
+def test_call_that_two_shards_died_with_gets_no_third(host: FakeHost) -> None:
+    """Nor does another one with its body; others are served."""
     here = host.shards[0]
-    here.ask(session=host.session_on(1))
-    for _ in range(5):
+    delivery = here.ask(b'{"kills":1}', session=host.session_on(1))
+    host.pump(here)
+    for _ in range(2):
         host.die(1)
         here.mesh.tick()
+    assert here.up.calls == []
+    assert not here.mesh._remotes
+    again = here.ask(b'{"kills":1}')
+    for refused in (delivery, again):
+        assert refused.status == 503
+        assert b'"code":"poison"' in refused.exchange.answer  # type: ignore[attr-defined]
+        assert b"x-should-retry: false" in refused.exchange.extra  # type: ignore[attr-defined]
+    here.ask(b'{"kills":0}')
     assert len(here.up.calls) == 1
 
 
