@@ -108,6 +108,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def look(self, name: str, *, crowd: bool = False) -> Cells:
+        """A name's numbers without a lock and without giving it a place; zeros if it has none."""
+        ...
+
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> Watch:
         """Names whose numbers are looked at far more often than they change; ``crowd`` last."""
         ...

@@ -103,6 +103,8 @@ def check(endpoint: Endpoint, status: int, answer: str) -> None:
 def test_line_of_the_page_answers(gateway: Gateway, line: str) -> None:
     """Each is pasted into a shell, with the lines that set its variables."""
     check(BY_LINE[line], *run(gateway, line))
+    if line.endswith("/trip"):  # the lines after it ask that backend
+        assert run(gateway, line.removesuffix("trip") + "reset")[0] == 200
 
 
 @pytest.mark.parametrize(

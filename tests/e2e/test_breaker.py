@@ -48,6 +48,10 @@ class Bench:
         statuses = [self.ask(n % 2, model, metadata=fault(), **more).status for n in range(5)]
         assert statuses == [502] * 5
 
+    def post(self, path: str) -> RawReply:
+        """An order without options."""
+        return self.gateway.ask(path, {})
+
     def metric(self, name: str, **labels: str) -> float:
         """A series of the host."""
         return metric(get(self.gateway.ops, "/metrics").body.decode(), name, **labels)
@@ -186,6 +190,31 @@ def test_routes_skip_what_is_open(bench: Bench) -> None:
     assert statuses.count(502) == 5
     assert statuses[-8:] == [200] * 8
     assert bench.ask(0, "other").status == 503, "unreachable is unreachable for every model"
+
+
+def test_it_is_shown_tripped_and_reset_for_all_workers(bench: Bench) -> None:
+    """On either port, by either worker; health says it is degraded, not that it is down."""
+    path = "/api/v1/circuit-breakers/slow:slow-c"
+    bench.break_it("slow-c")
+    for _ in range(6):  # whichever worker answers
+        assert bench.gateway.ask(path).json()["status"] != "closed"
+    assert bench.metric("orchestrator_circuit_breaker_state", worker="slow:slow-c") > 0
+    assert bench.post(f"{path}/trip").json()["status"] == "open"
+    for page in (get(bench.gateway.ops, "/health"), bench.gateway.ask("/v1/health")):
+        assert page.status == 200
+        assert "breaker-slow:slow-c" in page.json()["degraded"]
+        assert page.json()["circuit_breaker"]["failure_count"] >= 5
+        assert page.json()["pipeline"]["circuit_breaker"]["is_open"] is False
+    assert [bench.ask(n, "slow-c").status for n in (0, 1)] == [503, 503]
+    assert bench.post(f"{path}/reset").json() == {"reset": ["slow:slow-c"], "count": 1}
+    assert [bench.ask(n, "slow-c").status for n in (0, 1)] == [200, 200]
+    shown = bench.gateway.ask(path).json()
+    assert (shown["status"], shown["failed_total"], shown["successes"]) == ("closed", 5, 2)
+    assert bench.post("/api/v1/circuit-breakers/echo/trip").status == 200
+    assert [bench.ask(n, "echo").status for n in (0, 1)] == [503, 503]
+    everything = bench.post("/v1/circuit-breaker/reset").json()
+    assert {"echo", "echo:echo", "up", "one", "two"} <= set(everything["reset"])
+    assert [bench.ask(n, "echo").status for n in (0, 1)] == [200, 200]
 
 
 def crowd(bench: Bench, held: ExitStack, model: str, number: int) -> list[RawClient]:

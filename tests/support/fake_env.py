@@ -141,6 +141,10 @@ class FakeLedger:
         self.names[name] = after = change(self.names[name])
         return after
 
+    def look(self, name: str, *, crowd: bool = False) -> Cells:
+        """A name's numbers."""
+        return self.names.get(name, (0.0, 0.0, 0.0, 0.0))
+
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> FakeWatch:
         """Look at names."""
         return FakeWatch(self, (*names, *crowd))

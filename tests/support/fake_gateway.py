@@ -223,7 +223,8 @@ class Surface:
         self.gateway = FakeGateway(**gateway)
         self.puts: dict[tuple[str, str], bytes] = {}
         self.takes_puts = False
-        env = replace(FakeWorld().env, store=_Puts(self))
+        self.world = FakeWorld()
+        env = replace(self.world.env, store=_Puts(self))
         built = feature.build(feature.Config(), env)
         self.gateway.table = built.endpoints(self.gateway)
         self._table = EndpointTable(self.gateway.table)

@@ -106,12 +106,12 @@ def test_endpoints_describe_themselves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_examples_are_accepted(name: str) -> None:
+def test_examples_are_accepted(name: str, host: dict[str, Any]) -> None:
     """The example of an endpoint is a body its handler takes."""
     for endpoint in routes(name):
         if endpoint.request is None:
             continue
-        surface = Surface(registry.find("surfaces", name))
+        surface = Surface(registry.find("surfaces", name), **host)
         target = endpoint.example_path or endpoint.template.replace("{", "").replace("}", "")
         exchange = surface.ask(endpoint.method, target, endpoint.example)
         settle(surface, exchange)

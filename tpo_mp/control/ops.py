@@ -21,8 +21,8 @@ from aiohttp import web
 
 from tpo_mp.http.nameless import SILENT, nameless
 from tpo_mp.observe import health, prometheus
+from tpo_mp.observe.health import ArenaView
 from tpo_mp.observe.version import version
-from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class OpsPort:
     """The server on an inherited listening socket."""
 
     def __init__(
-        self, plane: Plane, arena: MetricsArena, places: Callable[[], Mapping[str, int]]
+        self, plane: Plane, arena: ArenaView, places: Callable[[], Mapping[str, int]]
     ) -> None:
         """``places`` answers the waiting rooms' capacities as configured now."""
         self._plane = plane

@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from tpo_mp.errors import TpoError
 from tpo_mp.observe.log import configure as configure_log
+from tpo_mp.pipeline.breaker_board import BreakerSeries
 from tpo_mp.pipeline.poison import DEATHS, Poison
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.doorbell import Doorbell
@@ -89,6 +90,7 @@ class ControlProcess:
         ledger = SharedLedger(table, metrics)
         self.counts = Counts(table, ledger, self.keeper, self.log)
         self._poison = Poison(ledger, time.monotonic, metrics)
+        series = BreakerSeries(self._arena, ledger, time.monotonic)
         self.desk = Desk(self.plane, self.keeper, self._on_records)
         self.mail = Mail(
             RingMesh.attach(handoff.rings_fd, handoff.seats), self.plane, handoff.seat,
@@ -106,7 +108,7 @@ class ControlProcess:
             faulty_disk() if failpoints.ACTIVE else None,
         )  # fmt: skip
         self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
-        self._ops = OpsPort(self.plane, self._arena, lambda: self.options.places)
+        self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
         self._hushed_until = 0.0

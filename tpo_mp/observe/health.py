@@ -26,6 +26,7 @@ SEAT_STATES = ("empty", "booting", "parked", "ready", "draining", "stopped")
 RUNNING = 1
 READY = 3
 BREAKER_STATES = ("closed", "half_open", "open")
+OPEN = 2
 BREAKER_GAUGE = "orchestrator_circuit_breaker_state"
 
 Body: TypeAlias = dict[str, Any]
@@ -206,7 +207,9 @@ def _degraded(plane: PlaneView, levels: _Levels) -> list[str]:
     if plane.seat(plane.seats - 1).state != READY:
         missing.append("control")
     broken = (s for s in levels.samples("tpo_store_broken") if s.value)
-    return missing + ["store-" + dict(sample.labels).get("part", "") for sample in broken]
+    missing += ["store-" + dict(sample.labels).get("part", "") for sample in broken]
+    shut = (s for s in levels.samples(BREAKER_GAUGE) if s.value >= OPEN)
+    return missing + ["breaker-" + dict(sample.labels).get("worker", "") for sample in shut]
 
 
 def _status(plane: PlaneView, breaker: Body, degraded: list[str]) -> str:
@@ -219,12 +222,18 @@ def _status(plane: PlaneView, breaker: Body, degraded: list[str]) -> str:
 
 def _breaker(levels: _Levels) -> Body:
     """One breaker for the whole host: open only when every backend's is."""
-    states = [min(int(sample.value), 2) for sample in levels.samples(BREAKER_GAUGE)]
+    states = [
+        min(int(sample.value), OPEN)
+        for sample in levels.samples(BREAKER_GAUGE)
+        if ":" not in dict(sample.labels).get("worker", "")  # a model's is a part of its backend's
+    ]
+    waits = [s.value for s in levels.samples("orchestrator_circuit_breaker_next_probe_seconds")]
+    probes = [s.value for s in levels.samples("orchestrator_circuit_breaker_probe_failures")]
     return {
         "state": BREAKER_STATES[min(states, default=0)],
         "failure_count": int(levels.one("orchestrator_circuit_breaker_failures")),
-        "next_probe_in_secs": levels.one("orchestrator_circuit_breaker_next_probe_seconds"),
-        "probe_failures": int(levels.one("orchestrator_circuit_breaker_probe_failures")),
+        "next_probe_in_secs": round(min((w for w in waits if w), default=0.0), 3),
+        "probe_failures": int(max(probes, default=0)),
     }
 
 

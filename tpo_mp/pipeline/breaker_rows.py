@@ -16,7 +16,7 @@ Known weakness: a worker killed between change and count leaves the count one sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from tpo_mp.errors import Shed
@@ -28,9 +28,12 @@ from .circuit import Circuit, pack, unpack
 OF_BACKEND: Final = (Blame.NETWORK, Blame.CREDENTIAL)
 OF_MODEL: Final = (Blame.BACKEND, Blame.CAPACITY)
 FAILURES: Final = "tpo_breaker_failures_total"
-"""Its ``breaker`` labels are the breakers that ever saw a failure."""
-MAX_NAME: Final = 64
-"""A longer name is no label (metrics cut it) and is not listed."""
+"""Its ``breaker`` labels are the names there are: of the config, and of models that failed."""
+SUCCESSES: Final = "tpo_breaker_successes_total"
+MAX_NAME: Final = 63
+"""A longer name is no label of its own (metrics cut it), and is listed only if configured."""
+ANY: Final = "*"
+"""The model of a label that says: this backend serves more models than the config names."""
 _FAILURES_HELP: Final = "Failed tries that a breaker counted, by whose fault they were."
 _TRANSITIONS: Final = "orchestrator_circuit_breaker_state_transitions_total"
 
@@ -51,12 +54,13 @@ class BreakerRow(NamedTuple):
 class KnownTargets:
     """Which models the config names."""
 
-    def __init__(self, entries: Iterable[BackendConfig] = ()) -> None:
+    def __init__(self, entries: Sequence[BackendConfig] = ()) -> None:
         self.models = {
             entry.name: [m for m in entry.models if not set(m) & set("*?[")] + [*entry.model_map]
             for entry in entries
         }
         self._names = {(b, m) for b, models in self.models.items() for m in models}
+        self.open_ended = {e.name for e in entries if any(set(m) & set("*?[") for m in e.models)}
 
     def places(
         self, backend: str, model: str
@@ -129,15 +133,27 @@ class BreakerRows:
             self._transitions[kind].inc()
         return after
 
-    def count(self, place: BreakerRow) -> None:
-        """Count a failure that the circuit took notice of."""
+    def introduce(self, known: KnownTargets) -> None:
+        """Make the names of a config known to all who read the host's metrics."""
+        for backend, models in known.models.items():
+            self.failures(BreakerRow(backend, Blame.NETWORK, False))
+            for model in [*models, *([ANY] if backend in known.open_ended else [])]:
+                self.failures(BreakerRow(f"{backend}:{model}", Blame.BACKEND, False))
+
+    def successes(self, name: str) -> Counter:
+        """What counts a target's good answers."""
+        label = name if len(name) <= MAX_NAME else "other"
+        return self._metrics.counter(SUCCESSES, "Good answers by breaker.", breaker=label)
+
+    def failures(self, place: BreakerRow) -> Counter:
+        """What counts the failures that a circuit took notice of."""
         key = (place.name if len(place.name) <= MAX_NAME else "other", place.fault)
         counter = self._failures.get(key)
         if counter is None:
             counter = self._failures[key] = self._metrics.counter(
                 FAILURES, _FAILURES_HELP, breaker=key[0], fault=key[1].value
             )
-        counter.inc()
+        return counter
 
 
 def _kind(c: Circuit) -> str:

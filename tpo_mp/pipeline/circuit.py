@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from zlib import crc32
 
 from tpo_mp.ports import Cells
@@ -69,6 +69,28 @@ class Rules(NamedTuple):
     def needed(self) -> int:
         """Probes that must pass before it closes."""
         return max(math.ceil(self.probes * self.success_rate - 1e-9), 1)
+
+
+class RuleOptions(Protocol):
+    """The options of whoever configures them."""
+
+    @property
+    def threshold(self) -> int: ...
+    @property
+    def open_s(self) -> float: ...
+    @property
+    def probes(self) -> int: ...
+    @property
+    def success_rate(self) -> float: ...
+    @property
+    def permit_s(self) -> float: ...
+
+
+def rules_of(options: RuleOptions) -> Rules:
+    """The rules that options say."""
+    return Rules(
+        options.threshold, options.open_s, options.probes, options.success_rate, options.permit_s
+    )
 
 
 class Circuit(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo_mp.config.tree import Config
 from tpo_mp.http.endpoints import Endpoint
-from tpo_mp.shm.metrics import MetricsArena
+from tpo_mp.observe.health import ArenaView
 from tpo_mp.shm.plane import Plane
 from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.job_questions import JobAnswer, Question
@@ -33,7 +33,7 @@ class Gateway(Protocol):
     """
 
     plane: Plane
-    metrics_arena: MetricsArena
+    metrics_arena: ArenaView
     feeds: Feeds
 
     def tenant(self, head: Head) -> str:

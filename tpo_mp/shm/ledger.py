@@ -93,6 +93,19 @@ class SharedLedger:
         """The same, by the name's digest."""
         return self._change(digest, change, crowd)[1]
 
+    def look(self, name: str, *, crowd: bool = False) -> Cells:
+        """Read a name's numbers without a lock; see ``ports.Ledger``.
+
+        A row that is torn, or written all the while, reads as zeros.
+        """
+        digest = digest_of(name)
+        first = self._head(digest, crowd) + 1
+        for row in range(first, first + PLACES):
+            payload = self._table.read(row)
+            if payload is not None and payload.startswith(digest):
+                return PAYLOAD.unpack(payload)[2:6]
+        return (0.0, 0.0, 0.0, 0.0)
+
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> LedgerWatch:
         """Look at names without a lock; see ``ports.Ledger``."""
         ours = len(names)
@@ -106,9 +119,7 @@ class SharedLedger:
         self, digest: bytes, change: Callable[[Cells], Cells], crowd: bool
     ) -> tuple[int, Cells]:
         """Change a name's numbers; answers its row too."""
-        number = int.from_bytes(digest[:8], "little")
-        place = self._named + number % self._crowd if crowd else number % self._named
-        head = (1 + place) * SET_ROWS
+        head = self._head(digest, crowd)
         patience = LOCK_WAIT_NS if head in self._stuck else PATIENCE_NS
         with self._table.lock(head, wait_ns=patience) as held:
             if held is None:
@@ -125,6 +136,12 @@ class SharedLedger:
             after = change(cells)
             self._table.under(row).write(_pack(digest, monotonic(), after))
         return row, after
+
+    def _head(self, digest: bytes, crowd: bool) -> int:
+        """The first row of a name's set."""
+        number = int.from_bytes(digest[:8], "little")
+        place = self._named + number % self._crowd if crowd else number % self._named
+        return (1 + place) * SET_ROWS
 
     def _find(self, head: int, digest: bytes) -> tuple[int, Cells]:
         """The row of a name, or the one it takes; the set's lock is held."""

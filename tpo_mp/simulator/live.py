@@ -141,6 +141,10 @@ class Proposed:
         after = self._cells[name] = change(self._cells.get(name, (0.0, 0.0, 0.0, 0.0)))
         return after
 
+    def look(self, name: str, *, crowd: bool = False) -> Cells:  # noqa: ARG002
+        """A name's numbers; see ``ports.Ledger``."""
+        return self._cells.get(name, (0.0, 0.0, 0.0, 0.0))
+
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> TrialWatch:
         """Look at names; see ``ports.Ledger``."""
         return TrialWatch(self._cells, (*names, *crowd))

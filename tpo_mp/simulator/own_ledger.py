@@ -28,6 +28,10 @@ class OwnLedger:
         """Change a name's numbers; see ``ports.Ledger``."""
         return self._ledger.update(name + self._mark, change, crowd=crowd)
 
+    def look(self, name: str, *, crowd: bool = False) -> Cells:
+        """A name's numbers; see ``ports.Ledger``."""
+        return self._ledger.look(name + self._mark, crowd=crowd)
+
     def watch(self, *names: str, crowd: Sequence[str] = ()) -> Watch:
         """Look at names; see ``ports.Ledger``."""
         others = [name + self._mark for name in crowd]

@@ -33,7 +33,6 @@ from tpo_mp.pipeline.circuit import (
     MAX_FAILURES,
     MAX_PROBES,
     Circuit,
-    Rules,
     benched,
     failed,
     generation_of,
@@ -41,6 +40,7 @@ from tpo_mp.pipeline.circuit import (
     owner_number,
     probe_failed,
     probe_passed,
+    rules_of,
     seat_of,
     succeeded,
     taken,
@@ -92,12 +92,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class _Lane:
     """A target as this process knows it; ``calm`` is the look at which all was well."""
 
-    __slots__ = ("calm", "places", "watch")
+    __slots__ = ("calm", "places", "successes", "watch")
 
     def __init__(self, places: tuple[BreakerRow, ...], rows: BreakerRows) -> None:
         self.places = places
         self.watch = rows.watch(places)
         self.calm: _Seen | None = None
+        self.successes = rows.successes(places[BENCH].name)
 
 
 class Breaker:
@@ -121,6 +122,7 @@ class Breaker:
         """Learn which backends there are; see ``ports.Stage``."""
         self._known = KnownTargets(backends)
         self._lanes.clear()
+        self._rows.introduce(self._known)
 
     def blocked(self, call: Call, backend: str) -> bool:
         """Whether a route should rather ask another backend; takes nothing."""
@@ -241,6 +243,7 @@ class Breaker:
     ) -> None:
         """The try is over."""
         if error is None:
+            lane.successes.inc()
             if permits or lane.watch.peek() is not lane.calm:
                 self._settle(lane, seen, permits, None, None)
         else:
@@ -271,7 +274,7 @@ class Breaker:
             elif good and unpack(current[number]).failures:
                 self._rows.change(place, succeeded, generation)
             if bad:
-                self._rows.count(place)
+                self._rows.failures(place).inc()
         if whose is Blame.CAPACITY and isinstance(error, TpoError) and error.retry_after_s:
             for_s = min(error.retry_after_s, MAX_BENCH_S)
             self._rows.change(lane.places[BENCH], partial(benched, now=now, for_s=for_s))
@@ -282,13 +285,6 @@ class Breaker:
         if good:
             return partial(probe_passed, rules=self._rules, now=now)
         return partial(given_back, now=now)
-
-
-def rules_of(config: Config) -> Rules:
-    """The rules that a config says."""
-    return Rules(
-        config.threshold, config.open_s, config.probes, config.success_rate, config.permit_s
-    )
 
 
 def _reached(whose: Blame, error: BaseException | None) -> bool:

@@ -22,6 +22,7 @@ from tpo_mp.errors import InvalidRequest, NotFound
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.http.socket import Socket
+from tpo_mp.observe.health import ArenaView
 from tpo_mp.pipeline.conversation import Conversation
 from tpo_mp.pipeline.feed import UNNUMBERED
 from tpo_mp.pipeline.feeds import ACTIVE, COMPLETED, TOKENS, parse_event_id
@@ -31,7 +32,6 @@ from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.pipeline.sse_listener import SSE, SseListener
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import CallIds
-from tpo_mp.shm.metrics import MetricsArena
 
 MAX_AT_ONCE = 64
 _WAIT_S = 60.0
@@ -235,7 +235,7 @@ class StreamApi:
         exchange.respond(200, msgspec.json.encode(found), extra=id_line(exchange.head))
 
 
-def _count(arena: MetricsArena) -> StreamStats:
+def _count(arena: ArenaView) -> StreamStats:
     """Add up all shards; takes over a millisecond."""
     sums = {
         family.name: int(sum(sample.value for sample in family.samples))

@@ -24,13 +24,13 @@ import msgspec
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
+from tpo_mp.observe.health import ArenaView
 from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.poison import Poison, digest_of_body
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.callid import CallIds, marked, to_bytes
 from tpo_mp.shm.frames import SlotMeta
-from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SEAT, Plane, SeatState
 from tpo_mp.shm.registry import RegistryWriter, SlotFlag, SlotState
 from tpo_mp.simulator import orders
@@ -78,7 +78,7 @@ class Owner:
         seat: int,
         epoch: int,
         plane: Plane,
-        metrics_arena: MetricsArena,
+        metrics_arena: ArenaView,
         placing: Placing,
         registry: RegistryWriter,
         account: Account,
@@ -88,7 +88,7 @@ class Owner:
         self._ids = CallIds(seat, epoch)
         self._seat = seat
         self.plane = plane
-        self.metrics_arena = metrics_arena
+        self.metrics_arena: ArenaView = metrics_arena
         self._placing = placing
         self._registry = registry
         self._account = account

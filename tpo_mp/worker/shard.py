@@ -33,6 +33,7 @@ from tpo_mp.http.keyring import Keyring
 from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
+from tpo_mp.pipeline.breaker_board import BreakerSeries
 from tpo_mp.pipeline.edges import Edge, make_edges, resize_edges
 from tpo_mp.pipeline.poison import Poison
 from tpo_mp.ports import Env
@@ -144,6 +145,7 @@ class Shard:
         )
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
+        self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
         self._build_edge(config)

@@ -104,7 +104,13 @@ def test_health_is_503_while_draining_or_when_every_breaker_is_open() -> None:
     both_open = gauge(name, 2, worker="a")
     both_open.samples += gauge(name, 2, worker="b").samples
     plane = running_host()
-    assert health.health_status(health.health(plane, FakeArena([one_open]), PLACES)) == 200
+    body = health.health(plane, FakeArena([one_open]), PLACES)
+    assert (health.health_status(body), body["circuit_breaker"]["state"]) == (200, "closed")
+    assert (body["status"], body["degraded"]) == ("degraded", ["breaker-a"])
+    models = gauge(name, 2, worker="a:m")
+    models.samples += gauge(name, 0, worker="a").samples
+    body = health.health(plane, FakeArena([models]), PLACES)
+    assert (health.health_status(body), body["degraded"]) == (200, ["breaker-a:m"])
     body = health.health(plane, FakeArena([both_open]), PLACES)
     assert (health.health_status(body), body["circuit_breaker"]["state"]) == (503, "open")
     plane.host_state = 2
