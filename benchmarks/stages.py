@@ -62,6 +62,7 @@ CASES: Final = {
         ),
     ),
     "limit_near": Case("`rate_limit`, one level near its limit", "rate_limit", {"global": _NEAR}),
+    "breaker": Case("`breaker`, all well", "breaker", {}),
 }  # fmt: skip
 """Whoever adds a stage to the hot path adds a case."""
 

@@ -217,6 +217,29 @@ def test_it_is_shown_tripped_and_reset_for_all_workers(bench: Bench) -> None:
     assert [bench.ask(n, "echo").status for n in (0, 1)] == [200, 200]
 
 
+def test_an_outage_costs_the_upstream_a_handful_of_requests(short_tmp: Path, bench: Bench) -> None:
+    """The shipped stages, retries and all, before an upstream that only fails: with sixty calls it
+    sees what opens the breaker and one probe after each wait."""
+    wait_s = 0.5
+    config = ECHO + backend("down", bench.upstream.base_url)
+    config += section("[stages.breaker]", open_s=wait_s)
+    bench.upstream.play("status", status=500)
+    try:
+        with Gateway(short_tmp / "outage", config=config, workers=2) as gateway:
+            sessions = [session_on(gateway.url, n) for n in (0, 1)]
+            before, began = bench.upstream.counters.requests, monotonic()
+            for n in range(60):
+                headers = {"x-session-id": sessions[n % 2]}
+                assert gateway.ask(CHAT, chat("hi", "down"), headers).status in (502, 503)
+            elapsed_s = monotonic() - began
+            asked = bench.upstream.counters.requests - before
+    finally:
+        bench.upstream.play()
+    waits = [wait_s * 2**n for n in range(20)]
+    probes = next(n for n in range(20) if sum(waits[: n + 1]) > elapsed_s)
+    assert 5 <= asked <= 5 + probes
+
+
 def crowd(bench: Bench, held: ExitStack, model: str, number: int) -> list[RawClient]:
     """Requests under way, half of them on each worker; nothing is read yet."""
     clients = [held.enter_context(RawClient(bench.gateway.url)) for _ in range(number)]

@@ -233,10 +233,14 @@ class Breaker:
         error: BaseException | None,
     ) -> None:
         """The try has a reply, whose end is still to come if it is a stream, or an error."""
-        if reply is not None and reply.stream is not None:
+        if reply is None:
+            self._over(lane, seen, permits, error)
+        elif reply.stream is not None:
             when_over(reply, partial(self._over, lane, seen, permits))
         else:
-            self._over(lane, seen, permits, error)
+            lane.successes.inc()
+            if permits or lane.watch.peek() is not lane.calm:
+                self._settle(lane, seen, permits, None, None)
 
     def _over(
         self, lane: _Lane, seen: _Seen, permits: _Permits, error: BaseException | None

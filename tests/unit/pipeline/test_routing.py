@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.fake_env import make_call
-from tpo_mp.errors import BackendRefused, NotFound
+from tpo_mp.errors import BackendRefused, CircuitOpen, NotFound
 from tpo_mp.pipeline.promise import Promise, run
-from tpo_mp.pipeline.routing import Router, Rule, Target, wrap
+from tpo_mp.pipeline.routing import Router, Rule, Target, guards_of, wrap
 from tpo_mp.types import Call, Phase, Reply
 
 
@@ -156,6 +156,40 @@ def test_attempt_stages_wrap_every_try() -> None:
     )
     ask(Router([Rule(("*",), EachInTurn(), targets)]), "any")
     assert seen == ["first", "second"]
+
+
+def test_whoever_loses_a_permit_to_another_process_goes_elsewhere() -> None:
+    """The route saw it free; by the time of the try it was not.  With nobody left it says so."""
+
+    class Guard:
+        """An ATTEMPT stage: one backend may be tried once more, and somebody else is quicker."""
+
+        phase = Phase.ATTEMPT
+
+        def __init__(self) -> None:
+            self.shut: set[str] = set()
+
+        def before(self, call: Call) -> None:
+            """Refuse."""
+            if call.backend == "second" or call.backend in self.shut:
+                self.shut.add(call.backend)
+                raise CircuitOpen("open")
+
+        def blocked(self, call: Call, backend: str) -> bool:
+            """Whether it was shut at the last look."""
+            return backend in self.shut
+
+    guard = Guard()
+    targets = tuple(
+        Target(n, Named(n), ("*",), {}, (), 1, wrap(Named(n), [guard]), guards_of([guard]))
+        for n in ("first", "second")
+    )
+    router = Router([Rule(("*",), Last(), targets)])
+    body, call = ask(router, "any")
+    assert (body, call.backend, call.attempts) == (b"first", "first", 1)
+    guard.shut |= {"first"}
+    with pytest.raises(CircuitOpen):
+        ask(router, "any")
 
 
 def test_coroutine_backend_has_a_task_of_its_own() -> None:

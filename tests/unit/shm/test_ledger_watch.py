@@ -53,6 +53,17 @@ def test_it_sees_what_any_process_wrote_last(table: RowTable, ledger: SharedLedg
     assert one.peek() == ((4.0,) * 4,)
 
 
+def test_a_look_gives_no_name_a_place(table: RowTable, ledger: SharedLedger) -> None:
+    """Zeros for a stranger; the numbers of others, of the config and of the crowd apart."""
+    before = table.map[:]
+    assert ledger.look("a") == ledger.look("a", crowd=True) == ZEROS
+    assert table.map[:] == before
+    put(ledger, "a", 2.0)
+    put(ledger, "b", 3.0)
+    assert (ledger.look("a"), ledger.look("b")) == ((2.0,) * 4, (3.0,) * 4)
+    assert ledger.look("a", crowd=True) == ZEROS
+
+
 def test_the_same_tuple_means_that_nothing_changed(ledger: SharedLedger) -> None:
     """And another name's changes are nothing."""
     watch = ledger.watch("a", "b")
@@ -93,6 +104,22 @@ def test_of_a_writer_that_dies_it_sees_the_row_as_it_was_or_became(
         if not died:
             break
     assert not died
+
+
+def test_a_payload_that_is_not_its_words_is_not_believed(
+    table: RowTable, ledger: SharedLedger
+) -> None:
+    """As a reader meets it whose word is older than the bytes it copies, or newer."""
+    watch = ledger.watch("a")
+    put(ledger, "a", 1.0)
+    assert watch.peek() == ((1.0,) * 4,)
+    put(ledger, "a", 2.0)
+    at = rows_file.HEADER + watch._rows[0] * rows_file.ROW_BYTES
+    whole = table.map[at + 8 : at + 64]
+    table.map[at + 28 : at + 36] = b"\1" * 8
+    assert watch.peek() == ((1.0,) * 4,)
+    table.map[at + 8 : at + 64] = whole
+    assert watch.peek() == ((2.0,) * 4,)
 
 
 def test_a_name_that_lost_its_place_takes_one_again(ledger: SharedLedger) -> None:

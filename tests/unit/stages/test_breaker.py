@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +113,18 @@ class Guarded:
             return error.retry_after_s or -1.0
         inner.cancel()
         return 0.0
+
+    def before_an_update(self, act: Callable[[], object]) -> None:
+        """Let others act just before the next update of the ledger."""
+        ledger: Any = self.world.env.ledger
+        update = ledger.update
+
+        def late(*args: Any, **options: Any) -> Any:
+            ledger.update = update
+            act()
+            return update(*args, **options)
+
+        ledger.update = late
 
     def count(self, name: str) -> float:
         """A counter."""
@@ -364,6 +376,27 @@ def test_calls_that_began_before_it_opened_change_nothing() -> None:
     for inner in calls[15:]:
         inner.resolve(Reply(200, b"{}"))
     assert guarded.refused() == 30
+
+
+def test_what_another_worker_did_between_look_and_lock_holds() -> None:
+    """It opened the circuit: our failure does not open it anew.  It took the permit: we do not."""
+    guarded = Guarded(workers=2)
+    guarded.break_it(times=4)
+    ours, _ = guarded.begin(worker=0)
+    theirs, _ = guarded.begin(worker=1)
+
+    def fails_first() -> None:
+        guarded.world.now += 10
+        theirs.reject(FAULT)
+
+    guarded.before_an_update(fails_first)
+    ours.reject(FAULT)
+    assert guarded.refused() == 60
+    guarded.world.now += 60
+    guarded.before_an_update(lambda: guarded.begin(worker=1))
+    with pytest.raises(CircuitOpen) as refusal:
+        guarded.begin(worker=0)
+    assert refusal.value.retry_after_s == 1
 
 
 def test_two_circuits_of_a_target_are_probed_by_one_call() -> None:
