@@ -75,7 +75,14 @@ class SocketMessage(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fie
     ) = None
 
 
+class ResetRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which circuit breaker is to be closed; without a name every one."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+
+
 _decode = msgspec.json.Decoder(PromptRequest).decode
+_decode_reset = msgspec.json.Decoder(ResetRequest).decode
 _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 
 _decode_message = msgspec.json.Decoder(SocketMessage).decode
@@ -85,6 +92,11 @@ R = TypeVar("R", bound=PromptRequest)
 def decode_batch(body: bytes) -> BatchRequest:
     """Check a batch's body; raises ``InvalidRequest`` (422) naming the field."""
     return _strictly(_decode_batch, body)
+
+
+def decode_reset(body: bytes) -> ResetRequest:
+    """Check the body of a breakers' reset; raises ``InvalidRequest`` (422) naming the field."""
+    return _strictly(_decode_reset, body)
 
 
 def decode_request(body: bytes) -> PromptRequest:

@@ -116,6 +116,17 @@ def _first_sentence(handler: Handler) -> str:
     return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
+def _with_slashes(given: list[str], parts: tuple[str, ...]) -> list[str]:
+    """A path as one has it whose model or breaker name may contain slashes."""
+    extra = len(given) - len(parts)
+    if extra > 0:
+        for at, part in enumerate(parts):
+            if part == "{breaker}" or (part == "{model}" and at == len(parts) - 1):
+                end = at + extra + 1
+                return [*given[:at], "/".join(given[at:end]), *given[end:]]
+    return given
+
+
 class EndpointTable:
     """Matches (method, path) to an endpoint."""
 
@@ -160,11 +171,7 @@ class EndpointTable:
     def _match_pattern(self, path: str) -> tuple[dict[str, Endpoint] | None, dict[str, str]]:
         given = path.split("/")
         for parts, methods in self._pattern:
-            # A trailing {name} takes the rest of the path: model names contain slashes.
-            if len(given) > len(parts) and parts[-1] == "{model}":
-                cut = [*given[: len(parts) - 1], "/".join(given[len(parts) - 1 :])]
-            else:
-                cut = given
+            cut = _with_slashes(given, parts)
             if len(cut) != len(parts):
                 continue
             params = {}

@@ -34,6 +34,9 @@ MAX_NAME: Final = 63
 """A longer name is no label of its own (metrics cut it), and is listed only if configured."""
 ANY: Final = "*"
 """The model of a label that says: this backend serves more models than the config names."""
+_EVENTS: Final = {
+    "open": "breaker_opened", "half_open": "breaker_probed", "closed": "breaker_closed",
+}  # fmt: skip
 _FAILURES_HELP: Final = "Failed tries that a breaker counted, by whose fault they were."
 _TRANSITIONS: Final = "orchestrator_circuit_breaker_state_transitions_total"
 
@@ -81,6 +84,7 @@ class BreakerRows:
     def __init__(self, env: Env) -> None:
         self._ledger = env.ledger
         self._metrics = env.metrics
+        self._log = env.log
         self._transitions = {
             state: env.metrics.counter(
                 _TRANSITIONS, "Changes of a breaker's state, by the new one.", state=state
@@ -131,6 +135,10 @@ class BreakerRows:
         kind = _kind(after)
         if kind != _kind(before) and place.fault is not Blame.CAPACITY:
             self._transitions[kind].inc()
+            self._log.warning(
+                _EVENTS[kind], breaker=place.name[:200], fault=place.fault.value,
+                failures=after.failures, probe_failures=after.probe_failures,
+            )  # fmt: skip
         return after
 
     def introduce(self, known: KnownTargets) -> None:

@@ -3,9 +3,6 @@
 A breaker's name is ``BACKEND`` (is it reached, does it take our key) or ``BACKEND:MODEL`` (does it
 answer).  A reset of a backend resets its models too; a trip opens one breaker as its failures
 would.  What is changed here is changed for every worker at once, and calls under way count no more.
-
-Weakness: a name with a slash in it is no path segment; ``POST /v1/circuit-breaker/reset`` takes it
-in the body.
 """
 
 from __future__ import annotations
@@ -13,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from tpo_mp.dialects import breaker_shapes as shapes
-from tpo_mp.errors import InvalidRequest, NotFound, Rejected, Shed
+from tpo_mp.dialects import native
+from tpo_mp.errors import NotFound, Rejected, Shed
 from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.attribution import Blame
@@ -37,15 +34,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """No options."""
 
 
-class ResetRequest(Struct, forbid_unknown_fields=True):
-    """Which breaker; without a name all of them."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
-
-
-_asked = msgspec.json.Decoder(ResetRequest).decode
-
-
 class BreakersApi:
     """Routes about breakers."""
 
@@ -56,22 +44,24 @@ class BreakersApi:
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
         self._gateway = gateway
-        all_, one = "/api/v1/circuit-breakers", "/api/v1/circuit-breakers/{name}"
+        all_, one = "/api/v1/circuit-breakers", "/api/v1/circuit-breakers/{breaker}"
         shown = "/api/v1/circuit-breakers/echo"
         record, after_reset = shapes.BreakerRecord, shapes.BreakersReset
         return [
             Endpoint("GET", all_, self.breakers, "native", access="admin",
                      outcomes=(Outcome("all of them", shapes.BreakerList),)),
-            Endpoint("GET", one, self.breaker, "native", access="admin", example_path=shown,
-                     outcomes=(Outcome("its state and its numbers", record),)),
             Endpoint("POST", one + "/trip", self.trip, "native", access="admin",
                      takes_json=False, errors=(409,), example_path=shown + "/trip",
                      outcomes=(Outcome("it is open", record),)),
             Endpoint("POST", one + "/reset", self.reset, "native", access="admin",
                      takes_json=False, example_path=shown + "/reset",
                      outcomes=(Outcome("it is closed", after_reset),)),
+            # After the two whose paths it would take for names.
+            Endpoint("GET", one, self.breaker, "native", access="admin", example_path=shown,
+                     outcomes=(Outcome("its state and its numbers", record),)),
             Endpoint("POST", "/v1/circuit-breaker/reset", self.reset_named, "native",
-                     access="admin", request=ResetRequest, example={}, errors=(404,),
+                     access="admin", max_body_bytes=0, request=native.ResetRequest, example={},
+                     errors=(404,),
                      outcomes=(Outcome("they are closed", after_reset),)),
         ]  # fmt: skip
 
@@ -84,19 +74,15 @@ class BreakersApi:
 
     async def breaker(self, exchange: Exchange) -> None:
         """Show one breaker."""
-        await self._show(exchange, exchange.head.params["name"])
+        await self._show(exchange, exchange.head.params["breaker"])
 
     async def reset(self, exchange: Exchange) -> None:
         """Close a breaker for all workers and forget its failures; a backend's models with it."""
-        await self._reset(exchange, exchange.head.params["name"])
+        await self._reset(exchange, exchange.head.params["breaker"])
 
     async def reset_named(self, exchange: Exchange) -> None:
         """Close the breaker named in the body for all workers, or every one."""
-        try:
-            asked = _asked(exchange.body or b"{}")
-        except msgspec.DecodeError as error:
-            raise InvalidRequest(str(error), reason="bad_request", param="name") from error
-        await self._reset(exchange, asked.name)
+        await self._reset(exchange, native.decode_reset(exchange.body).name)
 
     async def trip(self, exchange: Exchange) -> None:
         """Open a breaker for all workers, as if it had failed too often."""
@@ -104,7 +90,7 @@ class BreakersApi:
         if options is None:
             said = "the pipeline has no breaker"
             raise Rejected(said, reason="breaker_off", status=409)
-        name = exchange.head.params["name"]
+        name = exchange.head.params["breaker"]
         await self._find(name)
         fault = Blame.BACKEND if ":" in name else Blame.NETWORK
         turn = partial(opened, rules=rules_of(options), now=self._env.clock())

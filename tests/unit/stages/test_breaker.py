@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
 from tpo_mp.config import load
@@ -289,6 +290,22 @@ def test_all_workers_see_it_open_and_one_of_them_probes() -> None:
     assert [guarded.refused(worker=w) for w in range(3)] == [0, 0, 0]
     states = "orchestrator_circuit_breaker_state_transitions_total"
     assert [guarded.count(f"{states}:{s}") for s in ("open", "half_open", "closed")] == [1, 1, 1]
+
+
+def test_the_log_has_a_line_for_each_change_of_state() -> None:
+    """By whom it was made, and no line for anything else."""
+    guarded = Guarded(workers=2)
+    with capture_logs() as lines:
+        guarded.break_it()
+        for worker in (0, 1):
+            assert guarded.refused(worker=worker) == 60
+        guarded.world.now += 60
+        guarded.ask(worker=1)
+    assert [line["event"] for line in lines] == [
+        "breaker_opened", "breaker_probed", "breaker_closed",
+    ]  # fmt: skip
+    assert {(line["breaker"], line["fault"]) for line in lines} == {("b:m", "backend")}
+    assert lines[0]["failures"] == 5
 
 
 def test_a_failed_probe_waits_twice_as_long() -> None:
