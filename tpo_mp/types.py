@@ -195,6 +195,7 @@ class Call:
     ``choices`` are the backends that its route picks from, if these are several, and ``tried``
     those that it shall rather not pick; ``attempts`` counts how often one was asked.
     ``rerun`` says that it ran before, on a worker that died.
+    ``limit_lines`` are header lines for its answer about what is left of limits.
     ``endings`` are told of its end (see ``pipeline.endings``).
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).
@@ -203,8 +204,9 @@ class Call:
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
-        "key_id", "model", "note", "peer", "priority", "rerun", "seen", "session", "shard", "slot",
-        "spent", "started_at", "stream", "tenant", "tier", "tried", "upstream_at", "usage_wanted",
+        "key_id", "limit_lines", "model", "note", "peer", "priority", "rerun", "seen", "session",
+        "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried", "upstream_at",
+        "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -240,6 +242,7 @@ class Call:
         self.upstream_at = 0.0
         self.first_byte_at = 0.0
         self.rerun = False
+        self.limit_lines = b""
         self.endings: list[Callable[[Ending], object]] | None = None
         self.admitted = False
         self.spent: list[float] | None = None

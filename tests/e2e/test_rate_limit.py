@@ -225,3 +225,31 @@ def test_tokens_are_reserved_and_settled(busy: Gateway) -> None:
     assert [busy.ask(CHAT, body, {}).status for _ in range(12)] == [200] * 12
     over = busy.ask(CHAT, body | {"max_tokens": 5000}, {})
     assert (over.status, over.json()["error"]["param"]) == (413, "max_tokens")
+
+
+def test_answers_say_what_is_left(start_gateway: StartGateway) -> None:
+    """Each family in its own words, once; a native body's session is a session."""
+    config = ECHO + "[stages.rate_limit]\nsession = { rph = 5, tpm = 9000 }\n"
+    gateway = start_gateway(config=config + '[server.cors]\norigins = ["https://app.test"]\n')
+    one = {"x-session-id": "one", "origin": "https://app.test"}
+    body = chat("three short words", model="echo", max_tokens=100)
+    left = [
+        gateway.ask(CHAT, body, one).headers["x-ratelimit-remaining-requests"] for _ in range(2)
+    ]
+    assert left == ["4", "3"]
+    told = gateway.ask("/v1/messages", body, one).headers
+    assert told["anthropic-ratelimit-requests-limit"] == "5"
+    assert told["anthropic-ratelimit-requests-remaining"] == "2"
+    assert int(told["anthropic-ratelimit-tokens-remaining"]) > 8000
+    for name in ("anthropic-ratelimit-requests-reset", "x-ratelimit-reset-tokens"):
+        assert name in told["access-control-expose-headers"]
+    native = {"prompt": "hi", "model": "echo", "session_id": "one", "max_tokens": 9}
+    told = gateway.ask("/v1/prompt", native, {}).headers
+    assert told["x-ratelimit-remaining-requests"] == "1"
+    assert gateway.ask("/api/v1/infer", native, {}).status == 200
+    refused = gateway.ask("/v1/prompt", native, {})
+    assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limited")
+    assert refused.json()["error"]["retry_after_ms"] > 600_000
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.headers["x-should-retry"] == "false"
+    assert "x-ratelimit-limit-requests" not in gateway.ask(CHAT, body, {}).headers

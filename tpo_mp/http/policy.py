@@ -31,7 +31,12 @@ _EXPOSED = (
     b"x-tpo-cache, server-timing, retry-after, retry-after-ms, x-should-retry, location, "
     b"openai-processing-ms, "
     b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
-    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, "
+    + b", ".join(
+        b"anthropic-ratelimit-%b-%b" % (what, word)
+        for what in (b"requests", b"tokens", b"input-tokens", b"output-tokens")
+        for word in (b"limit", b"remaining", b"reset")
+    )
 )
 
 

@@ -109,7 +109,7 @@ class LocalAllowance:
 
         self._settled(self._quotas.update(self.name, change, crowd=self._crowd), 0, 0)
 
-    def room(self, tokens: bool) -> tuple[Bucket, float] | None:
+    def room(self, *, tokens: bool) -> tuple[Bucket, float] | None:
         """The bucket of requests, or of tokens, with the least room when it was asked, and use."""
         found: tuple[Bucket, float] | None = None
         for bucket, used in zip(self.limits.buckets, self.used, strict=False):

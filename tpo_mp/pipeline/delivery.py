@@ -40,6 +40,10 @@ _LINES = (
     b"server-timing: gateway;dur=%.2f, upstream;dur=%.2f\r\n"
 )
 _NOWHERE = _BACKEND + b"\r\n"
+_OF_LIMITS = (b"x-ratelimit-", b"anthropic-ratelimit-")
+_RETRY, _NO_RETRY = b"x-should-retry: true\r\n", b"x-should-retry: false\r\n"
+PATIENCE_S = 60.0
+"""The longest wait that SDKs sit out; told of a longer one, Anthropic's asks again at once."""
 ON_REQUEST = "cancelled_on_request"
 """Reason of a ``Cancelled`` that the call's own client must hear of: it did not leave."""
 SSE_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -228,8 +232,13 @@ class Delivery:
         backend = call.backend
         now = monotonic()
         upstream_ms = (call.first_byte_at - call.upstream_at) * 1e3 if call.first_byte_at else 0.0
+        passed = b""
+        if reply is not None:
+            passed = reply.headers
+            if call.limit_lines:
+                passed = limits_first(call.limit_lines, passed)
         lines = _LINES % (
-            reply.headers if reply is not None else b"",
+            passed,
             (call.client_request_id or call.id).encode(),
             call.id.encode(),
             call.shard,
@@ -242,14 +251,26 @@ class Delivery:
         return lines if backend else lines.replace(_NOWHERE, b"", 1)
 
 
+def limits_first(ours: bytes, passed: bytes) -> bytes:
+    """Our limits and an upstream's header lines, without what that says of limits of its own.
+
+    A client reads one set of them, and obeys ours first: what is left of the gateway's account
+    with a provider is none of its business.
+    """
+    if b"ratelimit-" in passed:
+        kept = (line for line in passed.splitlines(True) if not line.startswith(_OF_LIMITS))
+        passed = b"".join(kept)
+    return passed + ours
+
+
 def retry_lines(error: TpoError) -> bytes:
     """What tells SDKs whether and when to come back."""
     if error.code == "over_budget" or error.reason == REASON:
-        return b"x-should-retry: false\r\n"
+        return _NO_RETRY
     busy = error.status in (429, 503)
     # An upstream's refusal may be one that waiting does not help: it says so itself, or not.
     ours = busy and not error.reason.startswith("upstream_")
-    should = b"x-should-retry: true\r\n" if ours else b""
+    should = _RETRY if ours else b""
     seconds = error.retry_after_s
     if seconds is None:
         if not busy or b"retry-after" in error.lines:
@@ -258,6 +279,8 @@ def retry_lines(error: TpoError) -> bytes:
     # Rounded up: who comes back a moment early is refused again.
     ms = math.ceil(seconds * 1e3 - 1e-6)
     pause = (max(1, math.ceil(ms / 1e3)), ms)
+    if ours and seconds > PATIENCE_S:
+        should = _NO_RETRY
     return b"retry-after: %d\r\nretry-after-ms: %d\r\n%b" % (*pause, should)
 
 

@@ -34,6 +34,8 @@ def native_call(
     call = gateway.new_call(
         exchange, model=model, body=body, stream=stream, affinity=request.session
     )
+    if call.session is None:
+        call.session = request.session
     call.usage_wanted = stream
     seconds = request.deadline_secs or request.timeout_seconds
     if seconds is not None:

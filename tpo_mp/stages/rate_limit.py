@@ -33,9 +33,10 @@ from tpo_mp.pipeline.allowances import CALLS, ONE_CALL, LocalAllowance
 from tpo_mp.pipeline.buckets import Bucket, Excess, LimitSet, limits_of
 from tpo_mp.pipeline.endings import at_end
 from tpo_mp.ports import Counter, Env, Feature
-from tpo_mp.types import NO_DEADLINE, Call, Ending, Phase, Reply
+from tpo_mp.types import NO_DEADLINE, Call, Dialect, Ending, Phase, Reply
 
 BYTES_PER_TOKEN: Final = 4
+_ALMOST: Final = 1e-6
 LEVELS: Final = ("session", "tenant", "model", "global")
 MOST_WAYS: Final = 4096
 MOST_LEASES: Final = 64
@@ -131,6 +132,7 @@ class RateLimit:
         self._ways: dict[tuple[str, str, str, str | None], _Way] = {}
         self._out: set[LocalAllowance] = set()
         self.deadline, self.filed_at = NO_DEADLINE, 0.0
+        self._turn = 0
         self._refused: dict[str, Counter] = {
             level: env.metrics.counter(
                 "tpo_rate_limited_total", "Calls refused by a limit, by its level.", level=level
@@ -153,13 +155,20 @@ class RateLimit:
         if call.rerun:
             self._come_again(way)
         else:
-            self._come_in(call, way.all, tokens)
+            self._come_in(call, way, tokens)
+            if way.turn != self._turn:
+                way.turn = self._turn
+                way.lines.clear()
+            lines = way.lines.get(call.dialect)
+            if lines is None:
+                lines = way.lines[call.dialect] = _left(way, call.dialect)
+            call.limit_lines = lines
         if tokens or way.limited:
             at_end(call, _Stay(self, way, tokens))
 
-    def _come_in(self, call: Call, way: tuple[LocalAllowance, ...], tokens: int) -> None:
+    def _come_in(self, call: Call, way: _Way, tokens: int) -> None:
         place = -1
-        for allowance in way:
+        for allowance in way.all:
             place += 1
             cost = tokens if allowance.counts_tokens else 0
             word = allowance.word
@@ -168,6 +177,7 @@ class RateLimit:
                 allowance.unspent[0] = word
                 continue
             now = self._clock()
+            way.turn = -1
             try:
                 leases = len(self._out) < MOST_LEASES or allowance in self._out
                 excess = allowance.take(now, cost, lease=leases)
@@ -178,7 +188,7 @@ class RateLimit:
                 self._refused[allowance.level].inc()
                 raise _refusal(allowance, excess, cost, call)
             except TpoError:
-                for taken in way[:place]:
+                for taken in way.all[:place]:
                     with suppress(Shed):  # what cannot be given back drains
                         taken.undo(now, tokens if taken.counts_tokens else 0)
                 raise
@@ -231,6 +241,7 @@ class RateLimit:
     def expire(self) -> None:
         """Sync what is out; what cannot be synced now is, next time."""
         out, self._out = self._out, set()
+        self._turn += 1
         now = self._clock()
         for allowance in out:
             try:
@@ -251,10 +262,11 @@ class _Way:
     """Where calls of one tenant, tier, model and session count, narrowest level first.
 
     ``limited`` are those of them with places, ``counted`` those with tokens, of which ``room`` is
-    the most that a call may ever cost.
+    the most that a call may ever cost.  ``lines`` say what is left of the limits, for calls that
+    come before the host is asked again; of an older ``turn`` of the timers they are out of date.
     """
 
-    __slots__ = ("all", "counted", "limited", "room")
+    __slots__ = ("all", "counted", "limited", "lines", "room", "turn")
 
     def __init__(self, found: tuple[LocalAllowance, ...]) -> None:
         self.all = found
@@ -262,6 +274,8 @@ class _Way:
         self.counted = tuple(a for a in found if a.counts_tokens)
         rooms = [a.limits.tokens.room for a in found if a.limits.tokens is not None]
         self.room = min(rooms, default=0)
+        self.lines: dict[Dialect, bytes] = {}
+        self.turn = -1
 
 
 class _Stay:
@@ -349,15 +363,25 @@ def _refusal(allowance: LocalAllowance, excess: Excess, tokens: int, call: Call)
         f"{asks}; try again in {math.ceil(wait_s * 10) / 10:g} s",
         reason="rate_limited",
         retry_after_s=wait_s,
-        lines=_lines(call, bucket, excess.used),
+        lines=_lines(call.dialect, bucket, excess.used),
     )
 
 
-def _lines(call: Call, bucket: Bucket, used: float) -> bytes:
-    """The headers of the limit that was reached."""
-    left, whole_in_s = max(int(bucket.room - used), 0), used / bucket.per_s
+def _left(way: _Way, dialect: Dialect) -> bytes:
+    """The headers of the limits with the least room, of requests and of tokens."""
+    lines = b""
+    for tokens in (False, True):
+        known = [room for a in way.all if (room := a.room(tokens=tokens)) is not None]
+        if known:
+            lines += _lines(dialect, *min(known, key=lambda room: room[0].room - room[1]))
+    return lines
+
+
+def _lines(dialect: Dialect, bucket: Bucket, used: float) -> bytes:
+    """The headers of one limit."""
+    left, whole_in_s = max(int(bucket.room - used + _ALMOST), 0), used / bucket.per_s
     make = token_lines if bucket.what == "tokens" else request_lines
-    return make(call.dialect, bucket.limit, left, whole_in_s)
+    return make(dialect, bucket.limit, left, whole_in_s)
 
 
 FEATURE = Feature(Config, RateLimit)

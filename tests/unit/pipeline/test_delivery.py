@@ -302,6 +302,11 @@ _AGAIN = b"x-should-retry: true\r\n"
         (RateLimited("x", retry_after_s=1.2), _PAUSE % (2, 1200) + _AGAIN),
         (RateLimited("x", retry_after_s=2.0004), _PAUSE % (3, 2001) + _AGAIN),
         (RateLimited("x"), _PAUSE % (1, 1000) + _AGAIN),
+        (RateLimited("x", retry_after_s=60), _PAUSE % (60, 60_000) + _AGAIN),
+        (
+            RateLimited("x", retry_after_s=1200),
+            _PAUSE % (1200, 1_200_000) + b"x-should-retry: false\r\n",
+        ),
         (Shed("x"), _PAUSE % (1, 1000) + _AGAIN),
         (CircuitOpen("x"), _PAUSE % (1, 1000) + _AGAIN),
         (RateLimited("x", reason="upstream_rate_limited"), _PAUSE % (1, 1000)),
@@ -355,3 +360,20 @@ def test_every_outcome_has_a_clients_word() -> None:
     assert as_tpo(ours) is ours
     assert isinstance(as_tpo(asyncio.CancelledError()), Cancelled)
     assert as_tpo(ValueError("x")).reason == "internal_error"
+
+
+def test_our_limits_are_told_in_place_of_an_upstreams() -> None:
+    """One set of them, whole; its other lines stay."""
+    scene = Scene()
+    scene.call.limit_lines = b"x-ratelimit-limit-requests: 5\r\n"
+    passed = (
+        b"x-ratelimit-limit-tokens: 9\r\nopenai-version: 1\r\n"
+        b"anthropic-ratelimit-requests-limit: 2\r\n"
+    )
+    scene.delivery.done(Reply(200, b"{}", headers=passed), None)
+    assert scene.exchange.extra.startswith(
+        b"openai-version: 1\r\nx-ratelimit-limit-requests: 5\r\nx-request-id"
+    )
+    other = Scene()
+    other.delivery.done(Reply(200, b"{}", headers=passed), None)
+    assert other.exchange.extra.startswith(passed)

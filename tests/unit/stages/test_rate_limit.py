@@ -458,3 +458,30 @@ def test_leases_let_in_what_the_limit_does(steps: list[tuple[int, int, int]], ex
         admitted += sum(limited.let_in(room + extra) for limited in pair)
         one.world.advance(0.0)
     assert admitted == room + extra
+
+
+def test_who_comes_in_is_told_what_is_left() -> None:
+    """Of the limit with the least room, of requests and of tokens; in the words of its family."""
+    limited = Limited(tenant={"rpm": 60, "tpm": 6000}, overall={"rps": 100, "rph": 50, "tpm": 9000})
+    come_in(limited)
+    call = come_in(limited)
+    assert call.limit_lines == (
+        b"x-ratelimit-limit-requests: 50\r\nx-ratelimit-remaining-requests: 48\r\n"
+        b"x-ratelimit-reset-requests: 2m24s\r\n"
+        b"x-ratelimit-limit-tokens: 6000\r\nx-ratelimit-remaining-tokens: 5778\r\n"
+        b"x-ratelimit-reset-tokens: 2.22s\r\n"
+    )
+    other = come_in(limited, dialect=Dialect.ANTHROPIC_MESSAGES)
+    assert b"anthropic-ratelimit-requests-remaining: 47\r\n" in other.limit_lines
+    assert b"anthropic-ratelimit-tokens-remaining: 5667\r\n" in other.limit_lines
+    assert come_in(Limited(overall={"concurrent": 5})).limit_lines == b""
+
+
+def test_what_is_left_is_told_from_a_lease_too() -> None:
+    """As it was when the host was asked last, at most a turn of the timers ago."""
+    limited = Limited(overall={"rph": 9000})
+    told = {come_in(limited).limit_lines for _ in range(32)}
+    assert len(told) == 1
+    assert b"remaining-requests: 8999\r\n" in told.pop()
+    limited.world.advance(0.0)
+    assert b"remaining-requests: 8967\r\n" in come_in(limited).limit_lines
