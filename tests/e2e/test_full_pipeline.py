@@ -53,7 +53,7 @@ def test_models_are_literal_names_and_what_globs_report(full: tuple[Gateway, Ups
     """The list joins every backend's."""
     gateway, upstream = full
     listed = {model["id"] for model in gateway.ask("/v1/models").json()["data"]}
-    assert listed == {"echo", "up-first", *upstream.models}
+    assert listed == {"echo", "up-first", "up-race", *upstream.models}
 
 
 def test_weights_share_a_model_between_backends(

@@ -35,20 +35,26 @@ from tpo_mp.ports import Cells, Ledger
 
 SPAN_S: Final = 10.0
 SETTLED_AT: Final = 64
-_NAME: Final = "retry:budget"
 _ALMOST: Final = 1e-9
 
 
 class RetryBudget:
     """One worker's purse into which all workers of the host pay."""
 
-    __slots__ = ("_clock", "_floor", "_ledger", "_settled_at", "_share", "_unsettled")
+    __slots__ = ("_clock", "_floor", "_ledger", "_name", "_settled_at", "_share", "_unsettled")
 
     def __init__(
-        self, ledger: Ledger, clock: Callable[[], float], *, share: float, floor: int
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        *,
+        share: float,
+        floor: int,
+        name: str = "retry:budget",
     ) -> None:
         """``share`` of the calls may be retried, and ``floor`` retries besides."""
         self._ledger = ledger
+        self._name = name
         self._clock = clock
         self._share = share
         self._floor = floor
@@ -101,7 +107,7 @@ class RetryBudget:
             return change(faded)
 
         try:
-            self._ledger.update(_NAME, settle)
+            self._ledger.update(self._name, settle)
         except Shed:
             return False
         self._unsettled = 0
