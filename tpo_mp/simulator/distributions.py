@@ -244,8 +244,11 @@ class Empirical(_Shape, frozen=True, kw_only=True, tag="empirical"):
         """Shares and the values there, both rising."""
         if self.points is not None:
             return [share for share, _ in self.points], [value for _, value in self.points]
-        values = read_samples(Path(self.file)) if self.file is not None else self.values or ()
-        ordered = sorted(values)
+        ordered: Sequence[float]
+        if self.file is not None:
+            ordered = read_samples(Path(self.file))
+        else:
+            ordered = sorted(self.values or ())
         steps = max(len(ordered) - 1, 1)
         return [number / steps for number in range(len(ordered))], ordered
 

@@ -6,17 +6,19 @@ Invariants: nothing is raised here; what is wrong with a file is told by whoever
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tpo_mp.errors import ConfigError
 
-from . import dataset, recordings
+from . import dataset, recordings, samples
 from .kept_files import KeptFiles
 
 FILES: Final[dict[str, KeptFiles[Any]]] = {"dataset": dataset.KEPT, "replay": recordings.KEPT}
 """Options that name a file, and where what is in it is kept."""
+_DEEPEST: Final = 4
+"""How far inside ``profiles`` a ``file`` may stand: NAME, cold_start, first_token_ms, file."""
 
 
 def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[], None] | None:
@@ -31,6 +33,8 @@ def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[]
             path = getattr(config, name, "") if told is None else told
             if isinstance(path, str) and path and not kept.knows(Path(path)):
                 wanted.append((kept, Path(path)))
+        found = {*_own(config), *_named(options.get("profiles"), _DEEPEST)}
+        wanted += [(samples.KEPT, path) for path in found if not samples.KEPT.knows(path)]
     if not wanted:
         return None
 
@@ -40,3 +44,22 @@ def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[]
                 kept.read(path)
 
     return read
+
+
+def _own(config: object) -> Iterator[Path]:
+    """Files of the profiles that a config has."""
+    profiles = getattr(config, "profiles", {})
+    for profile in profiles.values():
+        for _, part in profile.files():
+            yield Path(part.file)
+
+
+def _named(table: object, depth: int) -> Iterator[Path]:
+    """What stands under a key ``file`` in a patch, which may be anything."""
+    if not depth or not isinstance(table, Mapping):
+        return
+    for key, value in table.items():
+        if key == "file" and isinstance(value, str) and value:
+            yield Path(value)
+        else:
+            yield from _named(value, depth - 1)

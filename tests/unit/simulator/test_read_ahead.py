@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from tpo_mp.backends.simulator import Config
-from tpo_mp.simulator import dataset
+from tpo_mp.simulator import dataset, samples
 from tpo_mp.simulator.read_ahead import FILES, unread
 
 
@@ -38,3 +40,23 @@ def test_what_is_wrong_raises_nothing(tmp_path: Path) -> None:
     values: list[object] = [5, [], "", str(tmp_path / "none"), "a\0b"]
     for value in values:
         assert unread([object()], {"dataset": value}) is None
+
+
+def test_recorded_waits_of_profiles_are_read_too(tmp_path: Path) -> None:
+    """Those of the config and those a change brings, however deep they stand."""
+    paths = [tmp_path / name for name in ("own", "cold", "told")]
+    for path in paths:
+        path.write_text("1 2 3")
+    own, cold, told = ({"shape": "empirical", "file": str(path)} for path in paths)
+    profile = {"first_token_ms": own, "cold_start": {"first_token_ms": cold}}
+    config = msgspec.convert(
+        {"name": "sim", "kind": "simulator", "profiles": {"mine": profile}}, Config
+    )
+    work = unread([config], {"profiles": {"other": {"stalls": {"ms": told}}}})
+    assert work is not None
+    assert not any(samples.KEPT.knows(path) for path in paths)
+    work()
+    assert all(samples.KEPT.knows(path) for path in paths)
+    assert unread([config], {}) is None
+    for odd in (5, {"x": 5}, {"x": {"file": 7}}, {"x": {"file": str(tmp_path / "none")}}):
+        assert unread([config], {"profiles": odd}) is None

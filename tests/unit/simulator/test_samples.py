@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tpo_mp.simulator.distributions import Empirical
 from tpo_mp.simulator.samples import read_samples
 
 
@@ -13,9 +15,9 @@ def test_both_forms_are_read(tmp_path: Path) -> None:
     """A JSON list, or numbers set apart by anything."""
     path = tmp_path / "waits"
     path.write_text("# ms\n1, 2.5\n 3e1 # slow\n\n")
-    assert read_samples(path) == [1, 2.5, 30]
+    assert list(read_samples(path)) == [1, 2.5, 30]
     path.write_text("[1, 2.5]")
-    assert read_samples(path) == [1, 2.5]
+    assert list(read_samples(path)) == [1, 2.5]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,26 @@ def test_file_that_is_not_there_or_too_long_is_told(tmp_path: Path) -> None:
         file.truncate(5 << 20)
     with pytest.raises(ValueError, match="over 4194304 bytes"):
         read_samples(tmp_path / "waits")
+
+
+def test_a_file_is_read_once_until_it_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By everything that is built of it."""
+    path = tmp_path / "waits"
+    path.write_text("3 1 2")
+    opened: list[Path] = []
+    real = Path.open
+
+    def counted(self: Path, *args: Any, **more: Any) -> Any:
+        opened.append(self)
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", counted)
+    for _ in range(3):
+        assert Empirical(file=str(path)).quantile(1.0) == 3
+    assert opened == [path]
+    with real(path, "w") as file:
+        file.write("3 1 2 40")
+    assert Empirical(file=str(path)).quantile(1.0) == 40
+    assert opened == [path, path]
