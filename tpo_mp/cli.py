@@ -60,6 +60,10 @@ _overrides = _apply([
     ),
     click.option("--model", metavar="NAME_OR_PATH", help="Model that --backend serves."),
     click.option("--base-url", metavar="URL", help="Where --backend is reached."),
+    click.option(
+        "--max-spend", type=float, metavar="USD",
+        help="Dollars the host may spend in all, by [prices]; it outlives restarts.",
+    ),
 ])  # fmt: skip
 
 _running = _apply(

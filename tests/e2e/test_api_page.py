@@ -30,6 +30,8 @@ VECTORS = {
     "usage": {"prompt_tokens": 2, "total_tokens": 2},
 }
 CONFIG = """
+[stages.token_budget.session]
+
 [[backends]]
 name = "echo"
 kind = "echo"

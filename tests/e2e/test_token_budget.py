@@ -133,6 +133,34 @@ def test_a_session_and_a_tier_have_budgets_of_their_own(budgeted: Gateway) -> No
     assert refused.headers["x-tpo-budget-reset"].endswith("T00:00:00Z")
 
 
+def test_a_session_is_shown_and_reset_by_its_own_tenant(budgeted: Gateway) -> None:
+    """By any worker; to others it does not exist."""
+    mine = {"authorization": f"Bearer {KEYS['plain']}"}
+    path = "/api/v1/sessions/shown/budget"
+    for _ in range(2):
+        headers = {"x-session-id": "shown"}
+        assert ask(budgeted, "plain", model="m", max_tokens=400, headers=headers).status == 200
+
+    def used() -> set[tuple[int, int]]:
+        told = [budgeted.ask(path, headers=mine).json() for _ in range(4)]
+        return {(one["tokens_used"], one["request_count"]) for one in told}
+
+    wait_for(lambda: used() == {(20, 2)}, 10, "both calls to be settled")
+    told = budgeted.ask("/v1/sessions/shown/budget", headers=mine).json()
+    assert (told["soft_limit_tokens"], told["hard_limit_tokens"]) == (500, 1_000)
+    for method, target in (("GET", path), ("POST", path + "/reset")):
+        with RawClient(budgeted.url) as client:
+            reply = client.request(method, target, {"authorization": f"Bearer {KEYS['held']}"})
+        assert (reply.status, reply.json()["error"]["code"]) == (404, "session_not_found")
+    with RawClient(budgeted.url) as client:
+        assert client.request("POST", path + "/reset", mine).json()["status"] == "reset"
+    assert used() == {(0, 0)}
+    found = budgeted.ask("/api/v1/budgets", headers=mine).json()["budgets"]
+    assert [(one["level"], one["period"], one["limit"]) for one in found] == [
+        ("tenant", "month", LIMIT)
+    ]
+
+
 def test_each_dialect_tells_it_in_its_own_words(budgeted: Gateway) -> None:
     """And none asks its client to try again."""
     for path, body, kind in (
@@ -152,6 +180,35 @@ def test_each_dialect_tells_it_in_its_own_words(budgeted: Gateway) -> None:
     )  # fmt: skip
     assert (native.status, native.json()["error"]["code"]) == (429, "insufficient_quota")
     assert "tpo_budget_refused_total{" in get(budgeted.ops, "/metrics").body.decode()
+
+
+def test_a_host_spends_no_more_than_it_may(short_tmp: Path) -> None:
+    """``--max-spend``, over two workers, a restart, and with a higher number."""
+    config = ECHO + section("[prices.models]", echo={"input": 0, "output": 1_000})
+    gateway = Gateway(short_tmp / "cap", "--max-spend", "0.05", config=config, workers=2)
+
+    def refused() -> RawReply:
+        return gateway.ask(CHAT, chat(WORDS, max_tokens=50))
+
+    with gateway:
+        with Crowd(gateway.url, 30, text="a b c d", stream=False, max_tokens=10) as crowd:
+            passed = [attempt.status for attempt in crowd.ended()].count(200)
+        assert 0 < passed <= 10
+
+        def spent_usd() -> float:
+            return round(gateway.ask("/api/v1/budgets").json()["budgets"][0]["used"], 9)
+
+        wait_for(lambda: spent_usd() == round(passed * 0.005, 9), 10, "all calls to be settled")
+        gateway.stop()
+        gateway.start()
+        reply = refused()
+        assert reply.status == 429
+        assert reply.json()["error"]["code"] == "insufficient_quota"
+        assert f"may spend $0.05, of which ${passed * 0.005:.6f} is in use" in reply.body.decode()
+        gateway.stop()
+        gateway._args = ("--max-spend", "5")
+        gateway.start()
+        assert refused().status == 200
 
 
 def test_what_was_spent_is_spent_after_a_restart(short_tmp: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from . import catalog, providers
-from .paths import put
+from .paths import get, put
 from .problems import Problems
 from .sections import ObservabilitySection, ServerSection
 from .text import Tree
@@ -91,6 +91,8 @@ def flags(tree: Tree, given: Mapping[str, Any], env: Mapping[str, str], problems
         value = given.get(name)
         if value is not None and value is not False:
             _set(tree, path, value, f"--{name.replace('_', '-')}", problems)
+    if given.get("max_spend") is not None:
+        _cap_spending(tree, given["max_spend"], problems)
     kind, model, base_url = (given.get(name) for name in ("backend", "model", "base_url"))
     origin = "--backend"
     for name, text in (("model", model), ("base-url", base_url), ("backend", kind)):
@@ -111,6 +113,21 @@ def flags(tree: Tree, given: Mapping[str, Any], env: Mapping[str, str], problems
         problems.add("--model", "needs --backend, because the file names its own backends")
     elif model:
         tree["backends"] = [providers.describe("echo", env, model=model)]
+
+
+def _cap_spending(tree: Tree, dollars: float, problems: Problems) -> None:
+    """``--max-spend``: a cap that would not be kept is refused, not ignored."""
+    listed, table = get(tree, "pipeline.stages"), get(tree, "stages.token_budget")
+    if isinstance(listed, list) and "token_budget" not in listed:
+        problems.add("--max-spend", "needs token_budget in pipeline.stages")
+    elif isinstance(table, dict) and table.get("enabled") is False:
+        problems.add("--max-spend", "stages.token_budget is switched off in the file")
+    elif not dollars > 0:
+        problems.add_value("--max-spend", dollars, "expected dollars, more than 0")
+    elif put(tree, "stages.token_budget.max_spend_usd", dollars):
+        problems.origins["stages.token_budget.max_spend_usd"] = "--max-spend"
+    else:
+        problems.add("--max-spend", "stages.token_budget is not a table")
 
 
 def _provider(env: Mapping[str, str]) -> str | None:

@@ -68,7 +68,9 @@ def most_output(dialect: Dialect, body: bytes, unsaid: int) -> int:
         asked = _asked(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return unsaid
-    answers = max(_answers(asked.n), _answers(asked.best_of))
+    answers = 1
+    if asked.n is not None or asked.best_of is not None:
+        answers = max(_answers(asked.n), _answers(asked.best_of))
     if dialect is Dialect.OPENAI_COMPLETIONS:
         prompts = _prompts(body).prompt
         if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
@@ -78,17 +80,18 @@ def most_output(dialect: Dialect, body: bytes, unsaid: int) -> int:
 
 def _said(asked: _Asked, unsaid: int) -> int:
     """Of several limits the largest: which one a backend goes by is its own affair."""
-    found = [
-        number
-        for value in (
-            asked.max_tokens,
-            asked.max_completion_tokens,
-            asked.max_output_tokens,
-            asked.max_tokens_to_sample,
-        )
-        if (number := _number(value)) is not None
-    ]
-    return max(found) if found else unsaid
+    most = -1
+    for value in (
+        asked.max_tokens,
+        asked.max_completion_tokens,
+        asked.max_output_tokens,
+        asked.max_tokens_to_sample,
+    ):
+        if value is not None:
+            number = _number(value)
+            if number is not None and number > most:
+                most = number
+    return unsaid if most < 0 else most
 
 
 def _number(value: object) -> int | None:

@@ -48,6 +48,8 @@ VARIABLES: Final = {
     f"""| {_found("job_id")})""",
     "OPEN_JOB_ID": f"""$(curl -s {BASE}/api/v1/batch {_JSON} -H 'prefer: respond-async' """
     f"""-d '{{"prompts": ["hello"], "model": "slow"}}' | {_found("job_id")})""",
+    "SESSION_ID": f"""$(curl -s {BASE}/v1/prompt {_JSON} -H 'x-session-id: mine' """
+    f"""-d '{{"prompt": "hello"}}' -o /dev/null; echo mine)""",
     "LETTER_ID": f"$(curl -s '{BASE}/api/v1/dlq?limit=1' | {_found('request_id')})",
 }
 """How a shell gets the ids that lines name.

@@ -10,10 +10,11 @@ import orjson
 from tests.support.actor import hear, play, say
 from tests.support.fake_env import FakeWorld, SilentMetrics, make_call
 from tpo_mp.errors import OverBudget
+from tpo_mp.pipeline.budgets import Periods
 from tpo_mp.pipeline.endings import tell_ended
 from tpo_mp.shm.ledger import LEAST_ROWS, SharedLedger
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.stages.token_budget import FEATURE, Config, Periods
+from tpo_mp.stages.token_budget import FEATURE, Config
 from tpo_mp.types import Call, Ending, Terminal
 
 

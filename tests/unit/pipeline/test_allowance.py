@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -47,6 +47,14 @@ class Spender:
     def ordinal(self, name: str, *, crowd: bool = False) -> int:
         """Not asked for."""
         raise AssertionError(name, crowd)
+
+    def find(self, name: str, *, crowd: bool = False) -> Cells | None:
+        """Not asked for either."""
+        raise AssertionError(name, crowd)
+
+    def watch(self, *names: str, crowd: Sequence[str] = ()) -> Any:
+        """Nor this."""
+        raise AssertionError(names, crowd)
 
     def hold(self, amount: float, window: Span = FOREVER, limit: float = 100) -> Held:
         """Set aside what there is room for."""

@@ -171,3 +171,15 @@ def test_a_table_of_another_size_is_refused(rows: int) -> None:
 def test_death_is_no_part_of_the_test_itself() -> None:
     """The stand-in for a death is no ``Exception`` that product code could catch."""
     assert not issubclass(Died, Exception)
+
+
+def test_a_name_is_looked_at_without_a_place_for_it(table: RowTable, ledger: SharedLedger) -> None:
+    """Its numbers where it has any; who only asks pushes nobody out."""
+    ledger.update("a", lambda _: (1.0, 2.0, 3.0, 4.0))
+    ledger.update("b", lambda _: (5.0, 6.0, 7.0, 8.0), crowd=True)
+    before = bytes(table.map)
+    assert ledger.look("a") == (1, 2, 3, 4)
+    assert ledger.look("b", crowd=True) == (5, 6, 7, 8)
+    assert not any(ledger.look("b") + ledger.look("a", crowd=True))
+    assert not any(any(ledger.look(f"n{n}", crowd=True)) for n in range(100))
+    assert bytes(table.map) == before

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
 from tpo_mp.config import load
+from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.errors import (
     BackendFailure,
     BackendRefused,
@@ -283,6 +284,36 @@ def test_only_sessions_are_names_that_clients_bring() -> None:
     assert seen == {"session": True, "tenant": False, "global": False}
 
 
+def test_dollars_are_set_aside_and_settled_by_the_price_of_the_model() -> None:
+    """Once and for all; a model without a price costs nothing, and is counted."""
+    world = FakeWorld()
+    prices = PricesSection(builtin=False, models={"dear": TokenPrice(input=10, output=1000)})
+    world.env = replace(world.env, prices=Prices(prices))
+    budget = Budgeted(world, max_spend_usd=0.1)
+    call = budget.let_in(60, model="dear")  # ten of the prompt, fifty of the output
+    assert budget.used("spend") == (0.0501 * 1e9, 1)
+    refused = budget.refusal(60, model="dear")
+    assert refused.message == (
+        "this gateway may spend $0.10, of which $0.050100 is in use, and this request may cost "
+        "$0.050100"
+    )
+    assert refused.lines == b"x-tpo-budget: spend\r\n"
+    end(call, tokens=(20, 5))
+    assert budget.used("spend") == (0.0052 * 1e9, 1)
+    end(budget.let_in(90, model="dear"))
+    assert budget.used("spend") == (0.0853 * 1e9, 2)
+    end(budget.let_in(5_000_000, model="free of charge"))
+    assert budget.used("spend") == (0.0853 * 1e9, 2)
+    assert budget.counted.series["tpo_budget_unpriced_total",].value == 1
+
+
+def test_a_session_that_is_only_told_of_is_counted() -> None:
+    """A soft limit refuses nothing."""
+    budget = Budgeted(session={"soft": 10, "hard": 0})
+    end(budget.let_in(500, session="s"))
+    assert budget.used("session:1:t:s") == (500, 1)
+
+
 def test_a_period_starts_anew_and_owes_nothing() -> None:
     """What was set aside in the last hour is settled in the last hour."""
     budget = Budgeted(overall={"hour": 100})
@@ -346,3 +377,23 @@ def test_it_is_off_unless_it_is_configured() -> None:
         load.build({"stages": {"token_budget": {}}}, {}, {}, None).stages["token_budget"]
         == Config()
     )
+
+
+@pytest.mark.parametrize(
+    ("tree", "dollars", "said"),
+    [
+        ({}, 0, "--max-spend = 0: expected dollars, more than 0"),
+        ({}, float("nan"), "--max-spend = nan: expected dollars, more than 0"),
+        ({}, 1e9, "(from --max-spend): expected float <= 1000000.0"),
+        ({"pipeline": {"stages": []}}, 1, "--max-spend: needs token_budget in pipeline.stages"),
+        ({"stages": {"token_budget": {"enabled": False}}}, 1, "switched off in the file"),
+        ({"stages": {"token_budget": 5}}, 1, "stages.token_budget"),
+    ],
+)
+def test_a_cap_that_would_not_be_kept_is_refused(
+    tree: dict[str, Any], dollars: float, said: str
+) -> None:
+    """Before anything is spent."""
+    with pytest.raises(ConfigError) as refused:
+        load.build(tree, {"max_spend": dollars}, {}, None)
+    assert said in refused.value.message
