@@ -24,7 +24,6 @@ the session not seen for longest begins anew.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
@@ -119,8 +118,7 @@ class Purse:
         self.open = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """What a call has set aside in one count."""
 
     name: str
@@ -181,7 +179,7 @@ class Purses:
             return (since, used, calls, now)
 
         since = self._ledger.update(name, take, crowd=crowd)[0]
-        if emptied:
+        if emptied or purse.since != since:
             purse.since, purse.amount, purse.calls = since, 0.0, 0
         if not taken:
             return spent
@@ -199,8 +197,10 @@ class Purses:
         self._over(held, held.amount, calls=-1)
 
     def _over(self, held: Held, amount: float, *, calls: int) -> None:
-        purse, crowd = self._purses.get(held.name) or (Purse(), held.crowd)
-        self._purses[held.name] = (purse, crowd)
+        kept = self._purses.get(held.name)
+        if kept is None:
+            kept = self._purses[held.name] = (Purse(), held.crowd)
+        purse = kept[0]
         if purse.since < held.since:  # what is in it is of a period that is over
             purse.since, purse.amount, purse.calls = held.since, 0.0, 0
         if purse.since == held.since:
