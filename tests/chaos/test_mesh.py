@@ -220,10 +220,9 @@ def test_call_for_later_that_loses_two_workers_is_a_dead_letter(
     kill(runner(host, upstream))
     reply = wait_for(partial(_finished, host, call_id), 10 * slack, "the result")
     assert reply.json()["status"] == "failed"
-    assert reply.json()["error"]["code"] == "worker_lost"
-    letter = host.ask(f"/api/v1/dlq/{call_id}")
-    assert letter.status == 200
-    assert "run me" in letter.body.decode()
+    assert reply.json()["error"]["code"] == "poison"
+    wait_for(lambda: host.ask(f"/api/v1/dlq/{call_id}").status == 200, 5 * slack, "the letter")
+    assert "run me" in host.ask(f"/api/v1/dlq/{call_id}").body.decode()
     assert [e["request_id"] for e in host.letters()].count(call_id) == 1
     host.warm()
     assert upstream.counters.requests == 2

@@ -107,6 +107,7 @@ def test_config_is_reloaded_while_it_runs(start_gateway: StartGateway) -> None:
     """The new model is there, the broken file is refused, and in the end all is as before."""
     gateway = start_gateway(config=ECHO, workers=2)
     assert gateway.config_path is not None
+    before = gateway.config_path.read_text()
     printed = run(
         "config_hot_reload", "--url", gateway.url,
         "--config", str(gateway.config_path), "--state-dir", str(gateway.state_dir),
@@ -119,7 +120,7 @@ def test_config_is_reloaded_while_it_runs(start_gateway: StartGateway) -> None:
     )
     assert said, printed
     assert "no-such-kind" in said[1]
-    assert gateway.config_path.read_text() == ECHO
+    assert gateway.config_path.read_text() == before
 
 
 def test_every_example_is_run_here() -> None:

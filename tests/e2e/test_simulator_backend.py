@@ -56,6 +56,9 @@ error = "503; retry_after=0"
 sequence = {{ first = 3 }}
 
 [surfaces.gemini_api]
+
+[stages.retry]
+enabled = false
 """  # noqa: E501 - a rule of answers is one line of TOML
 
 
