@@ -29,6 +29,14 @@ NOT_OF_ONE_FIELD = (
 """Reasons that are about what a request asks for, not about its shape."""
 
 
+class NoSeries:
+    """The metrics of a host that counted nothing yet."""
+
+    def collect(self) -> list[Any]:
+        """No family."""
+        return []
+
+
 @cache
 def served() -> dict[tuple[str, str], str]:
     """The surface of each route."""
@@ -48,7 +56,8 @@ def schema_of(endpoint: Endpoint) -> dict[str, Any]:
 
 def send(endpoint: Endpoint, body: bytes) -> TpoError | None:
     """Hand a body to the endpoint; the refusal, if any.  Anything else it raises is a defect."""
-    surface = Surface(registry.find("surfaces", served()[endpoint.method, endpoint.template]))
+    feature = registry.find("surfaces", served()[endpoint.method, endpoint.template])
+    surface = Surface(feature, metrics_arena=NoSeries())
     refusal = None
     try:
         exchange = surface.send(endpoint.method, path_of(endpoint), body)

@@ -94,7 +94,10 @@ def test_a_watch_sees_whole_states_in_order_beside_writers(
 def test_a_watch_goes_on_after_writers_killed_in_the_middle(
     table: RowTable, actor: StartActor, rng: random.Random
 ) -> None:
-    """At any line of a write: the state before or after it, and every later one."""
+    """At any line of a write: a state there was since the look before, then the newest one.
+
+    Of a row that its writer left torn nothing newer than at the look before may be known.
+    """
     fds = (table.fd, table.locks_fd)
     ledger = SharedLedger(table, SilentMetrics())
     watch = ledger.watch("watched")
@@ -106,8 +109,7 @@ def test_a_watch_goes_on_after_writers_killed_in_the_middle(
         victim.process.wait()
         (seen,) = watch.peek()
         assert len(set(seen)) == 1
-        assert seen[0] >= before
         mended = ledger.update("watched", lambda cells: cells)
-        assert mended[0] - seen[0] in (0.0, 1.0)
+        assert before <= seen[0] <= mended[0]
         assert watch.peek() == (mended,)
         before = mended[0]
