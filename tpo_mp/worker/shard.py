@@ -23,14 +23,11 @@ from setproctitle import setproctitle
 from tpo_mp import registry as features
 from tpo_mp.config.blob import from_blob
 from tpo_mp.config.certificate import server_context
-from tpo_mp.config.sections import AuthSection, ServerSection
 from tpo_mp.errors import ConfigError, Draining, TpoError
 from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
-from tpo_mp.http.keyring import Keyring
-from tpo_mp.http.policy import Policy
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
 from tpo_mp.pipeline.breaker_board import BreakerSeries
@@ -53,13 +50,13 @@ from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.store.client import StoreClient
-from tpo_mp.types import Principal
 
 from .account import Account
 from .asyncs import Asyncs
 from .backgrounds import Backgrounds
 from .build import Pipeline, build
 from .cancels import Cancels
+from .edge_rules import keyring_of, policy_of
 from .errors_out import Refusals
 from .job_calls import JobCalls
 from .letters import Letters
@@ -295,8 +292,8 @@ class Shard:
             render_error=Refusals(self.metrics).answer,
             on_crash=self._crashed,
             limits=server,
-            policy=_policy(server),
-            keyring=_keyring(config.auth),
+            policy=policy_of(server),
+            keyring=keyring_of(config.auth),
             count_fast=m.counter("tpo_lane_requests_total", text, lane="fast").inc,
             count_full=m.counter("tpo_lane_requests_total", text, lane="full").inc,
             count_bad=m.counter(
@@ -513,7 +510,7 @@ class Shard:
         self.owner.use(built)
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
         self.feeds.settings = config.server.streams
-        self.edge.configure(config.server, _policy(config.server), _keyring(config.auth))
+        self.edge.configure(config.server, policy_of(config.server), keyring_of(config.auth))
         self.edge.stamp = self._stamp(config)
         if self.tls is not None and certificate is not None:
             self.tls.use(certificate)
@@ -558,32 +555,6 @@ class Shard:
         self.account.flush()
         self.stage = Life.STOPPED
         self.lines.state = SeatState.STOPPED
-
-
-def _keyring(auth: AuthSection) -> Keyring | None:
-    if not auth.enabled:
-        return None
-    keys = (
-        (bytes.fromhex(key.hash), Principal(key.tenant or key.id, key.id, key.tier, key.admin))
-        for key in auth.keys
-    )
-    return Keyring(keys, auth.pepper.reveal() if auth.pepper is not None else "")
-
-
-def _policy(server: ServerSection) -> Policy | None:
-    """The edge's policy; ``None`` when nothing is restricted, so that heads skip it."""
-    cors = server.cors
-    least = server.compression_min_bytes
-    if not (cors.origins or server.trusted_hosts or server.trusted_proxies or least):
-        return None
-    return Policy(
-        origins=cors.origins,
-        credentials=cors.credentials,
-        max_age_s=cors.max_age_s,
-        hosts=server.trusted_hosts,
-        proxies=server.trusted_proxies,
-        gzip_from=least,
-    )
 
 
 def _title(slot: int, cpu: int) -> None:
