@@ -206,6 +206,50 @@ class Journal(Protocol):
         ...
 
 
+class Share(Protocol):
+    """How much of one thing each process of the host holds, by seat; see ``shm.shares``.
+
+    A process's part is gone with the process.
+    """
+
+    @property
+    def held(self) -> int:
+        """What this process holds."""
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """How many wait for it: a hint, kept by whoever keeps their queue."""
+        ...
+
+    @wanted.setter
+    def wanted(self, n: int) -> None: ...
+
+    def total(self) -> int:
+        """What all living processes hold."""
+        ...
+
+    def take(self, n: int, limit: int) -> int:
+        """Take up to ``n`` of what all leave of ``limit``; answers how many, 0 when in doubt."""
+        ...
+
+    def add(self, n: int) -> None:
+        """Hold more without asking: another process keeps it for this one."""
+        ...
+
+    def give(self, n: int) -> None:
+        """Give back; never more than is held."""
+        ...
+
+
+class Shares(Protocol):
+    """The things that processes of the host have shares of, by name (at most 1 024 of them)."""
+
+    def of(self, name: str) -> Share:
+        """One of them; raises ``ConfigError`` at the cap."""
+        ...
+
+
 class Peers(Protocol):
     """The processes of this host that serve, by seat, and small messages between their features.
 
@@ -337,7 +381,8 @@ class WaitingRoom(Protocol):
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger``, ``quotas``, ``live`` and ``journal`` are the host's: every process sees the same.
+    ``ledger``, ``quotas``, ``live``, ``journal`` and ``shares`` are the host's: every process sees
+    the same.
     """
 
     clock: Callable[[], float]
@@ -351,6 +396,7 @@ class Env:
     quotas: Quotas
     live: Live
     journal: Journal
+    shares: Shares
     peers: Peers = field(default_factory=Alone)
     prices: PriceList = field(default_factory=Unpriced)
 
@@ -369,6 +415,9 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         description="Share of traffic under the weighted route.")] = 1  # fmt: skip
     apis: Annotated[tuple[str, ...], Meta(
         description="APIs it speaks; empty means all of its kind.")] = ()  # fmt: skip
+    max_concurrent: Annotated[int, Meta(ge=0, le=1_000_000,
+        description="Calls it answers at a time, of all workers together; more wait in its queue "
+        "(stage `admission`). 0: no limit.")] = 0  # fmt: skip
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with options that are each in bounds: path within the entry, and why."""

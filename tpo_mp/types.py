@@ -187,6 +187,7 @@ class Call:
     ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
     ``authorization`` is the client's own credential.
     ``tier`` is that of the caller's key, known to the shard that admits the call.
+    ``patience_s`` is how long the client's SDK waits for a first byte.
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
     ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
@@ -204,8 +205,9 @@ class Call:
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
-        "key_id", "limit_lines", "model", "note", "peer", "priority", "rerun", "seen", "session",
-        "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried", "upstream_at",
+        "key_id", "limit_lines", "model", "note", "patience_s", "peer", "priority", "rerun", "seen",
+        "session", "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried",
+        "upstream_at",
         "usage_wanted",
     )  # fmt: skip
 
@@ -225,6 +227,7 @@ class Call:
         self.affinity: str | None = None
         self.priority = Priority.NORMAL
         self.deadline = NO_DEADLINE
+        self.patience_s = NO_DEADLINE
         self.client_request_id = ""
         self.authorization: bytes | None = None
         self.peer = ""

@@ -38,6 +38,7 @@ class FakeWorld:
             quotas=FakeQuotas(),
             live=FakeLive(),
             journal=FakeJournal(),
+            shares=FakeShares(),
             prices=Prices(),
         )
 
@@ -224,6 +225,68 @@ class FakeJournal:
     def clear(self) -> None:
         """Forget them."""
         self.kept.clear()
+
+
+class FakeShares:
+    """What the seats of one process hold; ``seat`` views of the same lines are other processes."""
+
+    def __init__(self, lines: dict[str, dict[int, int]] | None = None, seat: int = 0) -> None:
+        self.lines: dict[str, dict[int, int]] = {} if lines is None else lines
+        self.seat = seat
+
+    def of(self, name: str) -> FakeShare:
+        """A line."""
+        return FakeShare(self.lines.setdefault(name, {}), self.seat)
+
+    def other(self, seat: int) -> FakeShares:
+        """Another process's view."""
+        return FakeShares(self.lines, seat)
+
+    def die(self, seat: int) -> None:
+        """A process is reaped."""
+        for line in self.lines.values():
+            line.pop(seat, None)
+
+
+class FakeShare:
+    """One line; the word of seat -1 is what is wanted."""
+
+    def __init__(self, words: dict[int, int], seat: int) -> None:
+        self.words = words
+        self.seat = seat
+
+    @property
+    def held(self) -> int:
+        """What this seat holds."""
+        return self.words.get(self.seat, 0)
+
+    @property
+    def wanted(self) -> int:
+        """How many wait."""
+        return self.words.get(-1, 0)
+
+    @wanted.setter
+    def wanted(self, n: int) -> None:
+        self.words[-1] = n
+
+    def total(self) -> int:
+        """What all seats hold."""
+        return sum(n for seat, n in self.words.items() if seat >= 0)
+
+    def take(self, n: int, limit: int) -> int:
+        """Take what is left."""
+        taken = max(min(n, limit - self.total()), 0)
+        self.add(taken)
+        return taken
+
+    def add(self, n: int) -> None:
+        """Hold more."""
+        self.words[self.seat] = self.held + n
+
+    def give(self, n: int) -> None:
+        """Hold less."""
+        assert n <= self.held, "more given back than held"
+        self.words[self.seat] = self.held - n
 
 
 def make_call(body: bytes, *, model: str = "echo", stream: bool = False, **more: Any) -> Call:

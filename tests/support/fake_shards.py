@@ -13,7 +13,14 @@ from typing import Any
 
 import msgspec
 
-from tests.support.fake_env import FakeJournal, FakeLedger, FakeLive, FakeQuotas, FakeRoom
+from tests.support.fake_env import (
+    FakeJournal,
+    FakeLedger,
+    FakeLive,
+    FakeQuotas,
+    FakeRoom,
+    FakeShares,
+)  # fmt: skip
 from tests.support.fake_gateway import FakeExchange
 from tests.support.fake_net import FakeLoop
 from tpo_mp.config import load
@@ -254,7 +261,7 @@ class FakeShard:
             clock=monotonic, random=Random(0), metrics=self.metrics, log=None,  # type: ignore[arg-type]
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},
             ledger=host.ledger, quotas=FakeQuotas(), live=FakeLive(),
-            journal=FakeJournal(),
+            journal=FakeJournal(), shares=FakeShares(), peers=self.peers,
         )  # fmt: skip
         self._env, self._tables = env, tables
         self.owner.poison = Poison(host.ledger, monotonic, self.metrics)

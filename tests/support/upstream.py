@@ -76,6 +76,9 @@ class Counters:
     open: int = 0
     max_open: int = 0
     sent_bytes: int = 0
+    working: int = 0
+    """Requests in their ``first_s``: over before their client can know it, unlike ``open``."""
+    max_working: int = 0
 
 
 _counters: ContextVar[Counters] = ContextVar("counters")
@@ -345,7 +348,13 @@ def _choice(content: str | None, finish: str | None) -> dict[str, Any]:
 async def _reply(
     script: Script, body: dict[str, Any], writer: asyncio.StreamWriter, number: int
 ) -> None:
-    await asyncio.sleep(script.first_s)
+    counters = _counters.get()
+    counters.working += 1
+    counters.max_working = max(counters.max_working, counters.working)
+    try:
+        await asyncio.sleep(script.first_s)
+    finally:
+        counters.working -= 1
     mode = script.mode
     if mode == "hang":
         await asyncio.Event().wait()

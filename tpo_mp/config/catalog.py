@@ -19,8 +19,8 @@ STAGES: Final = (
     "fanout",
     "validate",
     "template", "text", "compress",
-    "tools", "cache", "dedup", "near_dedup", "admission", "retry",
-    "breaker", "batch",
+    "tools", "cache", "dedup", "near_dedup", "retry",
+    "admission", "breaker", "batch",
 )  # fmt: skip
 SHIPPED: Final = frozenset({"dedup", "admission", "retry", "breaker"})
 """Stages that run when no list is given and nothing is configured."""

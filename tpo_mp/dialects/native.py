@@ -218,6 +218,15 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
+def error_status(error: TpoError) -> int:
+    """A full queue is 429 here: its clients know ``server_busy`` by that."""
+    return 429 if _queue_is_full(error) else error.status
+
+
+def _queue_is_full(error: TpoError) -> bool:
+    return error.code == "shed" and error.reason == "backpressure"
+
+
 def error_object(error: TpoError, request_id: str) -> dict[str, Any]:
     """The native ``error`` object; OpenAI-shaped, so one client parser reads both."""
     fields = (
@@ -226,7 +235,7 @@ def error_object(error: TpoError, request_id: str) -> dict[str, Any]:
         else []
     )
     return {
-        "code": error.reason,
+        "code": "server_busy" if _queue_is_full(error) else error.reason,
         "message": error.message,
         "type": error.code,
         "param": error.param,

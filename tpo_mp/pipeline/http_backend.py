@@ -55,14 +55,6 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
             "that computes on for a client that left stops; calls for log probabilities excepted."
         ),
     ] = False
-    max_concurrent: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=1_000_000,
-            description="Connections per shard; 0 is unlimited, more calls wait.",
-        ),
-    ] = 0
     max_idle: Annotated[
         int, Meta(ge=0, le=65_536, description="Idle connections kept per shard.")
     ] = 1024

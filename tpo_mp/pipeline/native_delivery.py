@@ -84,8 +84,9 @@ class NativeDelivery(Delivery):
         if not self.detached:
             body = orjson.dumps({"error": shown})
             self.bytes_out = len(body)
+            self.status = native.error_status(error)
             lines = self.lines(None) + retry_lines(error) + error.lines
-            self.exchange.respond(error.status, body, extra=lines)
+            self.exchange.respond(self.status, body, extra=lines)
         status = "cancelled" if isinstance(error, Cancelled) else "failed"
         call = self.call
         self._keep(native.record(call.id, self.session_id, status, error=shown, model=call.model))

@@ -146,8 +146,9 @@ class NativeStream(NativeDelivery):
             self.feed.release(self._reader)
             body = native.error_body(error, self.call.id)
             self.bytes_out = len(body)
+            self.status = native.error_status(error)
             lines = self.lines(None) + retry_lines(error) + error.lines
-            front.refuse(error.status, body, lines)
+            front.refuse(self.status, body, lines)
         self.send_error_event(error)
 
     def send_error_event(self, error: TpoError) -> None:

@@ -95,6 +95,7 @@ class CallFrame(_Frame, frozen=True):
     body_length: int
     body_crc: int = 0
     peer: str = ""
+    patience_s: float = float("inf")
 
 
 class CreditFrame(_Frame, frozen=True):

@@ -70,6 +70,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     quotas_fd: int
     live_fd: int
     journal_fd: int
+    shares_fd: int
     doorbells: list[tuple[int, int]]
     """Per seat: read and write descriptor."""
     listeners: list[int]

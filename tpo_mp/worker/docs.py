@@ -27,7 +27,7 @@ from tpo_mp.shm.metrics import MetricsArena
 
 if TYPE_CHECKING:
     from tpo_mp.pipeline.gateway import Gateway
-    from tpo_mp.ports import Journal, Ledger, Live, Quotas, Store
+    from tpo_mp.ports import Journal, Ledger, Live, Quotas, Shares, Store
 
 _JSON: Final = "-H 'content-type: application/json'"
 
@@ -85,6 +85,7 @@ def table() -> EndpointTable:
         quotas=cast("Quotas", None),
         live=cast("Live", None),
         journal=cast("Journal", None),
+        shares=cast("Shares", None),
     )
     found: list[Endpoint] = []
     for name in catalog.SURFACES:

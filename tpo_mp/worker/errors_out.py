@@ -48,6 +48,7 @@ def render_error(exchange: Exchange, error: TpoError) -> None:
     name = request_id(head)
     extra = b"%bx-request-id: %b\r\n" % (retry_lines(error), name.encode())
     if family == "native":
+        status = native.error_status(error)
         body = native.error_body(error, name)
     elif family == "anthropic":
         status = anthropic_messages.error_status(error)

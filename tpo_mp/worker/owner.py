@@ -37,7 +37,7 @@ from tpo_mp.simulator import orders
 from tpo_mp.store import job_questions
 from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.client import StoreClient
-from tpo_mp.types import EVERYBODY, Call, Priority, Reply
+from tpo_mp.types import EVERYBODY, NO_DEADLINE, Call, Priority, Reply
 
 from .account import Account
 from .build import Pipeline
@@ -177,6 +177,9 @@ class Owner:
         if head.keyed != b"authorization":  # a key of ours never goes upstream
             call.authorization = headers.get(b"authorization")
         call.peer = exchange.peer
+        patience = headers.get(b"x-stainless-read-timeout")
+        if patience is not None:
+            call.patience_s = _patience_s(patience)
         if head.special:
             self._steer(call, head)
         for backend in self._carrying:
@@ -378,6 +381,15 @@ def _into(outcome: Promise[Reply]) -> Callable[[Any, BaseException | None], None
             outcome.resolve(reply)
 
     return done
+
+
+def _patience_s(raw: bytes) -> float:
+    """How long an SDK waits for the next byte; what is no number of seconds says nothing."""
+    try:
+        seconds = float(raw)
+    except ValueError:
+        return NO_DEADLINE
+    return seconds if seconds > 0 else NO_DEADLINE
 
 
 def _deadline_s(raw: bytes) -> float:

@@ -1,0 +1,241 @@
+"""One queue for the places at a backend, whichever of two workers a call came to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.host import metric
+from tests.support.load import Crowd
+from tests.support.raw import ask, chat
+from tests.support.toml import backend, section
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+from tests.support.wire import Attempt
+
+CHAT = "/v1/chat/completions"
+PLACES = 4
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """What both backends talk to."""
+    with Upstream() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+    """Two workers, four places at one backend and two at another."""
+    config = "".join(
+        (
+            section("[stages.admission]", max_wait_s=20),
+            backend("few", upstream.base_url, max_concurrent=PLACES),
+            backend("two", upstream.base_url, max_concurrent=2),
+            backend("free", upstream.base_url),
+        )
+    )
+    with Gateway(short_tmp / "places", config=config, workers=2) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def at_rest(upstream: Upstream) -> Iterator[None]:
+    """Every test begins and ends with nothing upstream."""
+    upstream.forget()
+    upstream.counters.max_working = 0
+    yield
+    upstream.forget()
+    wait_for(lambda: upstream.counters.open == 0, 5, "nothing left upstream")
+
+
+def outcomes(attempts: list[Attempt]) -> Counter[str]:
+    """What became of them."""
+    return Counter(f"{a.outcome} {a.status} {a.why}".strip() for a in attempts)
+
+
+def waiting(gateway: Gateway) -> float:
+    """Calls in front of the inference stage."""
+    lines = ask(gateway.ops, "/metrics").body.decode()
+    return metric(lines, "orchestrator_queue_depth", stage="inference")
+
+
+def test_a_hundred_at_once_over_two_workers_never_hold_more_than_the_places(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    """All are answered, four at a time, and those who waited are told how long."""
+    upstream.play(first_s=0.02)
+    with Crowd(gateway.url, 100, model="few", stream=False) as crowd:
+        attempts = crowd.ended()
+    assert outcomes(attempts) == {"ok 200": 100}
+    assert {attempt.slot for attempt in attempts} == {0, 1}
+    assert upstream.counters.max_working == PLACES
+    waited = [a for a in attempts if queued_ms(a) > 0]
+    assert len(waited) >= 100 - 3 * PLACES
+    assert waiting(gateway) == 0
+
+
+def test_a_killed_worker_leaves_no_place_behind(gateway: Gateway, upstream: Upstream) -> None:
+    """While calls run and wait: the other worker goes on at once, and never beyond the places."""
+    upstream.play(first_s=0.1)
+    with Crowd(gateway.url, 60, model="few", stream=False, prefix="killed") as crowd:
+        wait_for(lambda: waiting(gateway) > 20, 10, "calls that wait on both workers")
+        victim = gateway.worker_pids()[0]
+        os.kill(victim, signal.SIGKILL)
+        attempts = crowd.ended()
+    seen = Counter(attempt.outcome for attempt in attempts)
+    assert seen["ok"] > 0
+    assert seen["hung"] == 0, outcomes(attempts)
+    assert upstream.counters.max_working == PLACES
+
+    def replaced() -> bool:
+        slots = gateway.status()["slots"]
+        return slots[0]["pid"] not in (None, victim) and slots[0]["state"] == "ready"
+
+    wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
+    upstream.counters.max_working = 0
+    with Crowd(gateway.url, 40, model="few", stream=False, prefix="after") as crowd:
+        assert outcomes(crowd.ended()) == {"ok 200": 40}
+    assert upstream.counters.max_working == PLACES, "a place was lost, or one too many"
+
+
+def test_a_stream_holds_its_place_until_it_ends(gateway: Gateway, upstream: Upstream) -> None:
+    """Two streams that have begun and stand still; the next call waits until they are left."""
+    upstream.play("hang_body", cut_after=2)
+    seen = upstream.counters.requests
+    with Crowd(gateway.url, 2, model="two", text="a longer text") as streams:
+        streams.flowing()
+        with Crowd(gateway.url, 1, model="two", stream=False, prefix="next") as crowd:
+            wait_for(lambda: waiting(gateway) == 1, 5, "one that waits")
+            assert upstream.counters.requests == seen + 2
+            upstream.play()
+            streams.call(streams._cancel_all())  # their clients hang up
+            after = crowd.ended()[0]
+    assert after.status == 200
+    assert queued_ms(after) > 0
+
+
+def queued_ms(attempt: Attempt) -> float:
+    """How long it waited for a place, by its own header."""
+    return float(attempt.headers.get("x-tpo-queue-ms", 0))
+
+
+def test_who_leaves_the_queue_makes_room(gateway: Gateway, upstream: Upstream) -> None:
+    """At once, and its call never reaches the backend."""
+    upstream.play("hang")
+    seen = upstream.counters.requests
+    with Crowd(gateway.url, 2, model="two", stream=False):
+        wait_for(lambda: upstream.counters.requests == seen + 2, 5, "both places taken")
+        with Crowd(gateway.url, 10, model="two", stream=False, prefix="leaves"):
+            wait_for(lambda: waiting(gateway) == 10, 5, "ten that wait")
+        wait_for(lambda: waiting(gateway) == 0, 2, "nobody that waits")
+    upstream.play()
+    assert gateway.ask(CHAT, chat("still there?", "two")).status == 200
+    assert upstream.counters.requests == seen + 3
+
+
+def test_a_backend_without_a_limit_has_no_queue(gateway: Gateway, upstream: Upstream) -> None:
+    """Fifty at once are all upstream at once."""
+    upstream.play(first_s=1.0)
+    with Crowd(gateway.url, 50, model="free", stream=False) as crowd:
+        assert outcomes(crowd.ended()) == {"ok 200": 50}
+    assert upstream.counters.max_working == 50
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def narrow(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+    """Two workers, one place, and room for three that wait."""
+    config = "".join(
+        (
+            section("[pipeline.edges]", inference_to_post=3),
+            section("[stages.admission]", max_wait_s=20),
+            backend("one", upstream.base_url, max_concurrent=1),
+        )
+    )
+    with Gateway(short_tmp / "narrow", config=config, workers=2) as started:
+        yield started
+
+
+def letters(gateway: Gateway) -> Counter[str]:
+    """Reasons of the dead letters."""
+    entries = gateway.ask("/api/v1/dlq").json()["entries"]
+    return Counter(entry["reason"] for entry in entries)
+
+
+def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, upstream: Upstream) -> None:
+    """503, 529, 429 `server_busy`: with a pause, and a dead letter each."""
+    upstream.play("hang")
+    seen = upstream.counters.requests
+    with ExitStack() as open_calls:
+        open_calls.enter_context(Crowd(narrow.url, 1, model="one", stream=False, prefix="first"))
+        wait_for(lambda: upstream.counters.requests == seen + 1, 5, "the place taken")
+        open_calls.enter_context(Crowd(narrow.url, 3, model="one", stream=False, prefix="full"))
+        wait_for(lambda: waiting(narrow) == 3, 5, "a full room")
+        body = chat("x", "one", max_tokens=5)
+        chats = narrow.ask(CHAT, body)
+        message = narrow.ask("/v1/messages", body)
+        native = narrow.ask("/v1/prompt", {"prompt": "x", "model": "one"})
+        assert (chats.status, chats.json()["error"]["code"]) == (503, "backpressure")
+        assert (message.status, message.json()["error"]["type"]) == (529, "overloaded_error")
+        assert (native.status, native.json()["error"]["code"]) == (429, "server_busy")
+        for refused in (chats, message, native):
+            assert int(refused.headers["retry-after-ms"]) >= 50
+            assert refused.headers["x-should-retry"] == "true"
+        status = narrow.ask("/api/v1/pipeline/status").json()
+        stage = next(s for s in status["stages"] if s["stage"] == "inference")
+        assert (stage["waiting"], stage["capacity"]) == (3, 3)
+        assert upstream.counters.requests == seen + 1
+    wait_for(lambda: letters(narrow)["backpressure"] == 3, 5, "three dead letters")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "reason"),
+    [
+        ({"x-tpo-deadline-ms": "300"}, 504, "deadline_exceeded"),
+        ({"x-stainless-read-timeout": "0.3"}, 503, "queue_timeout"),
+    ],
+)
+def test_nobody_waits_longer_than_its_client(
+    narrow: Gateway, upstream: Upstream, headers: dict[str, str], status: int, reason: str
+) -> None:
+    """The deadline it sent, or the time its SDK waits for a byte."""
+    upstream.play("hang")
+    seen = upstream.counters.requests
+    with Crowd(narrow.url, 1, model="one", stream=False):
+        wait_for(lambda: upstream.counters.requests == seen + 1, 5, "the place taken")
+        late = narrow.ask(CHAT, chat("x", "one"), headers)
+        assert late.status == status, late
+        assert late.json()["error"]["code"] in (reason, "deadline_in_queue")
+        wait_for(lambda: waiting(narrow) == 0, 2, "nobody that waits")
+    assert upstream.counters.requests == seen + 1
+
+
+def test_a_critical_call_is_next_whichever_worker_it_came_to(
+    narrow: Gateway, upstream: Upstream
+) -> None:
+    """Before two that came earlier."""
+    upstream.play(first_s=1.0)
+    seen = len(upstream.seen)
+    with ExitStack() as open_calls:
+        first = Crowd(narrow.url, 1, model="one", stream=False, prefix="first")
+        open_calls.enter_context(first)
+        wait_for(lambda: len(upstream.seen) == seen + 1, 5, "the place taken")
+        crowd = Crowd(narrow.url, 2, model="one", stream=False, prefix="normal")
+        open_calls.enter_context(crowd)
+        wait_for(lambda: waiting(narrow) == 2, 5, "two that wait")
+        urgent = narrow.ask(CHAT, chat("urgent", "one"), {"x-tpo-priority": "critical"})
+        crowd.ended()
+        first.ended()
+    assert urgent.status == 200
+    order = ["urgent" in request.body.decode() for request in list(upstream.seen)[seen:]]
+    assert order == [False, True, False, False]

@@ -1,0 +1,198 @@
+"""The queue for the places at one backend: kept by one process for the whole host.
+
+Whoever waits is somewhere: in this process or in another one.  Its turn is told, and a place is
+held for it here until it says that it holds the place itself, or that it does not want it any more;
+both are the same to the queue, which lets go of what it held.
+
+Invariants: a place is held, here or there, for each turn that was told; at most ``limit`` places
+are held on the host (0: there is no limit); a turn nobody answers is told again; those of a
+process that died are gone at the next ``tick``.
+Known weakness: how long one will wait is estimated from the last places that became free, so the
+first calls of a rush are let in blindly, up to their deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias
+
+from tpo_mp.ports import Share
+
+from .lanes import Lanes, Waiter
+
+TOLD_AGAIN_S: Final = 0.5
+RATE_TURNS: Final = 32
+RATE_LEAST: Final = 8
+UNHEARD: Final = 0.0
+Who: TypeAlias = tuple[int, int]
+"""A seat, and its number for a call."""
+
+
+class Crier(Protocol):
+    """Tells those who wait; answers whether it was heard."""
+
+    def turn(self, who: Who, wait_s: float) -> bool: ...
+
+    def refuse(self, who: Who, wait_s: float, *, early: bool) -> bool: ...
+
+
+class _Entry:
+    """One that waits, or whose turn was told at ``told_at``."""
+
+    __slots__ = ("life", "reserved", "told_at", "turned", "waiter")
+
+    def __init__(self, waiter: Waiter, life: tuple[int, int]) -> None:
+        self.waiter = waiter
+        self.life = life
+        self.turned = False
+        self.reserved = False
+        self.told_at = UNHEARD
+
+
+class PlaceQueue:
+    """Those who wait for one backend."""
+
+    def __init__(
+        self, share: Share, crier: Crier, life_of: Callable[[int], tuple[int, int]]
+    ) -> None:
+        self.limit = 0
+        self._share = share
+        self._crier = crier
+        self._life_of = life_of
+        self._lanes = Lanes()
+        self._entries: dict[Who, _Entry] = {}
+        self._turns: deque[float] = deque(maxlen=RATE_TURNS)
+        self._last_rate = 0.0
+        self._pumping = False
+        self._again = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits or was told and did not answer."""
+        return bool(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def ask(self, who: Who, waiter: Waiter, limit: int, now: float) -> None:
+        """One more wants a place, or asks again whether it is its turn."""
+        changed, self.limit = limit != self.limit, limit
+        life = self._life_of(who[0])
+        entry = self._entries.get(who)
+        if entry is not None and entry.life == life:
+            if entry.turned:
+                self._tell(who, entry, now)
+            if changed:
+                self.pump(now)
+            return
+        if entry is not None:
+            self._drop(who, entry)
+        wait_s = self.wait_s(waiter, now)
+        if waiter.deadline <= now or (len(self._lanes) and now + wait_s > waiter.deadline):
+            self._crier.refuse(who, wait_s, early=waiter.deadline > now)
+            return
+        if not len(self._lanes):
+            self._last_rate = self._rate(now)
+            self._turns.clear()
+        self._entries[who] = _Entry(waiter, life)
+        self._lanes.add(waiter)
+        self.pump(now)
+
+    def gone(self, who: Who) -> None:
+        """One does not wait any more; after its turn was told it is heard by ``kept``."""
+        entry = self._entries.get(who)
+        if entry is not None and not entry.turned:
+            self._drop(who, entry)
+            self._share.wanted = len(self._lanes)
+
+    def kept(self, who: Who, now: float) -> None:
+        """One has taken its place, or does not want it."""
+        entry = self._entries.get(who)
+        if entry is not None and entry.turned:
+            self._drop(who, entry)
+            self.pump(now)
+
+    def pump(self, now: float) -> None:
+        """Tell as many as there are places."""
+        if self._pumping:  # a call that was told ended at once
+            self._again = True
+            return
+        self._pumping = True
+        try:
+            self._again = True
+            while self._again:
+                self._again = False
+                self._hand_out(now)
+        finally:
+            self._pumping = False
+        self._share.wanted = len(self._lanes)
+
+    def _hand_out(self, now: float) -> None:
+        lanes = self._lanes
+        self._expire(now)
+        while lanes:
+            limited = self.limit > 0
+            if limited and not self._share.take(1, self.limit):
+                if self._share.wanted:
+                    return
+                # Whoever gives back from now on says so; who did just before is seen below.
+                self._share.wanted = len(lanes)
+                if not self._share.take(1, self.limit):
+                    return
+            waiter = lanes.pop(now)
+            if waiter is None:
+                if limited:
+                    self._share.give(1)
+                return
+            who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
+            entry = self._entries[who]
+            entry.turned, entry.reserved = True, limited
+            self._turns.append(now)
+            self._tell(who, entry, now)
+
+    def tick(self, now: float) -> None:
+        """Look after those who are too late, dead or silent."""
+        self._expire(now)
+        for who, entry in list(self._entries.items()):
+            if self._life_of(who[0]) != entry.life:
+                self._drop(who, entry)
+            elif entry.turned and now - entry.told_at > TOLD_AGAIN_S:
+                self._tell(who, entry, now)
+        self.pump(now)
+
+    def _expire(self, now: float) -> None:
+        for waiter in self._lanes.expire(now):
+            who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
+            del self._entries[who]
+            self._crier.refuse(who, self.wait_s(waiter, now), early=False)
+
+    def wait_s(self, waiter: Waiter, now: float) -> float:
+        """How long one that comes now will wait, as far as can be told; 0: it cannot."""
+        rate = self._rate(now)
+        if not rate:
+            return 0.0
+        return (self._lanes.before(waiter.level, waiter.tenant, waiter.weight) + 1) / rate
+
+    def _rate(self, now: float) -> float:
+        """Places that become free in a second, while somebody waits; 0: not known."""
+        turns = self._turns
+        if len(turns) < RATE_LEAST or now <= turns[0]:
+            return self._last_rate
+        return len(turns) / (now - turns[0])
+
+    def _tell(self, who: Who, entry: _Entry, now: float) -> None:
+        heard = self._crier.turn(who, self._backlog_s(now))
+        entry.told_at = now if heard else UNHEARD
+
+    def _backlog_s(self, now: float) -> float:
+        rate = self._rate(now)
+        return len(self._lanes) / rate if rate else 0.0
+
+    def _drop(self, who: Who, entry: _Entry) -> None:
+        del self._entries[who]
+        if entry.turned:
+            if entry.reserved:
+                self._share.give(1)
+        else:
+            self._lanes.remove(entry.waiter)

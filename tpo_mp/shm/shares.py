@@ -1,0 +1,209 @@
+"""What each process of a host has taken of something that there is only so much of, by name.
+
+::
+
+    0      magic u64 | layout u64 | seats u64 | pad to 64
+    64     names       1 024 x 16 bytes   blake2b of the line's name; zeros: no line yet
+    then   epochs      u64 per seat       whose numbers stand in the seat's words
+    then   lines       1 024 x (1 + seats) u64
+           +0 wanted   how many wait for it: a hint, written by whoever keeps the queue
+           +1 held     one word per seat
+
+A seat's words are written by its occupant only.  Who wants more holds the ledger's lock of row 2,
+adds up what all seats hold, and raises its own word by what is left of the limit; so nobody takes
+what another is just taking, and the sum never exceeds the limit.  Who gives back just lowers its
+own word: others may read the higher number for a moment, and take less.
+
+A seat counts only while its epoch word is that of the plane's seat line.  The supervisor raises the
+line's epoch when it reaps a process, which is thereby without anything, and there is nothing to
+clean up; the next occupant zeroes the seat's words and then writes its own epoch.
+
+What others see if a process dies between any two lines: a word as it was or as it became, and
+after its reaping neither; a line whose name was not written yet is found by the next who asks; its
+locks are dropped by the kernel.
+
+Memory order: a word raised is followed by the release of the lock, and whoever adds up has taken
+it since, a pair that every platform orders; the rest is single words.
+
+Invariants: the sum of a line is at most the limit that was said when it was last raised; taking
+and giving are never more than what is there.
+Known weakness: lines are never given back, so a host knows at most 1 024 names in its life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Final
+
+from tpo_mp.errors import ConfigError
+
+from .plane import Plane
+from .rows import RowTable
+from .segment import Segment
+
+MAGIC: Final = int.from_bytes(b"TPOSHARE", "little")
+LAYOUT: Final = 1
+LINES: Final = 1024
+NAME_BYTES: Final = 16
+LOCK_ROW: Final = 2
+_NAMES_AT: Final = 64
+_EPOCHS: Final = (_NAMES_AT + LINES * NAME_BYTES) // 8
+_NOBODY: Final = bytes(NAME_BYTES)
+_NAMING_NS: Final = 50_000_000
+
+
+class ShareSegment:
+    """The memory of all lines; see ``SharedShares`` for what a process does with it."""
+
+    def __init__(self, segment: Segment, seats: int) -> None:
+        self._segment = segment
+        self.fd = segment.fd
+        self.words = segment.words
+        self.map = segment.map
+        self.seats = seats
+
+    @staticmethod
+    def size(seats: int) -> int:
+        """Bytes of the segment."""
+        return (_EPOCHS + seats + LINES * (1 + seats)) * 8
+
+    @classmethod
+    def create(cls, seats: int) -> ShareSegment:
+        """Make the host's (supervisor only)."""
+        segment = Segment.create("tpo-shares", cls.size(seats)).signed(MAGIC, LAYOUT, seats)
+        return cls(segment, seats)
+
+    @classmethod
+    def attach(cls, fd: int, seats: int) -> ShareSegment:
+        """Map an inherited one; raises ``Fault`` when it is not ours."""
+        segment = Segment.attach(fd, cls.size(seats)).checked("shares", MAGIC, LAYOUT, seats)
+        return cls(segment, seats)
+
+    def close(self) -> None:
+        """Unmap."""
+        self._segment.close()
+
+
+class SharedShares:
+    """The ``Shares`` of one process."""
+
+    def __init__(
+        self,
+        segment: ShareSegment,
+        table: RowTable,
+        *,
+        seat: int,
+        epoch: int,
+        epoch_of: Callable[[int], int],
+    ) -> None:
+        """Take the seat; ``epoch_of`` tells which occupant of a seat is alive now."""
+        self._segment = segment
+        self._table = table
+        self._epoch_of = epoch_of
+        self._lines: dict[str, SharedShare] = {}
+        self.seat = seat
+        words, seats = segment.words, segment.seats
+        words[_EPOCHS + seat] = 0  # none of the last occupant's words counts from here on
+        first = _EPOCHS + seats
+        for line in range(LINES):
+            words[first + line * (1 + seats) + 1 + seat] = 0
+        words[_EPOCHS + seat] = epoch
+
+    @classmethod
+    def of_host(cls, fd: int, table: RowTable, plane: Plane, seat: int) -> SharedShares:
+        """Those that a process on a seat inherited."""
+        words, places = plane.words, [plane.seat(n).base for n in range(plane.seats)]
+        return cls(
+            ShareSegment.attach(fd, plane.seats),
+            table,
+            seat=seat,
+            epoch=words[places[seat]],
+            epoch_of=lambda n: words[places[n]],
+        )
+
+    def of(self, name: str) -> SharedShare:
+        """The line of a name, made when first asked for; raises ``ConfigError`` at the cap."""
+        line = self._lines.get(name)
+        if line is None:
+            segment = self._segment
+            at = _EPOCHS + segment.seats + self._number(name) * (1 + segment.seats)
+            line = self._lines[name] = SharedShare(segment, self, self._table, at)
+        return line
+
+    def living(self) -> list[int]:
+        """The seats whose words count."""
+        words = self._segment.words
+        return [
+            seat
+            for seat in range(self._segment.seats)
+            if (epoch := words[_EPOCHS + seat]) and epoch == self._epoch_of(seat)
+        ]
+
+    def _number(self, name: str) -> int:
+        digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
+        with self._table.lock(LOCK_ROW, wait_ns=_NAMING_NS) as held:
+            if held is None:
+                raise ConfigError("another process holds the names of shares; try again")
+            memory = self._segment.map
+            for line in range(LINES):
+                at = _NAMES_AT + line * NAME_BYTES
+                found = memory[at : at + NAME_BYTES]
+                if found == digest:
+                    return line
+                if found == _NOBODY:
+                    memory[at : at + NAME_BYTES] = digest
+                    return line
+        raise ConfigError(f"more than {LINES} names of backends since this host started: restart")
+
+
+class SharedShare:
+    """What this process and the others hold of one thing; implements ``ports.Share``."""
+
+    __slots__ = ("_at", "_mine", "_segment", "_shares", "_table")
+
+    def __init__(
+        self, segment: ShareSegment, shares: SharedShares, table: RowTable, at: int
+    ) -> None:
+        self._segment = segment
+        self._shares = shares
+        self._table = table
+        self._at = at
+        self._mine = at + 1 + shares.seat
+
+    @property
+    def held(self) -> int:
+        """What this process holds."""
+        return self._segment.words[self._mine]
+
+    @property
+    def wanted(self) -> int:
+        """How many wait, as whoever keeps their queue last said."""
+        return self._segment.words[self._at]
+
+    @wanted.setter
+    def wanted(self, n: int) -> None:
+        self._segment.words[self._at] = n
+
+    def total(self) -> int:
+        """What all living processes hold."""
+        words, first = self._segment.words, self._at + 1
+        return sum(words[first + seat] for seat in self._shares.living())
+
+    def take(self, n: int, limit: int) -> int:
+        """Take up to ``n`` of what is left of ``limit``; answers how many (0 when in doubt)."""
+        with self._table.lock(LOCK_ROW) as held:
+            if held is None:
+                return 0
+            taken = min(n, limit - self.total())
+            if taken > 0:
+                self._segment.words[self._mine] += taken
+        return max(taken, 0)
+
+    def add(self, n: int) -> None:
+        """Hold more, whatever the limit: it was kept for this process, or came before the limit."""
+        self._segment.words[self._mine] += n
+
+    def give(self, n: int) -> None:
+        """Give back."""
+        self._segment.words[self._mine] -= n
