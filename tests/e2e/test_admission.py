@@ -203,6 +203,7 @@ def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, upstream: Upstrea
     [
         ({"x-tpo-deadline-ms": "300"}, 504, "deadline_exceeded"),
         ({"x-stainless-read-timeout": "0.3"}, 503, "queue_timeout"),
+        ({"x-stainless-timeout": "1", "x-stainless-read-timeout": "oo"}, 503, "queue_timeout"),
     ],
 )
 def test_nobody_waits_longer_than_its_client(

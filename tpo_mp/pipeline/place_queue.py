@@ -7,23 +7,21 @@ both are the same to the queue, which lets go of what it held.
 Invariants: a place is held, here or there, for each turn that was told; at most ``limit`` places
 are held on the host (0: there is no limit); a turn nobody answers is told again; those of a
 process that died are gone at the next ``tick``.
-Known weakness: how long one will wait is estimated from the last places that became free, so the
-first calls of a rush are let in blindly, up to their deadlines.
+Known weakness: how long one will wait is estimated from places that became free
+(``pipeline.drain_rate``), so the first calls of a rush are let in blindly, up to their deadlines.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
 from tpo_mp.ports import Share
 
+from .drain_rate import DrainRate
 from .lanes import Lanes, Waiter
 
 TOLD_AGAIN_S: Final = 0.5
-RATE_TURNS: Final = 32
-RATE_LEAST: Final = 8
 UNHEARD: Final = 0.0
 Who: TypeAlias = tuple[int, int]
 """A seat, and its number for a call."""
@@ -62,8 +60,7 @@ class PlaceQueue:
         self._life_of = life_of
         self._lanes = Lanes()
         self._entries: dict[Who, _Entry] = {}
-        self._turns: deque[float] = deque(maxlen=RATE_TURNS)
-        self._last_rate = 0.0
+        self._rate = DrainRate()
         self._pumping = False
         self._again = False
 
@@ -88,23 +85,21 @@ class PlaceQueue:
             return
         if entry is not None:
             self._drop(who, entry)
-        wait_s = self.wait_s(waiter, now)
-        if waiter.deadline <= now or (len(self._lanes) and now + wait_s > waiter.deadline):
-            self._crier.refuse(who, wait_s, early=waiter.deadline > now)
+        in_time = waiter.deadline > now
+        if not in_time or (len(self._lanes) and self._too_far(waiter, now)):
+            self._crier.refuse(who, self.wait_s(waiter, now), early=in_time)
             return
-        if not len(self._lanes):
-            self._last_rate = self._rate(now)
-            self._turns.clear()
+        self._rate.begin(now)
         self._entries[who] = _Entry(waiter, life)
         self._lanes.add(waiter)
         self.pump(now)
 
-    def gone(self, who: Who) -> None:
+    def gone(self, who: Who, now: float) -> None:
         """One does not wait any more; after its turn was told it is heard by ``kept``."""
         entry = self._entries.get(who)
         if entry is not None and not entry.turned:
             self._drop(who, entry)
-            self._share.wanted = len(self._lanes)
+            self._counted(now)
 
     def kept(self, who: Who, now: float) -> None:
         """One has taken its place, or does not want it."""
@@ -126,7 +121,13 @@ class PlaceQueue:
                 self._hand_out(now)
         finally:
             self._pumping = False
+        self._counted(now)
+
+    def _counted(self, now: float) -> None:
+        """Say how many wait."""
         self._share.wanted = len(self._lanes)
+        if not self._lanes:
+            self._rate.end(now)
 
     def _hand_out(self, now: float) -> None:
         lanes = self._lanes
@@ -148,7 +149,7 @@ class PlaceQueue:
             who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
             entry = self._entries[who]
             entry.turned, entry.reserved = True, limited
-            self._turns.append(now)
+            self._rate.turn(now, self.limit)
             self._tell(who, entry, now)
 
     def tick(self, now: float) -> None:
@@ -168,25 +169,25 @@ class PlaceQueue:
             self._crier.refuse(who, self.wait_s(waiter, now), early=False)
 
     def wait_s(self, waiter: Waiter, now: float) -> float:
-        """How long one that comes now will wait, as far as can be told; 0: it cannot."""
-        rate = self._rate(now)
-        if not rate:
-            return 0.0
-        return (self._lanes.before(waiter.level, waiter.tenant, waiter.weight) + 1) / rate
+        """How long one that comes now will likely wait; 0: nobody can tell."""
+        rate = self._rate.likely(now, self.limit)
+        return self._in_front(waiter) / rate if rate else 0.0
 
-    def _rate(self, now: float) -> float:
-        """Places that become free in a second, while somebody waits; 0: not known."""
-        turns = self._turns
-        if len(turns) < RATE_LEAST or now <= turns[0]:
-            return self._last_rate
-        return len(turns) / (now - turns[0])
+    def _too_far(self, waiter: Waiter, now: float) -> bool:
+        """Whether it would be too late even at the highest rate that is plausible."""
+        rate = self._rate.plausible(now, self.limit)
+        return rate > 0 and now + self._in_front(waiter) / rate > waiter.deadline
+
+    def _in_front(self, waiter: Waiter) -> float:
+        """Places until its own, that one included."""
+        return self._lanes.before(waiter.level, waiter.tenant, waiter.weight) + 1
 
     def _tell(self, who: Who, entry: _Entry, now: float) -> None:
         heard = self._crier.turn(who, self._backlog_s(now))
         entry.told_at = now if heard else UNHEARD
 
     def _backlog_s(self, now: float) -> float:
-        rate = self._rate(now)
+        rate = self._rate.likely(now, self.limit)
         return len(self._lanes) / rate if rate else 0.0
 
     def _drop(self, who: Who, entry: _Entry) -> None:

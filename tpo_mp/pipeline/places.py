@@ -379,7 +379,7 @@ class PlaceDesk:
         elif isinstance(told, PlaceFreed):
             self._queue(told.backend).pump(self._clock())
         elif isinstance(told, PlaceGone):
-            self._queue(told.backend).gone((seat, told.number))
+            self._queue(told.backend).gone((seat, told.number), self._clock())
         else:
             self._refused(seat, told)
 

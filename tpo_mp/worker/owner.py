@@ -61,6 +61,9 @@ MAX_PLACINGS = 3
 _SERVING = (SeatState.READY, SeatState.DRAINING)
 MAX_AFFINITY = 512
 MAX_DEADLINE_MS = 604_800_000
+_PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+"""Seconds after which an SDK hangs up: those in Python wait for a byte, those in JavaScript for
+an answer to begin."""
 _PRIORITIES = {
     b"critical": Priority.CRITICAL,
     b"high": Priority.HIGH,
@@ -177,9 +180,10 @@ class Owner:
         if head.keyed != b"authorization":  # a key of ours never goes upstream
             call.authorization = headers.get(b"authorization")
         call.peer = exchange.peer
-        patience = headers.get(b"x-stainless-read-timeout")
-        if patience is not None:
-            call.patience_s = _patience_s(patience)
+        for name in _PATIENCE:
+            patience = headers.get(name)
+            if patience is not None:
+                call.patience_s = min(call.patience_s, _patience_s(patience))
         if head.special:
             self._steer(call, head)
         for backend in self._carrying:

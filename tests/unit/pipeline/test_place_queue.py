@@ -121,8 +121,8 @@ def test_who_leaves_before_its_turn_gets_none() -> None:
     queue = Queue(limit=1)
     for number in range(3):
         queue.ask(number)
-    queue.queue.gone((1, 1))
-    queue.queue.gone((1, 0))
+    queue.queue.gone((1, 1), queue.now)
+    queue.queue.gone((1, 0), queue.now)
     assert (queue.share.held, queue.share.wanted) == (1, 1)
     queue.queue.kept((1, 0), queue.now)
     assert queue.cried.turns == [(1, 0), (1, 2)]
@@ -147,24 +147,42 @@ def test_too_late_is_refused_and_gets_no_turn() -> None:
     assert queue.share.total() == 0
 
 
+def served(queue: Queue, numbers: range, every_s: float) -> None:
+    """One place, and so often another call has it."""
+    for number in numbers:
+        queue.now += every_s
+        queue.end()
+        queue.keep(number)
+
+
 def test_who_would_wait_too_long_is_refused_at_once() -> None:
     """By the rate at which places came back lately: ten in a second, five in front."""
     queue = Queue(limit=1)
-    for number in range(21):
+    for number in range(41):
         queue.ask(number)
     queue.keep(0)
-    for number in range(1, 16):
-        queue.now += 0.1
-        queue.end()
-        queue.keep(number)
+    served(queue, range(1, 36), 0.1)
     assert len(queue.queue) == 5
-    queue.ask(100, deadline=queue.now + 0.5)
+    queue.ask(100, deadline=queue.now + 0.3)
     ((who, wait_s, early),) = queue.cried.refused
     assert (who, early) == ((1, 100), True)
-    assert 0.5 < wait_s < 0.7
-    queue.ask(101, deadline=queue.now + 0.7)
-    queue.ask(102, deadline=queue.now + 0.4, level=3)
+    assert 0.55 < wait_s < 0.65
+    queue.ask(101, deadline=queue.now + 0.65)
+    queue.ask(102, deadline=queue.now + 0.35, level=3)
     assert len(queue.cried.refused) == 1
+
+
+def test_a_few_slow_replies_refuse_nobody() -> None:
+    """A hundred calls, and the machine was slow while the first came back: it is no rate yet."""
+    queue = Queue(limit=4)
+    for number in range(100):
+        queue.ask(number, deadline=queue.now + 30)
+    for number in range(4):
+        queue.keep(number)
+    served(queue, range(4, 16), 0.25)
+    for number in range(100, 150):
+        queue.ask(number, deadline=queue.now + 20)
+    assert not queue.cried.refused
 
 
 def test_a_lost_limit_lets_everybody_in() -> None:

@@ -211,9 +211,9 @@ def test_nobody_waits_longer_than_it_would(
 def test_one_that_would_wait_too_long_is_refused_at_once() -> None:
     """With a pause from the rate at which places came back."""
     bench = Bench()
-    for _ in range(31):
+    for _ in range(41):
         bench.send()
-    for done in range(15):
+    for done in range(25):
         bench.wait(0.1)
         bench.tries[done].resolve(answer())
     assert bench.waiting == 15
