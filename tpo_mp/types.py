@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from .errors import TpoError
 
@@ -191,7 +191,8 @@ class Call:
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
     ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
-    none was asked.
+    none was asked; ``reuse`` is what the client allows of it (a ``pipeline.fingerprint.Reuse``),
+    and ``fingerprint`` keeps the key of its body once somebody asked for it.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``choices`` are the backends that its route picks from, if these are several, and ``tried``
     those that it shall rather not pick; ``attempts`` counts how often one was asked.
@@ -204,11 +205,10 @@ class Call:
 
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
-        "client_request_id", "deadline", "dialect", "endings", "first_byte_at", "forward", "id",
-        "key_id", "limit_lines", "model", "note", "patience_s", "peer", "priority", "rerun", "seen",
-        "session", "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried",
-        "upstream_at",
-        "usage_wanted",
+        "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
+        "forward", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer", "priority",
+        "rerun", "reuse", "seen", "session", "shard", "slot", "spent", "started_at", "stream",
+        "tenant", "tier", "tried", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -233,6 +233,8 @@ class Call:
         self.peer = ""
         self.note = ""
         self.cache = ""
+        self.reuse = 0
+        self.fingerprint: Any = None
         self.seen = 0
         self.forward = b""
         self.usage_wanted = False

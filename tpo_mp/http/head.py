@@ -39,7 +39,7 @@ _SINGLE = frozenset(
 )  # fmt: skip
 _SPECIAL = frozenset(
     (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
-     b"x-api-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key")
+     b"x-api-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key", b"x-tpo-cache", b"cache-control")
 )  # fmt: skip
 ALWAYS = b"x-content-type-options: nosniff\r\n"
 NO_STORE = b"cache-control: no-store\r\n"

@@ -96,6 +96,7 @@ class CallFrame(_Frame, frozen=True):
     body_crc: int = 0
     peer: str = ""
     patience_s: float = float("inf")
+    reuse: int = 0
 
 
 class CreditFrame(_Frame, frozen=True):

@@ -136,6 +136,7 @@ class Mesh:
             crc,
             call.peer,
             call.patience_s,
+            call.reuse,
         )
         if not self.links.push(seat, HEAD.pack(Kind.CALL, number), _encode(frame)):
             raise Shed(
@@ -217,7 +218,7 @@ class Mesh:
         call.client_request_id = frame.client_request_id
         call.authorization, call.forward = frame.authorization, frame.forward
         call.peer = frame.peer
-        call.patience_s = frame.patience_s
+        call.patience_s, call.reuse = frame.patience_s, frame.reuse
         call.usage_wanted = frame.usage_wanted
         if frame.budget_s:
             call.deadline = call.started_at + frame.budget_s

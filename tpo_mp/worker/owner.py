@@ -26,6 +26,7 @@ from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.observe.health import ArenaView
 from tpo_mp.pipeline.feeds import Feeds
+from tpo_mp.pipeline.fingerprint import reuse_of
 from tpo_mp.pipeline.poison import Poison, digest_of_body
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm import failpoints
@@ -211,6 +212,8 @@ class Owner:
                     "x-tpo-priority must be critical, high, normal or low", param="x-tpo-priority"
                 )
             call.priority = priority
+        if b"x-tpo-cache" in headers or b"cache-control" in headers:
+            call.reuse = reuse_of(headers)
         if b"x-tpo-deadline-ms" in headers:
             call.deadline = call.started_at + _deadline_s(headers[b"x-tpo-deadline-ms"])
 
