@@ -52,6 +52,7 @@ from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.scores import ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares, ShareSegment
 from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Terminal, Usage
 from tpo_mp.worker.build import Pipeline, build
@@ -132,6 +133,7 @@ class LocalPipeline:
         self._live: LiveSegment
         self._journal: JournalSegment
         self._shares: ShareSegment
+        self._scores: ScoreSegment
         self._pipeline: Pipeline
         self._serve: Callable[[Call], Awaitable[Reply]] = _not_entered
         self._model = "default"
@@ -143,6 +145,7 @@ class LocalPipeline:
         self._live = LiveSegment.create()
         self._journal = JournalSegment.create()
         self._shares = ShareSegment.create(1)
+        self._scores = ScoreSegment.create(1)
         metrics = self._arena.block(0, 1)
         capacities = msgspec.structs.asdict(self._config.pipeline.edges)
         rooms = make_edges(capacities, metrics, lambda _n: None, lambda: 0)
@@ -172,6 +175,7 @@ class LocalPipeline:
             shares=SharedShares(
                 self._shares, self._rows, seat=0, epoch=1, epoch_of=lambda _seat: 1
             ),
+            scores=SharedScores(self._scores, self._rows, 0),
         )
         for room in rooms.values():
             room.open()
@@ -198,6 +202,7 @@ class LocalPipeline:
         self._live.close()
         self._journal.close()
         self._shares.close()
+        self._scores.close()
         self._rows.close()
         self._arena.close()
 

@@ -18,11 +18,20 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
 
 from msgspec import Meta, Struct
 
-from .types import Call, Phase, Reply
+from .types import Call, Phase, Reply, TryTally
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -250,6 +259,58 @@ class Shares(Protocol):
         ...
 
 
+class Score(Protocol):
+    """How tries of one target end, on the whole host; instants are ``Env.clock``'s."""
+
+    def good(self, took_s: float, now: float) -> None:
+        """A try was answered, after ``took_s`` to the first byte."""
+        ...
+
+    def bad(self, reason: str, now: float) -> None:
+        """A try failed, and the backend is to blame."""
+        ...
+
+    def busy(self, now: float) -> None:
+        """It had no room for a try."""
+        ...
+
+    def refused(self, now: float) -> None:
+        """It refused our key."""
+        ...
+
+    def total(self) -> TryTally:
+        """All that was counted since the host started."""
+        ...
+
+    def recent(self, now: float, slices: int = 6) -> TryTally:
+        """What was counted in the last ten minutes times ``slices``; up to ten minutes less."""
+        ...
+
+    def last_good_at(self) -> float:
+        """When one was last answered; 0: never."""
+        ...
+
+    def last_bad(self) -> tuple[float, str]:
+        """When one last failed, and why; 0: never."""
+        ...
+
+
+class Scores(Protocol):
+    """The scores of the host, by target (at most 256 of them); see ``shm.scores``."""
+
+    def of(self, name: str) -> Score | None:
+        """One of them; ``None`` when there is no room for it."""
+        ...
+
+
+class Unscored:
+    """The ``Scores`` of a process that keeps none."""
+
+    def of(self, name: str) -> Score | None:  # noqa: ARG002
+        """There is no room."""
+        return None
+
+
 class Peers(Protocol):
     """The processes of this host that serve, by seat, and small messages between their features.
 
@@ -381,8 +442,8 @@ class WaitingRoom(Protocol):
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger``, ``quotas``, ``live``, ``journal`` and ``shares`` are the host's: every process sees
-    the same.
+    ``ledger``, ``quotas``, ``live``, ``journal``, ``shares`` and ``scores`` are the host's: every
+    process sees the same.
     """
 
     clock: Callable[[], float]
@@ -397,6 +458,7 @@ class Env:
     live: Live
     journal: Journal
     shares: Shares
+    scores: Scores = field(default_factory=Unscored)
     peers: Peers = field(default_factory=Alone)
     prices: PriceList = field(default_factory=Unpriced)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from .errors import TpoError
 
@@ -175,6 +175,59 @@ class Ending(NamedTuple):
     completion: int
     error: TpoError | None
     attempts: int
+
+
+TOOK_S: Final = (
+    0.002, 0.005, 0.01, 0.02, 0.035, 0.06, 0.1, 0.16, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0, 6.5,
+    10.0, 16.0, 25.0, 40.0, 65.0, 100.0, 200.0, 400.0,
+)  # fmt: skip
+"""Upper bounds of the buckets in which times to a first byte are counted; one more is open."""
+
+
+class TryTally(NamedTuple):
+    """How tries ended: answered, failed, met no room, or had our key refused.
+
+    ``times`` are the answered ones by their time to the first byte, in the buckets of ``TOOK_S``.
+    """
+
+    good: int = 0
+    bad: int = 0
+    busy: int = 0
+    refused: int = 0
+    times: tuple[int, ...] = (0,) * (len(TOOK_S) + 1)
+
+    def plus(self, other: TryTally) -> TryTally:
+        """Both together."""
+        return TryTally(
+            self.good + other.good,
+            self.bad + other.bad,
+            self.busy + other.busy,
+            self.refused + other.refused,
+            tuple(a + b for a, b in zip(self.times, other.times, strict=True)),
+        )
+
+    def less(self, other: TryTally) -> TryTally:
+        """What came since ``other`` was read."""
+        return TryTally(
+            self.good - other.good,
+            self.bad - other.bad,
+            self.busy - other.busy,
+            self.refused - other.refused,
+            tuple(a - b for a, b in zip(self.times, other.times, strict=True)),
+        )
+
+    def quantile_s(self, share: float) -> float | None:
+        """The time within which that share was answered, as near as the buckets tell."""
+        left = share * sum(self.times)
+        if not left:
+            return None
+        below = 0.0
+        for bound, n in zip((*TOOK_S, TOOK_S[-1]), self.times, strict=True):
+            if n and left <= n:
+                return below + (bound - below) * left / n
+            left -= n
+            below = bound
+        return TOOK_S[-1]
 
 
 NO_DEADLINE = float("inf")

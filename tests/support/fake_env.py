@@ -16,6 +16,8 @@ from tpo_mp.config.prices import Prices
 from tpo_mp.ports import Cells, Env, Quota, Timed
 from tpo_mp.types import STAGES, Call
 
+from .fake_scores import FakeScores
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,7 @@ class FakeWorld:
         self.now = 1000.0
         self.filed: list[Timed] = []
         self.rooms = {stage: FakeRoom() for stage in STAGES}
+        self.scores = FakeScores()
         self.env = Env(
             clock=lambda: self.now,
             random=random.Random(seed),
@@ -39,6 +42,7 @@ class FakeWorld:
             live=FakeLive(),
             journal=FakeJournal(),
             shares=FakeShares(),
+            scores=self.scores.seat(0),
             prices=Prices(),
         )
 

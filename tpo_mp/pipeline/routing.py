@@ -69,11 +69,14 @@ class Rule:
     targets: tuple[Target, ...]
 
 
-def wrap(backend: Any, attempt_stages: Sequence[Any]) -> Serve:
-    """One try of ``backend`` inside the ATTEMPT stages."""
+def wrap(
+    backend: Any, attempt_stages: Sequence[Any], seen: Callable[[Serve], Serve] | None = None
+) -> Serve:
+    """One try of ``backend`` inside the ATTEMPT stages; ``seen`` wraps it inside of those."""
     infer: Serve = backend.infer
     direct = _in_task(infer) if iscoroutinefunction(infer) else infer
-    return fold(attempt_stages, speaking(backend, direct))
+    asked = speaking(backend, direct)
+    return fold(attempt_stages, asked if seen is None else seen(asked))
 
 
 def _in_task(infer: Callable[[Call], Coroutine[Any, Any, Reply]]) -> Serve:

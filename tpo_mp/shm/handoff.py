@@ -71,6 +71,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     live_fd: int
     journal_fd: int
     shares_fd: int
+    scores_fd: int
     doorbells: list[tuple[int, int]]
     """Per seat: read and write descriptor."""
     listeners: list[int]

@@ -19,6 +19,7 @@ from tpo_mp.shm.quotas import QuotaSegment
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.scores import ScoreSegment
 from tpo_mp.shm.shares import ShareSegment
 
 from .state import Child, Intent
@@ -48,6 +49,7 @@ class HostMemory:
         self.live = LiveSegment.create()
         self.journal = JournalSegment.create()
         self.shares = ShareSegment.create(seats)
+        self.scores = ScoreSegment.create(seats)
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -97,6 +99,7 @@ class HostMemory:
         self.live.close()
         self.journal.close()
         self.shares.close()
+        self.scores.close()
         self.ledger.close()
         for bell in self.doorbells:
             bell.close()

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,6 +19,7 @@ from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
 from tpo_mp.pipeline.routing import Router, Rule, Target, guards_of, wrap
+from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Reply
@@ -80,7 +82,9 @@ def build(
     routers: list[Router] = []
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
-        targets = {name: _target(entry, backends[name], attempt) for name, entry in entries.items()}
+        targets = {
+            name: _target(entry, backends[name], attempt, env) for name, entry in entries.items()
+        }
         rules = []
         for rule in config.routes:
             feature = registry.find("routes", rule.strategy)
@@ -99,7 +103,7 @@ def build(
     return Pipeline(epoch, config, chain, routers[0], models, backends, prices)
 
 
-def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any]) -> Target:
+def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env) -> Target:
     return Target(
         entry.name,
         backend,
@@ -107,7 +111,7 @@ def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any]) -> Targe
         entry.model_map,
         entry.apis,
         entry.weight,
-        wrap(backend, attempt),
+        wrap(backend, attempt, partial(scored, entry=entry, env=env)),
         guards_of(attempt),
     )
 

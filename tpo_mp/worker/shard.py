@@ -48,6 +48,7 @@ from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.scores import ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.store.client import StoreClient
@@ -140,6 +141,9 @@ class Shard:
                 self.metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
             ),
             shares=SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat),
+            scores=SharedScores(
+                ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
+            ),
             peers=self.peers,
         )
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)

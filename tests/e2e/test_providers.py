@@ -1,0 +1,138 @@
+"""The providers of a running gateway: one truth over two workers, also when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, RawReply, chat
+from tests.support.shards import connect_to, render, session_on
+from tests.support.toml import ECHO, backend, section
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+PATH = "/api/v1/providers"
+
+
+@dataclass(slots=True)
+class Bench:
+    """Two workers before one upstream; ``sessions`` are served by one worker each."""
+
+    gateway: Gateway
+    upstream: Upstream
+    sessions: tuple[str, str]
+
+    def ask(self, worker: int, model: str, **more: Any) -> RawReply:
+        """One chat that a certain worker serves."""
+        headers = {"x-session-id": self.sessions[worker]}
+        reply = self.gateway.ask(CHAT, chat("hi", model, **more), headers)
+        assert reply.headers["x-tpo-shard"] == str(worker)
+        return reply
+
+    def shown(self, worker: int, name: str) -> dict[str, Any]:
+        """A provider as a certain worker tells of it."""
+        with connect_to(self.gateway.url, worker) as client:
+            reply = client.request("GET", f"{PATH}/{name}")
+            assert reply.status == 200, reply
+            found: dict[str, Any] = reply.json()
+            return found
+
+    def both(self, name: str) -> dict[str, Any]:
+        """The same from both workers, who must agree."""
+        one, two = self.shown(0, name), self.shown(1, name)
+        assert one == two
+        return one
+
+
+@pytest.fixture(scope="module")
+def bench(short_tmp: Path) -> Iterator[Bench]:
+    """A breaker that does not open, so that every try counts."""
+    with ExitStack() as made:
+        upstream = made.enter_context(Upstream())
+        config = (
+            section("[pipeline]", stages=["admission", "breaker"])
+            + section("[stages.breaker]", threshold=50)
+            + ECHO
+            + backend("up", upstream.base_url, "up-*", "named")
+            + backend("slow", upstream.base_url, max_concurrent=2)
+        )
+        gateway = made.enter_context(Gateway(short_tmp / "providers", config=config, workers=2))
+        sessions = (session_on(gateway.url, 0), session_on(gateway.url, 1))
+        yield Bench(gateway, upstream, sessions)
+
+
+def fault(**more: Any) -> dict[str, Any]:
+    """What the upstream is to do with one request."""
+    return {"upstream": {"mode": "status", "status": 500, **more}}
+
+
+def test_it_counts_for_all_workers_and_outlives_them(bench: Bench) -> None:
+    """Nine good and three bad tries on two workers, streams among them, then both are killed."""
+    assert bench.both("up")["status"] == "unknown"
+    for n in range(9):
+        assert bench.ask(n % 2, "named", stream=n > 5).status == 200
+    for n in range(3):
+        assert bench.ask(n % 2, "up-x", metadata=fault()).status == 502
+    assert bench.ask(0, "named", metadata=fault(status=422)).status == 422  # its client's fault
+    seen = bench.both("up")
+    assert (seen["successes"], seen["failures"], seen["success_rate"]) == (9, 3, 0.75)
+    assert (seen["breaker"], seen["consecutive_failures"]) == ("closed", 3)
+    assert (seen["status"], seen["last_error"]) == ("degraded", "upstream_error")
+    assert seen["latency_ms"]["samples"] == 9
+    assert {m["model"]: m["successes"] for m in seen["models"]} == {"named": 9, "*": 0}
+    old = bench.gateway.worker_pids()
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        slots = bench.gateway.status()["slots"]
+        return all(s["state"] == "ready" and s["pid"] not in old for s in slots)
+
+    wait_for(replaced, 30, "other workers", every_s=0.1)
+    assert bench.both("up") == seen
+    assert bench.ask(1, "named").status == 200
+    assert bench.both("up")["successes"] == 10
+
+
+def test_latency_is_the_backends_own_and_places_are_the_hosts(bench: Bench) -> None:
+    """Of four slow calls two wait for a place; what is timed is what the upstream took."""
+    clients = []
+    slow = {"upstream": {"mode": "answer", "first_s": 1.5}}
+    with ExitStack() as held:
+        for n in range(4):
+            client = held.enter_context(connect_to(bench.gateway.url, n % 2))
+            headers = {"x-session-id": bench.sessions[n % 2]}
+            clients.append((client, headers))
+        for client, headers in clients:
+            _send(client, headers, slow)
+        wait_for(lambda: bench.upstream.counters.working == 2, 10, "two at the upstream")
+        places = bench.shown(0, "slow")["places"]
+        assert (places["in_use"], places["limit"]) == (2, 2)
+        assert places["waiting"] > 0
+        for client, _ in clients:
+            assert client.read_reply("POST").status == 200
+    seen = bench.both("slow")
+    assert seen["latency_ms"]["samples"] == 4
+    assert 1000 < seen["latency_ms"]["p95"] <= 2500, "without the wait for a place"
+    wait_for(lambda: bench.shown(1, "slow")["places"]["in_use"] == 0, 10, "the places to be free")
+
+
+def _send(client: RawClient, headers: dict[str, str], metadata: dict[str, Any]) -> None:
+    client.send(render(client.host, chat("hi", "slow", metadata=metadata), headers, "fast"))
+
+
+def test_all_are_listed(bench: Bench) -> None:
+    """In the order of the configuration; another name is nobody's."""
+    told = bench.gateway.ask(PATH).json()
+    assert [p["name"] for p in told["providers"]] == ["echo", "up", "slow"]
+    assert [p["kind"] for p in told["providers"]] == ["echo", "openai", "openai"]
+    assert bench.gateway.ask(f"{PATH}/nobody").status == 404

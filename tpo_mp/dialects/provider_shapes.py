@@ -1,0 +1,63 @@
+"""What the pages about providers say; see ``shapes``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class ProviderLatency(Struct):
+    """Times to the first byte of the last ten to twenty minutes, as near as the buckets tell."""
+
+    samples: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class ProviderTries(Struct):
+    """How tries ended in the last hour, and the latency of the answered ones."""
+
+    successes: int
+    failures: int
+    busy: int
+    refused: int
+    success_rate: float | None
+    latency_ms: ProviderLatency
+    last_success_at: str | None
+    last_failure_at: str | None
+    last_error: str | None
+
+
+class ProviderModel(ProviderTries):
+    """One model of a provider; ``*`` are those that the configuration does not name."""
+
+    model: str
+
+
+class ProviderPlaces(Struct):
+    """Calls that a provider answers now, of how many at most, and how many wait; null: no limit."""
+
+    in_use: int | None
+    limit: int | None
+    waiting: int
+
+
+class ProviderRecord(ProviderTries):
+    """One backend; its breaker's fields are null when the pipeline has no breaker."""
+
+    name: str
+    kind: str
+    status: Literal["healthy", "degraded", "unhealthy", "unknown"]
+    breaker: Literal["closed", "half_open", "open"] | None
+    consecutive_failures: int | None
+    places: ProviderPlaces
+    models: list[ProviderModel]
+
+
+class ProviderList(Struct):
+    """Every backend of the configuration."""
+
+    providers: list[ProviderRecord]
+    count: int

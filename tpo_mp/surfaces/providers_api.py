@@ -1,0 +1,181 @@
+"""How the backends are: what their tries came to, their breakers, their places.
+
+Invariants: everything is read from what all processes of the host share (``shm.scores``, the
+breakers' rows, the shares of places), so every worker answers the same, and what a worker counted
+is still there when it is dead.  The list is as long as the configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from tpo_mp.dialects import provider_shapes as shapes
+from tpo_mp.errors import NotFound
+from tpo_mp.http.endpoints import Endpoint, Outcome
+from tpo_mp.http.exchange import Exchange, id_line
+from tpo_mp.pipeline.allowance import instant
+from tpo_mp.pipeline.breaker_board import BreakerBoard, BreakerView
+from tpo_mp.pipeline.circuit import State
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.scoring import Scoreboard, sum_up
+from tpo_mp.ports import BackendConfig, Env, Feature, Score
+from tpo_mp.types import TryTally
+
+BREAKER: Final = "breaker"
+LATENCY_SLICES: Final = 2
+"""Of latency the last ten to twenty minutes are shown."""
+DEGRADED_BELOW: Final = 0.9
+"""A lower share of good answers in the last hour is not healthy, if there were enough of them."""
+ENOUGH: Final = 10
+_encode = msgspec.json.Encoder().encode
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No options."""
+
+
+class ProvidersApi:
+    """``/api/v1/providers``."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._env = env
+        self._gateway: Gateway
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        self._gateway = gateway
+        path = "/api/v1/providers"
+        return [
+            Endpoint("GET", path, self.providers, "native", access="admin",
+                     outcomes=(Outcome("all of them", shapes.ProviderList),)),
+            Endpoint("GET", path + "/{provider}", self.provider, "native", access="admin",
+                     example_path=path + "/echo",
+                     outcomes=(Outcome("its state and its numbers", shapes.ProviderRecord),)),
+        ]  # fmt: skip
+
+    async def providers(self, exchange: Exchange) -> None:
+        """List the backends: how they answered in the last hour, breakers, places, last error."""
+        found = await self._read(self._gateway.config.backends)
+        told = shapes.ProviderList(found, len(found))
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+
+    async def provider(self, exchange: Exchange) -> None:
+        """Show how one backend is."""
+        name = exchange.head.params["provider"]
+        chosen = [entry for entry in self._gateway.config.backends if entry.name == name]
+        if not chosen:
+            said = f"no provider {name[:120]!r}"
+            raise NotFound(said, reason="provider_not_found", param="provider")
+        told = (await self._read(chosen))[0]
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    async def _read(self, entries: Sequence[BackendConfig]) -> list[shapes.ProviderRecord]:
+        """Look beside the loop: with many workers and backends that are milliseconds."""
+        config = self._gateway.config
+        board = Scoreboard(self._env.scores, config.backends)
+        has_breaker = BREAKER in config.stage_order
+        read = partial(self._records, entries, board, has_breaker=has_breaker)
+        return await asyncio.get_running_loop().run_in_executor(None, read)
+
+    def _records(
+        self, entries: Sequence[BackendConfig], board: Scoreboard, *, has_breaker: bool
+    ) -> list[shapes.ProviderRecord]:
+        now = self._env.clock()
+        views: list[BreakerView] = []
+        if has_breaker:
+            arena = self._gateway.metrics_arena
+            more = [
+                n for b, ms in board.known.models.items() for n in (b, *(f"{b}:{m}" for m in ms))
+            ]
+            views = BreakerBoard(arena, self._env.ledger).views(now, more)
+        return [self._record(entry, board, views, now) for entry in entries]
+
+    def _record(
+        self, entry: BackendConfig, board: Scoreboard, views: Sequence[BreakerView], now: float
+    ) -> shapes.ProviderRecord:
+        name = entry.name
+        scores = board.of(name)
+        tries = self._tries([score for _, score in scores], now)
+        mine = [v for v in views if v.name == name or v.name.startswith(f"{name}:")]
+        shut = any(v.shut_by_models for v in mine if v.name == name)
+        states = {v.name: v.state(now) for v in mine}
+        own = State.OPEN if shut else states.get(name)
+        models = [
+            shapes.ProviderModel(model=model, **_fields(self._tries([score], now)))
+            for model, score in scores
+        ]
+        return shapes.ProviderRecord(
+            name=name,
+            kind=entry.kind,
+            status=_status(own, list(states.values()), tries),
+            breaker=None if own is None else own.value,
+            consecutive_failures=max((v.worst(now).failures for v in mine), default=None),
+            places=self._places(entry),
+            models=models,
+            **_fields(tries),
+        )
+
+    def _places(self, entry: BackendConfig) -> shapes.ProviderPlaces:
+        if not entry.max_concurrent:
+            return shapes.ProviderPlaces(None, None, 0)
+        share = self._env.shares.of(f"backend:{entry.name}")
+        return shapes.ProviderPlaces(share.total(), entry.max_concurrent, share.wanted)
+
+    def _tries(self, scores: Sequence[Score], now: float) -> shapes.ProviderTries:
+        hour = sum_up(score.recent(now) for score in scores)
+        late = sum_up(score.recent(now, LATENCY_SLICES) for score in scores)
+        good_at = max((score.last_good_at() for score in scores), default=0.0)
+        bad_at, reason = max((score.last_bad() for score in scores), default=(0.0, ""))
+        tried = hour.good + hour.bad
+        return shapes.ProviderTries(
+            successes=hour.good,
+            failures=hour.bad,
+            busy=hour.busy,
+            refused=hour.refused,
+            success_rate=round(hour.good / tried, 4) if tried else None,
+            latency_ms=_latency(late),
+            last_success_at=self._instant(good_at, now),
+            last_failure_at=self._instant(bad_at, now),
+            last_error=reason or None,
+        )
+
+    def _instant(self, at: float, now: float) -> str | None:
+        return instant(time.time() - now + at) if at else None
+
+
+def _latency(tally: TryTally) -> shapes.ProviderLatency:
+    p50, p95, p99 = (
+        None if (s := tally.quantile_s(share)) is None else round(s * 1e3, 1)
+        for share in (0.5, 0.95, 0.99)
+    )
+    return shapes.ProviderLatency(sum(tally.times), p50, p95, p99)
+
+
+def _fields(tries: shapes.ProviderTries) -> dict[str, Any]:
+    return {name: getattr(tries, name) for name in shapes.ProviderTries.__struct_fields__}
+
+
+def _status(
+    own: State | None, states: Sequence[State], tries: shapes.ProviderTries
+) -> Literal["healthy", "degraded", "unhealthy", "unknown"]:
+    """A shut one is unhealthy; one that is partly shut, or fails often, is degraded."""
+    tried = tries.successes + tries.failures
+    if own is State.OPEN or (tries.failures >= ENOUGH and not tries.successes):
+        return "unhealthy"
+    if any(state is not State.CLOSED for state in states):
+        return "degraded"
+    if tried >= ENOUGH and tries.success_rate is not None and tries.success_rate < DEGRADED_BELOW:
+        return "degraded"
+    return "healthy" if tried else "unknown"
+
+
+FEATURE = Feature(Config, ProvidersApi)
