@@ -39,8 +39,11 @@ def fail(gateway: Gateway, upstream: Upstream, path: str, body: dict[str, Any]) 
 
 
 def letters(gateway: Gateway) -> list[dict[str, Any]]:
-    """Open letters, newest first."""
-    found: list[dict[str, Any]] = gateway.ask("/api/v1/dlq").json()["entries"]
+    """Open letters, newest first; a busy control may ask to come back."""
+    reply = wait_for(
+        lambda: (seen := gateway.ask("/api/v1/dlq")).status == 200 and seen, 10, "the letters"
+    )
+    found: list[dict[str, Any]] = reply.json()["entries"]
     return found
 
 
