@@ -234,6 +234,14 @@ class Share(Protocol):
     @wanted.setter
     def wanted(self, n: int) -> None: ...
 
+    @property
+    def limit(self) -> int:
+        """How much of it there is, where the host finds that out itself; 0: nobody said yet."""
+        ...
+
+    @limit.setter
+    def limit(self, n: int) -> None: ...
+
     def total(self) -> int:
         """What all living processes hold."""
         ...
@@ -477,9 +485,11 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         description="Share of traffic under the weighted route.")] = 1  # fmt: skip
     apis: Annotated[tuple[str, ...], Meta(
         description="APIs it speaks; empty means all of its kind.")] = ()  # fmt: skip
-    max_concurrent: Annotated[int, Meta(ge=0, le=1_000_000,
-        description="Calls it answers at a time, of all workers together; more wait in its queue "
-        "(stage `admission`). 0: no limit.")] = 0  # fmt: skip
+    max_concurrent: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | Literal["auto"],
+        Meta(description="Calls it answers at a time, of all workers together; more wait in its "
+             "queue (stage `admission`). 0: no limit; auto: found out by how fast it answers."),
+    ] = 0  # fmt: skip
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with options that are each in bounds: path within the entry, and why."""

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.host import metric
-from tests.support.load import Crowd
+from tests.support.load import Crowd, Load
 from tests.support.raw import ask, chat
 from tests.support.toml import backend, section
 from tests.support.upstream import Upstream
@@ -147,6 +148,57 @@ def test_a_backend_without_a_limit_has_no_queue(gateway: Gateway, upstream: Upst
     with Crowd(gateway.url, 50, model="free", stream=False) as crowd:
         assert outcomes(crowd.ended()) == {"ok 200": 50}
     assert upstream.counters.max_working == 50
+
+
+def limits(gateway: Gateway, name: str) -> set[object]:
+    """A backend's limit as both workers and the metrics tell it."""
+    told: set[object] = set()
+    for session in ("a", "b", "c", "d"):
+        listed = gateway.ask("/api/v1/providers", headers={"x-session-id": session}).json()
+        (entry,) = (b for b in listed["providers"] if b["name"] == name)
+        told.add(entry["places"]["limit"])
+    return told
+
+
+def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, upstream: Upstream) -> None:
+    """Four at a time in 30 ms, the others wait there: of forty callers about as many are let in.
+
+    All workers have the same limit, also when one of them is killed.
+    """
+    config = section("[stages.admission]", auto_start=32) + backend(
+        "auto", upstream.base_url, max_concurrent="auto"
+    )
+    upstream.play(first_s=0.03, at_once=4)
+    name = {"backend": "auto"}
+    with Gateway(short_tmp / "auto", config=config, workers=2) as gateway:
+
+        def limit() -> float:
+            page = ask(gateway.ops, "/metrics").body.decode()
+            return metric(page, "tpo_backend_concurrency_limit", **name)
+
+        wait_for(lambda: limit() == 32, 5, "the limit at first")
+        callers = Load(gateway.url, Random(1), clients=40, model="auto", streams=False, pause_s=0)
+        with callers as load:
+
+            def most_at_once() -> int:
+                """Of a second or two, which is longer than a probe."""
+                upstream.counters.max_working = 0
+                load.more(250)
+                return upstream.counters.max_working
+
+            wait_for(lambda: 4 <= most_at_once() <= 20, 60, "few calls upstream")
+            os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+            load.more(20)
+            wait_for(lambda: 0 < limit() <= 20, 5, "the limit that was found before")
+            assert most_at_once() <= 24
+            load.stop()
+        wait_for(lambda: limits(gateway, "auto") == {limit()}, 10, "one limit, told by all")
+
+
+def test_a_number_is_kept_to(gateway: Gateway) -> None:
+    """However fast the backend is, and shown as what it is."""
+    assert limits(gateway, "few") == {PLACES}
+    assert limits(gateway, "free") == {None}
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ class FakeShares:
 
 
 class FakeShare:
-    """One line; the word of seat -1 is what is wanted."""
+    """One line; the word of seat -1 is what is wanted, that of seat -2 the limit."""
 
     def __init__(self, words: dict[int, int], seat: int) -> None:
         self.words = words
@@ -272,6 +272,15 @@ class FakeShare:
     @wanted.setter
     def wanted(self, n: int) -> None:
         self.words[-1] = n
+
+    @property
+    def limit(self) -> int:
+        """How much there is."""
+        return self.words.get(-2, 0)
+
+    @limit.setter
+    def limit(self, n: int) -> None:
+        self.words[-2] = n
 
     def total(self) -> int:
         """What all seats hold."""

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
+from heapq import heapreplace
 from typing import Any, Literal, Self
 
 Mode = Literal[
@@ -53,6 +54,8 @@ class Script:
     chunks: int = 5
     cut_after: int = 2
     first_s: float = 0.0
+    at_once: int = 0
+    """So many requests work at a time, and the others wait before their ``first_s``; 0: all."""
     delay_s: float = 0.0
     pad_bytes: int = 0
     keep_alive: bool = True
@@ -79,6 +82,8 @@ class Counters:
     working: int = 0
     """Requests in their ``first_s``: over before their client can know it, unlike ``open``."""
     max_working: int = 0
+    free_at: list[float] = field(default_factory=list)
+    """When each of ``at_once`` will have nothing more to do."""
 
 
 _counters: ContextVar[Counters] = ContextVar("counters")
@@ -345,6 +350,18 @@ def _choice(content: str | None, finish: str | None) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
+def _wait_s(script: Script, free_at: list[float]) -> float:
+    """How long until one of ``at_once`` is free, who then works for ``first_s``."""
+    if not script.at_once:
+        return 0.0
+    now = time.monotonic()
+    if len(free_at) != script.at_once:
+        free_at[:] = [now] * script.at_once
+    begins = max(free_at[0], now)
+    heapreplace(free_at, begins + script.first_s)
+    return begins - now
+
+
 async def _reply(
     script: Script, body: dict[str, Any], writer: asyncio.StreamWriter, number: int
 ) -> None:
@@ -352,7 +369,7 @@ async def _reply(
     counters.working += 1
     counters.max_working = max(counters.max_working, counters.working)
     try:
-        await asyncio.sleep(script.first_s)
+        await asyncio.sleep(script.first_s + _wait_s(script, counters.free_at))
     finally:
         counters.working -= 1
     mode = script.mode

@@ -118,7 +118,7 @@ class HttpBackend:
             loop=asyncio.get_running_loop(),
             wheel=self._env.timers,
             max_idle=config.max_idle,
-            max_connections=config.max_concurrent,
+            max_connections=0 if config.max_concurrent == "auto" else config.max_concurrent,
             room=self._env.rooms["inference"],
         )
         return self._origin

@@ -4,7 +4,7 @@ Whoever waits is somewhere: in this process or in another one.  Its turn is told
 held for it here until it says that it holds the place itself, or that it does not want it any more;
 both are the same to the queue, which lets go of what it held.
 
-Invariants: a place is held, here or there, for each turn that was told; at most ``limit`` places
+Invariants: a place is held, here or there, for each turn that was told; at most ``places`` of them
 are held on the host (0: there is no limit); a turn nobody answers is told again; those of a
 process that died are gone at the next ``tick``.
 Known weakness: how long one will wait is estimated from places that became free
@@ -63,6 +63,11 @@ class PlaceQueue:
         self._rate = DrainRate()
         self._pumping = False
         self._again = False
+
+    @property
+    def places(self) -> int:
+        """How many there are now: what was said, or what the host found out."""
+        return self.limit if self.limit >= 0 else self._share.limit
 
     @property
     def busy(self) -> bool:
@@ -133,13 +138,13 @@ class PlaceQueue:
         lanes = self._lanes
         self._expire(now)
         while lanes:
-            limited = self.limit > 0
-            if limited and not self._share.take(1, self.limit):
+            limited = self.limit != 0
+            if limited and not self._share.take(1, self.places):
                 if self._share.wanted:
                     return
                 # Whoever gives back from now on says so; who did just before is seen below.
                 self._share.wanted = len(lanes)
-                if not self._share.take(1, self.limit):
+                if not self._share.take(1, self.places):
                     return
             waiter = lanes.pop(now)
             if waiter is None:
@@ -149,7 +154,7 @@ class PlaceQueue:
             who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
             entry = self._entries[who]
             entry.turned, entry.reserved = True, limited
-            self._rate.turn(now, self.limit)
+            self._rate.turn(now, self.places)
             self._tell(who, entry, now)
 
     def tick(self, now: float) -> None:
@@ -170,12 +175,12 @@ class PlaceQueue:
 
     def wait_s(self, waiter: Waiter, now: float) -> float:
         """How long one that comes now will likely wait; 0: nobody can tell."""
-        rate = self._rate.likely(now, self.limit)
+        rate = self._rate.likely(now, self.places)
         return self._in_front(waiter) / rate if rate else 0.0
 
     def _too_far(self, waiter: Waiter, now: float) -> bool:
         """Whether it would be too late even at the highest rate that is plausible."""
-        rate = self._rate.plausible(now, self.limit)
+        rate = self._rate.plausible(now, self.places)
         return rate > 0 and now + self._in_front(waiter) / rate > waiter.deadline
 
     def _in_front(self, waiter: Waiter) -> float:
@@ -187,7 +192,7 @@ class PlaceQueue:
         entry.told_at = now if heard else UNHEARD
 
     def _backlog_s(self, now: float) -> float:
-        rate = self._rate.likely(now, self.limit)
+        rate = self._rate.likely(now, self.places)
         return len(self._lanes) / rate if rate else 0.0
 
     def _drop(self, who: Who, entry: _Entry) -> None:

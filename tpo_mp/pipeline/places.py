@@ -19,6 +19,7 @@ it is by when they came.  Both sides of one process speak the same way, without 
 Invariants: a place is held by one process at a time, and for a moment by two while it changes
 hands, never by none; what a process does not use it gives back within two turns of the wheel
 (100 ms), what becomes free while others wait at once; a call enters and leaves once.
+A limit that became lower takes what calls leave, until no more is held than there is.
 Known weakness: while a seat is being replaced two processes may keep a queue of the same backend;
 places stay exact, only the order between the two queues is lost.
 """
@@ -38,12 +39,17 @@ from tpo_mp.shm.plane import NO_SEAT
 from tpo_mp.types import NO_DEADLINE
 
 from .lanes import Waiter
+from .place_limit import PlaceLimit
+from .place_math import LimitBounds
 from .place_queue import PlaceQueue, Who
+from .place_report import PlaceReport, share_name
 
 TOPIC: Final = "admission"
 TICK_S: Final = 0.05
 ASKED_AGAIN_S: Final = 2.0
 MOST_AT_ONCE: Final = 32
+AUTO: Final = -1
+"""The limit of a backend whose places the host finds out itself (``place_limit``)."""
 LEASE_PART: Final = 8
 """A lease is at most this part of what is left."""
 
@@ -133,7 +139,19 @@ class PlaceTicket:
 class Door:
     """One backend, seen from one process: what its calls hold and what is leased for more."""
 
-    __slots__ = ("_idle", "desk", "leased", "limit", "name", "share", "used", "wait_s")
+    __slots__ = (
+        "_excess",
+        "_idle",
+        "auto",
+        "desk",
+        "leased",
+        "limit",
+        "name",
+        "share",
+        "told",
+        "used",
+        "wait_s",
+    )  # fmt: skip
 
     def __init__(self, desk: PlaceDesk, name: str, share: Share) -> None:
         self.desk = desk
@@ -144,7 +162,24 @@ class Door:
         self.leased = 0
         self.wait_s = 0.0
         """How long the queue was when last heard of."""
+        self.auto: PlaceLimit | None = None
+        """Measures where the limit is ``AUTO``."""
+        self.told = 0
         self._idle = False
+        self._excess = 0
+
+    @property
+    def places(self) -> int:
+        """How many the host has now; 0: there is no limit."""
+        return self.limit if self.limit >= 0 else self.share.limit
+
+    def meant(self, limit: int, env: Env, bounds: LimitBounds) -> None:
+        """Learn the limit that calls will come with; ``AUTO``: find it out, inside these bounds."""
+        self.told = limit
+        measures = limit == AUTO
+        self.auto = (
+            PlaceLimit(env, self.name, self.share, bounds, self.shrink) if measures else None
+        )
 
     def enter(self, limit: int) -> bool:
         """Take a place without waiting, if there is one; ``limit`` is the host's, 0 for none."""
@@ -152,6 +187,8 @@ class Door:
             self._change(limit)
         if limit:
             if self.used >= self.leased and not self._lease():
+                if self.auto is not None:
+                    self.auto.full()
                 return False
             self._idle = False
         self.used += 1
@@ -161,7 +198,7 @@ class Door:
         """Give a place back."""
         self.used -= 1
         if self.limit:
-            if self.share.wanted:
+            if self.share.wanted or self._excess > 0:
                 self._give_back()
             else:
                 self.desk.watch()
@@ -188,8 +225,14 @@ class Door:
             self._idle = True
         return self.leased > self.used
 
+    def shrink(self) -> None:
+        """Give back, now and as calls leave, what is held beyond the limit."""
+        self._excess = self.share.total() - self.places if self.limit else 0
+        if self._excess > 0:
+            self._give_back()
+
     def _lease(self) -> bool:
-        share, limit = self.share, self.limit
+        share, limit = self.share, self.places
         if share.wanted:  # they came first
             return False
         wanted = min(max((limit - share.total()) // LEASE_PART, 1), MOST_AT_ONCE)
@@ -203,6 +246,7 @@ class Door:
         spare = self.leased - self.used
         if spare > 0:
             self.leased -= spare
+            self._excess -= spare
             self.share.give(spare)
             if self.share.wanted:
                 self.desk.freed(self)
@@ -216,6 +260,7 @@ class Door:
             self.share.give(self.leased)
             self.leased = 0
         self.limit = limit
+        self.shrink()
         self.desk.changed(self)
 
 
@@ -235,14 +280,21 @@ class PlaceDesk:
         self._watching = False
         self.deadline = NO_DEADLINE
         self.filed_at = 0.0
+        self._report = PlaceReport(
+            env, self._doors, lambda name: self._home(name) == self._peers.here
+        )
         self._peers.listen(TOPIC, self._take)
 
     def door(self, name: str) -> Door:
         """The door of a backend."""
         door = self._doors.get(name)
         if door is None:
-            door = self._doors[name] = Door(self, name, self._shares.of(f"backend:{name}"))
+            door = self._doors[name] = Door(self, name, self._shares.of(share_name(name)))
         return door
+
+    def report(self) -> None:
+        """Tell of all doors from now on."""
+        self._report.begin()
 
     # -- a call's side ----------------------------------------------------------------------------
 
@@ -308,7 +360,7 @@ class PlaceDesk:
         ticket.turn()
 
     def _too_many(self, door: Door) -> bool:
-        return bool(door.limit) and door.share.total() > door.limit
+        return bool(door.limit) and door.share.total() > door.places
 
     def _refused(self, seat: int, told: PlaceRefused) -> None:
         ticket = self._tickets.get(told.number)
@@ -330,7 +382,7 @@ class PlaceDesk:
     def _queue(self, name: str) -> PlaceQueue:
         queue = self._queues.get(name)
         if queue is None:
-            share, life_of = self._shares.of(f"backend:{name}"), self._peers.life_of
+            share, life_of = self._shares.of(share_name(name)), self._peers.life_of
             queue = self._queues[name] = PlaceQueue(share, _QueueCrier(self, name), life_of)
         return queue
 

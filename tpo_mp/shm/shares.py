@@ -5,9 +5,11 @@
     0      magic u64 | layout u64 | seats u64 | pad to 64
     64     names       1 024 x 16 bytes   blake2b of the line's name; zeros: no line yet
     then   epochs      u64 per seat       whose numbers stand in the seat's words
-    then   lines       1 024 x (1 + seats) u64
+    then   lines       1 024 x (2 + seats) u64
            +0 wanted   how many wait for it: a hint, written by whoever keeps the queue
-           +1 held     one word per seat
+           +1 limit    how much there is of it, where the host finds that out; written by whoever
+                       judged it last
+           +2 held     one word per seat
 
 A seat's words are written by its occupant only.  Who wants more holds the ledger's lock of row 2,
 adds up what all seats hold, and raises its own word by what is left of the limit; so nobody takes
@@ -43,13 +45,14 @@ from .rows import RowTable
 from .segment import Segment
 
 MAGIC: Final = int.from_bytes(b"TPOSHARE", "little")
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 LINES: Final = 1024
 NAME_BYTES: Final = 16
 LOCK_ROW: Final = 2
 _NAMES_AT: Final = 64
 _EPOCHS: Final = (_NAMES_AT + LINES * NAME_BYTES) // 8
 _NOBODY: Final = bytes(NAME_BYTES)
+_HEAD: Final = 2
 _NAMING_NS: Final = 50_000_000
 
 
@@ -66,7 +69,7 @@ class ShareSegment:
     @staticmethod
     def size(seats: int) -> int:
         """Bytes of the segment."""
-        return (_EPOCHS + seats + LINES * (1 + seats)) * 8
+        return (_EPOCHS + seats + LINES * (_HEAD + seats)) * 8
 
     @classmethod
     def create(cls, seats: int) -> ShareSegment:
@@ -107,7 +110,7 @@ class SharedShares:
         words[_EPOCHS + seat] = 0  # none of the last occupant's words counts from here on
         first = _EPOCHS + seats
         for line in range(LINES):
-            words[first + line * (1 + seats) + 1 + seat] = 0
+            words[first + line * (_HEAD + seats) + _HEAD + seat] = 0
         words[_EPOCHS + seat] = epoch
 
     @classmethod
@@ -127,7 +130,7 @@ class SharedShares:
         line = self._lines.get(name)
         if line is None:
             segment = self._segment
-            at = _EPOCHS + segment.seats + self._number(name) * (1 + segment.seats)
+            at = _EPOCHS + segment.seats + self._number(name) * (_HEAD + segment.seats)
             line = self._lines[name] = SharedShare(segment, self, self._table, at)
         return line
 
@@ -169,7 +172,7 @@ class SharedShare:
         self._shares = shares
         self._table = table
         self._at = at
-        self._mine = at + 1 + shares.seat
+        self._mine = at + _HEAD + shares.seat
 
     @property
     def held(self) -> int:
@@ -185,9 +188,18 @@ class SharedShare:
     def wanted(self, n: int) -> None:
         self._segment.words[self._at] = n
 
+    @property
+    def limit(self) -> int:
+        """How much there is of it, as whoever judged it last said; 0: nobody did."""
+        return self._segment.words[self._at + 1]
+
+    @limit.setter
+    def limit(self, n: int) -> None:
+        self._segment.words[self._at + 1] = n
+
     def total(self) -> int:
         """What all living processes hold."""
-        words, first = self._segment.words, self._at + 1
+        words, first = self._segment.words, self._at + _HEAD
         return sum(words[first + seat] for seat in self._shares.living())
 
     def take(self, n: int, limit: int) -> int:

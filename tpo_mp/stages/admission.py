@@ -1,8 +1,9 @@
 """One queue per backend for the whole host, in front of the calls that it answers at a time.
 
-A try of a backend that has ``max_concurrent`` takes one of that many places, which all workers
-share, and holds it until the reply is complete.  Without a free place it waits in the backend's
-queue (``pipeline.places``): by priority, fair between tenants, by deadline (``pipeline.lanes``).
+A try of a backend that has ``max_concurrent`` takes one of that many places (``"auto"``: of as many
+as the host finds it can use, ``pipeline.place_limit``), which all workers share, and holds it until
+the reply is complete.  Without a free place it waits in the backend's queue (``pipeline.places``):
+by priority, fair between tenants, by deadline (``pipeline.lanes``).
 Places are taken per try and not per call, so a call holds none while it waits for its next try,
 and each backend that a route picks counts for itself; a retried call keeps its age.
 
@@ -27,9 +28,10 @@ from typing import Annotated, ClassVar, Final
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import DeadlineExceeded, Shed, TpoError
-from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.lanes import Waiter
-from tpo_mp.pipeline.places import Door, PlaceTicket, desk_of
+from tpo_mp.pipeline.place_math import LimitBounds
+from tpo_mp.pipeline.placed import Passing, through
+from tpo_mp.pipeline.places import AUTO, Door, PlaceTicket, desk_of
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import BackendConfig, Counter, Env, Feature, Histogram, Proceed
 from tpo_mp.types import Call, Phase, Reply
@@ -54,6 +56,22 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(max_length=4_096,
              description="Shares of tenants inside a class, where they are not all alike [1]."),
     ] = {}  # fmt: skip
+    auto_start: Annotated[int, Meta(ge=1, le=100_000,
+        description="Places at first of a backend with `max_concurrent` auto.")] = 16  # fmt: skip
+    auto_least: Annotated[int, Meta(ge=1, le=100_000,
+        description="Fewest places it is given, however slow it is.")] = 1  # fmt: skip
+    auto_most: Annotated[int, Meta(ge=1, le=100_000,
+        description="Most places it is given, however fast it is.")] = 1_000  # fmt: skip
+    auto_tolerance: Annotated[float, Meta(ge=1.1, le=10,
+        description="How many times as slow as at its best it may become before it gets fewer "
+        "places.")] = 1.5  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Bounds that cross."""
+        if self.auto_least > self.auto_most:
+            raise ValueError(
+                f"auto_least = {self.auto_least} is more than auto_most = {self.auto_most}"
+            )
 
 
 class Admission:
@@ -69,9 +87,15 @@ class Admission:
 
     def meet(self, entries: Sequence[BackendConfig]) -> None:
         """Learn the limits."""
+        c = self._config
+        start = min(max(c.auto_start, c.auto_least), c.auto_most)
+        bounds = LimitBounds(start, c.auto_least, c.auto_most, c.auto_tolerance)
         for entry in entries:
-            told = _Told(entry.name, self._env)
-            self._doors[entry.name] = (self._desk.door(entry.name), entry.max_concurrent, told)
+            told, door = _Told(entry.name, self._env), self._desk.door(entry.name)
+            limit = AUTO if entry.max_concurrent == "auto" else entry.max_concurrent
+            door.meant(limit, self._env, bounds)
+            self._doors[entry.name] = (door, limit, told)
+        self._desk.report()
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Go on at once, or when it is the call's turn."""
@@ -80,7 +104,7 @@ class Admission:
             return proceed(call)
         door, limit, told = known
         if door.enter(limit):
-            return _through(door, call, proceed)
+            return through(door, call, proceed, self._env.clock)
         return _Waiting(self, door, told, call, proceed).out
 
     def facts(self, call: Call, now: float) -> Waiter:
@@ -134,61 +158,6 @@ class _Told:
         counter.inc()
 
 
-def _through(door: Door, call: Call, proceed: Proceed) -> Promise[Reply]:
-    """One try that has its place, which is given back when it is over."""
-    leaving = _Leaving(door)
-    try:
-        trying = proceed(call)
-    except BaseException:
-        door.leave()
-        raise
-    if isinstance(trying, Promise):
-        trying.then(leaving.answered)
-        return trying
-    out: Promise[Reply] = Promise()
-    out.then(leaving.answered)
-    cancel = run(trying, _Passing(out))
-    if not out.done:
-        out.cancel_with = cancel
-    return out
-
-
-class _Passing:
-    """Hands an outcome on; a stream that comes when nobody waits any more is cancelled."""
-
-    __slots__ = ("_out",)
-
-    def __init__(self, out: Promise[Reply]) -> None:
-        self._out = out
-
-    def __call__(self, reply: Reply | None, error: BaseException | None) -> None:
-        if reply is None:
-            self._out.reject(error or RuntimeError("a backend answered nothing"))
-        elif not self._out.done:
-            self._out.resolve(reply)
-        elif reply.stream is not None:
-            reply.stream.cancel()
-
-
-class _Leaving:
-    """Gives a place back when a try is over."""
-
-    __slots__ = ("_door",)
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    def answered(self, reply: Reply | None, error: BaseException | None) -> None:
-        """The try failed, or began to answer."""
-        if reply is None:
-            self._door.leave()
-        else:
-            when_over(reply, self._over)
-
-    def _over(self, error: TpoError | None) -> None:
-        self._door.leave()
-
-
 class _Waiting:
     """A try without a place yet; ``out`` is its outcome."""
 
@@ -208,7 +177,7 @@ class _Waiting:
         self._room = env.rooms["inference"]
         self.door = door
         self.out: Promise[Reply] = Promise(self._left)
-        self._done = _Passing(self.out)
+        self._done = Passing(self.out)
         self._ticket: PlaceTicket | None = None
         if not self._room.enter():
             told.left("full")
@@ -227,7 +196,7 @@ class _Waiting:
         out = self.out
         out.cancel_with = None
         try:
-            trying = _through(self.door, self._call, self._proceed)
+            trying = through(self.door, self._call, self._proceed, self._clock)
         except Exception as e:  # noqa: BLE001 - becomes the call's error, as a rejected one does
             out.reject(e)
             return

@@ -24,6 +24,7 @@ from tpo_mp.pipeline.allowance import instant
 from tpo_mp.pipeline.breaker_board import BreakerBoard, BreakerView
 from tpo_mp.pipeline.circuit import State
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
 from tpo_mp.ports import BackendConfig, Env, Feature, Score
 from tpo_mp.types import TryTally
@@ -127,8 +128,10 @@ class ProvidersApi:
     def _places(self, entry: BackendConfig) -> shapes.ProviderPlaces:
         if not entry.max_concurrent:
             return shapes.ProviderPlaces(None, None, 0)
-        share = self._env.shares.of(f"backend:{entry.name}")
-        return shapes.ProviderPlaces(share.total(), entry.max_concurrent, share.wanted)
+        share = self._env.shares.of(share_name(entry.name))
+        found_out = entry.max_concurrent == "auto"
+        limit = share.limit or None if found_out else int(entry.max_concurrent)
+        return shapes.ProviderPlaces(share.total(), limit, share.wanted)
 
     def _tries(self, scores: Sequence[Score], now: float) -> shapes.ProviderTries:
         hour = sum_up(score.recent(now) for score in scores)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import defaultdict
 from random import Random
 from typing import Any
 
-from tests.support.fake_env import FakeShares, FakeWorld
+from tests.support.fake_env import FakeShares, FakeWorld, SilentMetrics, SilentSeries
 from tests.support.fake_peers import FakeWire
 from tpo_mp.pipeline.lanes import Waiter
-from tpo_mp.pipeline.places import ASKED_AGAIN_S, TICK_S, Door, PlaceDesk, PlaceTicket
+from tpo_mp.pipeline.place_math import LimitBounds
+from tpo_mp.pipeline.place_report import EVERY_S, HELD_GAUGE, LIMIT_GAUGE
+from tpo_mp.pipeline.places import ASKED_AGAIN_S, AUTO, TICK_S, Door, PlaceDesk, PlaceTicket
 
 
 class Held:
@@ -46,6 +49,17 @@ class Held:
             self.ticket.cancel()
 
 
+class Told(SilentMetrics):
+    """The gauges of one process, by name."""
+
+    def __init__(self) -> None:
+        self.gauges: dict[str, SilentSeries] = defaultdict(SilentSeries)
+
+    def gauge(self, name: str, help: str, **labels: str) -> SilentSeries:
+        """Make or find one."""
+        return self.gauges[name]
+
+
 class Process:
     """One worker."""
 
@@ -53,7 +67,10 @@ class Process:
         self.world = FakeWorld()
         self.world.now = host.now
         shares = host.shares.other(seat)
-        env = dataclasses.replace(self.world.env, peers=host.wire.peers(seat), shares=shares)
+        self.told = Told()
+        self.env = env = dataclasses.replace(
+            self.world.env, peers=host.wire.peers(seat), shares=shares, metrics=self.told
+        )
         self.desk = PlaceDesk(env)
         self.calls: list[Held] = []
 
@@ -240,6 +257,38 @@ def test_a_limit_that_comes_counts_what_runs_already() -> None:
     for call in free:
         host.end(call)
     assert host.processes[0].desk.door("b").used == 3
+
+
+def test_a_limit_that_falls_takes_what_calls_leave() -> None:
+    """Also when the places that are in hand are used again and again, and nobody waits."""
+    host = Host()
+    share = host.shares.of("backend:b")
+    share.limit = 10
+    calls = [host.call(n % 2, limit=AUTO) for n in range(8)]
+    share.limit = 4
+    for process in host.processes:
+        process.desk.door("b").shrink()
+    for ended in range(8):
+        host.end(calls[ended])
+        calls.append(host.call(ended % 2, limit=AUTO))
+    assert (host.running(), host.held()) == (4, 4)
+    share.limit = 6
+    host.pass_time()
+    assert (host.running(), host.waiting()) == (6, 2)
+
+
+def test_the_limit_is_told_by_one_process_and_the_calls_by_each() -> None:
+    """The one that keeps the queue; gauges are sums."""
+    host = Host()
+    for process in host.processes:
+        process.desk.door("b").meant(5, process.env, LimitBounds())
+        process.desk.report()
+    for n in range(6):
+        host.call(n % 2, limit=5)
+    host.pass_time(2 * EVERY_S)
+    told = [process.told.gauges for process in host.processes]
+    assert [gauges[LIMIT_GAUGE].value for gauges in told] == [5, 0]
+    assert sum(gauges[HELD_GAUGE].value for gauges in told) == 5
 
 
 def test_too_long_a_queue_is_told() -> None:

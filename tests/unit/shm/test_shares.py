@@ -56,6 +56,16 @@ def test_names_are_apart(host: Host) -> None:
     assert two.of("a").take(1, 1) == 0
 
 
+def test_the_limit_is_the_hosts(host: Host) -> None:
+    """Nobody said it at first; then all read what one wrote, also after that one died."""
+    one, two = host.process(0).of("x"), host.process(1).of("x")
+    assert (one.limit, two.limit) == (0, 0)
+    one.limit, one.wanted = 7, 3
+    host.epochs[0] = 2
+    assert (two.limit, two.wanted, two.total()) == (7, 3, 0)
+    assert host.process(2).of("y").limit == 0
+
+
 def test_the_dead_hold_nothing_and_leave_nothing(host: Host) -> None:
     """From the moment in which the supervisor reaps a process; its successor begins at none."""
     one, two = host.process(0).of("x"), host.process(1).of("x")
