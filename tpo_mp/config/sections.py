@@ -304,6 +304,32 @@ class RingsSection(Section, frozen=True, kw_only=True):
     ] = 16_384
 
 
+class ReplaySection(Section, frozen=True, kw_only=True):
+    """Dead letters asked again by the gateway itself; off unless it is switched on."""
+
+    enabled: Annotated[bool, Meta(description="Ask dead letters again, the oldest first.")] = False
+    concurrency: Annotated[
+        int, Meta(ge=1, le=256, description="Letters asked at once, on the whole host.")
+    ] = 4
+    max_attempts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Attempts of one letter, after which it waits for somebody to ask it; "
+            "between them pass 2, 4, 8 … and at most 60 seconds.",
+        ),
+    ] = 8
+    max_age_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=315_360_000,
+            description="Age at which a letter is given up (status aged_out).",
+        ),
+    ] = 86_400.0
+
+
 class StoreSection(Section, frozen=True, kw_only=True):
     """What survives a crash, and how much of it is kept."""
 
@@ -387,6 +413,9 @@ class StoreSection(Section, frozen=True, kw_only=True):
             ge=1, le=1024, description="Prompts of batch jobs running at once, on the whole host."
         ),
     ] = 32
+    replay: Annotated[
+        ReplaySection, Meta(description="Dead letters asked again by the gateway itself.")
+    ] = ReplaySection()
 
 
 class ObservabilitySection(Section, frozen=True, kw_only=True):

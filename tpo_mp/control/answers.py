@@ -13,9 +13,18 @@ from typing import Any
 
 import orjson
 
+from tpo_mp.store import replay_table
 from tpo_mp.store.audit_questions import AUDIT_STATS, AuditQuery
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import LETTERS, RESULTS, STATUSES, LetterQuery, RecordQuery
+from tpo_mp.store.questions import (
+    LETTERS,
+    REFUSED,
+    REPLAYS,
+    RESULTS,
+    STATUSES,
+    LetterQuery,
+    RecordQuery,
+)
 from tpo_mp.store.shelf import Shelf
 from tpo_mp.store.tables import LetterHeader
 
@@ -57,12 +66,17 @@ def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:
     """Stage a value, or a letter's new status."""
     if table == RESULTS:
         return results.keep(shelf, key, value, ttl_s)
+    if table == REPLAYS:
+        now = time.time()
+        shelf.with_tables(lambda t: replay_table.failed(t, key, now, for_good=value == REFUSED))
+        return True
     if table != LETTERS:
         return shelf.put(table, key, value, ttl_s)
     status = value.decode("utf-8", "replace")
     if status not in STATUSES:
         return False
     try:
+        shelf.with_tables(lambda t: replay_table.ended(t, key))
         return shelf.letters.set_status(key, status, time.time())
     except sqlite3.Error:
         return False
@@ -86,6 +100,7 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
     if found is None:
         return None
     header, letter = found
+    tried = shelf.with_tables(lambda t: replay_table.of(t, call_id)) or replay_table.Attempts()
     body = _entry(header) | {
         "status": header.status,
         "model": header.model,
@@ -93,6 +108,8 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
         "path": header.path,
         "truncated": letter.truncated,
         "bytes_sent": letter.bytes_sent if letter.bytes_sent >= 0 else None,
+        "attempts": tried.attempts,
+        "repeated": tried.repeated,
     }
     return orjson.dumps(body | _payload(letter))
 

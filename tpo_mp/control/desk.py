@@ -25,6 +25,7 @@ from tpo_mp.shm.plane import Plane
 from tpo_mp.store.audit_questions import AUDIT, AUDIT_STATS
 from tpo_mp.store.job_questions import JOBS
 from tpo_mp.store.letters import Letter
+from tpo_mp.store.questions import LETTERS, REPLAYS
 from tpo_mp.store.shelf import Shelf
 
 from . import answers
@@ -34,6 +35,7 @@ from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
 from .pieces import Pieces
+from .replays import Replays
 
 FLUSH_BYTES = 1 << 20
 _ANSWER_BYTES = 64
@@ -63,6 +65,8 @@ class Desk:
         """Who syncs open calls; set as well."""
         self.jobs: JobRunner | None = None
         """Who runs batch jobs; set as well."""
+        self.replays: Replays | None = None
+        """Who asks dead letters again; set as well."""
         self.batches = 0
         self.malformed = 0
         self.letters = 0
@@ -139,6 +143,8 @@ class Desk:
 
         def done(ok: bool | None) -> None:
             self._answer(seat, epoch, token, bool(ok), None)
+            if self.replays is not None and table in (LETTERS, REPLAYS):
+                self.replays.tick()  # there is room for the next
 
         self._keeper.submit(
             lambda shelf: answers.put(shelf, table, key, value, ttl_s),

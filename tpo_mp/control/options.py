@@ -9,6 +9,7 @@ from tpo_mp.config.certificate import expires_at
 from tpo_mp.config.sections import (
     ObservabilitySection,
     PipelineSection,
+    ReplaySection,
     ServerSection,
     StoreSection,
 )
@@ -30,6 +31,7 @@ class ControlOptions:
     certificate_expires_at: float | None
     open_copy_bytes: int
     job_concurrency: int
+    replay: ReplaySection
     places: dict[str, int]
     """Capacity of the waiting room in front of each stage."""
 
@@ -63,5 +65,6 @@ def _options(
         certificate_expires_at=expires_at(server.tls),
         open_copy_bytes=store.open_calls_bytes,
         job_concurrency=store.job_concurrency,
+        replay=store.replay,
         places=places(pipeline.edges),
     )

@@ -48,6 +48,7 @@ from .keeper import Keeper
 from .mail import Mail
 from .ops import OpsPort
 from .options import ControlOptions, read_options
+from .replays import Replays
 from .reruns import Reruns
 
 BEAT_S = 0.05
@@ -108,6 +109,7 @@ class ControlProcess:
             faulty_disk() if failpoints.ACTIVE else None,
         )  # fmt: skip
         self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
+        self.replays = self.desk.replays = Replays(self.plane, self.keeper, self.mail, registry.run)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -171,6 +173,7 @@ class ControlProcess:
         while True:
             self.harvest.tick()
             self.copies.tick()
+            self.replays.tick()
             self.counts.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
@@ -298,6 +301,7 @@ class ControlProcess:
         self._gauges.set_certificate(options.certificate_expires_at)
         self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
         self.jobs.concurrency = options.job_concurrency
+        self.replays.options = options.replay
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
         self.copies.configure(options.shelf.durability, options.open_copy_bytes)
@@ -335,6 +339,9 @@ class ControlProcess:
                 "tpo_job_prompts_ended_total": self.jobs.ended,
                 "tpo_job_prompts_put_back_total": self.jobs.put_back,
                 "tpo_access_lines_dropped_total": self._access.dropped,
+                "tpo_dlq_replays_total": self.replays.sent,
+                "tpo_dlq_replays_repeated_total": self.replays.repeated,
+                "orchestrator_dlq_aged_out_total": self.replays.aged_out,
                 "tpo_counts_restored_total": self.counts.restored,
                 "tpo_counts_written_total": self.counts.written,
             }

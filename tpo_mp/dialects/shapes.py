@@ -332,7 +332,8 @@ class DeadLetterRecord(LetterEntry):
     """One dead letter with the request that was not answered.
 
     ``bytes_sent`` is how much of a stream its client was sent, 0 when nothing was; null when that
-    is not known.
+    is not known.  ``attempts`` are those the gateway made by itself; ``repeated``: the end of one
+    is not known, so its backend may have answered it more than once.
     """
 
     status: str
@@ -341,6 +342,8 @@ class DeadLetterRecord(LetterEntry):
     path: str
     truncated: bool
     bytes_sent: int | None
+    attempts: int
+    repeated: bool
     payload: Any
     encoding: Literal["text", "base64"] | UnsetType = UNSET
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from time import monotonic
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,9 +16,11 @@ import orjson
 from msgspec import Struct
 
 from tpo_mp.dialects.body import with_fields
-from tpo_mp.errors import BackendFailure, Rejected
+from tpo_mp.errors import BackendFailure, Busy, NotFound, Rejected, Shed
 from tpo_mp.http.exchange import JSON, Exchange
-from tpo_mp.types import Call, Dialect
+from tpo_mp.ports import Cells, Env
+from tpo_mp.store.questions import LETTERS
+from tpo_mp.types import Call, Dialect, Priority
 
 from .absent import AbsentClient
 from .delivery import Delivery
@@ -36,6 +39,11 @@ DIALECTS: Final = {
 
 Google's routes, which only a simulator has, have a colon and are not asked again.
 """
+
+
+LEASE_S: Final = 600.0
+"""How long a replay that has not ended keeps others from beginning one."""
+_TRIES: Final = 20
 
 
 class LetterCopy(Struct):
@@ -61,6 +69,9 @@ class LetterCopy(Struct):
         if self.encoding == "text":
             return str(self.payload).encode()
         return orjson.dumps(self.payload)
+
+
+_letter = msgspec.json.Decoder(LetterCopy).decode
 
 
 class AskedAgain(AbsentClient):
@@ -104,7 +115,9 @@ class ReplayDelivery(Delivery):
     lettered = False
 
 
-def replay_call(gateway: Gateway, exchange: Exchange, letter: LetterCopy) -> ReplayDelivery:
+def replay_call(
+    gateway: Gateway, exchange: Exchange, letter: LetterCopy, priority: Priority | None = None
+) -> ReplayDelivery:
     """Start the call of a letter; raises what refuses it at once."""
     if ":" in letter.path:
         said = f"a request of {letter.path} cannot be asked again here"
@@ -120,6 +133,9 @@ def replay_call(gateway: Gateway, exchange: Exchange, letter: LetterCopy) -> Rep
     call.dialect, call.tenant, call.session = dialect, letter.tenant, letter.session_id
     call.tier = ""  # its tenant's, not the operator's
     call.authorization = None  # the operator's key is not the caller's
+    call.forward += b"idempotency-key: %b\r\n" % letter.request_id.encode()
+    if priority is not None:
+        call.priority = priority
     delivery = ReplayDelivery(gateway, client, call)
     delivery.template = letter.path
     gateway.submit(delivery)
@@ -140,6 +156,83 @@ async def answer_of(delivery: ReplayDelivery) -> tuple[Call, bytes]:
         reason = delivery.error.reason if delivery.error is not None else "replay_failed"
         raise BackendFailure(said, reason=reason)
     return delivery.call, body
+
+
+class Replayer:
+    """Asks a letter again on one worker of the host at a time, and not once it was answered.
+
+    A worker that dies while it asks lets go of the letter with its life; one that hangs keeps it
+    for ``LEASE_S``.
+    """
+
+    def __init__(self, gateway: Gateway, env: Env) -> None:
+        self._gateway = gateway
+        self._store, self._ledger, self._peers = env.store, env.ledger, env.peers
+        text = "Dead letters that were asked again and answered."
+        self._replayed = env.metrics.counter("orchestrator_dlq_replayed_total", text)
+
+    async def letter(self, call_id: str) -> LetterCopy:
+        """A letter as the store has it; raises ``NotFound`` or ``Shed``."""
+        answer = await self._gateway.ask_store(LETTERS, call_id)
+        if answer is None:
+            raise _silent()
+        if answer[0] is None:
+            raise NotFound("no such dead letter", reason="not_found")
+        return _letter(answer[0])
+
+    async def ask_again(
+        self, exchange: Exchange, call_id: str, priority: Priority | None = None
+    ) -> tuple[str, bytes] | None:
+        """Ask it; answers the new call's id and its answer, or ``None`` when it was answered.
+
+        Raises ``Rejected`` for what cannot be asked, ``Busy`` while somebody asks, and what the
+        call fails with.
+        """
+        letter = await self.letter(call_id)
+        if letter.status == "dropped":
+            raise Rejected("the letter was dropped", reason="letter_dropped", status=409)
+        if letter.status == "replayed":
+            return None
+        name = f"dlq:{call_id}"
+        if not self._lease(name, monotonic()):
+            said = "the letter is being replayed"
+            raise Busy(said, reason="replay_under_way", status=409, retry_after_s=1)
+        try:
+            asked = replay_call(self._gateway, exchange, letter, priority)
+            call, answer = await answer_of(asked)
+            await self.mark(call_id, b"replayed")
+        finally:
+            self._ledger.update(name, lambda cells: (0.0, *cells[1:]), crowd=True)
+        self._replayed.inc()
+        return call.id, answer
+
+    async def mark(self, call_id: str, status: bytes) -> None:
+        """Set a letter's status; raises ``Shed`` when the store does not take it."""
+        for _ in range(_TRIES):  # control may be starting again
+            if await self._store.put(LETTERS, call_id, status, 0):
+                return
+        raise _silent()
+
+    def _lease(self, name: str, now: float) -> bool:
+        """Whether this worker may ask now; the cells are until when who does: seat and life."""
+        taken = False
+        here = self._peers.here
+        epoch, pid = self._peers.life_of(here)
+        mine = (now + LEASE_S, float(here), float(epoch), float(pid))
+
+        def take(cells: Cells) -> Cells:
+            nonlocal taken
+            until, seat, *life = cells
+            lives = [*map(float, self._peers.life_of(int(seat)))] == life
+            taken = now >= until or not lives
+            return mine if taken else cells
+
+        self._ledger.update(name, take, crowd=True)
+        return taken
+
+
+def _silent() -> Shed:
+    return Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
 
 
 class _Head(Struct):

@@ -59,6 +59,7 @@ class Kind(IntEnum):
     CANCEL_CALL = 28
     CANCEL_ANSWER = 29
     JOB_CALL = 30
+    REPLAY = 32
     EVENTS_QUERY = 40
     EVENTS_ANSWER = 41
     PEER = 50
@@ -312,6 +313,12 @@ class RerunFrame(_Frame, frozen=True):
     meta: bytes
     body: bytes
     more: bool = False
+
+
+class ReplayFrame(_Frame, frozen=True):
+    """Control→worker: ask this dead letter again."""
+
+    call_id: str
 
 
 class CancelCall(_Frame, frozen=True):

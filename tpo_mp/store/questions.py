@@ -5,6 +5,7 @@
     get  letters  LetterQuery.key()   -> JSON {entries, count, total, next}
     get  letters  <call id>           -> JSON of one letter with its payload
     put  letters  <call id>  status   -> marks it ("replayed", "dropped", "aged_out")
+    put  replays  <call id>  how      -> an attempt to ask it again ended ("failed", "refused")
     get  results  RecordQuery.key()   -> JSON {results, count, next}
     get  results  <call id>           -> the bytes that were put there
     get  responses  response_key(…)   -> JSON of a response and its input, as put there
@@ -22,6 +23,9 @@ from msgspec import Meta, Struct
 Q = TypeVar("Q")
 
 LETTERS: Final = "letters"
+REPLAYS: Final = "replays"
+FAILED: Final = b"failed"
+REFUSED: Final = b"refused"
 RESULTS: Final = "results"
 RESPONSES: Final = "responses"
 STATUSES: Final = frozenset({"open", "replayed", "dropped", "aged_out"})

@@ -216,6 +216,14 @@ class Shelf:
             return work(self.jobs)
         return None
 
+    def with_tables(self, work: Callable[[Tables], T]) -> T | None:
+        """Do something to the database itself; ``None`` when it is away, and nothing is changed."""
+        if self._tables is None:
+            return None
+        with self._guarded():
+            return work(self._tables)
+        return None
+
     # -- dead letters ---------------------------------------------------------------------------
 
     def add_letters(self, letters: Iterable[Letter]) -> int:

@@ -33,6 +33,7 @@ from tpo_mp.observe import log
 from tpo_mp.pipeline.breaker_board import BreakerSeries
 from tpo_mp.pipeline.edges import Edge, make_edges, resize_edges
 from tpo_mp.pipeline.poison import Poison
+from tpo_mp.pipeline.replay import Replayer
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -69,6 +70,7 @@ from .owner import Owner
 from .peers import ShardPeers
 from .placing import Placing
 from .progress import Progress
+from .replays import ReplayCalls
 from .shared_feeds import SharedFeeds
 from .sweep import IdleSweep
 from .syncs import Syncs
@@ -149,6 +151,7 @@ class Shard:
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
         self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
+        self.replays = ReplayCalls(Replayer(self.owner, self.env), self.store)
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
         self._build_edge(config)
@@ -440,6 +443,7 @@ class Shard:
                 or self.cancels.take(source, kind, payload)
                 or self.backgrounds.take(source, kind, payload)
                 or self.job_calls.take(kind, payload)
+                or self.replays.take(kind, payload)
                 or self.feeds.take(source, kind, number, payload)
                 or self.peers.take(source, kind, number, payload)
             ):
@@ -542,7 +546,8 @@ class Shard:
 
     def _empty(self) -> bool:
         """Whether nothing is left to do here."""
-        busy = self.owner.open or self.mesh.busy or self.feeds.busy or self.job_calls.busy
+        jobs = self.job_calls.busy or self.replays.busy
+        busy = self.owner.open or self.mesh.busy or self.feeds.busy or jobs
         return not busy and not self.edge.open_connections
 
     async def _stop(self) -> None:

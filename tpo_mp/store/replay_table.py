@@ -1,0 +1,134 @@
+"""How often each dead letter was asked again, by whom, and when it may be next.
+
+::
+
+    letter_attempts   call_id · attempts · next_at · run, seat, epoch of who asks now · repeated
+
+A row is written before the letter is handed to a worker, so an attempt is never forgotten: one
+whose end nobody told (its worker died, or all did) makes the letter ``repeated``, for its backend
+may have answered it.
+
+Invariants: of one session's letters the oldest open one alone is due; a letter is in one pair of
+hands at a time.  One that was tried as often as allowed stays open and holds nobody up.
+Weakness: a database that was damaged and made anew counts attempts from 0 again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from .tables import Tables
+
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 60.0
+ASKING_S: Final = 700.0
+"""After so long without a word an attempt is over; longer than a replay keeps its lease."""
+MOST_LOOKED_AT: Final = 20_000
+_NEVER: Final = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What is known of one letter."""
+
+    attempts: int = 0
+    repeated: bool = False
+
+
+def wait_s(attempts: int) -> float:
+    """Seconds after the ``attempts``-th attempt: 2, 4, 8 … and at most a minute."""
+    return min(2.0 ** min(attempts, 6), LONGEST_WAIT_S)
+
+
+def due(tables: Tables, now: float, most: int, limit: int) -> list[str]:
+    """Letters to ask now, oldest first: open, waited long enough, tried less than ``most`` times.
+
+    None of a session that has an older one still to come.
+    """
+    rows = tables.read(
+        "SELECT l.call_id FROM (SELECT * FROM dead_letters WHERE status='open' ORDER BY seq"
+        " LIMIT ?) l LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
+        " WHERE COALESCE(a.run,'')='' AND COALESCE(a.attempts,0)<?"
+        " AND COALESCE(a.next_at,l.dropped_at+?)<=?"
+        " AND (l.session='' OR NOT EXISTS (SELECT 1 FROM dead_letters e"
+        " LEFT JOIN letter_attempts b ON b.call_id=e.call_id WHERE e.status='open'"
+        " AND e.tenant=l.tenant AND e.session=l.session AND e.seq<l.seq"
+        " AND (COALESCE(b.attempts,0)<? OR COALESCE(b.run,'')!='')))"
+        " ORDER BY l.seq LIMIT ?",
+        (MOST_LOOKED_AT, most, FIRST_WAIT_S, now, most, limit),
+    )
+    return [str(row[0]) for row in rows]
+
+
+def begin(tables: Tables, call_id: str, now: float, run: str, seat: int, epoch: int) -> None:
+    """Note that a letter is being asked."""
+    tables.write(
+        "INSERT INTO letter_attempts(call_id, attempts, next_at, run, seat, epoch)"
+        " VALUES(?,1,?,?,?,?) ON CONFLICT(call_id) DO UPDATE SET attempts=attempts+1,"
+        " next_at=excluded.next_at, run=excluded.run, seat=excluded.seat, epoch=excluded.epoch",
+        (call_id, now + ASKING_S, run, seat, epoch),
+    )
+
+
+def failed(tables: Tables, call_id: str, now: float, *, for_good: bool = False) -> None:
+    """Note that it was not answered; ``for_good``: nor ever will be."""
+    known = tables.read("SELECT attempts FROM letter_attempts WHERE call_id=?", (call_id,))
+    row = known.fetchone()
+    if row is not None:
+        next_at = _NEVER if for_good else now + wait_s(int(row[0]))
+        more = 1_000_000 if for_good else 0
+        tables.write(
+            "UPDATE letter_attempts SET run='', next_at=?, attempts=attempts+? WHERE call_id=?",
+            (next_at, more, call_id),
+        )
+
+
+def ended(tables: Tables, call_id: str) -> None:
+    """Note that nobody asks it any more, whatever became of it."""
+    tables.write("UPDATE letter_attempts SET run='' WHERE call_id=? AND run!=''", (call_id,))
+
+
+def lost(tables: Tables, now: float, run: str, living: Collection[tuple[int, int]]) -> int:
+    """Take letters back from who died asking, or never said how it ended; answers how many."""
+    asked = tables.read("SELECT call_id, run, seat, epoch, next_at FROM letter_attempts"
+                        " WHERE run!=''").fetchall()  # fmt: skip
+    gone = [row[0] for row in asked if row[1] != run or row[2:4] not in living or row[4] <= now]
+    for call_id in gone:
+        tables.write(
+            "UPDATE letter_attempts SET run='', repeated=1, next_at=? WHERE call_id=?",
+            (now, call_id),
+        )
+    return len(gone)
+
+
+def asking(tables: Tables) -> int:
+    """How many are being asked."""
+    return int(tables.read("SELECT count(*) FROM letter_attempts WHERE run!=''").fetchone()[0])
+
+
+def too_old(tables: Tables, before: float, limit: int) -> list[str]:
+    """Open letters dropped before, that nobody is asking."""
+    rows = tables.read(
+        "SELECT l.call_id FROM dead_letters l LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
+        " WHERE l.status='open' AND l.dropped_at<? AND COALESCE(a.run,'')=''"
+        " ORDER BY l.seq LIMIT ?",
+        (before, limit),
+    )
+    return [str(row[0]) for row in rows]
+
+
+def of(tables: Tables, call_id: str) -> Attempts:
+    """What is known of a letter."""
+    row = tables.read(
+        "SELECT attempts, repeated FROM letter_attempts WHERE call_id=?", (call_id,)
+    ).fetchone()
+    return Attempts() if row is None else Attempts(int(row[0]) % 1_000_000, bool(row[1]))
+
+
+def tidy(tables: Tables) -> None:
+    """Forget letters that are no more."""
+    tables.write(
+        "DELETE FROM letter_attempts WHERE call_id NOT IN (SELECT call_id FROM dead_letters)"
+    )
