@@ -249,7 +249,8 @@ class Call:
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``choices`` are the backends that its route picks from, if these are several, and ``tried``
     those that it shall rather not pick; ``attempts`` counts how often one was asked.
-    ``rerun`` says that it ran before, on a worker that died.
+    ``rerun`` says that it ran before, on a worker that died; ``unclear`` that a backend which was
+    asked for it may have done its work, though it was asked again.
     ``limit_lines`` are header lines for its answer about what is left of limits.
     ``endings`` are told of its end (see ``pipeline.endings``).
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
@@ -261,7 +262,7 @@ class Call:
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
         "forward", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer", "priority",
         "rerun", "reuse", "seen", "session", "shard", "slot", "spent", "started_at", "stream",
-        "tenant", "tier", "tried", "upstream_at", "usage_wanted",
+        "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -300,6 +301,7 @@ class Call:
         self.upstream_at = 0.0
         self.first_byte_at = 0.0
         self.rerun = False
+        self.unclear = False
         self.limit_lines = b""
         self.endings: list[Callable[[Ending], object]] | None = None
         self.admitted = False

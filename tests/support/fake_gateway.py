@@ -24,6 +24,7 @@ from tpo_mp.pipeline.response_log import EventPage
 from tpo_mp.ports import Feature
 from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.job_questions import AskLines, AskProgress, JobAnswer, Question, StartJob
+from tpo_mp.store.questions import ReplayWord
 from tpo_mp.types import Call, Reply, Stream, Terminal
 
 
@@ -104,6 +105,8 @@ class FakeGateway:
     questions: list[tuple[str, str]] = field(default_factory=list)
     jobs: Callable[[Question], JobAnswer | None] = field(default=done_at_once)
     job_questions: list[Question] = field(default_factory=list)
+    deaf: bool = False
+    replay_words: list[ReplayWord] = field(default_factory=list)
     config: Config = field(default_factory=Config)
     affinities: list[str | None] = field(default_factory=list)
     table: Sequence[Endpoint] = ()
@@ -176,6 +179,13 @@ class FakeGateway:
         """What the test's control says; nobody home when it was told nothing."""
         self.job_questions.append(question)
         return self.jobs(question)
+
+    async def tell_replay(self, call_id: str, word: ReplayWord, wait_s: float) -> bytes | None:
+        """Note it; every attempt is the first.  Who is ``deaf`` takes nothing."""
+        if self.deaf:
+            return None
+        self.replay_words.append(word)
+        return b"1" if word.how == "begun" else b""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """The surface's own routes."""

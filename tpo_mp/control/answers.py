@@ -18,8 +18,6 @@ from tpo_mp.store.audit_questions import AUDIT_STATS, AuditQuery
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import (
     LETTERS,
-    REFUSED,
-    REPLAYS,
     RESULTS,
     STATUSES,
     LetterQuery,
@@ -66,10 +64,6 @@ def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:
     """Stage a value, or a letter's new status."""
     if table == RESULTS:
         return results.keep(shelf, key, value, ttl_s)
-    if table == REPLAYS:
-        now = time.time()
-        shelf.with_tables(lambda t: replay_table.failed(t, key, now, for_good=value == REFUSED))
-        return True
     if table != LETTERS:
         return shelf.put(table, key, value, ttl_s)
     status = value.decode("utf-8", "replace")

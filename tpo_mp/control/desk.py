@@ -25,7 +25,7 @@ from tpo_mp.shm.plane import Plane
 from tpo_mp.store.audit_questions import AUDIT, AUDIT_STATS
 from tpo_mp.store.job_questions import JOBS
 from tpo_mp.store.letters import Letter
-from tpo_mp.store.questions import LETTERS, REPLAYS
+from tpo_mp.store.questions import REPLAYS
 from tpo_mp.store.shelf import Shelf
 
 from . import answers
@@ -140,11 +140,15 @@ class Desk:
             self.jobs.ask(value, lambda ok, said: self._answer(seat, epoch, token, ok, said))
             return
         table, key, ttl_s = question.table, question.key, question.ttl_s
+        if table == REPLAYS and self.replays is not None:
+            self.replays.told(
+                seat, epoch, key, value,
+                lambda said: self._answer(seat, epoch, token, said is not None, said),
+            )  # fmt: skip
+            return
 
         def done(ok: bool | None) -> None:
             self._answer(seat, epoch, token, bool(ok), None)
-            if self.replays is not None and table in (LETTERS, REPLAYS):
-                self.replays.tick()  # there is room for the next
 
         self._keeper.submit(
             lambda shelf: answers.put(shelf, table, key, value, ttl_s),

@@ -332,8 +332,8 @@ class DeadLetterRecord(LetterEntry):
     """One dead letter with the request that was not answered.
 
     ``bytes_sent`` is how much of a stream its client was sent, 0 when nothing was; null when that
-    is not known.  ``attempts`` are those the gateway made by itself; ``repeated``: the end of one
-    is not known, so its backend may have answered it more than once.
+    is not known.  ``attempts`` is how often it was asked again; ``repeated``: its backend may have
+    done the work more than once, for the end of an attempt is not known.
     """
 
     status: str

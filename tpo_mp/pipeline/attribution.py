@@ -27,9 +27,11 @@ from typing import Final
 from tpo_mp.errors import (
     BackendFailure,
     BackendRefused,
+    Busy,
     CircuitOpen,
     ConnectionCut,
     RateLimited,
+    Rejected,
     Shed,
     TpoError,
 )
@@ -65,6 +67,23 @@ _BY_REASON: Final = {
     CALLER_LIMITED: Blame.CLIENT,
     "bad_tool_arguments": Blame.CLIENT,  # what a model wrote, not what a server did
 }
+
+_NOT_DONE: Final = (Rejected, Busy, CircuitOpen, BackendRefused)
+_SAID_SO: Final = frozenset({
+    "connect_timeout", "upstream_auth_failed", "upstream_error", "upstream_overloaded",
+    "server_error",
+})  # fmt: skip
+
+
+def may_have_worked(error: BaseException | None) -> bool:
+    """Whether the backend of a failed try may have done its work all the same.
+
+    Not if it was never reached, or answered itself that it did not: that of a gateway before it
+    (504) is no such answer.
+    """
+    if not isinstance(error, TpoError):
+        return True
+    return not isinstance(error, _NOT_DONE) and error.reason not in _SAID_SO
 
 
 def blame(error: BaseException) -> Blame:

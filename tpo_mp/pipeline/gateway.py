@@ -14,6 +14,7 @@ from tpo_mp.observe.health import ArenaView
 from tpo_mp.shm.plane import Plane
 from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.job_questions import JobAnswer, Question
+from tpo_mp.store.questions import ReplayWord
 from tpo_mp.types import Call
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class Gateway(Protocol):
 
     async def ask_jobs(self, question: Question) -> JobAnswer | None:
         """What control says about batch jobs; ``None`` when it does not answer."""
+
+    async def tell_replay(self, call_id: str, word: ReplayWord, wait_s: float) -> bytes | None:
+        """What control says to a word of a replay; ``None`` when it has not taken it."""
 
     def accept(self, delivery: NativeDelivery, session_id: str) -> dict[str, Any]:
         """Run a call whose result is fetched later; answers its first record."""

@@ -16,13 +16,14 @@ import orjson
 from msgspec import Struct
 
 from tpo_mp.dialects.body import with_fields
-from tpo_mp.errors import BackendFailure, Busy, NotFound, Rejected, Shed
+from tpo_mp.errors import BackendFailure, Busy, NotFound, Rejected, Shed, TpoError
 from tpo_mp.http.exchange import JSON, Exchange
 from tpo_mp.ports import Cells, Env
-from tpo_mp.store.questions import LETTERS
+from tpo_mp.store.questions import LETTERS, ReplayWord
 from tpo_mp.types import Call, Dialect, Priority
 
 from .absent import AbsentClient
+from .attribution import may_have_worked
 from .delivery import Delivery
 from .gateway import Gateway
 
@@ -43,6 +44,15 @@ Google's routes, which only a simulator has, have a colon and are not asked agai
 
 LEASE_S: Final = 600.0
 """How long a replay that has not ended keeps others from beginning one."""
+SILENT: Final = "store_unavailable"
+"""Reason of an error that says that control did not answer."""
+UNDER_WAY: Final = "replay_under_way"
+"""Reason of an error that says that the letter is being asked."""
+BEGIN_S: Final = 2.0
+"""How long control may take to write a word down."""
+TOLD_S: Final = 1.0
+"""How long who asked waits for the end of the attempt to be written down."""
+_RETRY_S: Final = 0.1
 _TRIES: Final = 20
 
 
@@ -161,13 +171,15 @@ async def answer_of(delivery: ReplayDelivery) -> tuple[Call, bytes]:
 class Replayer:
     """Asks a letter again on one worker of the host at a time, and not once it was answered.
 
-    A worker that dies while it asks lets go of the letter with its life; one that hangs keeps it
-    for ``LEASE_S``.
+    Each attempt is written down by control before it is made, and its end afterwards.  A worker
+    that dies while it asks lets go of the letter with its life; one that hangs keeps it for
+    ``LEASE_S``.
     """
 
     def __init__(self, gateway: Gateway, env: Env) -> None:
         self._gateway = gateway
         self._store, self._ledger, self._peers = env.store, env.ledger, env.peers
+        self._telling: set[asyncio.Task[None]] = set()
         text = "Dead letters that were asked again and answered."
         self._replayed = env.metrics.counter("orchestrator_dlq_replayed_total", text)
 
@@ -181,29 +193,54 @@ class Replayer:
         return _letter(answer[0])
 
     async def ask_again(
-        self, exchange: Exchange, call_id: str, priority: Priority | None = None
+        self,
+        exchange: Exchange,
+        call_id: str,
+        *,
+        attempt: int = 0,
+        priority: Priority | None = None,
     ) -> tuple[str, bytes] | None:
         """Ask it; answers the new call's id and its answer, or ``None`` when it was answered.
 
-        Raises ``Rejected`` for what cannot be asked, ``Busy`` while somebody asks, and what the
-        call fails with.
+        ``attempt`` is the number of one that control has written down already; it is waited for
+        until control has heard of its end, others no longer than ``TOLD_S``.
+        Raises ``Rejected`` for what cannot be asked, ``Busy`` while somebody asks, ``Shed`` with
+        the reason ``SILENT`` where nothing was asked for want of control, and what the call fails
+        with.
         """
         letter = await self.letter(call_id)
         if letter.status == "dropped":
             raise Rejected("the letter was dropped", reason="letter_dropped", status=409)
         if letter.status == "replayed":
             return None
+        number = attempt
+        if attempt and not await self._begin(call_id, attempt):
+            return None  # control took it back meanwhile
         name = f"dlq:{call_id}"
         if not self._lease(name, monotonic()):
             said = "the letter is being replayed"
-            raise Busy(said, reason="replay_under_way", status=409, retry_after_s=1)
+            raise Busy(said, reason=UNDER_WAY, status=409, retry_after_s=1)
+        if not attempt:
+            try:
+                number = await self._begin(call_id, 0)
+            except BaseException:
+                self._release(name)
+                raise
+        word = ReplayWord("failed", number, unclear=True)  # unless we learn more
+        asked: ReplayDelivery | None = None
         try:
             asked = replay_call(self._gateway, exchange, letter, priority)
             call, answer = await answer_of(asked)
-            await self.mark(call_id, b"replayed")
-        finally:
-            self._ledger.update(name, lambda cells: (0.0, *cells[1:]), crowd=True)
+            word = ReplayWord("answered", number, unclear=call.unclear)
+        except TpoError as error:
+            word = _failure(number, asked, error)
+            await self._told(name, call_id, word, forever=attempt > 0)
+            raise
+        except BaseException:
+            self._tell_later(name, call_id, word)
+            raise
         self._replayed.inc()
+        await self._told(name, call_id, word, forever=attempt > 0)
         return call.id, answer
 
     async def mark(self, call_id: str, status: bytes) -> None:
@@ -212,6 +249,44 @@ class Replayer:
             if await self._store.put(LETTERS, call_id, status, 0):
                 return
         raise _silent()
+
+    # -- attempts ---------------------------------------------------------------------------------
+
+    async def _begin(self, call_id: str, attempt: int) -> int:
+        """Have an attempt written down, or see that one still is; answers its number, else 0."""
+        said = await self._gateway.tell_replay(call_id, ReplayWord("begun", attempt), BEGIN_S)
+        if said is None:
+            if not attempt:  # it may be written down all the same
+                self._tell_later("", call_id, ReplayWord("withdrawn"))
+            raise _silent()
+        return int(said or b"0")
+
+    async def _told(self, name: str, call_id: str, word: ReplayWord, *, forever: bool) -> None:
+        telling = self._tell_later(name, call_id, word)
+        await asyncio.wait({telling}, timeout=None if forever else TOLD_S)
+
+    def _tell_later(self, name: str, call_id: str, word: ReplayWord) -> asyncio.Task[None]:
+        """Tell control; nobody else may ask the letter before it has heard."""
+        task = asyncio.get_running_loop().create_task(self._tell(name, call_id, word))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+        return task
+
+    async def _tell(self, name: str, call_id: str, word: ReplayWord) -> None:
+        try:
+            said = None
+            while said is None:
+                said = await self._gateway.tell_replay(call_id, word, BEGIN_S)
+                if said is None:  # control may be starting again
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            if name:
+                self._release(name)
+
+    # -- the lease --------------------------------------------------------------------------------
+
+    def _release(self, name: str) -> None:
+        self._ledger.update(name, lambda cells: (0.0, *cells[1:]), crowd=True)
 
     def _lease(self, name: str, now: float) -> bool:
         """Whether this worker may ask now; the cells are until when who does: seat and life."""
@@ -231,8 +306,18 @@ class Replayer:
         return taken
 
 
+def _failure(number: int, asked: ReplayDelivery | None, error: TpoError) -> ReplayWord:
+    """What to tell of an attempt that ended with ``error``."""
+    if asked is None:
+        return ReplayWord(
+            "failed" if error.retryable or isinstance(error, Busy) else "refused", number
+        )
+    unclear = asked.call.unclear or may_have_worked(asked.error)
+    return ReplayWord("failed", number, unclear)
+
+
 def _silent() -> Shed:
-    return Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
+    return Shed("the store does not answer", reason=SILENT, retry_after_s=1)
 
 
 class _Head(Struct):

@@ -26,7 +26,7 @@ from typing import Annotated, Final, Protocol
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import TpoError
-from tpo_mp.pipeline.attribution import Blame, blame
+from tpo_mp.pipeline.attribution import Blame, blame, may_have_worked
 from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.retry_budget import RetryBudget
@@ -173,6 +173,7 @@ class _Race:
     def expire(self) -> None:
         """The first is slow: ask the second, if that is not asked for too often."""
         if self._left and self._route.budget.take():
+            self._call.unclear = True
             self._ask_second()
 
     def _ask_second(self) -> None:
@@ -214,6 +215,7 @@ class _Race:
             self._end(error)
         elif self._left:
             self.deadline = NO_DEADLINE
+            self._call.unclear = self._call.unclear or may_have_worked(error)
             self._ask_second()
         elif not self._running:
             self._end(error)

@@ -121,6 +121,7 @@ class ReplyFrame(_Frame, frozen=True):
     first_byte_s: float
     cached_tokens: int = 0
     cache: str = ""
+    unclear: bool = False
 
 
 class EndFrame(_Frame, frozen=True):
@@ -134,6 +135,7 @@ class EndFrame(_Frame, frozen=True):
     backend: str = ""
     error_body: bytes | None = None
     cached_tokens: int = 0
+    unclear: bool = False
 
 
 class RecordFrame(_Frame, frozen=True):
@@ -316,9 +318,10 @@ class RerunFrame(_Frame, frozen=True):
 
 
 class ReplayFrame(_Frame, frozen=True):
-    """Control→worker: ask this dead letter again."""
+    """Control→worker: ask this dead letter again; ``attempt`` is the number of the attempt."""
 
     call_id: str
+    attempt: int
 
 
 class CancelCall(_Frame, frozen=True):

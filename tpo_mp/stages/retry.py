@@ -35,7 +35,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import CircuitOpen, TpoError
-from tpo_mp.pipeline.attribution import Blame, blame
+from tpo_mp.pipeline.attribution import Blame, blame, may_have_worked
 from tpo_mp.pipeline.promise import Done, Promise, run
 from tpo_mp.pipeline.retry_budget import RetryBudget
 from tpo_mp.ports import Counter, Env, Feature, Proceed
@@ -223,6 +223,7 @@ class _Tries:
         if call.tried is None:
             call.tried = set()
         call.tried.add(name)
+        call.unclear = call.unclear or may_have_worked(error)
         if error.code == _OPEN:
             call.attempts -= 1  # nobody was asked
         else:

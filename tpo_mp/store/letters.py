@@ -135,6 +135,10 @@ class DeadLetters:
         except sqlite3.Error:
             return False
 
+    def is_waiting(self, call_id: str) -> bool:
+        """Whether memory has the letter and the log or its index does not."""
+        return call_id in self._waiting
+
     def stored(self, call_id: str) -> bool:
         """Whether the letter of this call is in the log and in the committed index."""
         return call_id not in self._waiting and self.known(call_id)

@@ -5,7 +5,7 @@
     get  letters  LetterQuery.key()   -> JSON {entries, count, total, next}
     get  letters  <call id>           -> JSON of one letter with its payload
     put  letters  <call id>  status   -> marks it ("replayed", "dropped", "aged_out")
-    put  replays  <call id>  how      -> an attempt to ask it again ended ("failed", "refused")
+    put  replays  <call id>  word     -> an attempt to ask it again begins, or has ended
     get  results  RecordQuery.key()   -> JSON {results, count, next}
     get  results  <call id>           -> the bytes that were put there
     get  responses  response_key(…)   -> JSON of a response and its input, as put there
@@ -15,7 +15,7 @@ Invariants: both sides build and read keys with this file alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,12 +24,33 @@ Q = TypeVar("Q")
 
 LETTERS: Final = "letters"
 REPLAYS: Final = "replays"
-FAILED: Final = b"failed"
-REFUSED: Final = b"refused"
 RESULTS: Final = "results"
 RESPONSES: Final = "responses"
 STATUSES: Final = frozenset({"open", "replayed", "dropped", "aged_out"})
 DEFAULT_LIMIT: Final = 1000
+
+
+class ReplayWord(Struct, frozen=True, array_like=True):
+    """What a worker says of an attempt to ask a letter again.
+
+    ``begun`` comes before the backend is asked, and control answers the attempt's number: a new
+    one for an attempt of 0, else the same if that attempt is still this worker's, else nothing.
+    ``answered``, ``failed`` and ``refused`` (it can never be asked) end the attempt;
+    ``withdrawn`` ends whatever this worker has begun, for who was not told the number.
+    ``unclear``: a backend may have done the work, and more than what was answered.
+    """
+
+    how: Literal["begun", "answered", "failed", "refused", "withdrawn"]
+    attempt: int = 0
+    unclear: bool = False
+
+    def value(self) -> bytes:
+        """As it is put."""
+        return msgspec.json.encode(self)
+
+
+word_of = msgspec.json.Decoder(ReplayWord).decode
+"""Reads a word back."""
 
 
 class RecordQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -4,9 +4,9 @@
 
     letter_attempts   call_id · attempts · next_at · run, seat, epoch of who asks now · repeated
 
-A row is written before the letter is handed to a worker, so an attempt is never forgotten: one
-whose end nobody told (its worker died, or all did) makes the letter ``repeated``, for its backend
-may have answered it.
+A row is written before a backend is asked, so an attempt is never forgotten: one whose end nobody
+told (its worker died, or all did), or whose end was unclear, makes the letter ``repeated``, for its
+backend may have done the work.
 
 Invariants: of one session's letters the oldest open one alone is due; a letter is in one pair of
 hands at a time.  One that was tried as often as allowed stays open and holds nobody up.
@@ -27,6 +27,8 @@ ASKING_S: Final = 700.0
 """After so long without a word an attempt is over; longer than a replay keeps its lease."""
 MOST_LOOKED_AT: Final = 20_000
 _NEVER: Final = 1e12
+_FOR_GOOD: Final = 1_000_000
+"""Added to the attempts of a letter that can never be asked, so that they are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def wait_s(attempts: int) -> float:
 def due(tables: Tables, now: float, most: int, limit: int) -> list[str]:
     """Letters to ask now, oldest first: open, waited long enough, tried less than ``most`` times.
 
-    None of a session that has an older one still to come.
+    None of a session that has an older one still to come: the instant of the drop counts, for
+    letters of two workers come in any order within a moment.
     """
     rows = tables.read(
         "SELECT l.call_id FROM (SELECT * FROM dead_letters WHERE status='open' ORDER BY seq"
@@ -54,7 +57,8 @@ def due(tables: Tables, now: float, most: int, limit: int) -> list[str]:
         " AND COALESCE(a.next_at,l.dropped_at+?)<=?"
         " AND (l.session='' OR NOT EXISTS (SELECT 1 FROM dead_letters e"
         " LEFT JOIN letter_attempts b ON b.call_id=e.call_id WHERE e.status='open'"
-        " AND e.tenant=l.tenant AND e.session=l.session AND e.seq<l.seq"
+        " AND e.tenant=l.tenant AND e.session=l.session"
+        " AND (e.dropped_at, e.seq)<(l.dropped_at, l.seq)"
         " AND (COALESCE(b.attempts,0)<? OR COALESCE(b.run,'')!='')))"
         " ORDER BY l.seq LIMIT ?",
         (MOST_LOOKED_AT, most, FIRST_WAIT_S, now, most, limit),
@@ -62,32 +66,80 @@ def due(tables: Tables, now: float, most: int, limit: int) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-def begin(tables: Tables, call_id: str, now: float, run: str, seat: int, epoch: int) -> None:
-    """Note that a letter is being asked."""
-    tables.write(
+def begin(tables: Tables, call_id: str, now: float, run: str, seat: int, epoch: int) -> int:
+    """Note that a letter is being asked; answers the attempt's number, counted from 1.
+
+    Who asked until now is believed dead: only one worker holds the lease.
+    """
+    row = tables.write(
         "INSERT INTO letter_attempts(call_id, attempts, next_at, run, seat, epoch)"
         " VALUES(?,1,?,?,?,?) ON CONFLICT(call_id) DO UPDATE SET attempts=attempts+1,"
-        " next_at=excluded.next_at, run=excluded.run, seat=excluded.seat, epoch=excluded.epoch",
+        " repeated=repeated OR run!='',"
+        " next_at=excluded.next_at, run=excluded.run, seat=excluded.seat, epoch=excluded.epoch"
+        " RETURNING attempts",
         (call_id, now + ASKING_S, run, seat, epoch),
+    ).fetchall()
+    return int(row[0][0])
+
+
+def under_way(tables: Tables, call_id: str, attempt: int, run: str, seat: int, epoch: int) -> bool:
+    """Whether this attempt has not ended, and is that worker's."""
+    row = tables.read(
+        "SELECT 1 FROM letter_attempts WHERE call_id=? AND attempts=? AND run=? AND seat=?"
+        " AND epoch=?",
+        (call_id, attempt, run, seat, epoch),
+    ).fetchone()
+    return row is not None
+
+
+def failed(
+    tables: Tables,
+    call_id: str,
+    attempt: int,
+    now: float,
+    *,
+    for_good: bool = False,
+    unclear: bool = False,
+) -> None:
+    """Note that it was not answered; ``for_good``: nor ever will be.
+
+    ``unclear``: its backend may have done the work nevertheless.
+    """
+    next_at = _NEVER if for_good else now + wait_s(attempt)
+    tables.write(
+        "UPDATE letter_attempts SET run='', next_at=?, attempts=attempts+?, repeated=repeated OR ?"
+        " WHERE call_id=? AND attempts=? AND run!=''",
+        (next_at, _FOR_GOOD if for_good else 0, unclear, call_id, attempt),
     )
 
 
-def failed(tables: Tables, call_id: str, now: float, *, for_good: bool = False) -> None:
-    """Note that it was not answered; ``for_good``: nor ever will be."""
-    known = tables.read("SELECT attempts FROM letter_attempts WHERE call_id=?", (call_id,))
-    row = known.fetchone()
-    if row is not None:
-        next_at = _NEVER if for_good else now + wait_s(int(row[0]))
-        more = 1_000_000 if for_good else 0
-        tables.write(
-            "UPDATE letter_attempts SET run='', next_at=?, attempts=attempts+? WHERE call_id=?",
-            (next_at, more, call_id),
-        )
+def answered(tables: Tables, call_id: str, attempt: int, *, unclear: bool = False) -> None:
+    """Note that it was; also if somebody else took it for lost meanwhile and asks it now."""
+    tables.write(
+        "UPDATE letter_attempts SET run='', repeated=repeated OR ? OR attempts!=? WHERE call_id=?",
+        (unclear, attempt, call_id),
+    )
 
 
 def ended(tables: Tables, call_id: str) -> None:
     """Note that nobody asks it any more, whatever became of it."""
     tables.write("UPDATE letter_attempts SET run='' WHERE call_id=? AND run!=''", (call_id,))
+
+
+def withdrawn(tables: Tables, call_id: str, run: str, seat: int, epoch: int) -> None:
+    """Note that a worker does not ask it, which may have been noted as asking it."""
+    tables.write(
+        "UPDATE letter_attempts SET run='' WHERE call_id=? AND run=? AND seat=? AND epoch=?",
+        (call_id, run, seat, epoch),
+    )
+
+
+def asked_by(tables: Tables, run: str) -> list[tuple[str, int, int, int]]:
+    """Who asks what: call id, attempt, seat and epoch."""
+    rows = tables.read(
+        "SELECT call_id, attempts, seat, epoch FROM letter_attempts WHERE run=?", (run,)
+    )
+    return [(str(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
 
 def lost(tables: Tables, now: float, run: str, living: Collection[tuple[int, int]]) -> int:
@@ -124,7 +176,7 @@ def of(tables: Tables, call_id: str) -> Attempts:
     row = tables.read(
         "SELECT attempts, repeated FROM letter_attempts WHERE call_id=?", (call_id,)
     ).fetchone()
-    return Attempts() if row is None else Attempts(int(row[0]) % 1_000_000, bool(row[1]))
+    return Attempts() if row is None else Attempts(int(row[0]) % _FOR_GOOD, bool(row[1]))
 
 
 def tidy(tables: Tables) -> None:

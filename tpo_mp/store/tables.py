@@ -74,18 +74,19 @@ MIGRATIONS = (
     CREATE INDEX job_prompts_running ON job_prompts(run) WHERE state='running';
     """,
     """
+    CREATE TABLE counts(
+        digest BLOB PRIMARY KEY, crowd INTEGER NOT NULL, a REAL NOT NULL, b REAL NOT NULL,
+        c REAL NOT NULL, d REAL NOT NULL, written_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX counts_age ON counts(written_at);
+    """,
+    """
     CREATE TABLE letter_attempts(
         call_id TEXT PRIMARY KEY, attempts INTEGER NOT NULL, next_at REAL NOT NULL,
         run TEXT NOT NULL, seat INTEGER NOT NULL, epoch INTEGER NOT NULL,
         repeated INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX letter_attempts_asking ON letter_attempts(run) WHERE run!='';
-    CREATE INDEX dead_letters_session ON dead_letters(tenant, session, seq) WHERE status='open';
-    """,
-    """
-    CREATE TABLE counts(
-        digest BLOB PRIMARY KEY, crowd INTEGER NOT NULL, a REAL NOT NULL, b REAL NOT NULL,
-        c REAL NOT NULL, d REAL NOT NULL, written_at REAL NOT NULL) WITHOUT ROWID;
-    CREATE INDEX counts_age ON counts(written_at);
+    CREATE INDEX dead_letters_session ON dead_letters(tenant, session, dropped_at, seq)
+        WHERE status='open';
     """,
 )
 _SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}

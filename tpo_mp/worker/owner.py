@@ -38,6 +38,7 @@ from tpo_mp.simulator import orders
 from tpo_mp.store import job_questions
 from tpo_mp.store.client import DEADLINE_S as STORE_S
 from tpo_mp.store.client import StoreClient
+from tpo_mp.store.questions import REPLAYS, ReplayWord
 from tpo_mp.types import EVERYBODY, NO_DEADLINE, Call, Priority, Reply
 
 from .account import Account
@@ -303,6 +304,10 @@ class Owner:
         said = await self.store.post(job_questions.JOBS, "", value, wait_s=wait_s)
         return None if said is None else job_questions.decode_answer(said[0] or b"")
 
+    async def tell_replay(self, call_id: str, word: ReplayWord, wait_s: float) -> bytes | None:
+        said = await self.store.post(REPLAYS, call_id, word.value(), wait_s=wait_s)
+        return None if said is None else said[0] or b""
+
     async def cancel(self, call_id: str) -> bool:
         return await self.cancels.cancel(call_id)
 
@@ -347,6 +352,7 @@ class Owner:
             except Bounced:
                 pass
             except WorkerLost:
+                call.unclear = True
                 self.poison.check(call)  # it may be this call that they die of
             seat = self._placing.seat_of(call.tenant, call.affinity)
         call.shard = self.slot

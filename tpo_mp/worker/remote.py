@@ -81,6 +81,7 @@ class Remote:
         """The reply's head arrived."""
         call = self.call
         call.backend, call.attempts, call.cache = frame.backend, frame.attempts, frame.cache
+        call.unclear = call.unclear or frame.unclear
         now = monotonic()
         call.first_byte_at = now
         call.upstream_at = now - frame.first_byte_s
@@ -131,6 +132,7 @@ class Remote:
         if frame.attempts:
             self.call.attempts = frame.attempts
             self.call.backend = frame.backend
+        self.call.unclear = self.call.unclear or frame.unclear
         reply = self._reply
         if reply is not None:
             if frame.prompt_tokens >= 0 or frame.completion_tokens >= 0:

@@ -104,6 +104,7 @@ class Served:
             max(call.first_byte_at - call.upstream_at, 0.0),
             usage.cached,
             call.cache,
+            call.unclear,
         )
         self._queue(Kind.REPLY, _encode(frame))
         if reply.stream is not None:
@@ -139,6 +140,7 @@ class Served:
             self._call.backend,
             None if error is None else self._fitting(error.body),
             usage.cached,
+            self._call.unclear,
         )
         if not self._pending:
             self.flush()

@@ -151,7 +151,7 @@ class Shard:
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
         self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
-        self.replays = ReplayCalls(Replayer(self.owner, self.env), self.store)
+        self.replays = ReplayCalls(Replayer(self.owner, self.env))
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
         self._build_edge(config)

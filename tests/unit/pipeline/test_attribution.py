@@ -19,11 +19,12 @@ from tpo_mp.errors import (
     InvalidRequest,
     RateLimited,
     Shed,
+    WorkerLost,
     from_wire,
 )
 from tpo_mp.http.upstream import ResponseHead
 from tpo_mp.pipeline.answer import upstream_error
-from tpo_mp.pipeline.attribution import Blame, blame
+from tpo_mp.pipeline.attribution import Blame, blame, may_have_worked
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,35 @@ def test_what_an_upstream_says_to_the_callers_own_key_is_the_callers(status: int
 def test_an_error_tells_whose_fault_it_is(error: BaseException, whose: str) -> None:
     """By its reason first, then by its class."""
     assert blame(error) == whose
+
+
+@pytest.mark.parametrize(
+    ("error", "maybe"),
+    [
+        (None, True),
+        (ConnectionError(), True),
+        (BackendTimeout("x", reason="first_byte_timeout"), True),
+        (BackendTimeout("x", reason="upstream_timeout"), True),
+        (BackendTimeout("x", reason="connect_timeout"), False),
+        (BackendRefused("x", reason="connect_refused"), False),
+        (BackendFailure("x", reason="no_reply"), True),
+        (BackendFailure("x", reason="cut_off"), True),
+        (BackendFailure("x", reason="bad_upstream_body"), True),
+        (BackendFailure("x", reason="upstream_error"), False),
+        (BackendFailure("x", reason="upstream_overloaded", status=503), False),
+        (ConnectionCut("x"), True),
+        (CircuitOpen("x"), False),
+        (RateLimited("x"), False),
+        (Shed("x"), False),
+        (InvalidRequest("x"), False),
+        (Cancelled("x"), True),
+        (WorkerLost("x"), True),
+    ],
+)
+def test_only_who_was_not_reached_or_says_so_has_done_nothing(
+    error: BaseException | None, maybe: bool
+) -> None:
+    """All others may have done the work; also across processes."""
+    assert may_have_worked(error) is maybe
+    if isinstance(error, BackendFailure):
+        assert may_have_worked(from_wire(error.to_wire())) is maybe

@@ -121,6 +121,7 @@ def test_slow_first_has_a_rival_and_the_loser_is_cancelled(winner: int) -> None:
     assert course.outcome == [reply]
     assert (won.cancelled, lost.cancelled) == (0, 1)
     assert (course.call.backend, course.call.attempts) == (won.name, 2)
+    assert course.call.unclear, "both may have done the work"
     assert course.call.first_byte_at == 4711.0
     assert course.told("tpo_hedges_total", "b") == 1
     assert course.told("tpo_hedges_won_total", "b") == winner

@@ -150,6 +150,16 @@ def test_full_jitter_is_any_time_up_to_the_pause() -> None:
     assert max(pauses) > 0.35
 
 
+@pytest.mark.parametrize(
+    ("does", "unclear"), [(failure(), False), ("raise", False), (failure("cut_off"), True)]
+)
+def test_a_call_says_whether_a_failed_try_may_have_worked(does: Any, unclear: bool) -> None:
+    """Whatever comes of the next."""
+    scene = Scene().say("a", does, failure())
+    assert scene.run() == b"a"
+    assert scene.call.unclear is unclear
+
+
 def test_attempts_include_the_first() -> None:
     """Three failures are an error, and the third one's."""
     last = failure()

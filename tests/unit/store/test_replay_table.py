@@ -37,6 +37,12 @@ def ask(tables: Tables, *names: str, now: float = NOW, seat: int = 0) -> None:
         replay_table.begin(tables, name, now, RUN, seat, 1)
 
 
+def fail(tables: Tables, name: str, now: float = NOW, **how: bool) -> None:
+    """End the attempt that is under way."""
+    ((attempt,),) = tables.read("SELECT attempts FROM letter_attempts WHERE call_id=?", (name,))
+    replay_table.failed(tables, name, attempt, now, **how)
+
+
 def due(tables: Tables, now: float = NOW, most: int = 3, limit: int = 100) -> list[str]:
     """Who is due."""
     return replay_table.due(tables, now, most, limit)
@@ -49,10 +55,22 @@ def test_of_a_session_only_the_oldest_open_letter_is_due(tables: Tables) -> None
     assert due(tables, limit=2) == ["a:1", "b:1"]
     ask(tables, "a:1", "x")
     assert due(tables) == ["b:1", "y"]
-    replay_table.failed(tables, "a:1", NOW)
+    fail(tables, "a:1")
     assert due(tables) == ["b:1", "y"]
     tables.set_status("a:1", "replayed")
     assert due(tables) == ["a:2", "b:1", "y"]
+
+
+def test_letters_of_a_session_go_in_the_order_of_their_drop(tables: Tables) -> None:
+    """Not in that of their arrival, for they come from several workers."""
+    add(tables, "a:2", at=NOW - 50)
+    add(tables, "a:1", at=NOW - 51)
+    add(tables, "a:3", at=NOW - 50)
+    order = []
+    while ready := due(tables):
+        order += ready
+        tables.set_status(ready[0], "replayed")
+    assert order == ["a:1", "a:2", "a:3"]
 
 
 def test_attempts_wait_twice_as_long_each_time_and_at_most_a_minute(tables: Tables) -> None:
@@ -62,7 +80,7 @@ def test_attempts_wait_twice_as_long_each_time_and_at_most_a_minute(tables: Tabl
     now, waits = NOW + 1, []
     for _ in range(7):
         ask(tables, "x", now=now)
-        replay_table.failed(tables, "x", now)
+        fail(tables, "x", now)
         wait = next(s for s in range(1, 100) if due(tables, now + s, most=99))
         waits.append(wait)
         now += wait
@@ -75,9 +93,9 @@ def test_a_letter_tried_often_enough_stays_and_holds_nobody_up(tables: Tables) -
     add(tables, "a:1", "a:2", "b:1", "b:2")
     ask(tables, "a:1", "b:1")
     assert due(tables, most=1) == []
-    replay_table.failed(tables, "a:1", NOW)
+    fail(tables, "a:1")
     assert due(tables, most=1) == ["a:2"]
-    replay_table.failed(tables, "b:1", NOW, for_good=True)
+    fail(tables, "b:1", for_good=True)
     assert due(tables, NOW + 1e6, most=100) == ["a:1", "b:2"]
     assert replay_table.of(tables, "b:1").attempts == 1
 
@@ -110,3 +128,34 @@ def test_old_letters_are_named_unless_they_are_being_asked(tables: Tables) -> No
     tables.drop_letters(["asked"])
     replay_table.tidy(tables)
     assert replay_table.of(tables, "asked").attempts == 0
+
+
+def test_what_may_have_been_done_twice_is_marked(tables: Tables) -> None:
+    """An unclear end, an attempt begun over one without an end, an answer of one given up."""
+    add(tables, "clean", "unclear", "over", "late")
+    ask(tables, "clean", "unclear", "over", "late")
+    fail(tables, "clean")
+    fail(tables, "unclear", unclear=True)
+    ask(tables, "clean", "over")
+    replay_table.answered(tables, "clean", 2)
+    ask(tables, "late")
+    replay_table.failed(tables, "late", 1, NOW)  # a word of an attempt that is not the last
+    assert replay_table.asking(tables) == 2
+    replay_table.answered(tables, "late", 1)
+    names = ("clean", "unclear", "over", "late")
+    assert [replay_table.of(tables, n).repeated for n in names] == [False, True, True, True]
+    assert replay_table.asking(tables) == 1
+
+
+def test_a_worker_is_asked_for_nothing_but_its_own_attempt(tables: Tables) -> None:
+    """Its number, its seat and its life; what it withdraws is nobody else's."""
+    add(tables, "x")
+    assert replay_table.begin(tables, "x", NOW, RUN, 0, 1) == 1
+    assert replay_table.asked_by(tables, RUN) == [("x", 1, 0, 1)]
+    assert replay_table.under_way(tables, "x", 1, RUN, 0, 1)
+    for other in (("x", 2, RUN, 0, 1), ("x", 1, "then", 0, 1), ("x", 1, RUN, 1, 1)):
+        assert not replay_table.under_way(tables, *other)
+    replay_table.withdrawn(tables, "x", RUN, 0, 2)
+    assert replay_table.under_way(tables, "x", 1, RUN, 0, 1)
+    replay_table.withdrawn(tables, "x", RUN, 0, 1)
+    assert replay_table.asking(tables) == 0

@@ -11,9 +11,10 @@ import pytest
 
 from tests.support.fake_gateway import Surface, whole
 from tpo_mp.errors import BackendFailure, TpoError
+from tpo_mp.pipeline import replay
 from tpo_mp.pipeline.replay import DIALECTS
 from tpo_mp.shm.callid import CallIds
-from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.store.questions import LETTERS, LetterQuery, ReplayWord
 from tpo_mp.surfaces.dlq_api import FEATURE
 from tpo_mp.types import Dialect
 
@@ -124,18 +125,82 @@ def test_a_replay_asks_whole_for_the_letters_tenant_and_session() -> None:
     assert (call.tenant, call.session, call.dialect) == ("acme", "s", Dialect.OPENAI_CHAT)
     assert call.authorization is None
     assert not delivery.lettered
-    assert surface.puts == {(LETTERS, CALL_ID): b"replayed"}
+    assert surface.gateway.replay_words == [
+        ReplayWord("begun"), ReplayWord("answered", 1)
+    ]  # fmt: skip
 
 
-def test_a_replay_that_fails_leaves_the_letter_open_for_the_next() -> None:
-    """And says why; the lease ends with it."""
+@pytest.mark.parametrize(("reason", "unclear"), [("cut_off", True), ("upstream_error", False)])
+def test_a_replay_that_fails_leaves_the_letter_open_for_the_next(
+    reason: str, unclear: bool
+) -> None:
+    """And says why, and whether its backend may have worked; the lease ends with it."""
     surface = surface_with()
-    gone = BackendFailure("gone", reason="cut_off")
+    gone = BackendFailure("gone", reason=reason)
     for _ in range(2):
         error = asyncio.run(_replayed(surface, lambda d: d.done(None, gone)))
         assert isinstance(error, BackendFailure)
-        assert error.reason == "cut_off"
-    assert not surface.puts
+        assert error.reason == reason
+        assert surface.gateway.replay_words[-1] == ReplayWord("failed", 1, unclear)
+
+
+def test_a_word_that_control_does_not_hear_is_told_until_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The asker has its answer in time; nobody else may ask until control knows."""
+    monkeypatch.setattr(replay, "TOLD_S", 0.01)
+    monkeypatch.setattr(replay, "_RETRY_S", 0.001)
+    surface = surface_with()
+    gateway = surface.gateway
+    again = f"/api/v1/dlq/{CALL_ID}/replay"
+
+    async def story() -> None:
+        def deaf(delivery: Any) -> None:
+            gateway.deaf = True
+            delivery.done(whole(b"{}"), None)
+
+        told = await _replayed(surface, deaf)
+        assert isinstance(told, dict)
+        assert told["ran"]
+        with pytest.raises(TpoError) as caught:
+            await cast("Awaitable[None]", surface.begin("POST", again)[1])
+        assert caught.value.reason == "replay_under_way"
+        gateway.deaf = False
+        async with asyncio.timeout(5):
+            while ReplayWord("answered", 1) not in gateway.replay_words:
+                await asyncio.sleep(0.001)
+        assert isinstance(await _replayed(surface, lambda d: d.done(whole(b"{}"), None)), dict)
+
+    asyncio.run(story())
+
+
+def test_an_asker_that_leaves_leaves_an_attempt_of_unclear_end() -> None:
+    """Its call is cancelled; its backend may have done the work."""
+    surface = surface_with()
+
+    async def story() -> None:
+        _, work = surface.begin("POST", f"/api/v1/dlq/{CALL_ID}/replay")
+        task = asyncio.ensure_future(cast("Awaitable[None]", work))
+        async with asyncio.timeout(5):
+            while not surface.gateway.submitted:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while len(surface.gateway.replay_words) < 2:
+                await asyncio.sleep(0)
+
+    asyncio.run(story())
+    assert surface.gateway.replay_words[-1] == ReplayWord("failed", 1, unclear=True)
+
+
+def test_without_control_nothing_is_asked() -> None:
+    """An attempt that cannot be written down is not made."""
+    surface = surface_with()
+    surface.gateway.deaf = True
+    refusal = surface.refusal("POST", f"/api/v1/dlq/{CALL_ID}/replay")
+    assert (refusal.status, refusal.reason) == (503, "store_unavailable")
+    assert not surface.gateway.submitted
 
 
 def test_every_route_that_takes_calls_has_a_dialect() -> None:

@@ -283,10 +283,12 @@ def test_session_runs_where_it_lives(host: FakeHost) -> None:
 def test_call_is_placed_again_when_its_shard_dies(host: FakeHost) -> None:
     """Nothing was sent yet: the successor gets it."""
     here, there = host.shards
-    here.ask(session=host.session_on(1))
+    delivery = here.ask(session=host.session_on(1))
     host.pump(here)
+    assert not delivery.call.unclear
     host.die(1)
     here.mesh.tick()
+    assert delivery.call.unclear, "who died may have asked a backend"
     assert len(here.mesh._remotes) == 1
     assert here.up.calls == there.up.calls == []
 

@@ -136,6 +136,19 @@ def test_times_are_this_shards() -> None:
     assert (it.call.backend, it.call.attempts) == ("up", 2)
 
 
+@pytest.mark.parametrize("by_end", [False, True])
+def test_what_is_unclear_over_there_is_unclear_here(by_end: bool) -> None:
+    """Said with the reply or with the end; what was unclear before stays so."""
+    it = remote(FakeMesh())
+    it.replied(head(unclear=not by_end))
+    it.ended(frames.EndFrame(None, 1, 2, "stop", unclear=by_end))
+    assert it.call.unclear
+    it = remote(FakeMesh())
+    it.replied(head())
+    it.ended(end())
+    assert not it.call.unclear
+
+
 def test_end_without_a_reply_is_a_loss() -> None:
     """It can only be a defect over there."""
     it = remote(FakeMesh())
