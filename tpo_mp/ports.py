@@ -514,8 +514,10 @@ class Stage(Protocol):
     ``after(call, reply)``, which the chain runs in line.
 
     ``meet(backends)``, where there is one, is told what backends the config has, once and before
-    any call; ``blocked(call, backend)`` of an ATTEMPT stage says without a change that it would
-    refuse that backend now, so that routes take another.
+    any call, and then ``meet_routes(routes)`` what routes; ``blocked(call, backend)`` of an ATTEMPT
+    stage says without a change that it would refuse that backend now, so that routes take another.
+    A stage that only ``advises`` so refuses nobody: what it blocks is asked when nothing is left;
+    it may leave out everything else.
     """
 
     phase: ClassVar[Phase]

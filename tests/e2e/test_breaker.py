@@ -92,11 +92,12 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
         upstream = made.enter_context(Upstream())
         config = (
             section("[pipeline]", stages=["breaker"])  # no retry that would hide a failure
-            + section("[stages.breaker]", open_s=OPEN_S, permit_s=3600, probes=1)
+            + section("[stages.breaker]", open_s=OPEN_S, permit_s=3600, probes=1, panic_share=0.5)
             + ECHO
             + backend("up", upstream.base_url, "up-*")
             + backend("slow", upstream.base_url, "slow-*")
             + backend("cut", upstream.base_url, "cut-*")
+            + "".join(backend(f"of-{n}", upstream.base_url, "trio") for n in range(3))
             + backend("one", upstream.base_url, "pair")
             + backend("two", f"http://127.0.0.1:{free_port()}/v1", "pair", "other")
         )
@@ -190,6 +191,33 @@ def test_routes_skip_what_is_open(bench: Bench) -> None:
     assert statuses.count(502) == 5
     assert statuses[-8:] == [200] * 8
     assert bench.ask(0, "other").status == 503, "unreachable is unreachable for every model"
+
+
+def test_in_a_panic_all_of_a_route_are_asked(bench: Bench) -> None:
+    """While two of three are open, on either worker; when all are, calls are refused."""
+    names = [f"of-{n}" for n in range(3)]
+
+    def asked() -> set[str]:
+        replies = [bench.ask(n % 2, "trio") for n in range(12)]
+        assert {reply.status for reply in replies} == {200}
+        return {reply.headers["x-tpo-backend"] for reply in replies}
+
+    # A trip lasts for seconds: what is asked here is over sooner, or begins again.
+    def panics() -> bool:
+        before = bench.metric("tpo_breaker_panics_total")
+        for name in names[:2]:
+            bench.post(f"/api/v1/circuit-breakers/{name}:trio/trip")
+        return asked() == set(names) and bench.metric("tpo_breaker_panics_total") >= before + 6
+
+    assert asked() == set(names)
+    bench.post("/api/v1/circuit-breakers/of-0:trio/trip")
+    assert asked() <= set(names), "one of three is no panic"
+    wait_for(panics, 30, "calls for all three")
+    for name in names:
+        bench.post(f"/api/v1/circuit-breakers/{name}:trio/trip")
+    assert bench.ask(0, "trio").status == 503
+    for name in names:
+        bench.post(f"/api/v1/circuit-breakers/{name}:trio/reset")
 
 
 def test_it_is_shown_tripped_and_reset_for_all_workers(bench: Bench) -> None:

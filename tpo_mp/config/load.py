@@ -135,6 +135,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
             rules.upstream(index, backend, server, problems)
     if auth:
         rules.keys(auth, problems)
+    rules.failover(routes, stages, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
     if not (server and supervisor and pipeline and rings and store and observability):

@@ -6,6 +6,7 @@ Invariants: each rule looks at checked structs only and words its own remedy.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from ipaddress import ip_network
 from typing import Final
 
@@ -14,6 +15,7 @@ from tpo_mp.ports import BackendConfig
 from . import api_keys, certificate
 from .problems import Problems
 from .sections import AuthSection, ServerSection, SupervisorSection
+from .tree import RouteRule
 from .values import check_url, is_loopback
 
 KEY_CHARACTERS: Final = 16
@@ -123,6 +125,16 @@ def upstream(index: int, backend: BackendConfig, server: ServerSection, problems
     ours = host == server.host or (is_loopback(host) and _local(server.host))
     if ours and port in {server.port, server.ops_port}:
         problems.add_value(path, url, "this is our own address: the gateway would call itself")
+
+
+def failover(routes: Sequence[RouteRule], stages: Collection[str], problems: Problems) -> None:
+    """A second backend is asked by the stage that tries again; without it there is no failover."""
+    for index, route in enumerate(routes):
+        if route.strategy == "failover" and len(route.backends) > 1 and "retry" not in stages:
+            problems.warn(
+                f"routes[{index}].strategy: a failover route without the stage 'retry' never asks "
+                f"{route.backends[1]!r} when a try of {route.backends[0]!r} fails"
+            )
 
 
 def _local(host: str) -> bool:

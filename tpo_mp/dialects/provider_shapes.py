@@ -52,6 +52,8 @@ class ProviderRecord(ProviderTries):
     status: Literal["healthy", "degraded", "unhealthy", "unknown"]
     breaker: Literal["closed", "half_open", "open"] | None
     consecutive_failures: int | None
+    ejected: Literal["failures", "slow"] | None
+    ejected_for_secs: float
     places: ProviderPlaces
     models: list[ProviderModel]
 

@@ -39,13 +39,22 @@ class Target:
     attempt: Serve
     guards: tuple[Callable[[Call, str], bool], ...] = ()
     """Stages of the try that can tell beforehand that they would refuse it."""
+    advice: tuple[Callable[[Call, str], bool], ...] = ()
+    """Those that only say that another backend is better."""
 
     def blocked(self, call: Call) -> bool:
         """Whether another backend should be asked, while there is one; changes nothing."""
-        for guard in self.guards:  # noqa: SIM110 - a generator costs more than the look
+        for guard in self.guards:
+            if guard(call, self.name):
+                return True
+        for guard in self.advice:  # noqa: SIM110 - a generator costs more than the look
             if guard(call, self.name):
                 return True
         return False
+
+    def refused(self, call: Call) -> bool:
+        """Whether asking it is in vain now."""
+        return any(guard(call, self.name) for guard in self.guards)
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """One try."""
@@ -153,9 +162,9 @@ def _strategy(strategy: Any, targets: tuple[Target, ...]) -> Serve:
         try:
             return pick(call, targets).infer(call)
         except CircuitOpen:
-            # Another process took the permit since the route looked.
+            # Another process took the permit since the route looked, or all were blocked.
             tried = call.tried or ()
-            left = [t for t in targets if t.name not in tried and not t.blocked(call)]
+            left = [t for t in targets if t.name not in tried and not t.refused(call)]
             if not left:
                 raise
             call.attempts -= 1  # nobody was asked
@@ -165,5 +174,11 @@ def _strategy(strategy: Any, targets: tuple[Target, ...]) -> Serve:
 
 
 def guards_of(attempt_stages: Sequence[Any]) -> tuple[Callable[[Call, str], bool], ...]:
-    """What the stages of a try can tell beforehand."""
-    return tuple(stage.blocked for stage in attempt_stages if hasattr(stage, "blocked"))
+    """What the stages of a try can tell beforehand, but for those that only advise."""
+    found = [stage for stage in attempt_stages if hasattr(stage, "blocked")]
+    return tuple(stage.blocked for stage in found if not hasattr(stage, "advises"))
+
+
+def advice_of(attempt_stages: Sequence[Any]) -> tuple[Callable[[Call, str], bool], ...]:
+    """What those say that only advise."""
+    return tuple(stage.blocked for stage in attempt_stages if hasattr(stage, "advises"))

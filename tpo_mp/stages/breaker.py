@@ -87,6 +87,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(gt=0, le=86_400, description="Seconds after which another may probe though one has "
              "not ended."),
     ] = 120.0  # fmt: skip
+    panic_share: Annotated[
+        float,
+        Meta(ge=0, le=1, description="When more than this share of a route's backends are open, "
+             "but not all, all of them are asked, so that the last ones do not drown; 0: never."),
+    ] = 0.0  # fmt: skip
 
 
 class _Lane:
@@ -108,6 +113,7 @@ class Breaker:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._rules = rules_of(config)
+        self._panic_share = config.panic_share
         self._clock = env.clock
         self._peers = env.peers
         self._rows = BreakerRows(env)
@@ -116,6 +122,10 @@ class Breaker:
         self._rejected = env.metrics.counter(
             "orchestrator_circuit_breaker_requests_rejected_total",
             "Tries that an open breaker refused.",
+        )
+        self._panicked = env.metrics.counter(
+            "tpo_breaker_panics_total",
+            "Tries let through an open breaker, because most of the route's were open.",
         )
 
     def meet(self, backends: Sequence[BackendConfig]) -> None:
@@ -131,13 +141,19 @@ class Breaker:
         if seen is lane.calm:
             return False
         now = self._clock()
-        return seen[BENCH][2] > now or any(self._left_s(unpack(c), now) for c in seen[:BENCH])
+        if seen[BENCH][2] > now:
+            return True
+        return self._shut(seen, now) and not self._panics(call, now)
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Try, or raise ``CircuitOpen``."""
         lane = self._lane(call.backend, call.model)
         seen = lane.watch.peek()
-        permits = () if seen is lane.calm else self._enter(lane, seen, call.backend)
+        permits: _Permits = ()
+        if seen is not lane.calm:
+            if self._panic_share and self._lets_through(call, seen):
+                return proceed(call)  # says nothing of when it is well: that is for probes
+            permits = self._enter(lane, seen, call.backend)
         try:
             answer = proceed(call)
         except BaseException as error:
@@ -182,6 +198,27 @@ class Breaker:
         seat = seat_of(c.prober)
         alive = owner_number(seat, self._peers.life_of(seat)) == c.prober
         return min(PROBED_SOON_S, c.until - now) if alive else 0.0
+
+    def _shut(self, seen: _Seen, now: float) -> bool:
+        return any(self._left_s(unpack(cells), now) for cells in seen[:BENCH])
+
+    def _lets_through(self, call: Call, seen: _Seen) -> bool:
+        now = self._clock()
+        if not self._shut(seen, now) or not self._panics(call, now):
+            return False
+        self._panicked.inc()
+        return True
+
+    def _panics(self, call: Call, now: float) -> bool:
+        """Whether so many of those that the route picks from are shut that all are asked.
+
+        Not when all are: then a refusal at once that says when to come back is better.
+        """
+        if not self._panic_share or len(call.choices) < 2:
+            return False
+        model, most = call.model, self._panic_share * len(call.choices)
+        shut = sum(self._shut(self._lane(n, model).watch.peek(), now) for n in call.choices)
+        return most < shut < len(call.choices)
 
     def _enter(self, lane: _Lane, seen: _Seen, backend: str) -> _Permits:
         """Take the permit of each circuit that is to be probed; raises ``CircuitOpen``."""

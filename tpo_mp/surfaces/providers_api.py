@@ -23,6 +23,7 @@ from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.allowance import instant
 from tpo_mp.pipeline.breaker_board import BreakerBoard, BreakerView
 from tpo_mp.pipeline.circuit import State
+from tpo_mp.pipeline.ejection import row_of, unpack_ejection
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
@@ -30,6 +31,7 @@ from tpo_mp.ports import BackendConfig, Env, Feature, Score
 from tpo_mp.types import TryTally
 
 BREAKER: Final = "breaker"
+OUTLIER: Final = "outlier"
 LATENCY_SLICES: Final = 2
 """Of latency the last ten to twenty minutes are shown."""
 DEGRADED_BELOW: Final = 0.9
@@ -110,6 +112,8 @@ class ProvidersApi:
         shut = any(v.shut_by_models for v in mine if v.name == name)
         states = {v.name: v.state(now) for v in mine}
         own = State.OPEN if shut else states.get(name)
+        ejection = unpack_ejection(self._env.ledger.look(row_of(name)))
+        left_s = ejection.left_s(now) if OUTLIER in self._gateway.config.stage_order else 0.0
         models = [
             shapes.ProviderModel(model=model, **_fields(self._tries([score], now)))
             for model, score in scores
@@ -117,9 +121,11 @@ class ProvidersApi:
         return shapes.ProviderRecord(
             name=name,
             kind=entry.kind,
-            status=_status(own, list(states.values()), tries),
+            status=_status(own, list(states.values()), tries, ejected=left_s > 0),
             breaker=None if own is None else own.value,
             consecutive_failures=max((v.worst(now).failures for v in mine), default=None),
+            ejected=ejection.why if left_s else None,  # type: ignore[arg-type]  # REASONS
+            ejected_for_secs=round(left_s, 1),
             places=self._places(entry),
             models=models,
             **_fields(tries),
@@ -168,13 +174,13 @@ def _fields(tries: shapes.ProviderTries) -> dict[str, Any]:
 
 
 def _status(
-    own: State | None, states: Sequence[State], tries: shapes.ProviderTries
+    own: State | None, states: Sequence[State], tries: shapes.ProviderTries, *, ejected: bool
 ) -> Literal["healthy", "degraded", "unhealthy", "unknown"]:
-    """A shut one is unhealthy; one that is partly shut, or fails often, is degraded."""
+    """A shut one is unhealthy; one partly shut, left out, or failing often is degraded."""
     tried = tries.successes + tries.failures
     if own is State.OPEN or (tries.failures >= ENOUGH and not tries.successes):
         return "unhealthy"
-    if any(state is not State.CLOSED for state in states):
+    if ejected or any(state is not State.CLOSED for state in states):
         return "degraded"
     if tried >= ENOUGH and tries.success_rate is not None and tries.success_rate < DEGRADED_BELOW:
         return "degraded"

@@ -18,7 +18,7 @@ from tpo_mp.config.prices import Prices
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
-from tpo_mp.pipeline.routing import Router, Rule, Target, guards_of, wrap
+from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, wrap
 from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
 from tpo_mp.ports import BackendConfig, Env
@@ -78,6 +78,8 @@ def build(
     for _, stage in stages:
         if hasattr(stage, "meet"):
             stage.meet(config.backends)
+        if hasattr(stage, "meet_routes"):
+            stage.meet_routes(config.routes)
     entries = {b.name: b for b in config.backends}
     routers: list[Router] = []
 
@@ -113,6 +115,7 @@ def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env
         entry.weight,
         wrap(backend, attempt, partial(scored, entry=entry, env=env)),
         guards_of(attempt),
+        advice_of(attempt),
     )
 
 

@@ -153,3 +153,17 @@ def test_missing_certificate_is_named(refused: Refused) -> None:
 def test_other_spelling_of_compression_is_a_size(load_text: Loads, word: str, least: int) -> None:
     """On or off, as the reference says it."""
     assert load_text(f"enable_compression = {word}\n").server.compression_min_bytes == least
+
+
+@pytest.mark.parametrize(("more", "warned"), [("", False), ("enabled = false", True)])
+def test_failover_without_retries_is_told(load_text: Loads, more: str, warned: bool) -> None:
+    """Its second backend would never be asked."""
+    both = "".join(f'[[backends]]\nname = "{n}"\nkind = "echo"\n' for n in "ab")
+    route = '[[routes]]\nmodels = ["*"]\nstrategy = "failover"\nbackends = ["a", "b"]\n'
+    told = load_text(f"{both}{route}[stages.retry]\n{more}\n").warnings
+    said = (
+        "routes[0].strategy: a failover route without the stage 'retry' never asks 'b' when a try "
+        "of 'a' fails"
+    )
+    assert (said in told) is warned
+    assert load_text(f"{both}{route.replace('failover', 'weighted')}").warnings == ()
