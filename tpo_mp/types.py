@@ -246,6 +246,7 @@ class Call:
     ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
     none was asked; ``reuse`` is what the client allows of it (a ``pipeline.fingerprint.Reuse``),
     and ``fingerprint`` keeps the key of its body once somebody asked for it.
+    ``guard`` is what a guard found in it (``flag:CLASS``, ``block:CLASS``), empty if nothing.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``choices`` are the backends that its route picks from, if these are several, and ``tried``
     those that it shall rather not pick; ``attempts`` counts how often one was asked.
@@ -260,9 +261,9 @@ class Call:
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
-        "forward", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer", "priority",
-        "rerun", "reuse", "seen", "session", "shard", "slot", "spent", "started_at", "stream",
-        "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
+        "forward", "guard", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer",
+        "priority", "rerun", "reuse", "seen", "session", "shard", "slot", "spent", "started_at",
+        "stream", "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -287,6 +288,7 @@ class Call:
         self.peer = ""
         self.note = ""
         self.cache = ""
+        self.guard = ""
         self.reuse = 0
         self.fingerprint: Any = None
         self.seen = 0

@@ -44,6 +44,10 @@ def _compression(enabled: object) -> object:
     return COMPRESSED_FROM_BYTES * enabled if isinstance(enabled, bool) else enabled
 
 
+def _blocks(value: object) -> object:
+    return ("block" if value else "flag") if isinstance(value, bool) else value
+
+
 def _tls(value: object) -> object:
     """``{cert, key}`` as the reference spells it."""
     names = {"cert": "cert_file", "key": "key_file"}
@@ -74,6 +78,9 @@ PIPELINE_TOML: Final = (
     Alias("semantic_dedup.enabled", "stages.near_dedup.enabled"),
     Alias("semantic_dedup.similarity_threshold", "stages.near_dedup.similarity_threshold"),
     Alias("semantic_dedup.window_secs", "stages.near_dedup.window_s"),
+    Alias("stages.guard.risk_threshold", "stages.guard.block_score"),
+    Alias("stages.guard.flag_threshold", "stages.guard.flag_score"),
+    Alias("stages.guard.block_oversized", "stages.guard.oversize", _blocks, "true is block"),
     _ms("stages.rag.timeout_ms", "stages.rag.timeout_s"),
     Alias("stages.inference.adaptive_timeout_enabled", "stages.deadline.adaptive"),
     _ms("stages.inference.adaptive_timeout_min_ms", "stages.deadline.adaptive_min_s"),
@@ -189,7 +196,7 @@ def _families() -> dict[str, set[str]]:
         families.setdefault(parent, set()).update(keys)
     for stage in ALWAYS_ON:
         families.setdefault(stage, set()).add("enabled")
-    for canonical in ("", "server", "observability", "stages.rag"):
+    for canonical in ("", "server", "observability", "stages.guard", "stages.rag"):
         del families[canonical]
     return families
 

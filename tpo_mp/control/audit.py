@@ -269,6 +269,7 @@ def entry_of(record: RecordFrame) -> dict[str, Any]:
         "first_byte_ms": record.first_byte_s * 1e3 if record.first_byte_s > 0 else None,
         "cache_hit": record.cache in HITS,
         "cache": record.cache or None,
+        "guard": record.guard or None,
         "prompt_tokens": record.prompt_tokens if record.prompt_tokens >= 0 else None,
         "completion_tokens": record.completion_tokens if record.completion_tokens >= 0 else None,
         "cached_tokens": record.cached_tokens,

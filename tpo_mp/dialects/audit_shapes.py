@@ -11,6 +11,7 @@ class AuditEntry(Struct):
     """One finished call, as its record tells; instants are epoch seconds.
 
     ``cost_usd`` is null when no price of the model is known or no tokens were reported.
+    ``guard`` is ``flag:CLASS`` or ``block:CLASS`` of a prompt that looked like an attack.
     """
 
     id: str
@@ -32,6 +33,7 @@ class AuditEntry(Struct):
     first_byte_ms: float | None
     cache_hit: bool
     cache: str | None
+    guard: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int

@@ -67,6 +67,8 @@ class RecordView(Protocol):
     def cost_usd(self) -> float | None: ...
     @property
     def cache(self) -> str: ...
+    @property
+    def guard(self) -> str: ...
 
 
 def render(record: RecordView, form: Form) -> bytes:
@@ -116,6 +118,7 @@ def json_line(record: RecordView) -> bytes:
         "error": record.error,
         "cost_usd": record.cost_usd,
         "cache": record.cache,
+        "guard": record.guard,
     }
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)

@@ -143,7 +143,7 @@ class RecordFrame(_Frame, frozen=True):
 
     ``cost_usd`` is what its backend asks for it, 0 when none was asked; ``None``: nobody said a
     price of the model, or no tokens were reported.  ``cached_tokens`` are a part of the prompt's.
-    ``cache`` is as ``Call.cache``.
+    ``cache`` is as ``Call.cache``, ``guard`` as ``Call.guard``.
     """
 
     call_id: str
@@ -173,6 +173,7 @@ class RecordFrame(_Frame, frozen=True):
     cost_usd: float | None = None
     cached_tokens: int = 0
     cache: str = ""
+    guard: str = ""
 
 
 class DeadLetterFrame(_Frame, frozen=True):

@@ -227,6 +227,7 @@ class Account:
             call.session or "", call.client_request_id, prompt, completion, delivery.bytes_in,
             delivery.bytes_out, duration_s, first_s, call.attempts, call.shard,
             "" if error is None else error.reason, delivery.peer, cost, cached, call.cache,
+            call.guard,
         )  # fmt: skip
         self._records.append(record)
 

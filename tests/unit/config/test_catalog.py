@@ -33,6 +33,6 @@ def test_default_chain_holds_what_ships_and_what_is_configured() -> None:
 @pytest.mark.usefixtures("some_stages")
 def test_known_names_include_those_to_come() -> None:
     """Suggestions know them."""
-    assert {"retry", "guard"} <= set(catalog.known("stages"))
+    assert {"retry", "compress"} <= set(catalog.known("stages"))
     assert catalog.is_built("stages", "retry")
-    assert not catalog.is_built("stages", "guard")
+    assert not catalog.is_built("stages", "compress")

@@ -129,8 +129,8 @@ def test_known_stage_that_is_not_built_loads_with_one_warning(
     load_text: Callable[..., Config],
 ) -> None:
     """Configs may be ahead of the program, audibly."""
-    text = '[pipeline]\nstages = ["guard"]\n[stages.guard]\nany = "thing"\n'
-    assert load_text(text).warnings == ("stages.guard: not built yet, ignored",)
+    text = '[pipeline]\nstages = ["compress"]\n[stages.compress]\nany = "thing"\n'
+    assert load_text(text).warnings == ("stages.compress: not built yet, ignored",)
     assert load_text(text).stage_order == ()
 
 

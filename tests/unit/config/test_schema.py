@@ -52,7 +52,7 @@ SOUND = [
     '[server]\nworkers = "auto"\nport = 0\n',
     "[x-notes]\na = 1\n",
     '[pipeline]\nstages = ["retry"]\n[stages.retry]\nattempts = 2\nenabled = true\n',
-    "[stages.guard]\nanything = 1\n",
+    "[stages.compress]\nanything = 1\n",
     '[server]\ntrusted_proxies = ["10.0.0.0/8"]\n[server.cors]\norigins = ["https://a"]\n',
     '[[backends]]\nname = "a"\nkind = "openai"\napi_key = { env = "K" }\n',
     '[[backends]]\nname = "a"\nkind = "vllm"\nbase_url = "http://h/v1"\n',
