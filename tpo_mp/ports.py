@@ -354,6 +354,22 @@ class Peers(Protocol):
         """Say something to another seat; ``False``: there is no room for it now."""
         ...
 
+    def bring(
+        self,
+        call: Call,
+        key: bytes,
+        epoch: int,
+        sure: bool,
+        here: Callable[[Call], Awaitable[Reply]],
+    ) -> Awaitable[Reply] | None:
+        """Have a call answered by the seat where ``key`` lives; ``None``: that is this one.
+
+        There it meets the ``join(key, call)`` of the stage that has one, under config ``epoch``.
+        It is brought again when that seat dies: to the next, or to ``here``.  ``sure`` says that
+        the answer is the same each time, so that a stream may go on where it broke off.
+        """
+        ...
+
 
 class Alone:
     """The ``Peers`` of a process that has none."""
@@ -375,6 +391,17 @@ class Alone:
     def tell(self, seat: int, topic: str, message: bytes) -> bool:  # noqa: ARG002
         """Nobody hears."""
         return False
+
+    def bring(
+        self,
+        call: Call,  # noqa: ARG002
+        key: bytes,  # noqa: ARG002
+        epoch: int,  # noqa: ARG002
+        sure: bool,  # noqa: ARG002
+        here: Callable[[Call], Awaitable[Reply]],  # noqa: ARG002
+    ) -> Awaitable[Reply] | None:
+        """Every key lives here."""
+        return None
 
 
 class PriceList(Protocol):
@@ -451,7 +478,7 @@ class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
     ``ledger``, ``quotas``, ``live``, ``journal``, ``shares`` and ``scores`` are the host's: every
-    process sees the same.
+    process sees the same.  ``epoch`` is that of the configuration which the feature is built for.
     """
 
     clock: Callable[[], float]
@@ -468,6 +495,7 @@ class Env:
     shares: Shares
     scores: Scores = field(default_factory=Unscored)
     peers: Peers = field(default_factory=Alone)
+    epoch: int = 0
     prices: PriceList = field(default_factory=Unpriced)
 
 
@@ -514,8 +542,10 @@ class Stage(Protocol):
     ``after(call, reply)``, which the chain runs in line.
 
     ``meet(backends)``, where there is one, is told what backends the config has, once and before
-    any call, and then ``meet_routes(routes)`` what routes; ``blocked(call, backend)`` of an ATTEMPT
-    stage says without a change that it would refuse that backend now, so that routes take another.
+    any call, and then ``meet_routes(routes)`` what routes; ``inside(proceed)`` what lies deeper, as
+    ``join(key, call)`` serves calls that the same stage brought from another process (see
+    ``Peers.bring``); ``blocked(call, backend)`` of an ATTEMPT stage says without a change that it
+    would refuse that backend now, so that routes take another.
     A stage that only ``advises`` so refuses nobody: what it blocks is asked when nothing is left;
     it may leave out everything else.
     """

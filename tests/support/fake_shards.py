@@ -48,6 +48,7 @@ from tpo_mp.worker.asyncs import Asyncs
 from tpo_mp.worker.backgrounds import Backgrounds
 from tpo_mp.worker.build import build
 from tpo_mp.worker.cancels import Cancels
+from tpo_mp.worker.courier import Courier
 from tpo_mp.worker.job_calls import JobCalls
 from tpo_mp.worker.letters import Letters
 from tpo_mp.worker.links import Links
@@ -266,6 +267,10 @@ class FakeShard:
         self._env, self._tables = env, tables
         self.owner.poison = Poison(host.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
+        self.peers.courier = Courier(
+            mesh=self.mesh, placing=self.placing, plane=host.plane, seat=seat,
+            check=self.owner.poison.check,
+        )  # fmt: skip
         self.adopt(1, self.up)
 
     def adopt(self, epoch: int, up: Scripted) -> None:

@@ -16,7 +16,7 @@ def test_environment_is_all_a_feature_gets() -> None:
     """Frozen, and nothing in it leads to a process."""
     assert {field.name for field in dataclasses.fields(Env)} == {
         "clock", "random", "metrics", "log", "store", "timers", "rooms",
-        "ledger", "quotas", "live", "journal", "shares", "peers", "prices",
+        "ledger", "quotas", "live", "journal", "shares", "peers", "prices", "epoch", "scores",
     }  # fmt: skip
     with pytest.raises(dataclasses.FrozenInstanceError):
         FakeWorld().env.clock = None  # type: ignore[misc,assignment]

@@ -47,6 +47,7 @@ UNBUILT: Final = (
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",
+    "stages.dedup.window_s",
     "stages.rate_limit.adaptive", "stages.rate_limit.tiers", "stages.rate_limit.default_tier",
 )  # fmt: skip
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""

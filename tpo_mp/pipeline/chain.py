@@ -62,6 +62,9 @@ def fold(stages: Sequence[Any], core: Serve) -> Serve:
 
 
 def _layer(stage: Any, inner: Serve) -> Serve:
+    if hasattr(stage, "inside"):
+        stage.inside(inner)
+
     def layer(call: Call) -> Awaitable[Reply]:
         return stage(call, inner)  # type: ignore[no-any-return]  # the Stage protocol's answer
 
@@ -146,7 +149,7 @@ class _WayBack:
 class Chain:
     """The compiled pipeline of one config epoch."""
 
-    __slots__ = ("admit", "epoch", "names", "serve")
+    __slots__ = ("admit", "epoch", "join", "names", "serve")
 
     def __init__(
         self,
@@ -166,6 +169,9 @@ class Chain:
         self.names = tuple(name for name, _ in stages)
         admit = [s for _, s in stages if s.phase is Phase.ADMIT]
         attempt = [s for _, s in stages if s.phase is Phase.ATTEMPT]
+        joins = [s.join for _, s in stages if hasattr(s, "join")]
+        self.join: Callable[[bytes, Call], Awaitable[Reply]] | None = joins[0] if joins else None
+        """Serves a call that was brought here because of its key."""
         serve = route(attempt)
         for phase in reversed(_INNER):
             layers = [s for _, s in stages if s.phase is phase]

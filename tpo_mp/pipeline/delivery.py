@@ -248,6 +248,8 @@ class Delivery:
         )
         if call.attempts > 1:
             lines += b"x-tpo-attempts: %d\r\n" % call.attempts
+        if call.cache:
+            lines += b"x-tpo-cache: %b\r\n" % call.cache.encode()
         return lines if backend else lines.replace(_NOWHERE, b"", 1)
 
 

@@ -73,6 +73,7 @@ class CallFrame(_Frame, frozen=True):
     """A→B: run this call; ``body`` is inline, or lies in A's arena at ``arena_offset``.
 
     ``body_crc`` proves that the arena still holds this call's body when B reads it.
+    With a ``key`` B was chosen for it, and the call begins at the stage that shares calls by key.
     """
 
     call_id: str
@@ -98,6 +99,7 @@ class CallFrame(_Frame, frozen=True):
     peer: str = ""
     patience_s: float = float("inf")
     reuse: int = 0
+    key: bytes = b""
 
 
 class CreditFrame(_Frame, frozen=True):

@@ -301,10 +301,10 @@ class _Stay:
     def __call__(self, ended: Ending) -> None:
         """Settle what the call used."""
         back = 0
-        if ended.prompt >= 0 or ended.completion >= 0:
-            back = self._reserved - max(ended.prompt, 0) - max(ended.completion, 0)
-        elif not ended.attempts:
+        if not ended.attempts:  # an answer that no backend gave for this call used nothing
             back = self._reserved
+        elif ended.prompt >= 0 or ended.completion >= 0:
+            back = self._reserved - max(ended.prompt, 0) - max(ended.completion, 0)
         if back and self._reserved:
             for allowance in self._way.counted:
                 allowance.back += back

@@ -214,10 +214,10 @@ class Account:
                         cells[row.cost] += round(cost * NANO)
                     else:
                         cells[row.unpriced] += 1
-                if completion > 0:
-                    cells[row.completion] += completion
-                if prompt > 0:
-                    cells[row.prompt] += prompt
+                    if completion > 0:
+                        cells[row.completion] += completion
+                    if prompt > 0:
+                        cells[row.prompt] += prompt
         error, exchange = delivery.error, delivery.exchange
         finished = self._wall_offset + finished_at
         # The fields of ``frames.RecordFrame``, in its order.

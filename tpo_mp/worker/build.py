@@ -60,7 +60,7 @@ def build(
     """
     given = given or {}
     prices = Prices(config.prices)
-    env = replace(env, prices=prices)
+    env = replace(env, prices=prices, epoch=epoch)
     alike = keep is not None and keep.config.prices == config.prices
     old = {b.name: b for b in keep.config.backends} if keep is not None and alike else {}
     backends: dict[str, Any] = {}

@@ -54,13 +54,16 @@ class Mesh:
         registry: Registry,
         writer: RegistryWriter,
         seat: int,
-        serving: Callable[[int], Serve],
+        serving: Callable[[int, bytes], Serve],
         credit_bytes: int,
         inline_bytes: int,
         on_busy: Callable[[], None],
         on_crash: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
-        """``serving`` names the chain of a config epoch: a call is served as it was admitted."""
+        """``serving`` names the chain of a config epoch: a call is served as it was admitted.
+
+        Calls that were brought for their key enter it where calls of a key are shared.
+        """
         self.links = links
         self._placing = placing
         self._registry = registry
@@ -96,10 +99,11 @@ class Mesh:
 
     # -- owner's side -------------------------------------------------------------------------
 
-    def forward(self, call: Call, seat: int, epoch: int) -> Remote | None:
+    def forward(self, call: Call, seat: int, epoch: int, key: bytes = b"") -> Remote | None:
         """Send a call to ``seat``; ``None`` when its body cannot travel.  Raises ``Shed``.
 
-        ``epoch`` is the config's under which the call was admitted.
+        ``epoch`` is the config's under which the call was admitted; ``key`` is why it goes there,
+        if that is not its session.
         """
         body, offset, crc = call.body, 0, 0
         length = len(body)
@@ -107,7 +111,10 @@ class Mesh:
             if call.slot < 0:
                 return None
             offset, kept = self._writer.body_ref(call.slot)
-            if kept != length:
+            # A stage may have made another body of what the arena holds.
+            if kept != length or (
+                key and self._registry.read_body(self._seat, offset, length) != body
+            ):
                 return None
             crc = crc32(body)
             body = b""
@@ -137,6 +144,7 @@ class Mesh:
             call.peer,
             call.patience_s,
             call.reuse,
+            key,
         )
         if not self.links.push(seat, HEAD.pack(Kind.CALL, number), _encode(frame)):
             raise Shed(
@@ -196,6 +204,7 @@ class Mesh:
         placing.refresh()
         if (
             frame.map_version < placing.version
+            and not frame.key
             and frame.affinity is not None
             and placing.seat_of(frame.tenant, frame.affinity) != self._seat
         ):
@@ -225,7 +234,7 @@ class Mesh:
         if not frame.body and not self._fetch_body(call, source, frame):
             served.refuse(call, WorkerLost("the call's body is gone", reason="body_gone"))
             return
-        served.start(call, self._serving(frame.config_epoch))
+        served.start(call, self._serving(frame.config_epoch, frame.key))
 
     def _fetch_body(self, call: Call, source: int, frame: frames.CallFrame) -> bool:
         """Copy the body out of the owner's arena; False when it is another call's by now."""

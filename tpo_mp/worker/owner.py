@@ -25,6 +25,7 @@ from tpo_mp.config.tree import Config
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.observe.health import ArenaView
+from tpo_mp.pipeline.chain import Chain
 from tpo_mp.pipeline.feeds import Feeds
 from tpo_mp.pipeline.fingerprint import reuse_of
 from tpo_mp.pipeline.poison import Poison, digest_of_body
@@ -269,15 +270,22 @@ class Owner:
             self._registry.set_state(slot, SlotState.SETTLED)
         self._account.add(delivery)
 
-    def serving(self, epoch: int) -> Callable[[Call], Awaitable[Reply]]:
-        """The inner chain of a config epoch, for a call that was admitted under it elsewhere."""
+    def serving(self, epoch: int, key: bytes = b"") -> Callable[[Call], Awaitable[Reply]]:
+        """The inner chain of a config epoch, for a call that was admitted under it elsewhere.
+
+        One that was brought for its key enters it at the stage that shares calls of a key.
+        """
+        chain = self._chain_of(epoch)
+        return partial(chain.join, key) if key and chain.join is not None else chain.serve
+
+    def _chain_of(self, epoch: int) -> Chain:
         if epoch > self.pipeline.epoch:
             # The other shard was told first; what it found published, we find too.
             self.catch_up()
         previous = self._previous
         if previous is not None and previous.epoch == epoch:
-            return previous.chain.serve
-        return self.pipeline.chain.serve
+            return previous.chain
+        return self.pipeline.chain
 
     async def models(self) -> Sequence[str]:
         return await self.pipeline.models.names()

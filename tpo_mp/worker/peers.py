@@ -6,12 +6,14 @@ the same number, the second to listen is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from zlib import crc32
 
 from tpo_mp.errors import ConfigError
 from tpo_mp.shm.frames import HEAD, Kind
+from tpo_mp.types import Call, Reply
 
+from .courier import Courier
 from .links import Links
 from .placing import Placing
 
@@ -25,6 +27,7 @@ class ShardPeers:
         self._heard: dict[int, tuple[str, Callable[[int, bytes], None]]] = {}
         self.here = seat
         self.most = links.max_record - HEAD.size
+        self.courier: Courier
 
     def home(self, key: str) -> int:
         """The seat that serves this name."""
@@ -49,6 +52,17 @@ class ShardPeers:
         if len(message) > self.most:
             return False
         return self._links.push(seat, HEAD.pack(Kind.PEER, crc32(topic.encode())), message)
+
+    def bring(
+        self,
+        call: Call,
+        key: bytes,
+        epoch: int,
+        sure: bool,
+        here: Callable[[Call], Awaitable[Reply]],
+    ) -> Awaitable[Reply] | None:
+        """Have a call answered where its key lives."""
+        return self.courier.bring(call, key, epoch, sure, here)
 
     def take(self, source: int, kind: int, number: int, payload: memoryview) -> bool:
         """Hand a message to who listens; answers whether the record was one."""

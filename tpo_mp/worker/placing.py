@@ -35,6 +35,11 @@ class Placing:
         if self._plane.map_version != self.version:
             self.version, self._seats = self._plane.read_map()
 
+    def seats(self) -> array[int]:
+        """The map itself: the seat of each bucket."""
+        self.refresh()
+        return self._seats
+
     def mark(self, tenant: str) -> str:
         """What the ids of a tenant's calls end in, 8 hex digits; empty for no tenant."""
         found = self._marks.get(tenant)

@@ -80,8 +80,10 @@ class Remote:
     def replied(self, frame: frames.ReplyFrame) -> None:
         """The reply's head arrived."""
         call = self.call
-        call.backend, call.attempts, call.cache = frame.backend, frame.attempts, frame.cache
+        call.backend, call.attempts = frame.backend, frame.attempts
         call.unclear = call.unclear or frame.unclear
+        if frame.cache:
+            call.cache = frame.cache
         now = monotonic()
         call.first_byte_at = now
         call.upstream_at = now - frame.first_byte_s

@@ -59,6 +59,7 @@ from .asyncs import Asyncs
 from .backgrounds import Backgrounds
 from .build import Pipeline, build
 from .cancels import Cancels
+from .courier import Courier
 from .edge_rules import keyring_of, policy_of
 from .errors_out import Refusals
 from .job_calls import JobCalls
@@ -150,6 +151,13 @@ class Shard:
         )
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
+        self.peers.courier = Courier(
+            mesh=self.mesh,
+            placing=self.placing,
+            plane=self.plane,
+            seat=handoff.seat,
+            check=self.owner.poison.check,
+        )
         self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
         self.replays = ReplayCalls(Replayer(self.owner, self.env))
         self.pipeline: Pipeline = build(config, self.env, epoch)

@@ -1,0 +1,131 @@
+"""A shared stream: everybody gets every byte once, at their own pace, and one of them pays."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import pytest
+
+from tests.support.fake_env import FakeWorld, make_call
+from tests.support.fake_net import Collected, HeldStream
+from tpo_mp.errors import BackendFailure
+from tpo_mp.pipeline import flight as flight_module
+from tpo_mp.pipeline.flights import Flights
+from tpo_mp.pipeline.promise import Promise
+from tpo_mp.types import Call, Reply, Usage
+
+
+class Shared:
+    """One upstream stream, and those aboard."""
+
+    def __init__(self) -> None:
+        self.flights = Flights(FakeWorld().env, 10)
+        self.held = HeldStream()
+        self.reply = Reply(200, None, stream=self.held)
+        self.calls: list[Call] = []
+        self.replies: list[Reply] = []
+        self.asked = 0
+
+    def _infer(self, call: Call) -> Awaitable[Reply]:
+        self.asked += 1
+        call.attempts += 1
+        out: Promise[Reply] = Promise()
+        out.resolve(self.reply)
+        return out
+
+    def board(self, sink: Collected | None = None) -> Collected:
+        """One more joins, and reads."""
+        call = make_call(b"{}", stream=True)
+        out = self.flights.join(b"key", call, self._infer)
+        assert isinstance(out, Promise)
+        assert out.value is not None
+        assert out.value.stream is not None
+        self.calls.append(call)
+        self.replies.append(out.value)
+        sink = sink or Collected()
+        out.value.stream.attach(sink)
+        return sink
+
+    def stream(self, at: int) -> object:
+        """What a rider holds."""
+        return self.replies[at].stream
+
+
+def test_late_riders_get_the_prefix_and_all_get_the_end() -> None:
+    """With usage and finish reason, which the stream's end brings."""
+    shared = Shared()
+    early = shared.board()
+    shared.held.data(b"one ")
+    late = shared.board()
+    shared.held.data(b"two")
+    shared.reply.usage, shared.reply.finish_reason = Usage(1, 2), "stop"
+    shared.held.end()
+    assert early.text == late.text == b"one two"
+    assert early.ends == late.ends == [None]
+    assert [call.attempts for call in shared.calls] == [1, 0]
+    assert [call.cache for call in shared.calls] == ["", "coalesced"]
+    assert {reply.finish_reason for reply in shared.replies} == {"stop"}
+    assert shared.flights.kept == len(shared.flights) == 0
+    shared.board()
+    assert shared.asked == 2, "a stream that is over was joined"
+
+
+def test_the_upstream_waits_only_when_everybody_does() -> None:
+    """Each takes at its own pace."""
+    shared = Shared()
+    fast, slow = shared.board(), shared.board()
+    shared.replies[1].stream.pause()  # type: ignore[union-attr]
+    shared.held.data(b"a")
+    shared.held.data(b"b")
+    assert (fast.text, slow.text, shared.held.told) == (b"ab", b"", [])
+    shared.replies[0].stream.pause()  # type: ignore[union-attr]
+    assert shared.held.told == ["pause"]
+    shared.replies[1].stream.resume()  # type: ignore[union-attr]
+    assert shared.held.told == ["pause", "resume"]
+    assert slow.text == b"ab"
+    shared.held.end(BackendFailure("broke"))
+    assert (len(slow.ends), fast.ends) == (1, [])
+    shared.replies[0].stream.resume()  # type: ignore[union-attr]
+    assert len(fast.ends) == 1
+    assert shared.flights.kept == 0
+
+
+def test_who_lags_is_cut_off_and_a_long_stream_is_closed_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory is bounded; who is alone may be as slow as it likes."""
+    monkeypatch.setattr(flight_module, "PREFIX_BYTES", 100)
+    monkeypatch.setattr(flight_module, "LAG_BYTES", 100)
+    shared = Shared()
+    slow, fast = shared.board(), shared.board()
+    shared.replies[0].stream.pause()  # type: ignore[union-attr]
+    for _ in range(10):
+        shared.held.data(b"x" * 30)
+    assert [error and error.reason for error in slow.ends] == ["too_slow"]
+    assert len(fast.text) == 300
+    assert [call.attempts for call in shared.calls] == [0, 1], "who goes on pays"
+    assert shared.flights.kept == 0
+    shared.board()
+    assert shared.asked == 2, "it joined without the prefix"
+    alone = Shared()
+    only = alone.board()
+    alone.replies[0].stream.pause()  # type: ignore[union-attr]
+    for _ in range(10):
+        alone.held.data(b"x" * 30)
+    assert only.ends == []
+
+
+def test_leavers_leave_alone_the_last_cancels_and_the_next_pays() -> None:
+    """In whatever order."""
+    shared = Shared()
+    sinks = [shared.board() for _ in range(3)]
+    shared.held.data(b"a")
+    for at in (0, 2):
+        shared.replies[at].stream.cancel()  # type: ignore[union-attr]
+    shared.held.data(b"b")
+    assert [sink.text for sink in sinks] == [b"a", b"ab", b"a"]
+    assert [call.attempts for call in shared.calls] == [0, 1, 0]
+    assert shared.held.told == []
+    shared.replies[1].stream.cancel()  # type: ignore[union-attr]
+    assert shared.held.told == ["cancel"]
+    assert shared.flights.kept == len(shared.flights) == 0

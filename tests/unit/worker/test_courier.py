@@ -1,0 +1,100 @@
+"""A call is brought to where its key lives, and again when that shard dies."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.fake_net import HeldStream
+from tests.support.fake_shards import FakeHost
+from tpo_mp.pipeline.delivery import Delivery
+from tpo_mp.shm.plane import SeatState
+from tpo_mp.types import Reply
+
+
+def body(n: int) -> bytes:
+    """One that is certain to get the same answer."""
+    return b'{"temperature":0,"messages":[],"n":%d}' % n
+
+
+def asked(host: FakeHost, at: int, to: int, *, stream: bool = False) -> tuple[bytes, Delivery]:
+    """A call of shard ``at`` whose key lives on ``to``."""
+    shard = host.shards[at]
+    for n in range(64):
+        before = len(host.shards[to].up.calls)
+        delivery = shard.ask(body(n), stream=stream)
+        host.pump()
+        if len(host.shards[to].up.calls) > before:
+            return body(n), delivery
+        delivery.left()
+        host.pump()
+    raise AssertionError("no key lives there")
+
+
+def test_every_shard_brings_a_key_to_the_same_one(host: FakeHost) -> None:
+    """Whoever asks; the answer says which it was."""
+    same, first = asked(host, 0, 1)
+    second = host.shards[1].ask(same)
+    host.pump()
+    there = host.shards[1]
+    there.up.answer(Reply(200, b'{"said":1}'))
+    host.pump()
+    for delivery in (first, second):
+        assert delivery.exchange.answer == b'{"said":1}'  # type: ignore[attr-defined]
+    assert (first.call.shard, first.call.attempts) == (1, 1)
+    assert (second.call.cache, second.call.attempts) == ("coalesced", 0)
+    assert not host.shards[0].mesh.busy
+
+
+def test_home_is_the_next_while_nobody_serves_there(host: FakeHost) -> None:
+    """All choose the same one, and go back when somebody does."""
+    couriers = [shard.peers.courier for shard in host.shards]
+    key = next(
+        bytes((0, n, 0, n + 1, 0, n, 0, n)) for n in range(250)
+        if couriers[0].home(bytes((0, n, 0, n, 0, n, 0, n))) == 1
+    )  # fmt: skip
+    assert couriers[0].home(key) == couriers[1].home(key) == 1
+    host.plane.seat(1).state = SeatState.BOOTING
+    assert couriers[0].home(key) == 0
+    host.plane.seat(1).state = SeatState.READY
+    assert couriers[0].home(key) == 1
+
+
+def test_a_full_ring_costs_only_the_sharing(host: FakeHost) -> None:
+    """The call is served where it is."""
+    same, delivery = asked(host, 0, 1)
+    delivery.left()
+    host.pump()
+    here = host.shards[0]
+    here.fill_ring(1)
+    second = here.ask(same)
+    assert len(here.up.calls) == 1
+    here.up.answer(Reply(200, b"{}"))
+    assert second.exchange.status == 200  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_stream_goes_on_only_from_a_whole_event(host: FakeHost, half: bool) -> None:
+    """Half an event that was sent cannot be completed by another answer."""
+    first = b'data: {"id":"a","said":1}\n\n'
+    _, delivery = asked(host, 0, 1, stream=True)
+    held = HeldStream()
+    host.shards[1].up.answer(Reply(200, None, stream=held, content_type=b"text/event-stream"))
+    held.data(first + (b'data: {"id"' if half else b""))
+    host.pump()
+    host.die(1, back=False)
+    here = host.shards[0]
+    here.mesh.tick()
+    host.pump(here)
+    assert len(here.up.calls) == (0 if half else 1)
+    if half:
+        assert delivery.error is not None
+        assert delivery.error.reason == "worker_lost"
+        return
+    again = HeldStream()
+    here.up.answer(Reply(200, None, stream=again, content_type=b"text/event-stream"))
+    again.data(first.replace(b'"a"', b'"b"'))
+    again.data(b'data: {"id":"b","said":2}\n\n')
+    again.end()
+    said = delivery.exchange.answer  # type: ignore[attr-defined]
+    assert said == first + b'data: {"id":"a","said":2}\n\n'
+    assert delivery.error is None

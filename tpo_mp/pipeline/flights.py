@@ -1,0 +1,85 @@
+"""The index of calls under way that others may join, and what is told of them.
+
+Invariants: at most ``most`` of them; a call that finds no room is asked by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from tpo_mp.ports import Env
+from tpo_mp.types import Call, Reply
+
+from .flight import Flight, Rider
+
+KEPT_BYTES: Final = 64 << 20
+
+
+class Flights:
+    """The flights of one process under one configuration."""
+
+    def __init__(self, env: Env, most: int) -> None:
+        metrics = env.metrics
+        self.clock = env.clock
+        self.kept = 0
+        """Bytes of streams that are kept for riders."""
+        self._most = most
+        self._open: dict[bytes, Flight] = {}
+        self._submitted = metrics.counter(
+            "orchestrator_dedup_requests_total", "Calls that could share an answer."
+        )
+        self._joined = metrics.counter(
+            "orchestrator_dedup_hits_total", "Calls that joined one under way."
+        )
+        self._unblocked = metrics.counter(
+            "orchestrator_dedup_waiters_unblocked_total",
+            "Calls that got the whole answer of one they had joined.",
+        )
+        self._active = metrics.gauge(
+            "orchestrator_dedup_active_requests", "Upstream calls that can be joined now."
+        )
+        text = "Tokens that calls did not use because they shared an answer, as the backend counts."
+        self._prompt = metrics.counter("tpo_dedup_saved_tokens_total", text, kind="prompt")
+        self._completion = metrics.counter("tpo_dedup_saved_tokens_total", text, kind="completion")
+
+    @property
+    def crowded(self) -> bool:
+        """Whether too much is kept."""
+        return self.kept > KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def join(
+        self, key: bytes, call: Call, proceed: Callable[[Call], Awaitable[Reply]]
+    ) -> Awaitable[Reply]:
+        """Answer a call with the flight of its key, or begin one."""
+        self._submitted.inc()
+        flight = self._open.get(key)
+        if flight is not None:
+            self._joined.inc()
+            return flight.add(call)
+        if len(self._open) >= self._most:
+            return proceed(call)
+        flight = self._open[key] = Flight(self, key, proceed)
+        self._active.add(1)
+        out = flight.add(call)
+        flight.begin()
+        return out
+
+    def close(self, flight: Flight) -> None:
+        """A flight cannot be joined any more."""
+        if self._open.get(flight.key) is flight:
+            del self._open[flight.key]
+            self._active.add(-1)
+
+    def served(self, riders: Sequence[Rider], reply: Reply) -> None:
+        """An answer is complete: count whom it saved a call of their own."""
+        more = len(riders) - 1
+        if more > 0:
+            self._unblocked.inc(more)
+            usage = reply.usage
+            if usage is not None:
+                self._prompt.inc(max(usage.prompt, 0) * more)
+                self._completion.inc(max(usage.completion, 0) * more)
