@@ -247,6 +247,7 @@ class Call:
     none was asked; ``reuse`` is what the client allows of it (a ``pipeline.fingerprint.Reuse``),
     and ``fingerprint`` keeps the key of its body once somebody asked for it.
     ``guard`` is what a guard found in it (``flag:CLASS``, ``block:CLASS``), empty if nothing.
+    ``sdk_try`` is how often the client's SDK says that it asked before, -1 when it says nothing.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
     ``choices`` are the backends that its route picks from, if these are several, and ``tried``
     those that it shall rather not pick; ``attempts`` counts how often one was asked.
@@ -262,8 +263,8 @@ class Call:
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
         "forward", "guard", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer",
-        "priority", "rerun", "reuse", "seen", "session", "shard", "slot", "spent", "started_at",
-        "stream", "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
+        "priority", "rerun", "reuse", "sdk_try", "seen", "session", "shard", "slot", "spent",
+        "started_at", "stream", "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -290,6 +291,7 @@ class Call:
         self.cache = ""
         self.guard = ""
         self.reuse = 0
+        self.sdk_try = -1
         self.fingerprint: Any = None
         self.seen = 0
         self.forward = b""

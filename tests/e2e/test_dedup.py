@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd
 from tests.support.raw import ask, build
-from tests.support.toml import backend
+from tests.support.toml import backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt, Wire
@@ -36,10 +37,9 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
-    """Two workers and the default pipeline."""
-    with Gateway(
-        short_tmp / "dedup", config=backend("up", upstream.base_url, "*"), workers=2
-    ) as started:
+    """Two workers and the default pipeline; what SDKs try again joins their first try."""
+    config = section("[stages.dedup]", sdk_retries=True) + backend("up", upstream.base_url, "*")
+    with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
 
 
@@ -204,6 +204,24 @@ def test_other_tenants_and_no_store_ask_by_themselves(upstream: Upstream, short_
         with Alike(gateway.url, 3, chat("own"), keys=keys[:1], X_TPO_Cache="no-store") as crowd:
             assert ways(crowd.ended())["ok coalesced"] == 0
         assert upstream.counters.requests == before + 5
+
+
+def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, upstream: Upstream) -> None:
+    """Whatever the sampling: it hung up because it had waited long enough, and pays once."""
+    upstream.play(first_s=2.0)
+    body = chat("again", temperature=1)
+    before = upstream.counters.requests
+    first = {"x_stainless_retry_count": "0", "x_stainless_read_timeout": "0.5"}
+    with Alike(gateway.url, 1, body, **first) as crowd:
+        wait_for(lambda: upstream.counters.requests == before + 1, 10, "the upstream call")
+        wait_for(lambda: monotonic() > crowd.attempts[0].began_at + 0.7, 5, "the SDK's patience")
+        crowd.leave(crowd.attempts)
+        with Alike(gateway.url, 3, body, x_stainless_retry_count="1") as again:
+            assert ways(again.ended()) == {"ok coalesced": 3}
+    assert upstream.counters.requests == before + 1
+    assert len(upstream.aborted_at) == 0
+    with Alike(gateway.url, 2, body, x_stainless_retry_count="0") as crowd:
+        assert ways(crowd.ended()) == {"ok": 2}
 
 
 class Killed:

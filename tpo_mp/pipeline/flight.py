@@ -11,6 +11,9 @@ upstream waits when all of them do.  Who falls ``LAG_BYTES`` behind while others
 The rider that has been aboard longest pays: its call counts the attempts and books the usage.  When
 it leaves, the next one does.
 
+When the last one left because its SDK waits no longer, it will ask again: the flight goes on
+without it for ``linger_s``, and takes it in when it comes.  Who comes pays.
+
 A flight that fails because the time of its first rider is up begins again for those who have more.
 
 Invariants: riders never see a byte twice, or miss one; each is told one outcome; bytes kept by all
@@ -136,12 +139,27 @@ class Rider:
             sink.end(error)
 
 
+class _Lingering:
+    """A flight without riders, in the wheel until one comes back."""
+
+    __slots__ = ("_flight", "deadline", "filed_at")
+
+    def __init__(self, flight: Flight, deadline: float) -> None:
+        self._flight = flight
+        self.deadline = deadline
+        self.filed_at = 0.0
+
+    def expire(self) -> None:
+        """Its time is up."""
+        self._flight.unwanted(self)
+
+
 class Flight:
     """One upstream call and who waits for it; the sink of its stream."""
 
-    __slots__ = ("_asks", "_cancel", "_first", "_flights", "_kept", "_paused", "_pieces",
-                 "_proceed", "_reply", "_size", "_stream", "ended", "error", "key", "open",
-                 "riders", "waiting")  # fmt: skip
+    __slots__ = ("_asks", "_cancel", "_first", "_flights", "_kept", "_lingering", "_paused",
+                 "_pieces", "_proceed", "_reply", "_size", "_stream", "ended", "error", "key",
+                 "open", "riders", "waiting")  # fmt: skip
 
     def __init__(
         self, flights: Flights, key: bytes, proceed: Callable[[Call], Awaitable[Reply]]
@@ -156,6 +174,7 @@ class Flight:
         self._first = 0
         self._size = 0
         self._kept = 0
+        self._lingering: _Lingering | None = None
         self._paused = False
         self.key = key
         self.riders: list[Rider] = []
@@ -173,8 +192,11 @@ class Flight:
         self.riders.append(rider)
         if len(self.riders) > 1 or self._asks is not None:
             call.cache = COALESCED
+        self._lingering = None
         if self._reply is not None:
             self._answer(rider, self._reply)
+            if self.ended:
+                self.close()
         return out
 
     def begin(self) -> None:
@@ -190,7 +212,8 @@ class Flight:
 
     def _answered(self, reply: Reply | None, error: BaseException | None) -> None:
         self._cancel = None
-        if not self.riders:
+        if not self.riders and (self._lingering is None or reply is None):
+            self.close()
             if reply is not None and reply.stream is not None:
                 reply.stream.cancel()
             return
@@ -198,23 +221,33 @@ class Flight:
             self._failed(error or RuntimeError("a stage answered nothing"))
             return
         if reply.stream is None:
-            self._close()
-            riders, self.riders = self.riders, []
-            for rider in riders:
-                rider.flight = None
-                self._tell(rider, pays=rider is riders[0])
-                rider.resolve(reply if rider is riders[0] else _whole(reply))
-            self._flights.served(riders, reply)
+            if self.riders:
+                self._give_out(reply)
+            else:
+                self._reply, self.ended = reply, True
             return
         self._reply, self._stream = reply, reply.stream
         for rider in tuple(self.riders):
             if rider.flight is self:  # one that was answered may have left with others
                 self._answer(rider, reply)
-        if self.riders:
+        if self.riders or self._lingering is not None:
             reply.stream.attach(self)
+
+    def _give_out(self, reply: Reply) -> None:
+        """Give everybody a whole reply."""
+        self.close()
+        riders, self.riders = self.riders, []
+        for rider in riders:
+            rider.flight = None
+            self._tell(rider, pays=rider is riders[0])
+            rider.resolve(reply if rider is riders[0] else _whole(reply))
+        self._flights.served(riders, reply)
 
     def _answer(self, rider: Rider, reply: Reply) -> None:
         """Give a rider its reply, of which it is the stream."""
+        if reply.stream is None:
+            self._give_out(reply)
+            return
         self._tell(rider, pays=rider is self.riders[0])
         rider.reply = mine = _whole(reply)
         mine.stream = rider
@@ -229,7 +262,7 @@ class Flight:
             for rider in aboard:
                 (self.riders if _limit_s(rider.call) > limit else riders).append(rider)
         if not self.riders:
-            self._close()
+            self.close()
         for rider in riders:
             rider.flight = None
             self._tell(rider, pays=rider is riders[0])
@@ -254,8 +287,11 @@ class Flight:
         paid = self.riders[0] is rider
         self.remove(rider)
         if not self.riders:
-            self._tell(rider, pays=not self.ended or rider.call.attempts > 0)
-            self._give_up()
+            lingers = self._may_linger(rider.call)
+            pays = not self.ended or rider.call.attempts > 0
+            self._tell(rider, pays=pays and not lingers)
+            if not lingers:
+                self._give_up()
             return
         if not self.ended:
             if paid and self._reply is not None:
@@ -264,6 +300,25 @@ class Flight:
             self.weigh()
         if not self.open:
             self._trim()
+
+    def _may_linger(self, call: Call) -> bool:
+        """Wait for the last rider's SDK to ask again, if that is why it left."""
+        flights = self._flights
+        now = flights.clock()
+        waited_s = now - call.started_at
+        if not self.open or self.ended or waited_s < call.patience_s * 0.95 - 0.1:
+            return False
+        if flights.linger_s <= 0:
+            return False
+        self._lingering = _Lingering(self, now + flights.linger_s)
+        flights.timers.add(self._lingering, now)
+        return True
+
+    def unwanted(self, lingering: _Lingering) -> None:
+        """Nobody came in time; whoever came and went has seen to it."""
+        if self._lingering is lingering:
+            self._lingering = None
+            self._give_up()
 
     def remove(self, rider: Rider) -> None:
         """Take it off the list."""
@@ -278,7 +333,7 @@ class Flight:
 
     def _give_up(self) -> None:
         """Nobody is left."""
-        self._close()
+        self.close()
         self._drop(len(self._pieces))
         cancel, self._cancel = self._cancel, None
         stream, self._stream = self._stream, None
@@ -311,11 +366,13 @@ class Flight:
         self._kept += size
         self._flights.kept += size
         if self.open and (self._size > PREFIX_BYTES or self._flights.crowded):
-            self._close()
+            self.close()
         for rider in tuple(self.riders):
             if rider.takes:
                 rider.flush()
-        if not self.open:
+        if not self.open and not self.riders:
+            self._give_up()
+        elif not self.open:
             self._trim()
             if self._pieces:
                 self._cut_off()
@@ -325,7 +382,8 @@ class Flight:
         reply = self._reply
         assert reply is not None
         self.ended, self.error, self._stream = True, error, None
-        self._close()
+        if self.riders or self._lingering is None or error is not None:
+            self.close()
         riders = tuple(self.riders)
         for rider in riders:
             if rider.reply is not None:
@@ -336,14 +394,15 @@ class Flight:
         for rider in riders:
             if rider.takes:
                 rider.flush()
-        self._trim()
+        if not self.open:
+            self._trim()
 
     def piece(self, at: int) -> bytes | None:
         """A piece of the stream by its number, if it came yet."""
         at -= self._first
         return self._pieces[at] if at < len(self._pieces) else None
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Nobody joins any more."""
         if self.open:
             self.open = False

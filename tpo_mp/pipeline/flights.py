@@ -19,9 +19,12 @@ KEPT_BYTES: Final = 64 << 20
 class Flights:
     """The flights of one process under one configuration."""
 
-    def __init__(self, env: Env, most: int) -> None:
+    def __init__(self, env: Env, most: int, linger_s: float = 0.0) -> None:
+        """``linger_s`` is how long a flight waits for an SDK that gave up to ask again."""
         metrics = env.metrics
         self.clock = env.clock
+        self.timers = env.timers
+        self.linger_s = linger_s
         self.kept = 0
         """Bytes of streams that are kept for riders."""
         self._most = most
@@ -52,11 +55,23 @@ class Flights:
         return len(self._open)
 
     def join(
-        self, key: bytes, call: Call, proceed: Callable[[Call], Awaitable[Reply]]
+        self,
+        key: bytes,
+        call: Call,
+        proceed: Callable[[Call], Awaitable[Reply]],
+        *,
+        afresh: bool = False,
     ) -> Awaitable[Reply]:
-        """Answer a call with the flight of its key, or begin one."""
+        """Answer a call with the flight of its key, or begin one.
+
+        ``afresh``: it shall not join.  When two such are under way, nobody can tell which of them
+        is meant by a third, so none is joined.
+        """
         self._submitted.inc()
         flight = self._open.get(key)
+        if flight is not None and afresh:
+            flight.close()
+            return proceed(call)
         if flight is not None:
             self._joined.inc()
             return flight.add(call)

@@ -100,6 +100,7 @@ class CallFrame(_Frame, frozen=True):
     patience_s: float = float("inf")
     reuse: int = 0
     key: bytes = b""
+    sdk_try: int = -1
 
 
 class CreditFrame(_Frame, frozen=True):

@@ -8,6 +8,10 @@ the same next one.
 By default only calls that are certain to get the same answer share one: embeddings, temperature 0,
 a seed.
 
+With ``sdk_retries`` a call of an SDK that tries again joins the one that it gave up or lost, even
+when its answer is not certain: the same key of ours and the same body, and the SDK says that it
+asks again.  First tries of such calls share nothing.
+
 Invariants: tenants, upstream credentials and priorities never share; ``X-TPO-Cache: no-store`` and
 ``no-cache`` ask by themselves; a call that cannot share pays one look at its body.
 Known weakness: while a shard is replaced, or the configuration is, one key may have two upstream
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta, Struct
 
@@ -26,6 +30,9 @@ from tpo_mp.pipeline.fingerprint import Match, fingerprint
 from tpo_mp.pipeline.flights import Flights
 from tpo_mp.ports import Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply
+
+_OF_ONE_CALL: Final = b"\0one"
+"""Ends the keys of calls that only their own next try may join."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +47,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_entries: Annotated[int, Meta(ge=1, le=1_000_000,
         description="Upstream calls of one worker that others can join; beyond it calls are asked "
         "by themselves.")] = 10_000  # fmt: skip
+    linger_s: Annotated[float, Meta(ge=0, le=60,
+        description="How long an upstream call goes on after its last client left because its "
+        "SDK waits no longer, so that its next try joins it. 0: not at all.")] = 3.0  # fmt: skip
+    sdk_retries: Annotated[bool, Meta(
+        description="Whether a call that an SDK tries again joins its first try also when its "
+        "answer is not certain to be the same.")] = False  # fmt: skip
 
 
 class Dedup:
@@ -52,7 +65,8 @@ class Dedup:
         self._enabled = config.enabled
         self._peers = env.peers
         self._epoch = env.epoch
-        self._flights = Flights(env, config.max_entries)
+        self._flights = Flights(env, config.max_entries, config.linger_s)
+        self._sdk_retries = config.enabled and config.sdk_retries
         self._inner: Proceed
 
     def inside(self, proceed: Proceed) -> None:
@@ -62,16 +76,24 @@ class Dedup:
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Ask, or wait for who asks."""
         found = fingerprint(call, self._match) if self._enabled and not call.reuse else None
-        if found is None:
+        if found is not None:
+            key = found + bytes((call.stream, call.usage_wanted, call.priority))
+        elif not self._sdk_retries or call.sdk_try < 0 or call.reuse:
             return proceed(call)
-        key = found + bytes((call.stream, call.usage_wanted, call.priority))
+        else:
+            found = fingerprint(call, Match.ALL)
+            if found is None:
+                return proceed(call)
+            form = bytes((call.stream, call.usage_wanted, call.priority))
+            key = found + form + call.key_id.encode() + _OF_ONE_CALL
         sure: bool = call.fingerprint.sure
-        here = partial(self._flights.join, key, proceed=proceed)
+        here = partial(self.join, key)
         return self._peers.bring(call, key, self._epoch, sure, here) or here(call)
 
     def join(self, key: bytes, call: Call) -> Awaitable[Reply]:
-        """Serve a call that another shard brought."""
-        return self._flights.join(key, call, self._inner)
+        """Serve a call here, where its key lives."""
+        afresh = call.sdk_try == 0 and key.endswith(_OF_ONE_CALL)
+        return self._flights.join(key, call, self._inner, afresh=afresh)
 
 
 FEATURE = Feature(Config, Dedup)

@@ -145,6 +145,7 @@ class Mesh:
             call.patience_s,
             call.reuse,
             key,
+            call.sdk_try,
         )
         if not self.links.push(seat, HEAD.pack(Kind.CALL, number), _encode(frame)):
             raise Shed(
@@ -228,7 +229,7 @@ class Mesh:
         call.authorization, call.forward = frame.authorization, frame.forward
         call.peer = frame.peer
         call.patience_s, call.reuse = frame.patience_s, frame.reuse
-        call.usage_wanted = frame.usage_wanted
+        call.usage_wanted, call.sdk_try = frame.usage_wanted, frame.sdk_try
         if frame.budget_s:
             call.deadline = call.started_at + frame.budget_s
         if not frame.body and not self._fetch_body(call, source, frame):

@@ -187,6 +187,9 @@ class Owner:
             patience = headers.get(name)
             if patience is not None:
                 call.patience_s = min(call.patience_s, _patience_s(patience))
+        again = headers.get(b"x-stainless-retry-count")
+        if again is not None and again.isdigit():
+            call.sdk_try = int(again[:3])
         if head.special:
             self._steer(call, head)
         for backend in self._carrying:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ class Shared:
     """One upstream stream, and those aboard."""
 
     def __init__(self) -> None:
-        self.flights = Flights(FakeWorld().env, 10)
+        self.world = FakeWorld()
+        self.flights = Flights(self.world.env, 10, linger_s=2.0)
         self.held = HeldStream()
         self.reply = Reply(200, None, stream=self.held)
         self.calls: list[Call] = []
@@ -33,9 +35,9 @@ class Shared:
         out.resolve(self.reply)
         return out
 
-    def board(self, sink: Collected | None = None) -> Collected:
+    def board(self, sink: Collected | None = None, **more: Any) -> Collected:
         """One more joins, and reads."""
-        call = make_call(b"{}", stream=True)
+        call = make_call(b"{}", stream=True, **more)
         out = self.flights.join(b"key", call, self._infer)
         assert isinstance(out, Promise)
         assert out.value is not None
@@ -129,3 +131,38 @@ def test_leavers_leave_alone_the_last_cancels_and_the_next_pays() -> None:
     shared.replies[1].stream.cancel()  # type: ignore[union-attr]
     assert shared.held.told == ["cancel"]
     assert shared.flights.kept == len(shared.flights) == 0
+
+
+@pytest.mark.parametrize("comes", ["before the end", "after the end", "too late"])
+def test_an_sdk_that_waits_no_longer_finds_its_stream_when_it_asks_again(comes: str) -> None:
+    """It pays then; who does not come costs the upstream no more than the time to come back."""
+    shared = Shared()
+    shared.board(patience_s=5.0)
+    shared.held.data(b"one ")
+    shared.world.advance(5)
+    shared.replies[0].stream.cancel()  # type: ignore[union-attr]
+    assert shared.held.told == []
+    if comes == "too late":
+        shared.world.advance(2.1)
+        assert shared.held.told == ["cancel"]
+        assert shared.flights.kept == len(shared.flights) == 0
+        return
+    shared.held.data(b"two")
+    if comes == "after the end":
+        shared.held.end()
+    again = shared.board()
+    if comes == "before the end":
+        shared.held.end()
+    assert (again.text, again.ends, shared.asked) == (b"one two", [None], 1)
+    assert [call.attempts for call in shared.calls] == [0, 1]
+    shared.world.advance(2.1)
+    assert shared.flights.kept == len(shared.flights) == 0
+
+
+def test_who_leaves_before_its_patience_ends_does_not_come_back() -> None:
+    """A user who pressed stop wants no more."""
+    shared = Shared()
+    shared.board(patience_s=5.0)
+    shared.world.advance(2)
+    shared.replies[0].stream.cancel()  # type: ignore[union-attr]
+    assert shared.held.told == ["cancel"]

@@ -149,3 +149,37 @@ def test_the_first_ones_lack_of_time_is_its_own() -> None:
     up.promises[1].resolve(whole())
     assert long.value is not None
     assert patient.attempts == 1
+
+
+def test_another_try_of_an_sdk_joins_the_first_and_nothing_else_does() -> None:
+    """Whatever the sampling, where it is switched on; first tries share nothing."""
+    up = Upstream(sdk_retries=True)
+    first, again = sure(temperature=1, sdk_try=0), sure(temperature=1, sdk_try=1)
+    outs = [up.ask(first), up.ask(again)]
+    up.ask(sure(temperature=1, sdk_try=1, key_id="another"))
+    assert len(up.asked) == 2
+    up.promises[0].resolve(whole())
+    assert [out.value is not None for out in outs] == [True, True]
+    assert (first.attempts, again.attempts) == (1, 0)
+    for _ in range(2):
+        up.ask(sure(temperature=1, sdk_try=0))
+    up.ask(sure(temperature=1, sdk_try=1))
+    assert len(up.asked) == 5, "nobody can tell which of two it belongs to"
+    off = Upstream()
+    for number in range(2):
+        off.ask(sure(temperature=1, sdk_try=number))
+    assert len(off.asked) == 2
+
+
+def test_a_whole_answer_waits_for_the_sdk_that_asks_again() -> None:
+    """It came while nobody was there."""
+    up = Upstream()
+    first, again = sure(patience_s=5.0), sure()
+    out = up.ask(first)
+    up.world.advance(5)
+    out.cancel()
+    assert up.given_up == 0
+    up.promises[0].resolve(whole())
+    got = up.ask(again)
+    assert got.value is not None
+    assert (len(up.asked), first.attempts, again.attempts) == (1, 0, 1)
