@@ -20,7 +20,7 @@ STAGES: Final = (
     "validate",
     "template", "text", "compress",
     "tools", "cache", "dedup", "near_dedup", "retry",
-    "admission", "breaker", "outlier", "batch",
+    "admission", "breaker", "outlier", "timeout", "batch",
 )  # fmt: skip
 SHIPPED: Final = frozenset({"dedup", "admission", "retry", "breaker"})
 """Stages that run when no list is given and nothing is configured."""
