@@ -439,6 +439,9 @@ class _NoStore:
     async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:  # noqa: ARG002
         return False
 
+    async def post(self, *_: object, **__: object) -> None:
+        return None
+
 
 def _not_entered(_call: Call) -> Awaitable[Reply]:
     raise Draining("enter the pipeline first: async with spawn_pipeline(…) as pipeline")

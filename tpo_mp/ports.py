@@ -80,6 +80,12 @@ class Store(Protocol):
 
     async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool: ...
 
+    async def post(
+        self, table: str, key: str, value: bytes, *, ttl_s: float = 0.0, wait_s: float = 0.05
+    ) -> tuple[bytes | None] | None:
+        """A 1-tuple of what control says to a value, or ``None`` when it did not take it."""
+        ...
+
 
 Cells: TypeAlias = tuple[float, float, float, float]
 """The numbers of one name in the ledger."""

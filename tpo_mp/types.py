@@ -239,13 +239,15 @@ class Call:
     Instants are ``time.monotonic`` seconds.
     ``body`` is the request body in ``dialect``; ``forward`` are header lines that go upstream,
     ``authorization`` is the client's own credential.
+    ``idempotency_key`` is the client's, empty if it sent none.
     ``tier`` is that of the caller's key, known to the shard that admits the call.
     ``patience_s`` is how long the client's SDK waits for a first byte.
     ``peer`` is the client's address; ``note`` is what a backend has to say of how it answered
     and ``seen`` how often it saw the request, this time included (0: it did not count).
-    ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), empty if
-    none was asked; ``reuse`` is what the client allows of it (a ``pipeline.fingerprint.Reuse``),
-    and ``fingerprint`` keeps the key of its body once somebody asked for it.
+    ``cache`` is how a cache answered it (``hit``, ``miss``, ``coalesced``, ``semantic``), or
+    ``replayed``: its idempotency key did; empty if none was asked.  ``reuse`` is what the client
+    allows of a cache (a ``pipeline.fingerprint.Reuse``), and ``fingerprint`` keeps the key of its
+    body once somebody asked for it.
     ``guard`` is what a guard found in it (``flag:CLASS``, ``block:CLASS``), empty if nothing.
     ``sdk_try`` is how often the client's SDK says that it asked before, -1 when it says nothing.
     ``slot`` is its place in the in-flight registry, ``shard`` the slot of the shard that serves it.
@@ -262,9 +264,11 @@ class Call:
     __slots__ = (
         "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
-        "forward", "guard", "id", "key_id", "limit_lines", "model", "note", "patience_s", "peer",
-        "priority", "rerun", "reuse", "sdk_try", "seen", "session", "shard", "slot", "spent",
-        "started_at", "stream", "tenant", "tier", "tried", "unclear", "upstream_at", "usage_wanted",
+        "forward", "guard", "id", "idempotency_key", "key_id", "limit_lines", "model", "note",
+        "patience_s", "peer", "priority", "rerun", "reuse", "sdk_try", "seen", "session",
+        "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried", "unclear",
+        "upstream_at",
+        "usage_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -279,6 +283,7 @@ class Call:
         self.tenant = ""
         self.tier = ""
         self.key_id = ""
+        self.idempotency_key = b""
         self.session: str | None = None
         self.affinity: str | None = None
         self.priority = Priority.NORMAL

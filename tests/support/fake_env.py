@@ -130,6 +130,12 @@ class EmptyStore:
         """Keep nothing."""
         return False
 
+    async def post(
+        self, table: str, key: str, value: bytes, *, ttl_s: float = 0.0, wait_s: float = 0.05
+    ) -> tuple[bytes | None] | None:
+        """Be unavailable."""
+        return None
+
 
 class FakeLedger:
     """A ledger of one process, with room for every name."""

@@ -14,7 +14,7 @@ from tpo_mp import registry
 from tpo_mp.ports import Door
 
 STAGES: Final = (
-    "trace", "audit", "auth", "deadline", "rate_limit", "guard", "token_budget",
+    "trace", "audit", "auth", "deadline", "idempotency", "rate_limit", "guard", "token_budget",
     "session", "rag", "classify", "experiment",
     "fanout",
     "validate",
@@ -22,7 +22,7 @@ STAGES: Final = (
     "tools", "cache", "dedup", "near_dedup", "retry",
     "admission", "breaker", "outlier", "timeout", "batch",
 )  # fmt: skip
-SHIPPED: Final = frozenset({"dedup", "admission", "retry", "breaker"})
+SHIPPED: Final = frozenset({"idempotency", "dedup", "admission", "retry", "breaker"})
 """Stages that run when no list is given and nothing is configured."""
 
 ROUTES: Final = (

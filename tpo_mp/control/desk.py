@@ -24,6 +24,7 @@ from tpo_mp.shm.frames import (
 from tpo_mp.shm.plane import Plane
 from tpo_mp.store.audit_questions import AUDIT, AUDIT_STATS
 from tpo_mp.store.job_questions import JOBS
+from tpo_mp.store.key_questions import KEYS
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import REPLAYS
 from tpo_mp.store.shelf import Shelf
@@ -31,6 +32,7 @@ from tpo_mp.store.shelf import Shelf
 from . import answers
 from .audit import AuditReader
 from .copies import Copies
+from .idempotency import KeyDesk
 from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
@@ -67,6 +69,8 @@ class Desk:
         """Who runs batch jobs; set as well."""
         self.replays: Replays | None = None
         """Who asks dead letters again; set as well."""
+        self.keys: KeyDesk | None = None
+        """Who grants idempotency keys; set as well."""
         self.batches = 0
         self.malformed = 0
         self.letters = 0
@@ -145,6 +149,16 @@ class Desk:
                 seat, epoch, key, value,
                 lambda said: self._answer(seat, epoch, token, said is not None, said),
             )  # fmt: skip
+            return
+        keys = self.keys
+        if table == KEYS and keys is not None:
+
+            def told(answer: tuple[bool, bytes | None] | None) -> None:
+                self._answer(seat, epoch, token, *(answer or answers.UNAVAILABLE))
+
+            self._keeper.submit(
+                lambda shelf: keys.answer(shelf, key, value), told, cost=len(value), writes=True
+            )
             return
 
         def done(ok: bool | None) -> None:

@@ -43,6 +43,7 @@ from .desk import Desk
 from .faults import faulty_disk
 from .gauges import ControlGauges
 from .harvest import Harvest, Suspect
+from .idempotency import KeyDesk
 from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
@@ -110,6 +111,7 @@ class ControlProcess:
         )  # fmt: skip
         self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
         self.replays = self.desk.replays = Replays(self.plane, self.keeper, self.mail, registry.run)
+        self.desk.keys = KeyDesk(registry.run, self._lives)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -177,6 +179,13 @@ class ControlProcess:
             self.counts.tick()
             self._show()
             await asyncio.sleep(HARVEST_S)
+
+    def _lives(self, seat: int, epoch: int) -> bool:
+        """Whether this occupant of a worker's seat is there; asked on the store's thread."""
+        if seat >= self.plane.seats:
+            return False
+        line = self.plane.seat(seat)
+        return line.epoch == epoch and line.pid != 0
 
     def _suspect(self, suspects: list[Suspect]) -> None:
         for one in suspects:

@@ -29,7 +29,7 @@ _ORIGIN = re.compile(rb"null|[a-z][a-z0-9+.-]*://[A-Za-z0-9.:\[\]_-]{1,260}")
 _EXPOSED = (
     b"x-request-id, request-id, x-tpo-call-id, x-tpo-shard, x-tpo-backend, x-tpo-attempts, "
     b"x-tpo-cache, server-timing, retry-after, retry-after-ms, x-should-retry, location, "
-    b"openai-processing-ms, "
+    b"openai-processing-ms, idempotency-replayed, x-tpo-first-call-id, "
     b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
     b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, "
     + b", ".join(

@@ -49,7 +49,7 @@ _ERRORS: Final[dict[Family, type]] = {
 }
 _EVERY: Final = (400, 413, 421, 500, 503)
 _WITH_BODY: Final = (408, 415)
-_OF_A_CALL: Final = (404, 429, 502, 504)
+_OF_A_CALL: Final = (404, 409, 422, 429, 502, 504)
 _FRAMING: Final = (414, 431)
 """Answered before a request has a route, so in one envelope for all families."""
 _NAMES: Final = re.compile(r"\{(\w+)\}")

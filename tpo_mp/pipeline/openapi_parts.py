@@ -90,6 +90,11 @@ PARAMETERS: Final[dict[str, Any]] = {
             {"type": "integer", "minimum": 1, "maximum": 604_800_000},
         ),
         _parameter(
+            "idempotency-key",
+            "Requests with one key run once: the others are given its answer.",
+            {"type": "string", "pattern": "^[ -~]{1,255}$"},
+        ),
+        _parameter(
             "x-litellm-session-id",
             "The session, where `x-session-id` does not say it.",
             {"type": "string"},

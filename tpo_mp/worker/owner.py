@@ -13,6 +13,7 @@ submission (draining, too many open calls) are answered, never queued.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -67,6 +68,7 @@ MAX_DEADLINE_MS = 604_800_000
 _PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 """Seconds after which an SDK hangs up: those in Python wait for a byte, those in JavaScript for
 an answer to begin."""
+_KEY = re.compile(rb"[ -~]{1,255}")
 _PRIORITIES = {
     b"critical": Priority.CRITICAL,
     b"high": Priority.HIGH,
@@ -219,6 +221,8 @@ class Owner:
             call.priority = priority
         if b"x-tpo-cache" in headers or b"cache-control" in headers:
             call.reuse = reuse_of(headers)
+        if b"idempotency-key" in headers:
+            call.idempotency_key = _idempotency_key(headers[b"idempotency-key"])
         if b"x-tpo-deadline-ms" in headers:
             call.deadline = call.started_at + _deadline_s(headers[b"x-tpo-deadline-ms"])
 
@@ -414,6 +418,14 @@ def _patience_s(raw: bytes) -> float:
     except ValueError:
         return NO_DEADLINE
     return seconds if seconds > 0 else NO_DEADLINE
+
+
+def _idempotency_key(raw: bytes) -> bytes:
+    if _KEY.fullmatch(raw) is None:
+        raise InvalidRequest(
+            "idempotency-key must be 1 to 255 printable ASCII characters", param="idempotency-key"
+        )
+    return raw
 
 
 def _deadline_s(raw: bytes) -> float:
