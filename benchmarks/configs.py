@@ -5,14 +5,15 @@
 budget, deduplication and cache lookup of deterministic calls, breaker, retry, the registry with
 payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``echo`` answers from inside the gateway.
+``overload`` is two tenants and a backend of 16 places, a simulator that takes 50 ms.
 ``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
 from __future__ import annotations
 
-from .peers import KEY
+from .peers import KEY, SECOND_KEY
 
-MODES = ("plain", "governed", "echo", "simulator", "paced")
+MODES = ("plain", "governed", "echo", "overload", "simulator", "paced")
 SIMULATED = ("simulator", "paced")
 PACED_TOKENS = 250
 """Tokens of a paced stream: 25 seconds, and less than a socket holds unread."""
@@ -66,6 +67,33 @@ hour = 1000000000000
 hour = 1000000000000
 """
 
+_OVERLOAD = """
+[auth]
+enabled = true
+
+[[auth.keys]]
+id = "flood"
+tenant = "flood"
+secret = "{key}"
+
+[[auth.keys]]
+id = "guest"
+tenant = "guest"
+secret = "{second_key}"
+
+[stages.admission]
+aging_s = 0.25
+
+[[backends]]
+name = "simulator"
+kind = "simulator"
+models = ["*"]
+strategy = "fixed"
+text = "word"
+first_token_ms = 50
+max_concurrent = 16
+"""
+
 GOVERNED_EXTRA = {"temperature": 0}
 """What makes a call deterministic, so that deduplication and cache take part."""
 
@@ -75,6 +103,8 @@ def toml(mode: str, upstream: str) -> str:
     if mode in SIMULATED:
         latency = "first_token_ms = 100\ntoken_ms = 100" if mode == "paced" else ""
         return _SIMULATOR.format(text=" ".join(["word"] * 500), latency=latency)
+    if mode == "overload":
+        return _OVERLOAD.format(key=KEY, second_key=SECOND_KEY)
     backend = _ECHO if mode == "echo" else _OPENAI
     rules = _GOVERNED if mode == "governed" else ""
     return (rules + backend).format(upstream=upstream, key=KEY)

@@ -178,4 +178,40 @@ GATES = (
         "memory of a simulated stream", "simulator", _median(PACED, "kib_each"), 10, "KiB",
         (PACED,), enough=("streams", 5_000),
     ),
+    Gate(
+        "answers at twice the capacity", "overload", _median("2x", "share"), 0.9, "of it", ("2x",),
+        0.95, highest=False,
+    ),
+    Gate(
+        "answers at five times the capacity", "overload", _median("5x", "share"), 0.8, "of it",
+        ("5x",), highest=False,
+    ),
+    Gate(
+        "p99 of refusals at twice the capacity", "overload", _median("2x", "refused_p99_ms"), 20,
+        "ms", ("2x",),
+    ),
+    Gate(
+        "retry-after at twice the capacity, against true waits", "overload",
+        _median("2x", "told_off_by"), 2, f"{TIMES} off", ("2x",),
+    ),
+    Gate(
+        "p99 of answers at twice the capacity, against half of it", "overload",
+        _median("2x", "against_half"), 3, TIMES, ("2x", "0.5x"),
+    ),
+    Gate(
+        "until all is as before, after five times the capacity", "overload",
+        _median("after", "recovery_s"), 5, "s", (),
+    ),
+    Gate(
+        "a tenant's answers beside one that floods", "overload",
+        _median("tenants", "share_of_fair"), 0.9, "of its fair share", ("tenants",), highest=False,
+    ),
+    Gate(
+        "longest wait of a low call, against the promise", "overload",
+        _median("low", "wait_of_bound"), 1, TIMES, ("low",),
+    ),
+    Gate(
+        "requests to a failing backend per call", "overload",
+        _median("outage", "amplification"), 1.2, "", (), 1.1,
+    ),
 )  # fmt: skip

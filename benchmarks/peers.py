@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KEY = "sk-bench-0123456789abcdef"
+SECOND_KEY = "sk-bench-guest-0000000000000000"
 """What the load sends as its bearer token; LiteLLM is given it as its master key."""
 
 NGINX_CONF = """\

@@ -33,7 +33,8 @@ from .procs import Cores, NotReadyError, Process, free_port
 
 READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
 OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain",
-        "tpo-simulator": "simulator", "tpo-simulator-paced": "paced"}  # fmt: skip
+        "tpo-overload": "overload", "tpo-simulator": "simulator",
+        "tpo-simulator-paced": "paced"}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
@@ -41,6 +42,7 @@ LABELS = {
     "tpo-governed": "tpo-mp, governed",
     "tpo-echo": "tpo-mp, echo backend",
     "tpo-messages": "tpo-mp, Anthropic clients",
+    "tpo-overload": "tpo-mp, overloaded",
     "tpo-simulator": "tpo-mp simulate, no latency",
     "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
     "vllm-router": "vLLM router",
