@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.chaos.conftest import StartHost
 from tests.conftest import require
@@ -120,3 +121,52 @@ def test_torn_writes_and_failed_syncs_lose_and_double_nothing(
     wait_for(lambda: host.events("control_died"), 5, "its death")
     host.lettered(ids, 5 * slack)
     host.end()
+
+
+def test_jobs_results_budgets_and_records_wait_for_room(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """Nothing that was answered meanwhile is lost: it is written when there is room again."""
+    config = RELAY.format(url=upstream.url) + "[stages.token_budget]\nsession = { hard = 100000 }\n"
+    host = start_host(start=False, config=config)
+    with tmpfs(host.state_dir, "192m"):
+        host.start()
+        host.warm()
+        upstream.play("answer", first_s=0.2)
+        job = host.ask("/api/v1/batch", {"prompts": ["p"] * 120, "model": "up-1"}).json()["job_id"]
+        filler = fill(host.state_dir)
+        before = len(upstream.seen)
+        body = {"model": "up-1", "messages": [{"role": "user", "content": "spend"}]}
+        for _ in range(20):
+            assert host.ask("/v1/chat/completions", body, {"x-session-id": "s"}).status == 200
+        told = host.ask("/api/v1/infer", {"prompt": "later", "model": "up-1"})
+        assert told.status in (200, 202), told
+        wait_for(lambda: len(upstream.seen) >= before + 21, 20 * slack, "calls go on")
+        wait_for(lambda: "store-calls" in degraded(host), 20 * slack, "degraded")
+        used = host.ask("/api/v1/sessions/s/budget").json()["tokens_used"]
+        filler.unlink()
+        wait_for(lambda: not degraded(host), 15 * slack, "recovery")
+        wait_for(lambda: progress(host, job)["pending"] == 0, 60 * slack, "the job")
+        assert progress(host, job)["completed"] == 120
+        for slot in (0, 1):  # what they had in memory alone is gone
+            victim = host.slot(slot)["pid"]
+            kill(victim)
+            host.replaced(slot, victim)
+        result = host.ask_store(f"/api/v1/result/{told.json()['request_id']}")
+        assert result["status"] == "completed"
+        records = host.ask_store("/api/v1/audit?limit=1000&session_id=s")
+        assert len(records["entries"]) == 20
+        host.end()
+        host.start()
+        assert host.ask("/api/v1/sessions/s/budget").json()["tokens_used"] == used > 0
+        host.stop()
+
+
+def degraded(host: Host) -> set[str]:
+    """What the host says is missing."""
+    return set(host.ask("/ready").json()["degraded"])
+
+
+def progress(host: Host, job: str) -> dict[str, Any]:
+    """How a job stands."""
+    return host.ask_store(f"/api/v1/batch/{job}/progress")

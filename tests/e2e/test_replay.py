@@ -148,3 +148,29 @@ def test_a_replay_that_is_killed_loses_nothing(gateway: Gateway, upstream: Upstr
     assert "replayed 3 of 3" in done.stdout
     assert len(upstream.seen) == before + 3
     assert letters(gateway) == []
+
+
+def test_a_replay_killed_while_it_asks_leaves_a_letter_that_says_so(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    """Its backend may have done the work: the letter stays, and is marked."""
+    name = fail(gateway, upstream, *ASKED[0])
+    upstream.play("hang")
+    before = len(upstream.seen)
+    command = [sys.executable, "-m", "tpo_mp", "replay", "--all", "--url", gateway.url]
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: len(upstream.seen) > before, 20, "the question")
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+    told = f"/api/v1/dlq/{name}"
+    wait_for(lambda: gateway.ask(told).json()["repeated"], 10, "its mark")
+    assert gateway.ask(told).json()["status"] == "open"
+    upstream.play("answer")
+    assert "replayed 1 of 1" in replay(gateway, "--all").stdout
+    again = gateway.ask(told).json()
+    assert (again["status"], again["attempts"], again["repeated"]) == ("replayed", 2, True)
+    assert len({seen.headers["idempotency-key"] for seen in list(upstream.seen)[before:]}) == 1

@@ -230,7 +230,7 @@ class FakeShard:
         )  # fmt: skip
         self.asyncs = Asyncs(
             owner=self.owner, links=self.links, plane=host.plane, store=self.store, seat=seat,
-            epoch=self.epoch, ttl_s=60.0,
+            epoch=self.epoch, ttl_s=60.0, metrics=self.metrics,
         )  # fmt: skip
         self.feeds = SharedFeeds(
             links=self.links, plane=host.plane, seat=seat, on_busy=self._on_busy,
@@ -243,7 +243,7 @@ class FakeShard:
         )
         self.backgrounds = Backgrounds(
             owner=self.owner, links=self.links, plane=host.plane, store=self.store, seat=seat,
-            ttl_s=60.0,
+            ttl_s=60.0, metrics=self.metrics,
         )  # fmt: skip
         self.owner.backgrounds = self.backgrounds
         self.job_calls = JobCalls(self.owner, self.store)

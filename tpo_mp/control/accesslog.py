@@ -28,11 +28,17 @@ class AccessLog:
     """Off until ``configure`` names a place: ``off``, ``stdout`` or a file."""
 
     def __init__(self) -> None:
-        self.dropped = 0
+        self._crowded = 0
+        self._unwritten = [0]
         self._where = "off"
         self._form: Form = "text"
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Batches that are missing: too many waited, or the place did not take them."""
+        return self._crowded + self._unwritten[0]
 
     def configure(self, where: str, form: Form) -> None:
         """Write to another place, or in another form, from now on."""
@@ -44,7 +50,10 @@ class AccessLog:
             return
         self._queue = SimpleQueue()
         self._thread = threading.Thread(
-            target=_write_all, args=(self._queue, where, form), name="access-log", daemon=True
+            target=_write_all,
+            args=(self._queue, where, form, self._unwritten),
+            name="access-log",
+            daemon=True,
         )
         self._thread.start()
 
@@ -53,7 +62,7 @@ class AccessLog:
         if self._thread is None:
             return
         if self._queue.qsize() >= MAX_QUEUED:
-            self.dropped += 1
+            self._crowded += 1
         else:
             self._queue.put(batch)
 
@@ -103,7 +112,10 @@ class _Out:
             self._fd = os.open(path, flags, 0o600)
 
 
-def _write_all(queue: SimpleQueue[bytes | None], where: str, form: Form) -> None:
+def _write_all(
+    queue: SimpleQueue[bytes | None], where: str, form: Form, unwritten: list[int]
+) -> None:
+    """``unwritten`` counts batches; only the thread of the latest place writes it."""
     out = _Out(where)
     running = True
     while running:
@@ -113,9 +125,10 @@ def _write_all(queue: SimpleQueue[bytes | None], where: str, form: Form) -> None
                 batches.append(queue.get_nowait())
         running = None not in batches
         lines = b"".join(_lines(batch, form) for batch in batches if batch is not None)
-        # A full disk or a closed pipe costs access lines, nothing else.
-        with suppress(OSError):
+        try:
             out.write(lines)
+        except OSError:  # a full disk or a closed pipe costs access lines, nothing else
+            unwritten[0] += sum(batch is not None for batch in batches)
     out.close()
 
 

@@ -97,6 +97,7 @@ class Shelf:
         self._calls_dropped = 0
         self._calls_broken = False
         self._table_errors = 0
+        self._tables_broken = False
         self._tables: Tables | None = None
         self.jobs: JobTable | None = None
         """Batch jobs; ``None`` while the database is not open."""
@@ -244,6 +245,7 @@ class Shelf:
             except sqlite3.Error:
                 done = False
                 self._table_errors += 1
+                self._tables_broken = True
                 self._tables.rollback()
         self.letters.committed(done)
         return done
@@ -265,6 +267,7 @@ class Shelf:
             if self.jobs is not None:
                 self.jobs.tidy()
         self.commit()
+        self._try_tables()
         if self._tables is None and self._clock() >= self._retry_at:
             self._open_tables()
 
@@ -273,7 +276,7 @@ class Shelf:
         letters, log = self.letters, self.letters.log
         tables = {} if self._tables is None else self._tables.fills
         broken = [("calls", self._calls_broken), ("letters", letters.waiting > 0),
-                  ("tables", self._tables is None)]  # fmt: skip
+                  ("tables", self._tables is None or self._tables_broken)]  # fmt: skip
         depth = letters.waiting
         with self._guarded():
             depth = letters.depth()
@@ -314,6 +317,7 @@ class Shelf:
             yield
         except sqlite3.Error as error:
             self._table_errors += 1
+            self._tables_broken = True
             if self._tables is not None:
                 self._tables.rollback()
                 if not isinstance(error, sqlite3.OperationalError):
@@ -324,6 +328,17 @@ class Shelf:
         self.letters.detach()
         self._tables = self.jobs = self.counts = None
         tables.abandon()
+
+    def _try_tables(self) -> None:
+        """Write a word after a failure, for a transaction that changes nothing always works."""
+        if self._tables is not None and self._tables_broken:
+            try:
+                self._tables.set_mark("tried_at", str(self._clock()))
+                self._tables.commit()
+            except sqlite3.Error:
+                self._tables.rollback()
+            else:
+                self._tables_broken = False
 
     def _write_calls(self) -> None:
         staged, self._staged = self._staged, []

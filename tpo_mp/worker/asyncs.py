@@ -26,6 +26,7 @@ from tpo_mp.errors import Shed, TpoError
 from tpo_mp.pipeline.absent import AbsentClient
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.pipeline.native_stream import NativeStream
+from tpo_mp.ports import Metrics
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.frames import HEAD, Kind
@@ -64,6 +65,7 @@ class Asyncs:
         seat: int,
         epoch: int,
         ttl_s: float,
+        metrics: Metrics,
     ) -> None:
         self._owner = owner
         self._links = links
@@ -73,7 +75,7 @@ class Asyncs:
         self._epoch = epoch
         self._ttl_s = ttl_s
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._puts = Puts(store, RESULTS)
+        self._puts = Puts(store, RESULTS, metrics)
         self._waiters: dict[str, asyncio.Event] = {}
         self._questions: dict[int, asyncio.Future[bytes | None]] = {}
         self._token = 0

@@ -23,6 +23,7 @@ from tpo_mp.dialects import openai_responses_background as dialect
 from tpo_mp.errors import Rejected, Shed, TpoError
 from tpo_mp.pipeline.background import BackgroundDelivery
 from tpo_mp.pipeline.response_log import PAGE_BYTES, EventPage, LogSpace, ResponseLog
+from tpo_mp.ports import Metrics
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import CallIds, mark_of
 from tpo_mp.shm.frames import HEAD, Kind
@@ -61,12 +62,13 @@ class Backgrounds:
         store: StoreClient,
         seat: int,
         ttl_s: float,
+        metrics: Metrics,
     ) -> None:
         self._owner = owner
         self._links = links
         self._plane = plane
         self._store = store
-        self._puts = Puts(store, RESPONSES)
+        self._puts = Puts(store, RESPONSES, metrics)
         self._seat = seat
         self._ttl_s = ttl_s
         self._space = LogSpace()

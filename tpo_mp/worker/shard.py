@@ -252,6 +252,7 @@ class Shard:
             links=self.links,
             plane=self.plane,
             store=self.store,
+            metrics=self.metrics,
             seat=seat,
             epoch=handoff.epoch,
             ttl_s=config.store.result_age_s,
@@ -261,6 +262,7 @@ class Shard:
             links=self.links,
             plane=self.plane,
             store=self.store,
+            metrics=self.metrics,
             seat=seat,
             ttl_s=config.store.result_age_s,
         )

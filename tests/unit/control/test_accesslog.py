@@ -46,6 +46,20 @@ def test_every_record_is_a_line(tmp_path: Path) -> None:
     assert written(tmp_path / "a.log") == ["one", "two", "three"]
 
 
+def test_lines_that_a_full_disk_did_not_take_are_counted(tmp_path: Path) -> None:
+    """By the batch; the log goes on when there is room."""
+    log = AccessLog()
+    log.configure("/dev/full", "text")
+    log.offer(batch("one"))
+    log.offer(batch("two"))
+    log.close(5.0)
+    assert log.dropped == 2
+    log.configure(str(tmp_path / "a.log"), "text")
+    log.offer(batch("three"))
+    log.close(5.0)
+    assert (written(tmp_path / "a.log"), log.dropped) == (["three"], 2)
+
+
 def test_another_place_is_used_from_then_on(tmp_path: Path) -> None:
     """A reload moves the log and loses no line."""
     log = AccessLog()

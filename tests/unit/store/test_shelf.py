@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from pathlib import Path
+
+import pytest
 
 from tpo_mp.store.framing import Disk, flush_to_disk
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import Shelf, ShelfOptions
+from tpo_mp.store.tables import Tables
 
 
 class Weather:
@@ -88,6 +92,47 @@ def test_a_full_disk_is_survived_and_shown(tmp_path: Path) -> None:
     assert again.recent_records() == [b"one"]
     assert again.letters.stored("a")
     again.close()
+
+
+def test_a_database_that_finds_no_room_is_shown_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is taken for written, and a batch without a change proves nothing; it comes back."""
+    weather = Weather()
+    commit = Tables.commit
+    settled = [0]
+
+    def full(tables: Tables) -> None:
+        (changes,) = tables.read("SELECT total_changes()").fetchone()
+        changed, settled[0] = changes != settled[0], changes
+        if weather.full and changed:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(tables)
+
+    monkeypatch.setattr(Tables, "commit", full)
+    shelf = Shelf(tmp_path, ShelfOptions(), clock=lambda: weather.now)
+    weather.full = True
+    assert shelf.put("results", "k", b"v", 60.0)
+    assert not shelf.commit()
+    shelf.add_letters([letter("a")])
+    assert not shelf.commit()
+    for _ in range(3):
+        shelf.tick()
+        assert shelf.state().broken == ("letters", "tables")
+    shelf.letters.prune()
+    errors = shelf.state().table_errors
+    assert errors >= 2
+    assert shelf.get("results", "k") == (True, None)
+    assert not shelf.letters.stored("a")
+    weather.full = False
+    shelf.tick()
+    shelf.tick()
+    assert shelf.state().broken == ()
+    assert shelf.letters.stored("a")
+    assert shelf.put("results", "k", b"v", 60.0)
+    assert shelf.commit()
+    assert shelf.state().table_errors == errors
+    shelf.close()
 
 
 def test_memory_for_records_is_capped(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.support.fake_env import SilentMetrics, SilentSeries
 from tpo_mp.worker import puts
 from tpo_mp.worker.puts import Puts
 
@@ -32,10 +33,23 @@ class FlakyStore:
         return True
 
 
+class Counted(SilentMetrics):
+    """Counts what was given up."""
+
+    def __init__(self) -> None:
+        self.lost = SilentSeries()
+
+    def counter(self, name: str, help: str, **labels: str) -> SilentSeries:
+        """The one there is."""
+        assert (name, labels) == ("tpo_store_values_lost_total", {"table": "t"})
+        return self.lost
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
     monkeypatch.setattr(puts, "RETRY_S", 0.0)
+    monkeypatch.setattr(puts, "LONGEST_S", 0.0)
 
 
 async def settle() -> None:
@@ -49,7 +63,7 @@ def test_value_is_put_until_it_is_taken() -> None:
     store = FlakyStore(refusals=7)
 
     async def story() -> None:
-        Puts(store, "t").put("a", b"1", 5.0)
+        Puts(store, "t", Counted()).put("a", b"1", 5.0)
         await settle()
 
     asyncio.run(story())
@@ -61,7 +75,7 @@ def test_newest_value_is_the_last_one_written() -> None:
     store = FlakyStore()
 
     async def story() -> None:
-        waiting = Puts(store, "t")
+        waiting = Puts(store, "t", Counted())
         for value in (b"1", b"2", b"3"):
             waiting.put("a", value, 5.0)
             waiting.put("b", value, 5.0)
@@ -75,17 +89,45 @@ def test_newest_value_is_the_last_one_written() -> None:
         assert values == sorted(values)
 
 
-def test_value_nobody_takes_is_given_up() -> None:
-    """After so many tries, and the next value of that key is tried anew."""
-    store = FlakyStore(refusals=puts.TRIES)
+def test_value_nobody_takes_waits_as_long_as_it_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may be full for minutes; then it is counted, and the next value is tried anew."""
+    now = [0.0]
+    monkeypatch.setattr(puts, "monotonic", lambda: now[0])
+    store, metrics = FlakyStore(refusals=10**9), Counted()
 
     async def story() -> None:
-        waiting = Puts(store, "t")
-        waiting.put("a", b"1", 5.0)
+        waiting = Puts(store, "t", metrics)
+        waiting.put("a", b"1", 60.0)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert store.asked > 500, "far more than ten seconds' worth of tries"
+        assert metrics.lost.value == 0
+        now[0] = 60.0
         await settle()
-        assert store.asked == puts.TRIES
+        assert metrics.lost.value == 1
+        store.refusals = 0
         waiting.put("a", b"2", 5.0)
         await settle()
 
     asyncio.run(story())
     assert [value for _, _, value, _ in store.kept] == [b"2"]
+
+
+def test_what_waits_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In number and in bytes; what is put again meanwhile is put once at a time."""
+    monkeypatch.setattr(puts, "MAX_BYTES", 10)
+    monkeypatch.setattr(puts, "MAX_VALUES", 3)
+    store, metrics = FlakyStore(refusals=40), Counted()
+
+    async def story() -> None:
+        waiting = Puts(store, "t", metrics)
+        for name in "abcd":
+            waiting.put(name, b"1", 60.0)
+        assert metrics.lost.value == 1
+        waiting.put("a", b"2", 60.0)
+        waiting.put("e", b"123456789", 60.0)
+        assert metrics.lost.value == 4
+        await settle()
+
+    asyncio.run(story())
+    assert [(key, value) for _, key, value, _ in store.kept] == [("a", b"2"), ("e", b"123456789")]
