@@ -433,10 +433,22 @@ class _Own:
 class _NoStore:
     """No control process, no store: every feature does what it does without one."""
 
-    async def get(self, table: str, key: str) -> bytes | None:  # noqa: ARG002 - the Store protocol
+    async def get(
+        self,
+        table: str,  # noqa: ARG002 - the Store protocol
+        key: str,  # noqa: ARG002
+        wait_s: float = 0.05,  # noqa: ARG002
+    ) -> bytes | None:
         return None
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:  # noqa: ARG002
+    async def put(
+        self,
+        table: str,  # noqa: ARG002
+        key: str,  # noqa: ARG002
+        value: bytes,  # noqa: ARG002
+        ttl_s: float,  # noqa: ARG002
+        wait_s: float = 0.05,  # noqa: ARG002
+    ) -> bool:
         return False
 
     async def post(self, *_: object, **__: object) -> None:

@@ -74,11 +74,13 @@ class Metrics(Protocol):
 
 
 class Store(Protocol):
-    """Durable records, kept by control; every answer comes within 50 ms or is ``None``."""
+    """Durable records, kept by control; every answer comes within ``wait_s`` or is ``None``."""
 
-    async def get(self, table: str, key: str) -> bytes | None: ...
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None: ...
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool: ...
+    async def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, wait_s: float = 0.05
+    ) -> bool: ...
 
     async def post(
         self, table: str, key: str, value: bytes, *, ttl_s: float = 0.0, wait_s: float = 0.05

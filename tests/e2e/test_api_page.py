@@ -32,6 +32,8 @@ VECTORS = {
 CONFIG = """
 [stages.token_budget.session]
 
+[stages.rag]
+
 [[backends]]
 name = "echo"
 kind = "echo"

@@ -122,11 +122,13 @@ class SilentMetrics:
 class EmptyStore:
     """A store that knows nothing and keeps nothing."""
 
-    async def get(self, table: str, key: str) -> bytes | None:
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
         """Find nothing."""
         return None
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+    async def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, wait_s: float = 0.05
+    ) -> bool:
         """Keep nothing."""
         return False
 

@@ -215,11 +215,13 @@ class _Puts:
     def __init__(self, surface: Surface) -> None:
         self._surface = surface
 
-    async def get(self, table: str, key: str) -> bytes | None:
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
         """What was put."""
         return self._surface.puts.get((table, key))
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+    async def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, wait_s: float = 0.05
+    ) -> bool:
         """Keep it."""
         if self._surface.takes_puts:
             self._surface.puts[table, key] = value

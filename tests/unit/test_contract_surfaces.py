@@ -19,6 +19,7 @@ from tpo_mp.http.endpoints import Endpoint, EndpointTable, Family
 from tpo_mp.http.head import BadHead
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.rag_questions import RAG, RagQuestion
 
 NAMES = contract.names("surfaces")
 BODIES: list[Any] = [
@@ -28,6 +29,8 @@ BODIES: list[Any] = [
     b'{"model":"\\ud800","messages":[{"role":"user","content":"x"}]}', b"1e999", b"-", b"NaN",
 ]  # fmt: skip
 IDS = ["x", "..", "%2e%2e%2fetc", "%00x", "a" * 3000, "%F0%9F%8E%88", "00000000-0000-4000-8000-0"]
+
+NO_DOCUMENTS = b'{"documents":0,"bytes":0,"all_bytes":0}'
 
 
 @pytest.fixture
@@ -112,6 +115,9 @@ def test_examples_are_accepted(name: str, host: dict[str, Any]) -> None:
         if endpoint.request is None:
             continue
         surface = Surface(registry.find("surfaces", name), **host)
+        surface.takes_puts = True
+        surface.gateway.config = contract.full()
+        surface.gateway.stored[RAG, RagQuestion("sums", "").key()] = (NO_DOCUMENTS,)
         target = endpoint.example_path or endpoint.template.replace("{", "").replace("}", "")
         exchange = surface.ask(endpoint.method, target, endpoint.example)
         settle(surface, exchange)

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from tpo_mp.store import replay_table
+from tpo_mp.store import rag_table, replay_table
 from tpo_mp.store.audit_questions import AUDIT_STATS, AuditQuery
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import (
@@ -23,6 +23,7 @@ from tpo_mp.store.questions import (
     LetterQuery,
     RecordQuery,
 )
+from tpo_mp.store.rag_questions import RAG
 from tpo_mp.store.shelf import Shelf
 from tpo_mp.store.tables import LetterHeader
 
@@ -34,6 +35,9 @@ UNAVAILABLE = (False, None)
 
 def get(shelf: Shelf, table: str, key: str) -> tuple[bool, bytes | None]:
     """Whether the store could answer, and what it has."""
+    if table == RAG:
+        found = shelf.with_tables(lambda t: rag_table.answer(t, key))
+        return found is not None, found or None
     if table == RESULTS:
         wanted = RecordQuery.from_key(key)
         if wanted is not None:
@@ -62,6 +66,8 @@ def audit(reader: AuditReader, shelf: Shelf, table: str, key: str) -> tuple[bool
 
 def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:
     """Stage a value, or a letter's new status."""
+    if table == RAG:
+        return bool(shelf.with_tables(lambda t: rag_table.change(t, key, value)))
     if table == RESULTS:
         return results.keep(shelf, key, value, ttl_s)
     if table != LETTERS:

@@ -86,9 +86,9 @@ class StoreClient:
                 "tpo_store_questions_total", text, result="unavailable"
             )
 
-    async def get(self, table: str, key: str) -> bytes | None:
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
         """The value, or ``None`` when there is none or the store is unavailable."""
-        answer = await self.lookup(table, key)
+        answer = await self.lookup(table, key, wait_s=wait_s)
         return None if answer is None else answer[0]
 
     async def lookup(
@@ -98,9 +98,11 @@ class StoreClient:
         ok, value = await self._ask(lambda token: (self._get_record(token, table, key),), wait_s)
         return (value,) if ok else None
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+    async def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, wait_s: float = 0.05
+    ) -> bool:
         """Whether the store has taken the value; ``ttl_s`` of 0 forgets the key."""
-        return await self.post(table, key, value, ttl_s=ttl_s) is not None
+        return await self.post(table, key, value, ttl_s=ttl_s, wait_s=wait_s) is not None
 
     async def post(
         self, table: str, key: str, value: bytes, *, ttl_s: float = 0.0, wait_s: float = DEADLINE_S

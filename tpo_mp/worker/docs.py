@@ -50,6 +50,8 @@ VARIABLES: Final = {
     f"""-d '{{"prompts": ["hello"], "model": "slow"}}' | {_found("job_id")})""",
     "SESSION_ID": f"""$(curl -s {BASE}/v1/prompt {_JSON} -H 'x-session-id: mine' """
     f"""-d '{{"prompt": "hello"}}' -o /dev/null; echo mine)""",
+    "DOCUMENT_ID": f"""$(curl -s {BASE}/api/v1/rag/documents {_JSON} """
+    f"""-d '{{"text": "We open at nine."}}' | {_found("id")})""",
     "LETTER_ID": f"$(curl -s '{BASE}/api/v1/dlq?limit=1' | {_found('request_id')})",
 }
 """How a shell gets the ids that lines name.

@@ -19,11 +19,13 @@ class FlakyStore:
         self.asked = 0
         self.kept: list[tuple[str, str, bytes, float]] = []
 
-    async def get(self, table: str, key: str) -> bytes | None:
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
         """Nobody asks."""
         raise AssertionError(table, key)
 
-    async def put(self, table: str, key: str, value: bytes, ttl_s: float) -> bool:
+    async def put(
+        self, table: str, key: str, value: bytes, ttl_s: float, wait_s: float = 0.05
+    ) -> bool:
         """Take or refuse."""
         self.asked += 1
         await asyncio.sleep(0)

@@ -1,0 +1,134 @@
+"""Retrieval in a running gateway: the upstream sees what was put in by whichever worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.dialects import REPLIES
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, RawReply, chat
+from tests.support.toml import backend, section
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+DOCUMENTS = "/api/v1/rag/documents"
+KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "two", "three", "four")}
+AUTH = "[auth]\nenabled = true\n" + "".join(
+    section("[[auth.keys]]", id=name, secret={"env": f"KEY_{name.upper()}"}) for name in KEYS
+)
+ENV = {f"KEY_{name.upper()}": key for name, key in KEYS.items()}
+TEXT = "The lighthouse of Skagen opens its doors at nine in the morning."
+
+
+@pytest.fixture(scope="module")
+def library(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """Two workers, two tenants, one upstream."""
+    with Upstream() as upstream:
+        config = (
+            backend("up", upstream.base_url, "*") + AUTH
+            + section("[stages.rag]", max_context_tokens=200)
+        )  # fmt: skip
+        with Gateway(short_tmp / "rag", config=config, workers=2, env=ENV) as gateway:
+            yield gateway, upstream
+
+
+def ask(gateway: Gateway, who: str, method: str, path: str, body: Any = None) -> RawReply:
+    """Ask as a tenant, on a connection of its own."""
+    headers = {"authorization": f"Bearer {KEYS[who]}", "content-type": "application/json"}
+    with RawClient(gateway.url) as client:
+        data = None if body is None else json.dumps(body).encode()
+        return client.request(method, path, headers, data)
+
+
+def question(gateway: Gateway, who: str, **more: Any) -> RawReply:
+    """Ask about the lighthouse."""
+    return ask(
+        gateway, who, "POST", CHAT, chat("When does the lighthouse open?", model="m", **more)
+    )
+
+
+def test_what_a_tenant_put_is_told_to_the_model_and_cited(
+    library: tuple[Gateway, Upstream],
+) -> None:
+    """By both workers, within the cap, to nobody else, and no more once it is taken away."""
+    gateway, upstream = library
+    sent = {"id": "skagen", "title": "Skagen", "text": f"{TEXT} {'More of it. ' * 400}"}
+    assert ask(gateway, "one", "POST", DOCUMENTS, sent).status == 200
+    shards = set()
+    for _ in range(12):
+        reply = question(gateway, "one")
+        assert reply.status == 200, reply
+        shards.add(reply.headers["x-tpo-shard"])
+        (first, *_) = reply.json()["tpo"]["citations"]
+        assert (first["document_id"], first["title"], first["number"]) == ("skagen", "Skagen", 1)
+        assert int(reply.headers["x-tpo-citations"]) == len(reply.json()["tpo"]["citations"])
+        seen = json.loads(upstream.seen[-1].body)["messages"]
+        assert TEXT in seen[0]["content"]
+        assert seen[0]["role"] == "system"
+        assert len(seen[0]["content"].encode()) <= 200 * 4
+    assert shards == {"0", "1"}
+    other = question(gateway, "two")
+    assert "tpo" not in other.json()
+    assert b"Skagen" not in upstream.seen[-1].body
+    for method in ("GET", "DELETE"):
+        assert ask(gateway, "two", method, f"{DOCUMENTS}/skagen").status == 404
+    assert ask(gateway, "two", "GET", DOCUMENTS).json()["count"] == 0
+    listed = ask(gateway, "one", "GET", DOCUMENTS).json()
+    assert [d["id"] for d in listed["documents"]] == ["skagen"]
+    assert ask(gateway, "one", "DELETE", f"{DOCUMENTS}/skagen").json()["deleted"] is True
+    assert "tpo" not in question(gateway, "one").json()
+    assert b"Skagen" not in upstream.seen[-1].body
+
+
+def test_a_stream_cites_before_its_end(library: tuple[Gateway, Upstream]) -> None:
+    """One event of the dialect's own, then the end the client waits for."""
+    gateway, _ = library
+    sent = {"id": "stream", "text": TEXT}
+    assert ask(gateway, "three", "POST", DOCUMENTS, sent).status == 200
+    told = question(gateway, "three", stream=True).body.decode()
+    events = [line[6:] for line in told.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["tpo"]["citations"][0]["document_id"] == "stream"
+    assert sum('"tpo"' in event for event in events) == 1
+
+
+def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:
+    """They are the host's: who serves next finds them."""
+    gateway, _ = library
+    assert ask(gateway, "four", "POST", DOCUMENTS, {"id": "kept", "text": TEXT}).status == 200
+    old = gateway.worker_pids()
+    os.kill(old[0], signal.SIGKILL)
+    wait_for(
+        lambda: all(
+            slot["state"] == "ready" and slot["pid"] != old[0] for slot in gateway.status()["slots"]
+        ),
+        30, "another worker", every_s=0.1,
+    )  # fmt: skip
+    shards = set()
+    for _ in range(12):
+        reply = question(gateway, "four")
+        assert reply.json()["tpo"]["citations"][0]["document_id"] == "kept"
+        shards.add(reply.headers["x-tpo-shard"])
+    assert shards == {"0", "1"}
+
+
+def test_without_the_stage_nothing_is_told(short_tmp: Path) -> None:
+    """The upstream gets the client's bytes."""
+    with Upstream() as upstream:
+        upstream.queue("answer", reply=REPLIES["openai_chat"])
+        config = backend("up", upstream.base_url, "*")
+        with Gateway(short_tmp / "no-rag", config=config) as gateway:
+            refused = gateway.ask(DOCUMENTS, {"text": TEXT})
+            assert (refused.status, refused.json()["error"]["code"]) == (404, "rag_disabled")
+            reply = gateway.ask(CHAT, chat("When does the lighthouse open?", model="m"))
+            assert "tpo" not in reply.json()
+            sent = json.dumps(chat("When does the lighthouse open?", model="m")).encode()
+            assert upstream.seen[-1].body == sent

@@ -1,0 +1,111 @@
+"""Looking things up on the way of a call: what the model is told, and how much of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from tests.support.fake_env import FakeWorld, make_call
+from tpo_mp.pipeline.promise import Promise
+from tpo_mp.stages.rag import BYTES_PER_TOKEN, Config, Rag, context_of, fitting
+from tpo_mp.store.rag_questions import Hit, question
+from tpo_mp.types import Call, Dialect, Reply
+
+HITS = [Hit("d1", "Hours", 0, 3.5, "We open at nine."), Hit("d2", "", 2, 1.0, "We close at five.")]
+
+
+class Library:
+    """A stage over a store that answers what a test says, and a backend that keeps what it saw."""
+
+    def __init__(self, hits: list[Hit] | None, **options: Any) -> None:
+        self.hits = hits
+        self.asked: list[tuple[str, Any, float]] = []
+        self.seen: list[bytes] = []
+        self.status = 200
+        env = replace(FakeWorld().env, store=self)
+        self.stage = Rag(msgspec.convert(options, Config), env)
+
+    async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
+        """Answer, or not."""
+        self.asked.append((table, question(key), wait_s))
+        return None if self.hits is None else msgspec.json.encode(self.hits)
+
+    def core(self, call: Call) -> Awaitable[Reply]:
+        """The backend."""
+        self.seen.append(call.body)
+        out: Promise[Reply] = Promise()
+        out.resolve(Reply(self.status, b'{"choices":[]}'))
+        return out
+
+    def send(self, **more: Any) -> Reply:
+        """Ask something."""
+        body = json.dumps({"messages": [{"role": "user", "content": "when do you open?"}]})
+        call = make_call(more.pop("body", body.encode()), tenant="t", fingerprint=1, **more)
+
+        async def story() -> Reply:
+            return await self.stage(call, self.core)
+
+        return asyncio.run(story())
+
+
+def test_what_is_found_is_told_and_cited() -> None:
+    """To the model by number, to the client by document."""
+    library = Library(HITS, timeout_s=3, top_k=7)
+    reply = library.send()
+    ((table, asked, wait_s),) = library.asked
+    assert (table, asked.tenant, asked.text, asked.limit, wait_s) == (
+        "rag", "t", "when do you open?", 7, 3,
+    )  # fmt: skip
+    told = json.loads(library.seen[0])["messages"][0]
+    assert told["role"] == "system"
+    assert "[1] Hours\nWe open at nine.\n\n[2] d2\nWe close at five." in told["content"]
+    assert json.loads(reply.body or b"")["tpo"]["citations"] == [
+        {"number": 1, "document_id": "d1", "title": "Hours", "piece": 0, "score": 3.5},
+        {"number": 2, "document_id": "d2", "title": "", "piece": 2, "score": 1.0},
+    ]
+    assert reply.headers == b"x-tpo-citations: 2\r\n"
+
+
+def test_without_anything_to_tell_a_request_is_untouched() -> None:
+    """Nothing found, nothing that scores, no answer in time, no question, no place."""
+    for library, body in (
+        (Library([]), None),
+        (Library(HITS, min_score=9), None),
+        (Library(None), None),
+        (Library(HITS), b'{"messages": [ ]}'),
+    ):
+        reply = library.send(**({} if body is None else {"body": body}))
+        assert b"excerpts" not in library.seen[0]
+        assert body is None or library.seen == [body]
+        assert (reply.body, reply.headers) == (b'{"choices":[]}', b"")
+    vectors = Library(HITS)
+    vectors.send(dialect=Dialect.OPENAI_EMBEDDINGS, body=b'{"input": "a"}')
+    assert vectors.asked == []
+
+
+def test_a_failure_cites_nothing() -> None:
+    """Its body is the backend's."""
+    library = Library(HITS)
+    library.status = 400
+    assert library.send().body == b'{"choices":[]}'
+
+
+def test_context_stays_within_its_cap() -> None:
+    """In bytes of the whole text that is put in, whatever the pieces; the last is cut at a word."""
+    words = " ".join(f"wörd{i}" for i in range(160))
+    hits = [Hit(f"d{i}", "Title " * (i % 3), i, 5.0 - i, words) for i in range(5)]
+    for tokens in range(16, 2600, 37):
+        chosen = fitting(hits, tokens * BYTES_PER_TOKEN)
+        size = len(context_of(chosen).encode())
+        assert not chosen or size <= tokens * BYTES_PER_TOKEN
+        assert chosen == [] or all(hit.text for hit in chosen)
+        if tokens > 500:
+            assert size > tokens * BYTES_PER_TOKEN - 2 * len(words) or len(chosen) == 5
+        if chosen and chosen[-1].text != words:
+            assert words.startswith(chosen[-1].text + " ")
+    assert len(fitting(hits, 1 << 20)) == 5

@@ -1,0 +1,139 @@
+"""Looks up what is known about a question, and tells the model before it answers.
+
+The documents are those that the caller's tenant put there (``/api/v1/rag/documents``); control has
+them in a full-text index and looks the words of the question up in its store's thread, so no
+worker's loop waits on a disk: it asks over its ring and serves other calls meanwhile.  What is
+found goes into the request, the best first, until ``max_context_tokens`` are full, and is named in
+the answer as ``tpo.citations``.
+
+A question that gets no answer within ``timeout_s`` is asked of the model without context.
+
+Invariants: nothing of another tenant's is ever seen; a request about which nothing is known goes
+on byte for byte; without this stage nothing is looked up at all.
+Known weakness: words are compared, not meanings; a token is taken for four bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+from tpo_mp.dialects.prompt_context import ASKING, question_of, with_context
+from tpo_mp.pipeline.citing import cite
+from tpo_mp.ports import Env, Feature, Proceed
+from tpo_mp.store.rag_questions import RAG, Hit, RagQuestion, hits_of
+from tpo_mp.types import Call, Phase, Reply
+
+BYTES_PER_TOKEN: Final = 4
+_SUCCESS: Final = range(200, 300)
+_LEAD: Final = (
+    "These excerpts may help to answer. Rely on them where they do, and name them by their number."
+)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is looked up, and how much of it the model is told."""
+
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Longest wait for the documents.")
+    ] = 5.0
+    max_context_tokens: Annotated[
+        int, Meta(ge=16, le=1_000_000, description="Most tokens that are put into a request.")
+    ] = 2048
+    top_k: Annotated[int, Meta(ge=1, le=50, description="Most pieces of documents.")] = 4
+    min_score: Annotated[
+        float, Meta(ge=0, le=1000, description="Pieces that score less are left out.")
+    ] = 0.0
+    max_documents: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Most documents of a tenant.")
+    ] = 10_000
+    max_bytes: Annotated[
+        int, Meta(ge=1, le=1 << 34, description="Most bytes of all tenants' documents.")
+    ] = 256 << 20
+
+
+class Rag:
+    """Puts context into requests and citations into answers."""
+
+    phase: ClassVar[Phase] = Phase.RAG
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._config = config
+        self._store = env.store
+        text = "Questions to the documents, by what came of them."
+        counter = env.metrics.counter
+        self._found, self._none, self._late = (
+            counter("tpo_rag_lookups_total", text, result=result)
+            for result in ("found", "nothing", "unavailable")
+        )
+
+    async def __call__(self, call: Call, proceed: Proceed, /) -> Reply:
+        """Look up, tell, ask."""
+        body: Any = orjson.loads(call.body) if call.dialect in ASKING else None
+        question = question_of(call.dialect, body)
+        chosen = await self._look_up(call.tenant, question) if question else []
+        if not chosen or not with_context(call.dialect, body, context_of(chosen)):
+            return await proceed(call)
+        call.body = orjson.dumps(body)
+        call.fingerprint = None
+        reply = await proceed(call)
+        if reply.status not in _SUCCESS:
+            return reply
+        reply.headers += b"x-tpo-citations: %d\r\n" % len(chosen)
+        return cite(reply, call.dialect, citations_of(chosen))
+
+    async def _look_up(self, tenant: str, question: str) -> list[Hit]:
+        config = self._config
+        asked = RagQuestion("search", tenant, question, limit=config.top_k)
+        told = await self._store.get(RAG, asked.key(), config.timeout_s)
+        if told is None:
+            self._late.inc()
+            return []
+        hits = [hit for hit in hits_of(told) if hit.score >= config.min_score]
+        chosen = fitting(hits, config.max_context_tokens * BYTES_PER_TOKEN)
+        (self._found if chosen else self._none).inc()
+        return chosen
+
+
+def context_of(hits: list[Hit]) -> str:
+    """What the model is told."""
+    return "\n\n".join([_LEAD, *(_entry(n, hit) for n, hit in enumerate(hits, 1))])
+
+
+def fitting(hits: list[Hit], room: int) -> list[Hit]:
+    """As many as there is room for, in bytes; the last may be cut at a word."""
+    room -= len(_LEAD)
+    chosen: list[Hit] = []
+    for hit in hits:
+        bare = Hit(hit.id, hit.title, hit.piece, hit.score, "")
+        left = room - len(_entry(len(chosen) + 1, bare).encode()) - 2
+        text = hit.text.encode()
+        if left <= 0:
+            break
+        if len(text) > left:
+            bare.text = text[:left].decode("utf-8", "ignore").rpartition(" ")[0]
+            if bare.text:
+                chosen.append(bare)
+            break
+        chosen.append(hit)
+        room = left - len(text)
+    return chosen
+
+
+def _entry(number: int, hit: Hit) -> str:
+    return f"[{number}] {hit.title or hit.id}\n{hit.text}"
+
+
+def citations_of(hits: list[Hit]) -> bytes:
+    """What the client is told, as JSON."""
+    cited: list[dict[str, Any]] = [
+        {"number": n, "document_id": h.id, "title": h.title, "piece": h.piece, "score": h.score}
+        for n, h in enumerate(hits, 1)
+    ]
+    return msgspec.json.encode(cited)
+
+
+FEATURE = Feature(Config, Rag)
