@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway
+from tests.support.host import metric
+from tests.support.load import Crowd
+from tests.support.raw import ask as get
 from tests.support.raw import chat
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
@@ -21,6 +24,8 @@ CHAT = "/v1/chat/completions"
 AUDIT = "/api/v1/audit"
 CONFIG = (
     ECHO.replace('models = ["echo"]', 'models = ["cheap", "dear", "dark"]')
+    + ECHO.replace('"echo"', '"slow"', 1).replace('["echo"]', '["slow"]')
+    + "delay_ms = 4000\n"
     + """
 [prices]
 builtin = false
@@ -152,3 +157,46 @@ def test_entries_outlive_a_worker_and_the_gateway(short_tmp: Path) -> None:
         assert {m: s["total_entries"] for m, s in stats["by_model"].items()} == {
             "cheap": 10, "dear": 10,
         }  # fmt: skip
+
+
+def test_calls_that_died_with_their_worker_are_in_the_audit(gateway: Gateway) -> None:
+    """As crashed, once each, and so every accepted call is: one by one the dead letters'."""
+    with Crowd(gateway.url, 30, model="slow", stream=False, prefix="crash") as crowd:
+        wait_for(lambda: open_calls(gateway) >= 30, 10.0, "all of them accepted")
+        victim = gateway.worker_pids()[1]
+        os.kill(victim, signal.SIGKILL)
+        attempts = crowd.ended()
+    cut = {a.id for a in attempts if a.outcome == "cut"}
+    assert cut
+    assert cut | {a.id for a in attempts if a.outcome == "ok"} == {a.id for a in attempts}
+
+    def told() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        page = gateway.ask(f"{AUDIT}?model_id=slow&limit=1000").json()
+        for entry in page["entries"]:
+            found.setdefault(entry["terminal"], []).append(entry["client_request_id"])
+        return found
+
+    wait_for(lambda: sum(map(len, told().values())) == 30, 15.0, "a record of each")
+    assert sorted(told()["crashed"]) == sorted(cut)
+    letters = gateway.ask("/api/v1/dlq").json()["entries"]
+    assert {letter["client_request_id"] for letter in letters} >= cut
+    crashed = gateway.ask(f"{AUDIT}?terminal=crashed&model_id=slow").json()["entries"][0]
+    assert (crashed["error"], crashed["status"], crashed["cost_usd"]) == ("worker_lost", 502, None)
+
+    def replaced() -> bool:
+        slot = gateway.status()["slots"][1]
+        return slot["pid"] not in (None, victim) and slot["state"] == "ready"
+
+    wait_for(replaced, 20.0, "another worker in the slot")
+    wait_for(lambda: shard_of(gateway) == "1", 20.0, "calls on the new worker")
+
+
+def shard_of(gateway: Gateway) -> str:
+    """Where one more call ran."""
+    return gateway.ask(CHAT, chat("hi", model="dark")).headers["x-tpo-shard"]
+
+
+def open_calls(gateway: Gateway) -> float:
+    """How many are open on the host."""
+    return metric(get(gateway.ops, "/metrics").body.decode(), "tpo_open_calls")

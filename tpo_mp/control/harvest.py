@@ -14,8 +14,8 @@ The registry of a run that died as a whole (``registry.previous*``) is swept the
 reruns, and removed when nothing is left in it, together with its copy on disk.  Where power was
 lost the copy is all there is, and is swept instead.
 
-Invariants: one letter per call, visible within 2 s of the death; a letter that only memory holds
-keeps its slot.
+Invariants: one letter per call, and one call record (``crashed``) with it, visible within 2 s of
+the death; a letter that only memory holds keeps its slot.
 Sweeps are made after the plane showed a death, while orphans are left, and every ``IDLE_S``.
 """
 
@@ -41,7 +41,7 @@ from tpo_mp.store.shelf import Shelf
 
 from .copied import CopiedCalls, copies_in
 from .keeper import Keeper
-from .lost import letter_of, note_failure, record_ids
+from .lost import letter_of, note_failure, record_ids, records_of
 from .reruns import Reruns
 
 SWEEP = 256
@@ -88,6 +88,8 @@ class _Source:
     swept_at: float = -1e9
     first_seen: dict[str, float] = field(default_factory=dict)
     listed: frozenset[str] = frozenset()
+    recorded: frozenset[str] = frozenset()
+    """Calls that were given their record here, while their slots are not given back."""
 
 
 class Harvest:
@@ -206,6 +208,7 @@ class Harvest:
         def work(shelf: Shelf) -> None:
             if shelf.add_letters([letter]):
                 note_failure(shelf, orphan, letter)
+                shelf.record(records_of([orphan]))
 
         self._keeper.submit(work)
 
@@ -278,9 +281,11 @@ class Harvest:
                 shelf.letters.sync()  # what they were made from is removed now
             return sweep
         finished = self._before_us(shelf).union(record_ids(recent))
+        source.recorded &= sweep.listed
         if isinstance(source.calls, CopiedCalls):
             finished |= source.calls.finished(shelf)
         letters = []
+        lost: list[Orphan] = []
         for call_id, orphan in orphans:
             told = call_id in finished or shelf.letters.stored(call_id)
             if rerun and not told and len(sweep.suspects) < MOST_SUSPECTS:
@@ -293,7 +298,12 @@ class Harvest:
             else:
                 letters.append(letter_of(orphan))
                 note_failure(shelf, orphan, letters[-1])
+                if call_id not in source.recorded:
+                    lost.append(orphan)
+                    source.recorded |= {call_id}
         sweep.letters = shelf.add_letters(letters)
+        if lost:
+            shelf.record(records_of(lost))
         return sweep
 
     def _suspects(self, orphan: Orphan) -> list[Suspect]:

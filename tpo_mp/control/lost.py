@@ -1,4 +1,4 @@
-"""What becomes of a call whose process died: its letter, and the failed result of an async one."""
+"""What becomes of a call whose process died: letter, record, the failed result of an async one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tpo_mp.shm.registry import Orphan, SlotFlag
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import RESPONSES, RESULTS, response_key
 from tpo_mp.store.shelf import Shelf
+from tpo_mp.types import Terminal
 
 from . import results
 
@@ -26,6 +27,7 @@ _AS_LONG_AS_ALLOWED_S = 1e9
 _STATUS_WITHIN = 400
 
 _records = msgspec.msgpack.Decoder(list[RecordFrame]).decode
+_pack = msgspec.msgpack.Encoder().encode
 _meta = msgspec.msgpack.Decoder(SlotMeta).decode
 _NO_META = SlotMeta("", "", "", "", "", False)
 
@@ -57,6 +59,32 @@ def letter_of(orphan: Orphan) -> Letter:
         truncated=orphan.body is None or bool(orphan.flags & SlotFlag.TRUNCATED),
         bytes_sent=orphan.bytes_sent,
     )
+
+
+def records_of(orphans: Iterable[Orphan]) -> bytes:
+    """A batch of call records, as a worker would have sent it, of calls that died with theirs.
+
+    What only the worker knew is missing: the key's id, the client's address, what a backend did.
+    """
+    return _pack([_record_of(orphan) for orphan in orphans])
+
+
+def _record_of(orphan: Orphan) -> RecordFrame:
+    try:
+        meta = _meta(orphan.meta)
+    except msgspec.MsgspecError:
+        meta = _NO_META
+    now, began_at = time.time(), orphan.started_wall_ms / 1e3
+    lost = WorkerLost(REASON)
+    return RecordFrame(
+        call_id=to_text(orphan.call_id), finished_at=now, started_at=began_at, method="POST",
+        path=meta.path, status=lost.status, terminal=Terminal.CRASHED, model=meta.model,
+        backend="none", stream=meta.stream, tenant=meta.tenant, key_id="", session=meta.session,
+        client_request_id=meta.client_request_id, prompt_tokens=-1, completion_tokens=-1,
+        bytes_in=len(orphan.body or b""), bytes_out=max(orphan.bytes_sent, 0),
+        duration_s=max(now - began_at, 0.0), first_byte_s=0.0, attempts=orphan.attempts,
+        shard=-1, error=REASON,
+    )  # fmt: skip
 
 
 def note_failure(shelf: Shelf, orphan: Orphan, letter: Letter) -> None:

@@ -15,7 +15,7 @@ from tpo_mp.control import harvest as module
 from tpo_mp.control.harvest import Harvest, Suspect
 from tpo_mp.pipeline.poison import digest_of_body
 from tpo_mp.shm.callid import CallIds, to_bytes
-from tpo_mp.shm.frames import SlotMeta
+from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import Command, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.store.letters import Letter
@@ -27,6 +27,11 @@ class Shelf:
     def __init__(self) -> None:
         self.letters = self
         self.kept: list[str] = []
+        self.records: list[RecordFrame] = []
+
+    def record(self, batch: bytes) -> None:
+        """Keep what it tells."""
+        self.records += msgspec.msgpack.decode(batch, type=list[RecordFrame])
 
     def recent_records(self) -> list[bytes]:
         """No earlier run."""
@@ -120,6 +125,11 @@ def test_a_record_that_is_read_after_the_sweep_began_counts(
     registry.orphan_seat(0, 1)
     keeper.run()
     assert keeper.shelf.kept == [lost]
+    harvest.tick()  # the letter is not on disk yet: the call is found again
+    keeper.run()
+    (record,) = keeper.shelf.records
+    assert (record.call_id, record.terminal, record.error) == (lost, "crashed", "worker_lost")
+    assert (record.path, record.model, record.bytes_in) == ("/v1/chat/completions", "m", 2)
     registry.close()
 
 
