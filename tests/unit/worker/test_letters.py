@@ -14,7 +14,7 @@ from tpo_mp.http.head import Head
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.shm.frames import HEAD, DeadLetterFrame, Kind
 from tpo_mp.types import Terminal
-from tpo_mp.worker.letters import MAX_WAITING, Letters
+from tpo_mp.worker.letters import MAX_BODY_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Letters
 
 _decode = msgspec.msgpack.Decoder(DeadLetterFrame).decode
 
@@ -147,3 +147,47 @@ def test_letters_nobody_takes_are_bounded() -> None:
     post.room = 1 << 30
     assert post.letters.flush()
     assert post.read()[0].body == b"5"
+
+
+def test_a_letter_of_very_many_pieces_waits_whole() -> None:
+    """More pieces than letters may wait: none of its own pieces makes room for another."""
+    post = Post(max_record=2000)
+    post.room = 0
+    body = bytes(i * 7 & 0xFF for i in range((2000 - 1536) * (MAX_WAITING + 10)))
+    post.write(Terminal.SHED, body=body)
+    assert not post.letters.flush()
+    post.room = 1 << 30
+    assert post.letters.flush()
+    assert b"".join(piece.body for piece in post.read()) == body
+    assert "tpo_dead_letters_dropped_total" in post.metrics.counters
+    assert post.metrics.counters["tpo_dead_letters_dropped_total"].value == 0
+
+
+def test_what_is_dropped_is_whole_letters() -> None:
+    """One that was begun loses its end, too, so that control never takes a part for the whole."""
+    post = Post()
+    size = MAX_WAITING_BYTES // 3
+    post.room = 2
+    for first in (b"a", b"b"):
+        post.write(Terminal.SHED, body=first * size)
+    assert not post.letters.flush()
+    for first in (b"c", b"d"):
+        post.write(Terminal.SHED, body=first * size)
+    assert post.metrics.counters["tpo_dead_letters_dropped_total"].value == 1
+    post.room = 1 << 30
+    assert post.letters.flush()
+    begun, rest = post.read()[:2], post.read()[2:]
+    assert {piece.body[:1] for piece in begun} == {b"a"}
+    assert all(piece.more for piece in begun)
+    assert b"".join(piece.body for piece in rest) == b"b" * size + b"c" * size + b"d" * size
+    assert sum(not piece.more for piece in rest) == 3
+
+
+def test_a_body_control_would_not_join_is_cut_and_says_so() -> None:
+    """Every piece of it."""
+    post = Post(max_record=1 << 20)
+    post.write(Terminal.SHED, body=b"x" * (MAX_BODY_BYTES + 1))
+    assert post.letters.flush()
+    pieces = post.read()
+    assert sum(len(piece.body) for piece in pieces) == MAX_BODY_BYTES
+    assert all(piece.truncated for piece in pieces)
