@@ -31,7 +31,7 @@ from typing import (
 
 from msgspec import Meta, Struct
 
-from .types import Call, Phase, Reply, TryTally
+from .types import Call, Phase, Quota, QuotaUse, Reply, TryTally
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -134,37 +134,6 @@ class Ledger(Protocol):
         ...
 
 
-LEASE_NUMBERS = 256
-
-
-class Quota:
-    """What is used of one name's limits, for the moment of one update.
-
-    ``cells`` are eight numbers, of which the update stamps the last.  ``held`` are places that this
-    process has, ``requests`` and ``tokens`` its lease: what it took in advance; ``others_`` those
-    of all other living processes.  ``lost_`` is what dead ones had left of their leases: it is told
-    once, for giving back.  ``unspent`` is this process's word of what it has left of its lease.
-    """
-
-    __slots__ = (
-        "cells", "held", "lost_requests", "lost_tokens", "number", "others_held",
-        "others_requests", "others_tokens", "requests", "tokens", "unspent",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.cells: list[float] = [0.0] * 8
-        self.held = self.requests = self.tokens = self.number = 0
-        self.others_held = self.others_requests = self.others_tokens = 0
-        self.lost_requests = self.lost_tokens = 0
-        self.unspent: memoryview[int] | list[int] = [0]
-
-    def lease(self, requests: int, tokens: int) -> int:
-        """Have another lease (0, 0: none any more); answers its word, to begin ``unspent`` with."""
-        self.number = (self.number + 1) % LEASE_NUMBERS
-        self.requests, self.tokens = requests, tokens
-        return tokens << 24 | requests << 8 | self.number
-
-
 class Quotas(Protocol):
     """Use of limits by name, with what each process holds of it; exact and bounded like ``Ledger``.
 
@@ -180,6 +149,10 @@ class Quotas(Protocol):
         ``change`` is short and pure but for its argument: others wait for it.  When it raises,
         nothing changes.
         """
+        ...
+
+    def look(self, name: str, *, crowd: bool = False) -> QuotaUse | None:
+        """What is used of a name, without giving it a place; ``None``: it has none."""
         ...
 
 

@@ -315,3 +315,62 @@ class Call:
         self.endings: list[Callable[[Ending], object]] | None = None
         self.admitted = False
         self.spent: list[float] | None = None
+
+
+LEASE_NUMBERS = 256
+
+
+class Quota:
+    """What is used of one name's limits, for the moment of one update.
+
+    ``cells`` are eight numbers, of which the update stamps the last.  ``held`` are places that this
+    process has, ``requests`` and ``tokens`` its lease: what it took in advance; ``others_`` those
+    of all other living processes.  ``lost_`` is what dead ones had left of their leases: it is told
+    once, for giving back.  ``unspent`` is this process's word of what it has left of its lease; it
+    may grow beyond what was taken, by what calls give back.
+    """
+
+    __slots__ = (
+        "cells", "held", "lost_requests", "lost_tokens", "number", "others_held",
+        "others_requests", "others_tokens", "requests", "tokens", "unspent", "voided",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.cells: list[float] = [0.0] * 8
+        self.held = self.requests = self.tokens = self.number = 0
+        self.others_held = self.others_requests = self.others_tokens = 0
+        self.lost_requests = self.lost_tokens = 0
+        self.unspent: memoryview[int] | list[int] = [0]
+        self.voided = False
+
+    def void(self) -> None:
+        """Begin anew: whatever anybody has of a lease counts no more, and is never told as lost.
+
+        Who has one finds another number here at its next update.
+        """
+        self.voided = True
+        self.others_requests = self.others_tokens = 0
+        if self.requests or self.tokens:
+            self.lease(0, 0)
+
+    def lease(self, requests: int, tokens: int) -> int:
+        """Have another lease (0, 0: none any more); answers its word, to begin ``unspent`` with."""
+        self.number = (self.number + 1) % LEASE_NUMBERS
+        self.requests, self.tokens = requests, tokens
+        return tokens << 24 | requests << 8 | self.number
+
+
+class QuotaUse(NamedTuple):
+    """What is used of a name: its cells, and the calls and tokens in them only held in advance."""
+
+    cells: tuple[float, ...]
+    requests: int
+    tokens: int
+
+    def spent(self) -> tuple[float, float, float, float]:
+        """Of one that counts what is spent: since when, how much, by how many calls, changed at.
+
+        Without what is only held in advance.
+        """
+        since, used, calls, at = self.cells[:4]
+        return (since, max(used - self.tokens, 0.0), max(calls - self.requests, 0.0), at)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import structlog
 
 from tpo_mp.config.prices import Prices
-from tpo_mp.ports import Cells, Env, Quota, Timed
-from tpo_mp.types import STAGES, Call
+from tpo_mp.ports import Cells, Env, Timed
+from tpo_mp.types import STAGES, Call, Quota, QuotaUse
 
 from .fake_scores import FakeScores
 
@@ -198,6 +198,16 @@ class FakeQuotas:
         answer = change(quota)
         self.names[name] = quota
         return answer
+
+    def look(self, name: str, *, crowd: bool = False) -> QuotaUse | None:
+        """What is used of a name that was used before."""
+        quota = self.names.get(name)
+        if quota is None:
+            return None
+        left = quota.unspent[0]
+        if left & 0xFF != quota.number:
+            left = quota.tokens << 24 | quota.requests << 8
+        return QuotaUse(tuple(quota.cells), left >> 8 & 0xFFFF, left >> 24)
 
 
 class FakeLive:

@@ -1,8 +1,8 @@
 """Keeps the counts that outlive the host: writes down what changed, and puts it back at a start.
 
-Once a second the keeper's thread looks at the ledger and writes the rows that changed.  They are
+Once a second the keeper's thread looks at the quotas and writes the counts that changed.  They are
 put back by the first control process of a host, before it is ready, and so before the host says
-that it is; what workers counted meanwhile is added.  A later one finds the ledger as it is.
+that it is; what workers counted meanwhile is added.  A later one finds the quotas as they are.
 
 Invariants: a host that dies forgets at most the last second, one that is stopped nothing; counts
 are put back once, at most: a control process that dies over it leaves the rest forgotten.
@@ -20,8 +20,8 @@ from structlog.typing import FilteringBoundLogger
 from tpo_mp.pipeline.allowance import joined
 from tpo_mp.ports import Cells
 from tpo_mp.shm.ledger import SharedLedger
-from tpo_mp.shm.ledger_kept import KeptRow, KeptRows, restore
-from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.quotas import SharedQuotas
+from tpo_mp.shm.quotas_kept import KeptRow, KeptRows, restore
 from tpo_mp.store.counts import CountTable
 from tpo_mp.store.shelf import Shelf
 
@@ -39,13 +39,14 @@ class Counts:
 
     def __init__(
         self,
-        table: RowTable,
+        quotas: SharedQuotas,
         ledger: SharedLedger,
         keeper: Keeper,
         log: FilteringBoundLogger,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._rows = KeptRows(table)
+        self._quotas = quotas
+        self._rows = KeptRows(quotas)
         self._ledger = ledger
         self._keeper = keeper
         self._log = log
@@ -100,7 +101,7 @@ class Counts:
         table = shelf.counts
         if table is None or not self._first():
             return 0
-        return restore(self._ledger, (KeptRow(*row) for row in table.kept()), joined)
+        return restore(self._quotas, (KeptRow(*row) for row in table.kept()), joined)
 
     def _first(self) -> bool:
         """Whether no control process of this host has been here."""

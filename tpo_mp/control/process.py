@@ -31,6 +31,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.lifeline import last_words
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, HostState, Plane, SeatState
+from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
@@ -90,7 +91,8 @@ class ControlProcess:
         self.keeper = Keeper(self._open_shelf, loop, self.log, on_crash=self._crashed)
         table = RowTable.attach(handoff.ledger_fd, handoff.locks_fd, LEDGER_ROWS)
         ledger = SharedLedger(table, metrics)
-        self.counts = Counts(table, ledger, self.keeper, self.log)
+        quotas = SharedQuotas.of_host(handoff.quotas_fd, table, self.plane, handoff.seat, metrics)
+        self.counts = Counts(quotas, ledger, self.keeper, self.log)
         self._poison = Poison(ledger, time.monotonic, metrics)
         series = BreakerSeries(self._arena, ledger, time.monotonic)
         self.desk = Desk(self.plane, self.keeper, self._on_records)

@@ -53,7 +53,10 @@ NO_OUTPUT: Final = frozenset(
 )
 COUNTING: Final = frozenset({Dialect.ANTHROPIC_COUNT, Dialect.GEMINI_COUNT})
 """Calls that use no tokens at all: they only count them."""
+_COMPLETIONS: Final = Dialect.OPENAI_COMPLETIONS
+_GEMINI_CHAT: Final = Dialect.GEMINI
 _MOST_ANSWERS: Final = 128
+_MOST_SAID: Final = 10_000_000
 
 
 def most_output(dialect: Dialect, body: bytes, unsaid: int) -> int:
@@ -61,17 +64,31 @@ def most_output(dialect: Dialect, body: bytes, unsaid: int) -> int:
     if dialect in NO_OUTPUT:
         return 0
     try:
-        if dialect is Dialect.GEMINI:
+        if dialect is _GEMINI_CHAT:
             made = _gemini(body).generation_config or _Generation()
             said = _number(made.max_output_tokens)
             return (unsaid if said is None else said) * _answers(made.candidate_count)
         asked = _asked(body)
+        if (
+            asked.max_completion_tokens
+            is asked.max_output_tokens
+            is asked.max_tokens_to_sample
+            is (asked.n)
+            is asked.best_of
+            is None
+            and dialect is not Dialect.OPENAI_COMPLETIONS
+        ):
+            most = asked.max_tokens  # nearly every body says this alone, or nothing
+            if most is None:
+                return unsaid
+            if type(most) is int and 0 <= most <= _MOST_SAID:
+                return most
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return unsaid
     answers = 1
     if asked.n is not None or asked.best_of is not None:
         answers = max(_answers(asked.n), _answers(asked.best_of))
-    if dialect is Dialect.OPENAI_COMPLETIONS:
+    if dialect is _COMPLETIONS:
         prompts = _prompts(body).prompt
         if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
             answers *= len(prompts)
@@ -95,7 +112,7 @@ def _said(asked: _Asked, unsaid: int) -> int:
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, int | float) and value is not True and 0 <= value <= 10_000_000:
+    if isinstance(value, int | float) and value is not True and 0 <= value <= _MOST_SAID:
         return int(value)
     return None
 

@@ -1,6 +1,6 @@
 """What one process may let in of one limited name: counted at the host's quota, or from a lease.
 
-Far from a limit a process takes up to 32 calls at once and spends them without asking; near it, it
+Far from a limit a process takes up to 256 calls at once and spends them without asking; near it, it
 asks for each.  ``sync`` gives back what is left of a lease, the places of calls that
 ended since, and what they used less (or more) than they had reserved.  The owner syncs every
 allowance that is ``out``, at the next turn of the timers.
@@ -11,7 +11,8 @@ an update that fails changes nothing here either.
 
 from __future__ import annotations
 
-from tpo_mp.ports import Quota, Quotas
+from tpo_mp.ports import Quotas
+from tpo_mp.types import Quota
 
 from .buckets import REFUSED, Bucket, Excess, LimitSet, ahead, drain, excess, put
 

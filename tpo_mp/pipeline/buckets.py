@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tpo_mp.ports import Quota
+from tpo_mp.types import Quota
 
 PERIODS: Final = ((1, "second"), (60, "minute"), (3600, "hour"))
 TOKENS, HELD_AT, LET_IN, REFUSED = 3, 4, 5, 6
@@ -26,7 +26,9 @@ LEASE_FROM: Final = 1024
 It is more than a worker lets in while a lease is out, so that nobody is refused a place which
 another holds in advance.
 """
-MOST_LEASED: Final = 32
+LEASE_PART: Final = 32
+"""A lease is at most one part in so many of what is left for each sharer."""
+MOST_LEASED: Final = 256
 BUSY_WAIT_S: Final = 1.0
 """When to come back for a place: nobody knows when a call ends."""
 _ALMOST: Final = 1e-6
@@ -138,4 +140,4 @@ def ahead(quota: Quota, limits: LimitSet, tokens: int, sharers: int) -> int:
         left = min(left, limits.concurrent - quota.held - quota.others_held)
     if left < LEASE_FROM * sharers:
         return 1
-    return int(min(left / (2 * sharers), MOST_LEASED))
+    return int(min(left / (LEASE_PART * sharers), MOST_LEASED))

@@ -116,12 +116,20 @@ class Levels:
         self._tenant = _limits("tenant", options.tenant)
         tiers = options.tenant.tiers if options.tenant is not None else {}
         self._tiers = {tier: _limits("tenant", periods) for tier, periods in tiers.items()}
+        each = [self._tenant, *self._tiers.values()]
+        self._least: dict[str, int] = {}
+        for limit in (limit for limits in each for limit in limits):
+            self._least[limit.period] = min(self._least.get(limit.period, limit.limit), limit.limit)
         spend = round(options.max_spend_usd * NANO)
         self.spend = Limit("spend", spend) if spend else None
 
     def tenant(self, tier: str) -> tuple[Limit, ...]:
         """Limits of a tenant whose key has this tier."""
         return self._tiers.get(tier, self._tenant)
+
+    def least(self, period: Period) -> int:
+        """The lowest of all tenants' limits of a period that has one."""
+        return self._least[period]
 
 
 def _limits(level: str, periods: Periods | None) -> tuple[Limit, ...]:

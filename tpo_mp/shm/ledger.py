@@ -6,8 +6,7 @@
              sets 1-N     8 rows each  row 0 of a set is its lock only, rows 1-7 hold names
     sets     1 .. N/4     names that the operator's configuration is made of
              the others   the crowd: names that come from clients
-    payload  0   digest   12 bytes   11 of blake2b of the name, then 1 if it begins with ``kept:``,
-                                     else 0; zeros: nobody's
+    payload  0   digest   12 bytes   blake2b of the name; zeros: nobody's
              12  used_at  f64        CLOCK_MONOTONIC of the last update
              20  cells    4 x f64    the name's numbers, zeros at first
              52  crc32    u32        of the 52 bytes before
@@ -86,12 +85,6 @@ class SharedLedger:
     def update(self, name: str, change: Callable[[Cells], Cells], *, crowd: bool = False) -> Cells:
         """Change a name's numbers; see ``ports.Ledger``."""
         return self._change(digest_of(name), change, crowd)[1]
-
-    def change(
-        self, digest: bytes, change: Callable[[Cells], Cells], *, crowd: bool = False
-    ) -> Cells:
-        """The same, by the name's digest."""
-        return self._change(digest, change, crowd)[1]
 
     def look(self, name: str, *, crowd: bool = False) -> Cells:
         """Read a name's numbers without a lock; see ``ports.Ledger``.

@@ -35,8 +35,6 @@ from tpo_mp.ports import Cells
 from .rows import HEADER, ROW_BYTES, RowTable
 
 DIGEST_BYTES: Final = 12
-KEPT: Final = "kept:"
-"""What names begin with whose numbers outlive the host; see ``ledger_kept``."""
 PAYLOAD: Final = Layout("<12sd4dI")
 _ODD: Final = 1
 _CRC_SHIFT: Final = 32
@@ -48,8 +46,7 @@ _NOTHING: Final[Cells] = (0.0, 0.0, 0.0, 0.0)
 
 def digest_of(name: str) -> bytes:
     """What a row keeps of its name."""
-    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES - 1).digest()
-    return digest + (b"\1" if name.startswith(KEPT) else b"\0")
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 class LedgerWatch:

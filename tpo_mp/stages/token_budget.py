@@ -2,7 +2,7 @@
 
 Before a call runs, the most it can use is set aside: its prompt, estimated from its bytes, and the
 most output it lets the model make.  When it has ended, what it really used is settled and the rest
-given back.  The counts are the host's (see ``pipeline.allowance``), so they are exact over all
+given back.  The counts are the host's (see ``pipeline.purses``), so they are exact over all
 workers, and a call whose worker dies has used what was set aside for it, once.
 
 What a call that ended has used:
@@ -14,7 +14,7 @@ What a call that ended has used:
 The levels are asked from the narrowest to the widest; a refusal gives back what those before it
 set aside.
 
-Invariants: those of ``pipeline.allowance``; a level that is not given is not counted.
+Invariants: those of ``pipeline.purses``; a level that is not given is not counted.
 Known weakness: a quarter of a token per byte is an estimate; pictures in a body make it far too
 high, a few languages too low.  Of the tries of a call that is tried again only the last is
 settled.  A call of a session that was given up before its shard told of an answer counts as if it
@@ -29,8 +29,8 @@ from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
 from tpo_mp.dialects.most_output import COUNTING, most_output
-from tpo_mp.errors import OverBudget, TpoError
-from tpo_mp.pipeline.allowance import FOREVER, NEVER, Calendar, Held, Purses, Span, instant
+from tpo_mp.errors import OverBudget, Shed, TpoError
+from tpo_mp.pipeline.allowance import FOREVER, NEVER, Calendar, Span, instant
 from tpo_mp.pipeline.budgets import (
     NANO,
     SPEND_ROW,
@@ -42,11 +42,13 @@ from tpo_mp.pipeline.budgets import (
     tenant_row,
 )
 from tpo_mp.pipeline.endings import at_end
+from tpo_mp.pipeline.purses import CALLS, FULL, ONE_CALL, TOKENS_AT, Count, Purse, Purses
 from tpo_mp.ports import Counter, Env, Feature
 from tpo_mp.types import Call, Ending, Phase, Terminal
 
 BYTES_PER_TOKEN: Final = 4
 REFUSED_BELOW: Final = 500
+MOST_WAYS: Final = 4096
 _NOT_REACHED: Final = frozenset({"backend_refused", "circuit_open", "shed", "draining"})
 _GIVEN_UP: Final = frozenset({Terminal.CANCELLED, Terminal.EXPIRED})
 
@@ -70,9 +72,15 @@ class TokenBudget:
     def __init__(self, config: Config, env: Env, wall: Callable[[], float] = time.time) -> None:
         """``wall`` is the clock on the wall, in epoch seconds."""
         self._levels = Levels(config)
-        self._purses = Purses(env.ledger, env.timers, env.clock, wall)
+        self._wall = wall
+        self._purses = Purses(env.quotas, env.timers, env.clock, wall)
         self._calendar = Calendar(config.time_zone, wall)
         self._prices = env.prices
+        self._ways: dict[tuple[str, str, str | None], _Way] = {}
+        spend = self._levels.spend
+        self._spend = None if spend is None else self._purses.count(
+            SPEND_ROW, spend.limit, crowd=False
+        )  # fmt: skip
         counter = env.metrics.counter
         self._refused: dict[str, Counter] = {
             level: counter("tpo_budget_refused_total", "Calls over a budget.", level=level)
@@ -93,81 +101,166 @@ class TokenBudget:
         if call.dialect in COUNTING:
             return
         levels = self._levels
+        session = call.session if levels.session is not None else None
+        key = (call.tenant, call.tier, session)
+        way = self._ways.get(key)
+        if way is None:
+            way = self._find_way(key)
         prompt = -(-len(call.body) // BYTES_PER_TOKEN)
-        need = Need(prompt, most_output(call.dialect, call.body, levels.default_output))
-        amount = prompt + need.output
+        output = most_output(call.dialect, call.body, levels.default_output)
+        amount = prompt + output
         if levels.request and amount > levels.request:
-            self._refused["request"].inc()
-            raise OverBudget(
-                f"the request may use {amount} tokens ({prompt} of them its prompt), more than "
-                f"the {levels.request} that one request may",
-                reason="insufficient_quota",
-                lines=_lines("request", levels.request, 0, None),
-            )
-        held: list[Held] = []
-        cost: Held | None = None
-        try:
-            if levels.session is not None and call.session:
-                self._hold(held, levels.session, session_row(call.tenant, call.session), amount)
-            for limit in levels.tenant(call.tier):
-                self._hold(held, limit, tenant_row(call.tenant, limit.period), amount)
-            for limit in levels.overall:
-                self._hold(held, limit, overall_row(limit.period), amount)
-            if levels.spend is not None:
-                cost = self._hold_cost(call, levels.spend, need)
-        except TpoError:
-            for one in held:
-                self._purses.undo(one)
-            raise
-        if held or cost is not None:
-            at_end(call, partial(self._settle, call, need, held, cost))
+            raise self._too_large(prompt, amount)
+        now = self._wall()
+        price = amount << TOKENS_AT | ONE_CALL
+        purses = way.purses
+        for purse in purses:
+            word = purse.word
+            if word & CALLS and word >> TOKENS_AT >= amount and now < purse.end:
+                purse.word = word = word - price
+                purse.unspent[0] = word
+            else:
+                self._ask(way, purses.index(purse), amount)
+        cost: tuple[Purse, int] | None = None
+        if self._spend is not None:
+            try:
+                cost = self._hold_cost(call, self._spend, prompt, output)
+            except TpoError:
+                self._undo(way.purses, amount)
+                raise
+        if way.purses or cost is not None:
+            at_end(call, partial(self._settle, call, way.purses, prompt, output, cost))
 
-    def _hold(self, held: list[Held], limit: Limit, name: str, amount: int) -> None:
+    def _find_way(self, key: tuple[str, str, str | None]) -> _Way:
+        """Where a call counts, from the narrowest level to the widest."""
+        tenant, tier, session = key
+        levels, count = self._levels, self._purses.count
+        found: list[tuple[Limit, Count]] = []
+        if levels.session is not None and session:
+            # Tenants and tiers are the configuration's, a session is whatever a client says.
+            limit = levels.session
+            name = session_row(tenant, session)
+            found.append((limit, count(name, limit.limit or NEVER, crowd=True)))
+        for limit in levels.tenant(tier):
+            name, least = tenant_row(tenant, limit.period), levels.least(limit.period)
+            found.append((limit, count(name, limit.limit, least, crowd=False)))
+        found += [
+            (limit, count(overall_row(limit.period), limit.limit, crowd=False))
+            for limit in levels.overall
+        ]
+        if len(self._ways) >= MOST_WAYS:
+            self._ways.clear()
+        way = self._ways[key] = _Way(tuple(found))
+        return way
+
+    def _ask(self, way: _Way, place: int, amount: int) -> None:
+        """Set ``amount`` aside where the purse has not as much; what came before is undone."""
+        limit, count = way.counts[place]
         span = self._calendar.now(limit.period)
-        crowd = limit.level == "session"  # tenants and tiers are the configuration's
-        found = self._purses.hold(name, span, limit.limit or NEVER, amount, crowd=crowd)
-        if isinstance(found, Held):
-            held.append(found)
-            return
-        self._refused[limit.level].inc()
-        raise _refusal(limit, int(found), amount, span)
+        try:
+            used = self._purses.take(count, span, amount)
+            if used is not None:
+                raise self._refusal(limit, count, amount, span)
+        except TpoError:
+            self._undo(way.purses[:place], amount)
+            raise
+        if way.purses[place] is not count.purse:
+            way.purses = tuple(count.purse for _, count in way.counts)
 
-    def _hold_cost(self, call: Call, limit: Limit, need: Need) -> Held | None:
+    def _refusal(self, limit: Limit, count: Count, amount: int, span: Span) -> OverBudget:
+        used = self._in_use(limit.level, count, amount)
+        self._refused[limit.level].inc()
+        return _refusal(limit, int(used), amount, span)
+
+    def _in_use(self, level: str, count: Count, amount: int) -> float:
+        """What is really in use; raises ``Shed`` when others only hold ahead what is missing."""
+        used = self._purses.in_use(count)
+        if used + amount <= count.limit:
+            raise Shed(  # it comes back at once
+                f"what is left of the {level} budget is being counted",
+                reason="budget_busy",
+                retry_after_s=1,
+            )
+        return used
+
+    def _too_large(self, prompt: int, amount: int) -> OverBudget:
+        self._refused["request"].inc()
+        request = self._levels.request
+        return OverBudget(
+            f"the request may use {amount} tokens ({prompt} of them its prompt), more than "
+            f"the {request} that one request may",
+            reason="insufficient_quota",
+            lines=_lines("request", request, 0, None),
+        )
+
+    def _hold_cost(
+        self, call: Call, count: Count, prompt: int, output: int
+    ) -> tuple[Purse, int] | None:
         """Set aside the most the call can cost; ``None``: nobody said its price."""
-        cost = self._cost(call, need)
+        cost = self._cost(call, prompt, output)
         if cost is None:
             self._unpriced.inc()
             return None
-        found = self._purses.hold(SPEND_ROW, FOREVER, limit.limit, cost, crowd=False)
-        if isinstance(found, Held):
-            return found
+        purse = count.purse
+        word = purse.word
+        if word & CALLS and word >> TOKENS_AT >= cost:
+            purse.word = purse.unspent[0] = word - (cost << TOKENS_AT | ONE_CALL)
+            return purse, cost
+        if self._purses.take(count, FOREVER, cost) is None:
+            return count.purse, cost
+        spent = self._in_use("spending", count, cost)
         self._refused["spend"].inc()
         raise OverBudget(
-            f"this gateway may spend ${limit.limit / NANO:.2f}, of which ${found / NANO:.6f} is in "
+            f"this gateway may spend ${count.limit / NANO:.2f}, of which ${spent / NANO:.6f} is in "
             f"use, and this request may cost ${cost / NANO:.6f}",
             reason="insufficient_quota",
             lines=b"x-tpo-budget: spend\r\n",
         )
 
-    def _cost(self, call: Call, need: Need) -> int | None:
-        cost_usd = self._prices.cost_usd(call.model, need.prompt, need.output)
+    def _cost(self, call: Call, prompt: int, output: int) -> int | None:
+        cost_usd = self._prices.cost_usd(call.model, prompt, output)
         return None if cost_usd is None else round(cost_usd * NANO)
 
+    def _undo(self, purses: tuple[Purse, ...], amount: int) -> None:
+        for purse in purses:
+            self._purses.undo(purse, amount)
+
     def _settle(
-        self, call: Call, need: Need, held: list[Held], cost: Held | None, ended: Ending
-    ) -> None:
-        """The call has ended; see above for what it has used."""
-        used = _used(call, need, ended)
-        reserved, total = sum(need), sum(used)
+        self, call: Call, purses: tuple[Purse, ...], prompt: int, output: int,
+        cost: tuple[Purse, int] | None, ended: Ending,
+    ) -> None:  # fmt: skip
+        """The call has ended; see above for what it has used of what was set aside for it."""
+        _, asked, made, _, attempts = ended
+        if not attempts or asked < 0 or made < 0:
+            asked, made = _used(call, Need(prompt, output), ended)
+        reserved, used = prompt + output, asked + made
         self._reserved.inc(reserved)
-        self._used.inc(total)
-        if total > reserved:
-            self._overrun.inc(total - reserved)
-        for one in held:
-            self._purses.settle(one, total)
+        self._used.inc(used)
+        back = reserved - used
+        if back < 0:
+            self._overrun.inc(-back)
+        more = back << TOKENS_AT
+        for purse in purses:
+            word = purse.word + more
+            if purse.leased and 0 <= word < FULL:
+                purse.word = word
+                purse.unspent[0] = word
+            else:
+                self._purses.settle(purse, back)
         if cost is not None:
-            spent = self._cost(call, used)
-            self._purses.settle(cost, cost.amount if spent is None else spent)
+            spent = self._cost(call, asked, made)
+            self._purses.settle(cost[0], 0 if spent is None else cost[1] - spent)
+
+
+class _Way:
+    """Where calls of one tenant, tier and session count, narrowest level first."""
+
+    __slots__ = ("counts", "purses")
+
+    def __init__(self, counts: tuple[tuple[Limit, Count], ...]) -> None:
+        self.counts = counts
+        self.purses = tuple(count.purse for _, count in counts)
+        """Those that each count had when it was asked last."""
 
 
 def _used(call: Call, need: Need, ended: Ending) -> Need:

@@ -2,8 +2,8 @@
 
 A tenant sees its own sessions and its own budgets; the host's are for admins.
 
-Invariants: the numbers are those of the ledger at some moment of the request, so every worker
-answers the same; a session that never used anything does not exist (404), and neither does
+Invariants: the numbers are those of the host's quotas at some moment of the request, so every
+worker answers the same; a session that never used anything does not exist (404), and neither does
 another tenant's.
 """
 
@@ -32,7 +32,9 @@ from tpo_mp.pipeline.budgets import (
     tenant_row,
 )
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.purses import CALLS_LET_IN, CHANGED_AT, SINCE, USED
 from tpo_mp.ports import Cells, Env, Feature
+from tpo_mp.types import Quota
 
 STAGE = "token_budget"
 _encode = msgspec.json.Encoder().encode
@@ -47,7 +49,7 @@ class BudgetApi:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._gateway: Gateway
-        self._ledger = env.ledger
+        self._quotas = env.quotas
         self._wall = time.time
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
@@ -71,7 +73,7 @@ class BudgetApi:
     def session(self, exchange: Exchange) -> None:
         """Show what a session has used of its budget."""
         limit, name = self._found(exchange)
-        cells = self._ledger.look(name, crowd=True)
+        cells = self._look(name, crowd=True)
         if not cells[3]:
             raise _unknown()
         since, used, calls, at = cells
@@ -91,15 +93,16 @@ class BudgetApi:
     def reset(self, exchange: Exchange) -> None:
         """Let a session's budget start anew; calls that run now are not counted in it."""
         _, name = self._found(exchange)
-        cells = self._ledger.look(name, crowd=True)
-        if not cells[3]:
+        if not self._look(name, crowd=True)[3]:
             raise _unknown()
         now = self._wall()
 
-        def anew(_: Cells) -> Cells:
-            return (now, 0.0, 0.0, now)
+        def anew(quota: Quota) -> None:
+            quota.void()
+            quota.cells[SINCE] = quota.cells[CHANGED_AT] = now
+            quota.cells[USED] = quota.cells[CALLS_LET_IN] = 0.0
 
-        self._ledger.update(name, anew, crowd=True)
+        self._quotas.update(name, anew, crowd=True)
         told = shapes.BudgetReset("reset", exchange.head.params["id"])
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
@@ -111,6 +114,11 @@ class BudgetApi:
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _look(self, name: str, *, crowd: bool = False) -> Cells:
+        """A count, without what is only held ahead; zeros: there is none.  Raises ``Shed``."""
+        found = self._quotas.look(name, crowd=crowd)
+        return (0.0, 0.0, 0.0, 0.0) if found is None else found.spent()
 
     def _levels(self) -> tuple[Levels | None, Calendar]:
         """The budgets that new calls are held to; ``None``: there are none."""
@@ -142,7 +150,7 @@ class BudgetApi:
             yield self._state(levels.spend, SPEND_ROW, FOREVER)
 
     def _state(self, limit: Limit, name: str, span: Span) -> shapes.BudgetState:
-        used, calls = shown(self._ledger.look(name), span)
+        used, calls = shown(self._look(name), span)
         per = NANO if limit.level == "spend" else 1
         return shapes.BudgetState(
             level=limit.level,  # type: ignore[arg-type]  # a session's is not listed

@@ -8,26 +8,36 @@ from dataclasses import replace
 import orjson
 
 from tests.support.actor import hear, play, say
-from tests.support.fake_env import FakeWorld, SilentMetrics, make_call
-from tpo_mp.errors import OverBudget
+from tests.support.fake_env import FakeWorld, SilentSeries, make_call
+from tpo_mp.errors import OverBudget, Shed
 from tpo_mp.pipeline.budgets import Periods
 from tpo_mp.pipeline.endings import tell_ended
-from tpo_mp.shm.ledger import LEAST_ROWS, SharedLedger
+from tpo_mp.shm.quotas import QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.segment import Segment
 from tpo_mp.stages.token_budget import FEATURE, Config
 from tpo_mp.types import Call, Ending, Terminal
 
+ROWS, QUOTA_ROWS, SEATS = 8, 64, 5
 
-def spend(fd: int, locks_fd: int, limit: int, seed: int) -> None:
+
+def spend(
+    fd: int, locks_fd: int, quotas_fd: int, epochs_fd: int, seat: int, limit: int, seed: int
+) -> None:
     """Spend until nothing is left for the smallest call, telling each step once it is done.
 
     ``took AMOUNT`` a call was let in, ``used AMOUNT`` the oldest open one has ended, ``even``
     nothing is open, so the count is true as far as this worker goes.
     """
     rng = random.Random(seed)
-    ledger = SharedLedger(RowTable.attach(fd, locks_fd, LEAST_ROWS), SilentMetrics())
+    epochs = Segment.attach(epochs_fd, 8 * SEATS)
+    quotas = SharedQuotas(
+        QuotaSegment.map_inherited(quotas_fd, SEATS, QUOTA_ROWS),
+        RowTable.attach(fd, locks_fd, ROWS),
+        seat=seat, epoch_of=lambda n: epochs.words[n], sharers=4, refused=SilentSeries(),
+    )  # fmt: skip
     world = FakeWorld()
-    env = replace(world.env, ledger=ledger)
+    env = replace(world.env, quotas=quotas)
     stage = FEATURE.build(Config(overall=Periods(month=limit)), env)
     say("ready")
     hear()
@@ -39,6 +49,8 @@ def spend(fd: int, locks_fd: int, limit: int, seed: int) -> None:
             call = make_call(orjson.dumps({"max_tokens": asked}))
             try:
                 stage.before(call)
+            except Shed:
+                continue
             except OverBudget:
                 refused = asked == 0
                 break
@@ -49,7 +61,10 @@ def spend(fd: int, locks_fd: int, limit: int, seed: int) -> None:
             used = rng.randrange(0, amount + 1)
             tell_ended(call, Ending(Terminal.DONE, 0, used, None, 1))
             say(f"used {used}")
+            if rng.random() < 0.05:
+                world.advance(0.06)
         say("even")
+    world.advance(0.06)
     say("spent")
 
 

@@ -11,35 +11,41 @@ import pytest
 import structlog
 
 from tests.support.fake_env import SilentMetrics
+from tests.support.quota_host import QuotaHost
 from tpo_mp.control.counts import RESTORED, Counts
 from tpo_mp.control.keeper import Keeper
-from tpo_mp.ports import Cells
 from tpo_mp.shm.ledger import LEAST_ROWS, SharedLedger
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.store.shelf import Shelf, ShelfOptions
+from tpo_mp.types import Quota
 
 
 class Host:
-    """One life of a host: a ledger, and control processes that come and go."""
+    """One life of a host: its counts, and control processes that come and go."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.table = RowTable.create(LEAST_ROWS)
         self.ledger = SharedLedger(self.table, SilentMetrics())
+        self.host = QuotaHost()
+        self.quotas = self.host.seat(0)
         self.crashes: list[BaseException] = []
 
     def spend(self, amount: float, name: str = "kept:n", since: float = 0.0) -> None:
         """Count."""
 
-        def more(cells: Cells) -> Cells:
-            return (since, cells[1] + amount, cells[2] + 1, cells[3])
+        def more(quota: Quota) -> None:
+            quota.cells[0] = since
+            quota.cells[1] += amount
+            quota.cells[2] += 1
 
-        self.ledger.update(name, more)
+        self.quotas.update(name, more)
 
     @property
     def spent(self) -> float:
         """What is counted."""
-        return self.ledger.update("kept:n", lambda cells: cells)[1]
+        found = self.quotas.look("kept:n")
+        return 0.0 if found is None else found.spent()[1]
 
     def control(self, work: Any = None, *, ends: bool = True) -> Counts:
         """A control process that puts back, does ``work``, and ends in good order, or not."""
@@ -51,7 +57,7 @@ class Host:
                 on_crash=self.crashes.append,
             )  # fmt: skip
             keeper.start()
-            counts = Counts(self.table, self.ledger, keeper, structlog.get_logger())
+            counts = Counts(self.host.seat(2), self.ledger, keeper, structlog.get_logger())
             await counts.restore()
             if work is not None:
                 await work(counts, keeper)
@@ -77,6 +83,7 @@ def hosts(tmp_path: Path) -> Iterator[Any]:
     yield new
     for host in made:
         host.table.close()
+        host.host.close()
 
 
 def test_counts_come_back_in_the_next_life(hosts: Any) -> None:

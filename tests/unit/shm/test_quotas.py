@@ -9,36 +9,13 @@ from typing import Any
 import pytest
 
 from tests.support.deaths import dies_at
-from tests.support.fake_env import SilentSeries
+from tests.support.quota_host import ROWS, SEATS, QuotaHost
 from tpo_mp.errors import Fault, Shed
-from tpo_mp.ports import Quota
 from tpo_mp.shm import quotas as quotas_file
 from tpo_mp.shm.quotas import SET_ROWS, QuotaReading, QuotaSegment, SharedQuotas
-from tpo_mp.shm.rows import RowTable
+from tpo_mp.types import Quota
 
-ROWS = 64
-SEATS = 3
-
-
-class Host:
-    """Three seats, one set of names; ``dies`` is what the supervisor does after a death."""
-
-    def __init__(self) -> None:
-        self.table = RowTable.create(8)
-        self.segment = QuotaSegment.make(SEATS, ROWS)
-        self.epochs = [1, 1, 1]
-        self.refused = SilentSeries()
-
-    def seat(self, number: int) -> SharedQuotas:
-        """What a process on a seat sees."""
-        return SharedQuotas(
-            self.segment, self.table, seat=number, epoch_of=self.epochs.__getitem__, sharers=2,
-            refused=self.refused,
-        )  # fmt: skip
-
-    def dies(self, number: int) -> None:
-        """The seat's occupant is gone."""
-        self.epochs[number] += 1
+Host = QuotaHost
 
 
 @pytest.fixture
@@ -46,8 +23,7 @@ def host() -> Iterator[Host]:
     """A host of its own."""
     made = Host()
     yield made
-    made.segment.close()
-    made.table.close()
+    made.close()
 
 
 def peek(quotas: SharedQuotas, name: str = "n") -> Quota:
@@ -115,7 +91,6 @@ def test_a_writer_that_dies_leaves_the_old_quota_or_the_new_one(host: Host, agai
         one = host.seat(0)
         before = peek(two).cells[0]
         left = dies_at(event, lambda one=one: one.update("n", lease(7, 70)), quotas_file)  # type: ignore[misc]
-        host.table._held.clear()  # the kernel drops a dead process's locks
         host.dies(0)
         seen = peek(two)
         assert seen.cells[0] - before == seen.lost_requests
@@ -178,6 +153,8 @@ def test_names_are_read_for_people(host: Host) -> None:
     assert isinstance(reading, QuotaReading)
     assert reading.name.startswith("é" * 35)
     assert (reading.cells[5], reading.held, reading.unspent) == (4, 1, 4)
+    one.update("tokens", lease(2, 70))
+    assert [found.unspent_tokens for found in one.readings(0, one.rows)] in ([0, 70], [70, 0])
 
 
 def test_another_segment_is_refused(host: Host) -> None:
@@ -187,3 +164,61 @@ def test_another_segment_is_refused(host: Host) -> None:
     again = QuotaSegment.map_inherited(os.dup(host.segment.fd), SEATS, ROWS)
     again.close()
     assert QuotaSegment.rows_for(200) % SET_ROWS == 0
+
+
+def test_a_name_is_looked_at_without_giving_it_a_place(host: Host) -> None:
+    """With what living and dead hold ahead; who was never there is nobody."""
+    one, two = host.seat(0), host.seat(1)
+    assert two.look("n") is None
+    one.update("n", lease(5, 70))
+    two.update("n", lease(3, 20)).unspent[0] -= 1 << 8 | 5 << 24
+    host.dies(0)
+    assert two.look("n") == ((8, 0, 0, 0, 0, 0, 0, pytest.approx(0, abs=1e9)), 7, 85)
+    assert two.look("n", crowd=True) is None
+    assert two.look("other") is None
+
+
+def test_what_begins_anew_owes_no_lease(host: Host) -> None:
+    """Of the living it counts no more, of the dead it is not told as lost, and new ones are."""
+    one, two, three = host.seat(0), host.seat(1), host.seat(2)
+    one.update("n", lease(5, 70))
+    two.update("n", lease(3, 20))
+    before = peek(one)
+
+    def anew(quota: Quota) -> None:
+        quota.void()
+        quota.cells[0] = 0
+
+    three.update("n", anew)
+    seen = peek(one)
+    assert (seen.requests, seen.tokens) == (0, 0)
+    assert seen.number != before.number
+    assert three.look("n") is not None
+    assert peek(three).others_requests == 0
+    host.dies(1)
+    assert peek(three).lost_requests == 0
+    one.update("n", lease(4, 8))
+    host.dies(0)
+    assert peek(three).lost_requests == 4
+
+
+def test_the_words_of_the_dead_are_never_taken_for_a_later_lease(host: Host) -> None:
+    """Though the seat's next process had none, or died before it wrote a word of its own."""
+    two = host.seat(1)
+    host.seat(0).update("n", lease(5, 70)).unspent[0] -= 2 << 8 | 30 << 24
+    host.dies(0)
+    assert peek(two).lost_tokens == 40
+    for _ in range(3):
+        peek(host.seat(0))
+        found = two.look("n")
+        assert found is not None
+        assert (found.requests, found.tokens) == (0, 0)
+        host.dies(0)
+        assert peek(two).lost_tokens == 0
+
+    def unwritten(quota: Quota) -> None:
+        quota.lease(4, 8)
+
+    host.seat(0).update("n", unwritten)
+    host.dies(0)
+    assert peek(two).lost_tokens == 8

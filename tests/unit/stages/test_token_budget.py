@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import orjson
 import pytest
 
 from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
+from tests.support.quota_host import QuotaHost
 from tpo_mp.config import load
 from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.errors import (
@@ -29,7 +29,7 @@ from tpo_mp.errors import (
     WorkerLost,
 )
 from tpo_mp.pipeline.endings import tell_ended
-from tpo_mp.ports import Cells
+from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.stages.token_budget import Config, TokenBudget
 from tpo_mp.types import Call, Dialect, Ending, Terminal
 
@@ -48,14 +48,40 @@ class Counted(SilentMetrics):
         return self.series.setdefault((name, *labels.values()), SilentSeries())
 
 
+class World(FakeWorld):
+    """One whose quotas are those of a host with two workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = QuotaHost()
+        self.seats = 0
+        self.busy = ""
+        self.asked: dict[str, bool] = {}
+
+    def worker(self) -> SharedQuotas:
+        """What the next worker sees; names with ``busy`` in them cannot be asked."""
+        quotas = self.host.seat(self.seats)
+        self.seats += 1
+        update = quotas.update
+
+        def noted(name: str, change: Any, *, crowd: bool = False) -> Any:
+            if self.busy and self.busy in name:
+                raise Shed("busy", reason="ledger_busy", retry_after_s=1)
+            self.asked[name] = crowd
+            return update(name, change, crowd=crowd)
+
+        quotas.update = noted  # type: ignore[method-assign]
+        return quotas
+
+
 class Budgeted:
     """A stage in a world that stands still; its clock on the wall is ``at``."""
 
-    def __init__(self, world: FakeWorld | None = None, **options: Any) -> None:
-        self.world = world or FakeWorld()
+    def __init__(self, world: World | None = None, **options: Any) -> None:
+        self.world = world or World()
         self.counted = Counted()
         self.at = NOW
-        env = replace(self.world.env, metrics=self.counted)
+        env = replace(self.world.env, metrics=self.counted, quotas=self.world.worker())
         self.stage = TokenBudget(config(**options), env, wall=lambda: self.at)
 
     def let_in(self, amount: int, **more: Any) -> Call:
@@ -72,8 +98,10 @@ class Budgeted:
 
     def used(self, name: str) -> tuple[float, float]:
         """Tokens and calls of one count."""
-        cells: Cells = self.world.env.ledger.names[f"kept:budget:{name}"]  # type: ignore[attr-defined]
-        return cells[1], cells[2]
+        quotas, name = self.world.host.seat(2), f"kept:budget:{name}"
+        found = quotas.look(name) or quotas.look(name, crowd=True)
+        assert found is not None
+        return found.spent()[1:3]
 
 
 def config(**options: Any) -> Config:
@@ -206,8 +234,7 @@ def test_no_limit_is_no_limit(options: dict[str, Any]) -> None:
     budget = Budgeted(**options)
     call = budget.let_in(5_000_000, session="s")
     assert call.endings is None
-    ledger: Any = budget.world.env.ledger
-    assert not ledger.names
+    assert not budget.world.asked
 
 
 def test_each_level_has_a_count_of_its_own() -> None:
@@ -255,15 +282,7 @@ def test_a_refusal_sets_nothing_aside() -> None:
 def test_a_busy_ledger_is_a_shed_call_that_holds_nothing() -> None:
     """A clean 503."""
     budget = Budgeted(tenant={"hour": 500}, overall={"hour": 500})
-    ledger: Any = budget.world.env.ledger
-    update: Callable[..., Cells] = ledger.update
-
-    def busy(name: str, change: Any, *, crowd: bool = False) -> Cells:
-        if "global" in name:
-            raise Shed("busy", reason="ledger_busy", retry_after_s=1)
-        return update(name, change, crowd=crowd)
-
-    ledger.update = busy
+    budget.world.busy = "global"
     with pytest.raises(Shed):
         budget.stage.before(caller(100))
     assert budget.used("tenant:hour:t") == (0, 0)
@@ -272,21 +291,14 @@ def test_a_busy_ledger_is_a_shed_call_that_holds_nothing() -> None:
 def test_only_sessions_are_names_that_clients_bring() -> None:
     """They cannot push out a tenant's count."""
     budget = Budgeted(session={}, tenant={"hour": 500}, overall={"hour": 500})
-    ledger: Any = budget.world.env.ledger
-    update, seen = ledger.update, {}
-
-    def note(name: str, change: Any, *, crowd: bool = False) -> Cells:
-        seen[name.split(":")[2]] = crowd
-        return update(name, change, crowd=crowd)  # type: ignore[no-any-return]
-
-    ledger.update = note
     budget.let_in(100, session="s")
+    seen = {name.split(":")[2]: crowd for name, crowd in budget.world.asked.items()}
     assert seen == {"session": True, "tenant": False, "global": False}
 
 
 def test_dollars_are_set_aside_and_settled_by_the_price_of_the_model() -> None:
     """Once and for all; a model without a price costs nothing, and is counted."""
-    world = FakeWorld()
+    world = World()
     prices = PricesSection(builtin=False, models={"dear": TokenPrice(input=10, output=1000)})
     world.env = replace(world.env, prices=Prices(prices))
     budget = Budgeted(world, max_spend_usd=0.1)
@@ -338,6 +350,50 @@ def test_two_workers_spend_one_budget() -> None:
     end(call, tokens=(5, 5))
     two.let_in(80)
     one.refusal(80)
+
+
+def test_far_from_a_limit_calls_do_not_ask_the_host() -> None:
+    """And what is told of it is as true as near it."""
+    budget = Budgeted(overall={"hour": 10**9}, tenant={"day": 10**9, "month": 10**9})
+    budget.let_in(1000)
+    budget.world.asked.clear()
+    for _ in range(100):
+        end(budget.let_in(1000), tokens=(10, 20))
+    assert not budget.world.asked
+    for name in ("global:hour", "tenant:day:t", "tenant:month:t"):
+        assert budget.used(name) == (1000 + 100 * 30, 101)
+
+
+def test_what_another_holds_ahead_is_no_reason_to_refuse() -> None:
+    """It comes back within a moment: the caller is told to come again, and then comes in."""
+    one = Budgeted(overall={"hour": 100_000})
+    two = Budgeted(one.world, overall={"hour": 100_000})
+    end(one.let_in(1000), tokens=(0, 0))
+    with pytest.raises(Shed) as told:
+        two.stage.before(caller(99_900))
+    assert (told.value.reason, told.value.retry_after_s) == ("budget_busy", 1)
+    one.world.advance(0.06)
+    two.let_in(99_900)
+    assert "99900 in use" in one.refusal(1000).message
+
+
+def test_a_tier_with_less_is_not_held_to_what_the_others_hold_ahead() -> None:
+    """Keys of one tenant may have other tiers; the count is one."""
+    tiers = {"tenant": {"hour": 10**9, "tiers": {"free": {"hour": 500}}}}
+    one = Budgeted(**tiers)
+    two = Budgeted(one.world, **tiers)
+    end(one.let_in(100), tokens=(10, 40))
+    end(two.let_in(400, tier="free"), tokens=(10, 40))
+    assert "500 tokens per hour has 100 in use" in two.refusal(401, tier="free").message
+
+
+def test_the_refused_level_gives_back_what_purses_gave() -> None:
+    """The wider level is spent; the narrower one's purse is as it was."""
+    budget = Budgeted(tenant={"hour": 10**9}, overall={"hour": 2000})
+    budget.let_in(1000)
+    before = budget.used("tenant:hour:t")
+    budget.refusal(1001)
+    assert budget.used("tenant:hour:t") == before == (1000, 1)
 
 
 def test_a_refusal_is_one_that_waiting_does_not_help() -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from tests.support.fake_env import FakeLedger
+from tests.support.fake_env import FakeQuotas
 from tests.support.fake_gateway import FakeExchange, Surface
 from tests.support.raw import build
 from tpo_mp.config.tree import Config
@@ -39,7 +39,13 @@ class Shown:
             stages["token_budget"] = msgspec.convert(options, BudgetOptions)
         self.surface.gateway.config = Config(stages=stages)
         self.surface.gateway.tenants = {"t": "t"}
-        self.names = cast("FakeLedger", seen[0].ledger).names
+        self.names = cast("FakeQuotas", seen[0].quotas).names
+
+    def put(self, name: str, *cells: float, ahead: int = 0) -> None:
+        """Have a count; ``ahead`` of it, in two calls, is only held by a worker."""
+        quota = self.names[f"kept:budget:{name}"]
+        quota.cells[:4] = cells
+        quota.unspent = [quota.lease(2 if ahead else 0, ahead)]
 
     def ask(self, method: str, target: str, who: Principal = EVERYBODY) -> Any:
         """What a caller of tenant ``t`` is answered."""
@@ -61,13 +67,13 @@ class Shown:
 def test_a_session_is_shown_as_it_stands() -> None:
     """Used, limits, whether they are reached, and since when."""
     shown = Shown(session={"soft": 80, "hard": 100})
-    shown.names["kept:budget:session:1:t:s"] = (0.0, 80.0, 3.0, 1_795_795_200.0)
+    shown.put("session:1:t:s", 0.0, 90.0, 5.0, 1_795_795_200.0, ahead=10)
     assert shown.ask("GET", SESSION) == shown.ask("GET", "/v1/sessions/s/budget") == {
         "session_id": "s", "tokens_used": 80, "soft_limit_tokens": 80, "hard_limit_tokens": 100,
         "soft_limit_reached": True, "hard_limit_reached": False,
         "last_updated": "2026-11-27T16:00:00Z", "last_reset": None, "request_count": 3,
     }  # fmt: skip
-    shown.names["kept:budget:session:1:t:s"] = (1_795_795_000.0, 100.0, 4.0, 1_795_795_200.0)
+    shown.put("session:1:t:s", 1_795_795_000.0, 100.0, 4.0, 1_795_795_200.0)
     told = shown.ask("GET", SESSION)
     assert told["hard_limit_reached"] is True
     assert told["last_reset"] == "2026-11-27T15:56:40Z"
@@ -76,7 +82,7 @@ def test_a_session_is_shown_as_it_stands() -> None:
 def test_a_reset_session_starts_anew() -> None:
     """And says since when."""
     shown = Shown(session={})
-    shown.names["kept:budget:session:1:t:s"] = (0.0, 100_000.0, 3.0, 5.0)
+    shown.put("session:1:t:s", 0.0, 100_000.0, 3.0, 5.0, ahead=700)
     assert shown.ask("POST", SESSION + "/reset") == {"status": "reset", "session_id": "s"}
     told = shown.ask("GET", SESSION)
     assert (told["tokens_used"], told["request_count"]) == (0, 0)
@@ -90,10 +96,9 @@ def test_a_session_that_used_nothing_does_not_exist(
 ) -> None:
     """Nor does one where sessions have no budget, or another tenant's; asking makes none."""
     shown = Shown(**options)
-    other = "kept:budget:session:1:u:s"
-    shown.names[other] = (0.0, 1.0, 1.0, 1.0)
+    shown.put("session:1:u:s", 0.0, 1.0, 1.0, 1.0)
     assert shown.refused(*method_and_path) == "session_not_found"
-    assert list(shown.names) == [other]
+    assert list(shown.names) == ["kept:budget:session:1:u:s"]
 
 
 def test_a_tenant_sees_its_budgets_and_an_admin_the_hosts() -> None:
@@ -102,9 +107,9 @@ def test_a_tenant_sees_its_budgets_and_an_admin_the_hosts() -> None:
         request=4096, tenant={"hour": 100, "tiers": {"free": {"month": 50, "day": 10}}},
         max_spend_usd=2.5, **{"global": {"month": 1000}},
     )  # fmt: skip
-    shown.names["kept:budget:tenant:month:t"] = (4e9, 20.0, 2.0, 1.0)
-    shown.names["kept:budget:tenant:day:t"] = (3600.0, 9.0, 1.0, 1.0)
-    shown.names["kept:budget:spend"] = (0.0, 0.5 * NANO, 7.0, 1.0)
+    shown.put("tenant:month:t", 4e9, 20.0, 2.0, 1.0)
+    shown.put("tenant:day:t", 3600.0, 9.0, 1.0, 1.0)
+    shown.put("spend", 0.0, 0.5 * NANO, 7.0, 1.0)
     told = shown.ask("GET", "/api/v1/budgets", Principal("t", "k", "free"))
     assert told["request_limit_tokens"] == 4096
     assert [
