@@ -193,9 +193,9 @@ class World:
         if error is not None and error.code == "cancelled":
             return
         if error is not None:
-            # Twice open at a death a body is suspected; else only a fickle answer breaks off.
+            # A body that was open at two deaths is refused; else only a fickle answer breaks off.
             torn = self.fickle and max(client.had, default=0) >= 2
-            assert len(client.had) >= 2 or torn, error
+            assert len(self.alive) == 1 or torn, error
             return
         if not client.form[1]:
             assert client.exchange.answer == b"whole of " + client.form[0]

@@ -277,9 +277,8 @@ class Flight:
         call.backend, call.note, call.seen = asked.backend, asked.note, asked.seen
         call.unclear = call.unclear or asked.unclear
         call.attempts = asked.attempts if pays else 0
-        if asked.upstream_at:
-            call.upstream_at = max(asked.upstream_at, rider.joined_at)
         if asked.first_byte_at:
+            call.upstream_at = max(asked.upstream_at, rider.joined_at)
             call.first_byte_at = max(asked.first_byte_at, rider.joined_at)
 
     def left(self, rider: Rider) -> None:
@@ -473,4 +472,5 @@ def copy_of(call: Call) -> Call:
     made.endings = made.tried = None
     made.slot = -1
     made.attempts = 0
+    made.upstream_at = made.first_byte_at = 0.0
     return made
