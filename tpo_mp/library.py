@@ -45,6 +45,7 @@ from tpo_mp.pipeline.delivery import as_tpo, terminal_of
 from tpo_mp.pipeline.edges import make_edges
 from tpo_mp.pipeline.endings import ending, tell_ended, when_over
 from tpo_mp.ports import Env
+from tpo_mp.shm.cache import CacheSegment, SharedCache
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.journal import JournalSegment, SharedJournal
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
@@ -134,6 +135,7 @@ class LocalPipeline:
         self._journal: JournalSegment
         self._shares: ShareSegment
         self._scores: ScoreSegment
+        self._cache: CacheSegment
         self._pipeline: Pipeline
         self._serve: Callable[[Call], Awaitable[Reply]] = _not_entered
         self._model = "default"
@@ -146,6 +148,7 @@ class LocalPipeline:
         self._journal = JournalSegment.create()
         self._shares = ShareSegment.create(1)
         self._scores = ScoreSegment.create(1)
+        self._cache = CacheSegment.create(1, self._config.server.cache_bytes)
         metrics = self._arena.block(0, 1)
         capacities = msgspec.structs.asdict(self._config.pipeline.edges)
         rooms = make_edges(capacities, metrics, lambda _n: None, lambda: 0)
@@ -176,6 +179,7 @@ class LocalPipeline:
                 self._shares, self._rows, seat=0, epoch=1, epoch_of=lambda _seat: 1
             ),
             scores=SharedScores(self._scores, self._rows, 0),
+            cache=SharedCache(self._cache, self._rows, seat=0, clock=monotonic),
         )
         for room in rooms.values():
             room.open()
@@ -203,6 +207,7 @@ class LocalPipeline:
         self._journal.close()
         self._shares.close()
         self._scores.close()
+        self._cache.close()
         self._rows.close()
         self._arena.close()
 

@@ -31,7 +31,7 @@ from typing import (
 
 from msgspec import Meta, Struct
 
-from .types import Call, Phase, Quota, QuotaUse, Reply, TryTally
+from .types import AnswerCache, Call, NoCache, Phase, Quota, QuotaUse, Reply, TryTally
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -458,8 +458,9 @@ class WaitingRoom(Protocol):
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger``, ``quotas``, ``live``, ``journal``, ``shares`` and ``scores`` are the host's: every
-    process sees the same.  ``epoch`` is that of the configuration which the feature is built for.
+    ``ledger``, ``quotas``, ``live``, ``journal``, ``shares``, ``scores`` and ``cache`` are the
+    host's: every process sees the same.  ``epoch`` is that of the configuration which the feature
+    is built for.
     """
 
     clock: Callable[[], float]
@@ -477,6 +478,7 @@ class Env:
     scores: Scores = field(default_factory=Unscored)
     peers: Peers = field(default_factory=Alone)
     epoch: int = 0
+    cache: AnswerCache = field(default_factory=NoCache)
     prices: PriceList = field(default_factory=Unpriced)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_chec
 from .errors import TpoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Phase(IntEnum):
@@ -135,6 +135,80 @@ class Stream(Protocol):
     def resume(self) -> None: ...
 
     def cancel(self) -> None: ...
+
+
+class CacheCounts(NamedTuple):
+    """What was looked up, kept and lost in a cache, since the host started."""
+
+    hits: int
+    misses: int
+    kept: int
+    evicted: int
+
+
+class AnswerCache(Protocol):
+    """Answers that all processes of the host find again, by keys of 16 bytes; bounded in bytes."""
+
+    most: int
+    """Bytes of the longest answer there can be."""
+
+    @property
+    def generation(self) -> int:
+        """Changes with every flush."""
+        ...
+
+    def find(self, key: bytes) -> bytes | None:
+        """The answer kept under a key, if there is one."""
+        ...
+
+    def count(self, *, hit: bool) -> None:
+        """Count a call that was looked up, and whether it was answered so."""
+        ...
+
+    def keep(self, key: bytes, answer: bytes, ttl_s: float, generation: int) -> bool:
+        """Keep an answer that was asked for in this generation; False when it was not kept."""
+        ...
+
+    def flush(self) -> None:
+        """Forget every answer; raises ``Shed``."""
+        ...
+
+    def counts(self) -> CacheCounts:
+        """What all processes of the host counted."""
+        ...
+
+    def sizes(self) -> Iterator[int]:
+        """The bytes of each answer that can be found now; 0 every now and then, to let go."""
+        ...
+
+
+class NoCache:
+    """The ``AnswerCache`` of a process that was given none: it finds nothing and keeps nothing."""
+
+    most = 0
+    generation = 0
+
+    def find(self, key: bytes) -> bytes | None:  # noqa: ARG002
+        """Nothing is there."""
+        return None
+
+    def count(self, *, hit: bool) -> None:
+        """Nobody asks for it."""
+
+    def keep(self, key: bytes, answer: bytes, ttl_s: float, generation: int) -> bool:  # noqa: ARG002
+        """Nothing is kept."""
+        return False
+
+    def flush(self) -> None:
+        """There is nothing to forget."""
+
+    def counts(self) -> CacheCounts:
+        """Nothing was ever asked."""
+        return CacheCounts(0, 0, 0, 0)
+
+    def sizes(self) -> Iterator[int]:
+        """There are none."""
+        return iter(())
 
 
 class Reply:

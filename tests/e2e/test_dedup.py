@@ -27,6 +27,9 @@ MANY = 200
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 
+NO_CACHE = "[stages.cache]\nenabled = false\n"
+"""So that each wave of calls asks anew."""
+
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
@@ -39,6 +42,7 @@ def upstream() -> Iterator[Upstream]:
 def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
     """Two workers and the default pipeline; what SDKs try again joins their first try."""
     config = section("[stages.dedup]", sdk_retries=True) + backend("up", upstream.base_url, "*")
+    config += NO_CACHE
     with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
 
@@ -192,7 +196,7 @@ def test_who_leaves_leaves_alone_and_the_last_ends_the_call(
 def test_other_tenants_and_no_store_ask_by_themselves(upstream: Upstream, short_tmp: Path) -> None:
     """Two tenants are two upstream calls, and whoever wants an answer of its own gets it."""
     keys = ("key-of-the-first-01", "key-of-the-other-01")
-    config = backend("up", upstream.base_url, "*") + "[auth]\nenabled = true\n"
+    config = backend("up", upstream.base_url, "*") + NO_CACHE + "[auth]\nenabled = true\n"
     for at, key in enumerate(keys):
         config += f'[[auth.keys]]\nid = "t{at}"\nsecret = "{key}"\n'
     upstream.play(first_s=0.7)

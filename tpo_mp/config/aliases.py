@@ -73,7 +73,7 @@ PIPELINE_TOML: Final = (
     Alias("rate_limits.requests_per_second", "stages.rate_limit.global.rps"),
     Alias("rate_limits.burst_capacity", "stages.rate_limit.global.burst"),
     Alias("deduplication.enabled", "stages.dedup.enabled"),
-    Alias("deduplication.window_s", "stages.dedup.window_s"),
+    Alias("deduplication.window_s", "stages.cache.ttl_s"),
     Alias("deduplication.max_entries", "stages.dedup.max_entries"),
     Alias("semantic_dedup.enabled", "stages.near_dedup.enabled"),
     Alias("semantic_dedup.similarity_threshold", "stages.near_dedup.similarity_threshold"),
@@ -162,8 +162,15 @@ SPECIAL: Final = {
 """Keys that ``providers`` reads."""
 
 
+_REPLAY: Final = "stages.cache.enabled"
+
+
 def resolve(tree: Tree, problems: Problems) -> None:
     """Move every other spelling to its canonical place, in the tree itself."""
+    if get(tree, "deduplication.enabled") is False and get(tree, _REPLAY) is ABSENT:
+        # The reference's one feature is two here.
+        put(tree, _REPLAY, False)
+        problems.origins[_REPLAY] = "deduplication.enabled"
     for alias in ALIASES:
         value = take(tree, alias.old)
         if value is not ABSENT:

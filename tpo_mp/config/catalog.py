@@ -22,7 +22,7 @@ STAGES: Final = (
     "tools", "cache", "dedup", "near_dedup", "retry",
     "admission", "breaker", "outlier", "timeout", "batch",
 )  # fmt: skip
-SHIPPED: Final = frozenset({"idempotency", "dedup", "admission", "retry", "breaker"})
+SHIPPED: Final = frozenset({"idempotency", "cache", "dedup", "admission", "retry", "breaker"})
 """Stages that run when no list is given and nothing is configured."""
 
 ROUTES: Final = (
@@ -30,9 +30,8 @@ ROUTES: Final = (
 )  # fmt: skip
 SURFACES: Final = (
     "openai_api", "responses_api", "anthropic_api", "native_api", "stream_api", "results_api",
-    "batch_api", "budget_api", "dlq_api", "audit_api", "breakers_api", "providers_api",
-    "status_api", "ops_api", "docs_api", "guard_api",
-    "rag_api",
+    "batch_api", "budget_api", "cache_api", "dlq_api", "audit_api", "breakers_api",
+    "providers_api", "status_api", "ops_api", "docs_api", "guard_api", "rag_api",
 )  # fmt: skip
 """Surfaces that are served unless they are switched off; others are served once configured."""
 
@@ -48,7 +47,6 @@ UNBUILT: Final = (
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",
-    "stages.dedup.window_s",
     "stages.rate_limit.adaptive", "stages.rate_limit.tiers", "stages.rate_limit.default_tier",
 )  # fmt: skip
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""

@@ -144,6 +144,14 @@ class ServerSection(Section, frozen=True, kw_only=True):
     max_open_calls: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Open calls on this host; further ones are shed.")
     ] = 16_384
+    cache_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Memory of this host for answers that are found again (stage `cache`).",
+        ),
+    ] = 16 << 20
     drain_s: Annotated[
         float, Meta(ge=0, le=86_400, description="Seconds open calls may take to finish on stop.")
     ] = 30.0

@@ -72,6 +72,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     journal_fd: int
     shares_fd: int
     scores_fd: int
+    cache_fd: int
     doorbells: list[tuple[int, int]]
     """Per seat: read and write descriptor."""
     listeners: list[int]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tpo_mp.shm.cache import CacheSegment
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.journal import JournalSegment
@@ -36,7 +37,14 @@ class HostMemory:
     """The segments of one host."""
 
     def __init__(
-        self, *, workers: int, seats: int, install_key: bytes, max_open: int, registry: Path
+        self,
+        *,
+        workers: int,
+        seats: int,
+        install_key: bytes,
+        max_open: int,
+        registry: Path,
+        cache_bytes: int = 1 << 20,
     ) -> None:
         self.registry_path = registry
         self.plane = Plane.create(workers, seats, install_key)
@@ -50,6 +58,7 @@ class HostMemory:
         self.journal = JournalSegment.create()
         self.shares = ShareSegment.create(seats)
         self.scores = ScoreSegment.create(seats)
+        self.cache = CacheSegment.create(seats - 1, cache_bytes)  # control answers no calls
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -100,6 +109,7 @@ class HostMemory:
         self.journal.close()
         self.shares.close()
         self.scores.close()
+        self.cache.close()
         self.ledger.close()
         for bell in self.doorbells:
             bell.close()

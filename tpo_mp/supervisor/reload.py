@@ -31,7 +31,7 @@ from .state import Child
 ACK_WAIT_S = 2.0
 FIXED = ("host", "port", "workers", "ops_port", "state_dir")
 """Fields of ``[server]`` that only a restart applies; until then the old ones stay in force."""
-SIZED = ("max_open_calls",)
+SIZED = ("max_open_calls", "cache_bytes")
 """Fields of ``[server]`` that the shared memory was sized by: a change would fit no new child."""
 
 Answer: TypeAlias = dict[str, Any]

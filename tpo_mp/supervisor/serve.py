@@ -158,6 +158,7 @@ def _memory(
             seats=house.seats,
             install_key=state_dir.install_key(),
             max_open=view.server.max_open_calls,
+            cache_bytes=view.server.cache_bytes,
             registry=registry,
         )
     except BaseException:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BATCH = 64
 MAX_KEPT = 8192
 MAX_ROWS = 1024
+LOOKED_UP = frozenset(("hit", "miss"))
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
 _DURATION_SUM = len(DURATION_S) + 1
@@ -120,6 +121,11 @@ class Account:
         self._shed = {s: counter("orchestrator_requests_shed_total", text, stage=s) for s in STAGES}
         text = "Calls by how they ended."
         self._terminal = {t: counter("tpo_calls_total", text, terminal=t.value) for t in Terminal}
+        self._looked_up = {
+            "hit": counter("orchestrator_cache_hits_total", "Calls answered from the cache."),
+            "miss": counter("orchestrator_cache_misses_total", "Calls the cache had no answer to."),
+        }
+        self._saved: dict[tuple[str, str], tuple[CellCounter, CellCounter]] = {}
         self._errors: dict[tuple[str, str], CellCounter] = {}
         self._dropped = counter("tpo_records_dropped_total", "Records lost to a full ring.")
         # Monotonic instants become wall instants by one offset, refreshed by ``tick``.
@@ -218,6 +224,8 @@ class Account:
                         cells[row.completion] += completion
                     if prompt > 0:
                         cells[row.prompt] += prompt
+        if call.cache:
+            self._note_cache(call.cache, model, label, prompt, completion)
         error, exchange = delivery.error, delivery.exchange
         finished = self._wall_offset + finished_at
         # The fields of ``frames.RecordFrame``, in its order.
@@ -230,6 +238,24 @@ class Account:
             call.guard,
         )  # fmt: skip
         self._records.append(record)
+
+    def _note_cache(self, how: str, model: str, label: str, prompt: int, completion: int) -> None:
+        """Count a call that a cache was asked about, and what its answer saved."""
+        if how in LOOKED_UP:
+            self._looked_up[how].inc()
+        if how == "miss":
+            return
+        saved = self._saved.get((how, label))
+        if saved is None:
+            money, counter = self._metrics.money, self._metrics.counter
+            saved = self._saved[how, label] = (
+                counter("tpo_saved_tokens_total", "Tokens that no backend made again.", by=how),
+                money("tpo_saved_cost_usd_total", "Dollars not spent.", by=how, model=label),
+            )
+        saved[0].inc(max(prompt, 0) + max(completion, 0))
+        dollars = self.prices.saved_usd(model, prompt, completion)
+        if dollars is not None:
+            self._cells[saved[1].index] += round(dollars * NANO)
 
     def _new_row(self, path: str, model: str, backend: str, status: int) -> _Row:
         if len(self._rows) >= MAX_ROWS:

@@ -36,6 +36,7 @@ from tpo_mp.pipeline.poison import Poison
 from tpo_mp.pipeline.replay import Replayer
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
+from tpo_mp.shm.cache import SharedCache
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
@@ -148,6 +149,7 @@ class Shard:
                 ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
             ),
             peers=self.peers,
+            cache=SharedCache.of_host(handoff.cache_fd, table, handoff.seat),
         )
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with

@@ -26,7 +26,7 @@ def test_order_of_built_stages_follows_their_phases() -> None:
 def test_default_chain_holds_what_ships_and_what_is_configured() -> None:
     """In the catalogue's order, strangers last."""
     assert catalog.default_stages({"zebra", "auth"}) == [
-        "auth", "idempotency", "dedup", "retry", "admission", "breaker", "zebra"
+        "auth", "idempotency", "cache", "dedup", "retry", "admission", "breaker", "zebra"
     ]  # fmt: skip
 
 

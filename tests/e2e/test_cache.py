@@ -1,0 +1,206 @@
+"""The cache of a running gateway: one for both workers, over the death of one, and never wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, RawReply, chat
+from tests.support.raw import ask as get
+from tests.support.toml import NO_RETRIES, backend
+from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+STATS, FLUSH = "/api/v1/cache/stats", "/api/v1/cache"
+PRICES = "[prices.models]\nup-1 = { input = 1, output = 2 }\n"
+KEYS = {"a": "key-of-team-a-0123", "b": "key-of-team-b-0123"}
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Upstream]:
+    """One upstream that counts."""
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
+    """Two workers with what ships, and a price."""
+    config = backend("up", origin.base_url, "*") + PRICES + NO_RETRIES
+    with Gateway(short_tmp / "cache", config=config, workers=2) as running:
+        yield running
+
+
+def ask(
+    gateway: Gateway, text: str, headers: dict[str, str] | None = None, **more: Any
+) -> RawReply:
+    """One chat at temperature 0."""
+    return gateway.ask(CHAT, chat(text, "up-1", **{"temperature": 0, **more}), headers)
+
+
+def metric(gateway: Gateway, name: str) -> float:
+    """The sum of a metric's series."""
+    lines = get(gateway.ops, "/metrics").body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_every_worker_answers_what_any_worker_was_answered(
+    gateway: Gateway, origin: Upstream
+) -> None:
+    """Forty connections of both workers cost the upstream one request; the books know why."""
+    before = origin.counters.requests
+    stats = gateway.ask(STATS).json()
+    names = ("orchestrator_cache_hits_total", "tpo_saved_tokens_total", "tpo_saved_cost_usd_total",
+             "orchestrator_inference_cost_usd_total")  # fmt: skip
+    counted = {name: metric(gateway, name) for name in names}
+    first = ask(gateway, "once")
+    assert first.headers["x-tpo-cache"] == "miss"
+    told = [ask(gateway, "once") for _ in range(40)]
+    assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
+    assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
+    assert not any("x-tpo-backend" in reply.headers for reply in told)
+    assert origin.counters.requests == before + 1
+    ids = {reply.json()["id"] for reply in told}
+    assert len(ids) == 40
+    assert first.json()["id"] not in ids
+    assert {str(reply.json() | {"id": ""}) for reply in told} == {str(first.json() | {"id": ""})}
+    after = gateway.ask(STATS).json()
+    assert after["total_hits"] - stats["total_hits"] == 40
+    assert after["total_misses"] - stats["total_misses"] == 1
+    assert after["entries"] >= 1
+    grown = {name: metric(gateway, name) - counted[name] for name in names}
+    assert grown["orchestrator_cache_hits_total"] == 40
+    assert grown["tpo_saved_tokens_total"] == 40 * 12
+    assert grown["tpo_saved_cost_usd_total"] == pytest.approx(40 * 17e-6)
+    assert grown["orchestrator_inference_cost_usd_total"] == pytest.approx(17e-6)
+
+    def entries() -> Any:
+        path = "/api/v1/audit?limit=41"
+        found = gateway.ask(path).json()["entries"]
+        return len(found) == 41 and Counter((e["cache"], round(e["cost_usd"] * 1e6)) for e in found)
+
+    audited = wait_for(entries, what="the records of all calls")
+    assert audited == {("hit", 0): 40, ("miss", 17): 1}
+
+
+def replaced(gateway: Gateway, number: int, old: int) -> bool:
+    """Whether another process serves a slot."""
+    slot = gateway.status()["slots"][number]
+    return slot["pid"] not in (None, old) and slot["state"] == "ready"
+
+
+def test_a_dead_worker_takes_no_answer_with_it(gateway: Gateway, origin: Upstream) -> None:
+    """Neither worker's: both are killed, one after the other."""
+    texts = [f"kept {n}" for n in range(10)]
+    for text in texts:
+        assert ask(gateway, text).headers["x-tpo-cache"] == "miss"
+    before = origin.counters.requests
+    for number in (0, 1):
+        old = gateway.worker_pids()[number]
+        os.kill(old, signal.SIGKILL)
+        wait_for(partial(replaced, gateway, number, old), 20, "another worker in the slot")
+        assert {ask(gateway, text).headers["x-tpo-cache"] for text in texts} == {"hit"}
+    assert origin.counters.requests == before
+
+
+def test_whole_and_stream_answer_for_each_other(gateway: Gateway) -> None:
+    """The words are the same, and usage is shown to whoever asked."""
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    for first, second in (({}, usage), (usage, {}), ({"stream": True}, usage)):
+        text = f"form {first} {second}"
+        one, two = (ask(gateway, text, **form) for form in (first, second))
+        assert (one.headers["x-tpo-cache"], two.headers["x-tpo-cache"]) == ("miss", "hit")
+        whole, stream = (one, two) if not first else (two, one)
+        said = f"answer to {text}"
+        if not first or not second:
+            assert whole.json()["choices"][0]["message"]["content"] == said
+            assert whole.json()["usage"]["total_tokens"] == 12
+        assert stream.events[-1] == b"[DONE]"
+        if second is usage:
+            assert two.events[-2].count(b'"total_tokens":12') == 1
+        assert b"answer" in b"".join(stream.events)
+        assert any(b'"total_tokens"' in e for e in two.events) is (second is usage)
+
+
+def test_sessions_of_another_shard_are_answered_too(gateway: Gateway, origin: Upstream) -> None:
+    """A call that is served elsewhere says so the same way."""
+    ask(gateway, "in a session")
+    before = origin.counters.requests
+    told = [ask(gateway, "in a session", {"x-session-id": f"s{n}"}) for n in range(12)]
+    assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
+    assert origin.counters.requests == before
+
+
+def test_clients_and_calls_that_opt_out(gateway: Gateway, origin: Upstream) -> None:
+    """Nothing is kept or told again; a refresh is kept; a wrong order is refused."""
+    ours = {"x-tpo-cache": "no-store"}
+    for headers in (ours, {"cache-control": "no-store"}):
+        for _ in range(2):
+            reply = ask(gateway, "secret", headers)
+            assert "x-tpo-cache" not in reply.headers
+    assert ask(gateway, "secret").headers["x-tpo-cache"] == "miss"
+    for _ in range(2):
+        assert ask(gateway, "secret", {"x-tpo-cache": "no-cache"}).headers["x-tpo-cache"] == "miss"
+    assert ask(gateway, "secret").headers["x-tpo-cache"] == "hit"
+    refused = ask(gateway, "secret", {"x-tpo-cache": "perhaps"})
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "x-tpo-cache")
+    before = origin.counters.requests
+    for _ in range(3):
+        assert "x-tpo-cache" not in ask(gateway, "warm", temperature=0.7).headers
+    assert origin.counters.requests == before + 3
+
+
+def test_errors_and_broken_streams_are_asked_again(gateway: Gateway, origin: Upstream) -> None:
+    """What the upstream could not answer is not its answer."""
+    for mode, more in (("status", {}), ("stream_error", {"stream": True}), ("cut", {}),
+                       ("no_done", {"stream": True})):  # fmt: skip
+        origin.queue(mode)
+        assert ask(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "miss"
+        good = ask(gateway, f"bad {mode}", **more)
+        assert (good.status, good.headers["x-tpo-cache"]) == (200, "miss")
+        assert ask(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "hit"
+
+
+def test_a_flush_is_heard_by_every_worker(gateway: Gateway) -> None:
+    """At once."""
+    ask(gateway, "flushed")
+    assert gateway.ask(STATS).json()["entries"] > 0
+    flushed = get_delete(gateway, FLUSH)
+    assert (flushed.status, flushed.json()) == (200, {"status": "flushed"})
+    assert gateway.ask(STATS).json()["entries"] == 0
+    assert ask(gateway, "flushed").headers["x-tpo-cache"] == "miss"
+    assert {ask(gateway, "flushed").headers["x-tpo-shard"] for _ in range(20)} == {"0", "1"}
+
+
+def get_delete(gateway: Gateway, target: str) -> RawReply:
+    """DELETE it."""
+    with RawClient(gateway.url) as client:
+        return client.request("DELETE", target)
+
+
+def test_tenants_and_time_keep_answers_apart(start_gateway: StartGateway, origin: Upstream) -> None:
+    """Each tenant asks for itself, and an answer grows old; one worker counts as two do."""
+    config = (
+        backend("up", origin.base_url, "*")
+        + "[stages.cache]\nttl_s = 1.5\n[auth]\nenabled = true\n"
+        + "".join(f'[[auth.keys]]\nid = "{k}"\nsecret = {{ env = "KEY_{k}" }}\n' for k in KEYS)
+    )
+    env = {f"KEY_{name}": key for name, key in KEYS.items()}
+    running = start_gateway(config=config, env=env, workers=1)
+    a, b = ({"authorization": f"Bearer {key}"} for key in KEYS.values())
+    for who in (a, b):
+        assert ask(running, "mine", who).headers["x-tpo-cache"] == "miss"
+    assert running.ask(STATS, None, a).status == 403
+    told = [ask(running, "mine", who).headers["x-tpo-cache"] for who in (a, b, a, b)]
+    assert told == ["hit"] * 4
+    wait_for(lambda: ask(running, "mine", a).headers["x-tpo-cache"] == "miss", 10, "an old answer")

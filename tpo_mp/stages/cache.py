@@ -1,0 +1,155 @@
+"""An answer that was given is given again to the same question, for a while, by every worker.
+
+What the same question is says ``pipeline.fingerprint``; what is kept of an answer, and how it
+becomes a stream or a whole, ``pipeline.kept``.  The answers lie in the memory of the host
+(``shm.cache``), bounded in bytes, and a change of the configured backends forgets them.
+
+A client opts out with ``X-TPO-Cache: no-store`` (nothing kept, nothing given again) or ``no-cache``
+(asked afresh, and kept); ``Cache-Control`` counts likewise.  A call that was looked up says so in
+``X-TPO-Cache: hit`` or ``miss``.
+
+Invariants: an answer never leaves its tenant, nor the credential it was asked with; errors and
+answers that were cut are not kept; a hit asks no backend and uses nothing of a token budget.
+Known weakness: an answer that the upstream would give differently by now is old for up to
+``ttl_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from hashlib import blake2b
+from typing import Annotated, ClassVar, Final
+
+from msgspec import Meta, Struct
+
+from tpo_mp.pipeline import kept
+from tpo_mp.pipeline.fingerprint import KEY_BYTES, MAX_BODY_BYTES, Match, Reuse, fingerprint
+from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.pipeline.taps import Tapped, tap
+from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
+from tpo_mp.types import Call, Phase, Reply, Tap
+
+_ANY: Final = int(Reuse.ANY)
+_NONE: Final = int(Reuse.NONE)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is found again, and for how long."""
+
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400,
+        description="Seconds for which an answer is given again.")] = 300.0  # fmt: skip
+    match: Annotated[Match, Meta(
+        description="Which calls: those that ask for the same answer again (embeddings, "
+        "temperature 0, a seed), or all.")] = Match.DETERMINISTIC  # fmt: skip
+    max_request_bytes: Annotated[int, Meta(ge=1, le=MAX_BODY_BYTES,
+        description="Calls with a larger body are not looked up.")] = 16_384  # fmt: skip
+    max_answer_bytes: Annotated[int, Meta(ge=1, le=16 << 20,
+        description="Larger answers are not kept, nor any above an eighth of one process's part "
+        "of `server.cache_bytes`.")] = 262_144  # fmt: skip
+
+
+class Cache:
+    """Answers from what was answered before."""
+
+    phase: ClassVar[Phase] = Phase.INFERENCE
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._config = config
+        self._match = config.match
+        self._max_request = config.max_request_bytes
+        self.cache = env.cache
+        self.ttl_s = config.ttl_s
+        self.max_answer = min(config.max_answer_bytes, env.cache.most)
+        self._salt = 0
+
+    def meet(self, backends: Sequence[BackendConfig]) -> None:
+        """What other backends would answer is another answer."""
+        known = repr([(b.name, b.kind, b) for b in backends]).encode()
+        digest = blake2b(known, digest_size=KEY_BYTES).digest()
+        self._salt = int.from_bytes(digest, "little")
+
+    def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
+        """Answer from the cache, or let the call on and keep its answer."""
+        if call.reuse == _NONE or len(call.body) > self._max_request:
+            return proceed(call)
+        key = fingerprint(call, self._match)
+        if key is None:
+            return proceed(call)
+        key = (int.from_bytes(key, "little") ^ self._salt).to_bytes(KEY_BYTES, "little")
+        cache = self.cache
+        if call.reuse == _ANY:
+            found = cache.find(key)
+            reply = None if found is None else kept.replay(found, call)
+            if reply is not None:
+                call.cache = "hit"
+                cache.count(hit=True)
+                answered: Promise[Reply] = Promise()
+                answered.resolve(reply)
+                return answered
+        call.cache = "miss"
+        cache.count(hit=False)
+        return _Keeping(self, call, key, cache.generation).watch(proceed(call))
+
+
+_NOBODYS: Final[Promise[Reply]] = Promise()
+
+
+class _Keeping:
+    """Keeps the answer of one call once it is whole."""
+
+    __slots__ = ("_call", "_generation", "_key", "_out", "_reply", "_stage")
+
+    def __init__(self, stage: Cache, call: Call, key: bytes, generation: int) -> None:
+        self._stage = stage
+        self._call = call
+        self._key = key
+        self._generation = generation
+        self._out: Promise[Reply] = _NOBODYS
+        self._reply: Reply | None = None
+
+    def watch(self, asked: Awaitable[Reply]) -> Promise[Reply]:
+        """Pass an outcome on, and keep it."""
+        if isinstance(asked, Promise):
+            asked.then(self._begun)
+            return asked
+        out: Promise[Reply] = Promise()
+        self._out = out
+        out.then(self._begun)
+        cancel = run(asked, self._pass)
+        if not out.done:
+            out.cancel_with = cancel
+        return out
+
+    def _pass(self, reply: Reply | None, error: BaseException | None) -> None:
+        if reply is None:
+            self._out.reject(error or RuntimeError("a backend answered nothing"))
+        elif not self._out.done:
+            self._out.resolve(reply)
+        elif reply.stream is not None:
+            reply.stream.cancel()
+
+    def _begun(self, reply: Reply | None, error: BaseException | None) -> None:
+        if reply is None or reply.status != 200 or self._call.cache != "miss":
+            return  # who joined another call leaves the keeping to it
+        if reply.stream is None:
+            self._keep(reply, reply.body or b"")
+        else:
+            self._reply = reply
+            limit = self._stage.max_answer
+            tap(self._call, reply, Tap.BYTES, self._over, limit_bytes=limit)
+
+    def _over(self, seen: Tapped) -> None:
+        reply, self._reply = self._reply, None
+        if seen.error is None and seen.body is not None and reply is not None:
+            self._keep(reply, seen.body)
+
+    def _keep(self, reply: Reply, body: bytes) -> None:
+        stage = self._stage
+        if len(body) > stage.max_answer:
+            return
+        answer = kept.keep(self._call, reply, body)
+        if answer is not None:
+            stage.cache.keep(self._key, answer, stage.ttl_s, self._generation)
+
+
+FEATURE = Feature(Config, Cache)

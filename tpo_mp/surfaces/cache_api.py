@@ -1,0 +1,75 @@
+"""The cache over HTTP: what it is good for, and how to empty it; for admins.
+
+Invariants: the numbers are the host's, whichever worker answers; a flush is everybody's before it
+is answered, and what was being asked meanwhile is not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from msgspec import Struct
+
+from tpo_mp.dialects import cache_shapes as shapes
+from tpo_mp.http.endpoints import Endpoint, Outcome
+from tpo_mp.http.exchange import Exchange, id_line
+from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.ports import Env, Feature
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No options."""
+
+
+class CacheApi:
+    """``/api/v1/cache``."""
+
+    def __init__(self, config: Config, env: Env) -> None:
+        self._cache = env.cache
+
+    def endpoints(self, gateway: Gateway) -> list[Endpoint]:
+        """The routes of this surface."""
+        return [
+            *Endpoint(
+                "GET", "/api/v1/cache/stats", self.stats, "native", access="admin",
+                outcomes=(Outcome("what is in it, and how often that helped", shapes.CacheStats),),
+            ).at("/v1/cache/stats"),
+            *Endpoint(
+                "DELETE", "/api/v1/cache", self.flush, "native", access="admin",
+                takes_json=False, errors=(503,),
+                outcomes=(Outcome("it is empty", shapes.CacheFlushed),),
+            ).at("/v1/cache"),
+        ]  # fmt: skip
+
+    async def stats(self, exchange: Exchange) -> None:
+        """Say how many answers the cache holds and how many calls it answered."""
+        entries = size = 0
+        for length in self._cache.sizes():
+            if length:
+                entries, size = entries + 1, size + length
+            else:
+                await asyncio.sleep(0)  # others run between two pieces
+        counts = self._cache.counts()
+        looked_up = counts.hits + counts.misses
+        told = shapes.CacheStats(
+            hit_rate=counts.hits / looked_up if looked_up else 0.0,
+            entries=entries,
+            bytes=size,
+            evictions=counts.evicted,
+            total_hits=counts.hits,
+            total_misses=counts.misses,
+            total_kept=counts.kept,
+        )
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+
+    def flush(self, exchange: Exchange) -> None:
+        """Forget every kept answer, on all workers."""
+        self._cache.flush()
+        told = shapes.CacheFlushed("flushed")
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+
+
+FEATURE = Feature(Config, CacheApi)
