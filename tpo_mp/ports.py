@@ -31,7 +31,7 @@ from typing import (
 
 from msgspec import Meta, Struct
 
-from .types import AnswerCache, Call, NoCache, Phase, Quota, QuotaUse, Reply, TryTally
+from .types import AnswerCache, Call, NoCache, Phase, Quota, QuotaReading, QuotaUse, Reply, TryTally
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -153,6 +153,15 @@ class Quotas(Protocol):
 
     def look(self, name: str, *, crowd: bool = False) -> QuotaUse | None:
         """What is used of a name, without giving it a place; ``None``: it has none."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """How many names there is room for."""
+        ...
+
+    def readings(self, first: int, rows: int) -> Iterator[QuotaReading]:
+        """Names in so many rows, for people: counts that are being changed may not fit together."""
         ...
 
 

@@ -448,3 +448,17 @@ class QuotaUse(NamedTuple):
         """
         since, used, calls, at = self.cells[:4]
         return (since, max(used - self.tokens, 0.0), max(calls - self.requests, 0.0), at)
+
+
+class QuotaReading(NamedTuple):
+    """One name as a reader found it in a row.
+
+    ``unspent`` calls and ``unspent_tokens`` are counted in the cells, but only held in advance.
+    """
+
+    row: int
+    name: str
+    cells: tuple[float, ...]
+    held: int
+    unspent: int
+    unspent_tokens: int

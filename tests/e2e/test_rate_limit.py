@@ -253,3 +253,31 @@ def test_answers_say_what_is_left(start_gateway: StartGateway) -> None:
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     assert refused.headers["x-should-retry"] == "false"
     assert "x-ratelimit-limit-requests" not in gateway.ask(CHAT, body, {}).headers
+
+
+def test_every_worker_tells_the_same_of_the_limits(limited: Gateway) -> None:
+    """What came in over two workers, and what was refused; the worker that counted may be dead."""
+    with Crowd(limited.url, 60, model="shown", stream=False) as crowd:
+        passed, refused = outcomes(crowd.ended())
+
+    def told() -> set[tuple[int, int]]:
+        """What each of some answers says, from whichever worker."""
+        stats = "/api/v1/rate-limiter/stats?level=model"
+        answers = [limited.ask(stats).json()["models"] for _ in range(6)]
+        return {
+            (one["requests_allowed"], one["requests_denied"])
+            for models in answers
+            for one in models
+            if one["model_id"] == "shown" and one["capacity"] == 20
+        }
+
+    wait_for(lambda: told() == {(passed, refused)}, 10, "the same from every worker")
+    old = limited.worker_pids()[1]
+    os.kill(old, signal.SIGKILL)
+
+    def replaced() -> bool:
+        slots = limited.status()["slots"]
+        return all(one["pid"] not in (None, old) and one["state"] == "ready" for one in slots)
+
+    wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
+    assert told() == {(passed, refused)}

@@ -14,7 +14,7 @@ import structlog
 
 from tpo_mp.config.prices import Prices
 from tpo_mp.ports import Cells, Env, Timed
-from tpo_mp.types import STAGES, Call, Quota, QuotaUse
+from tpo_mp.types import STAGES, Call, Quota, QuotaReading, QuotaUse
 
 from .fake_scores import FakeScores
 
@@ -208,6 +208,18 @@ class FakeQuotas:
         if left & 0xFF != quota.number:
             left = quota.tokens << 24 | quota.requests << 8
         return QuotaUse(tuple(quota.cells), left >> 8 & 0xFFFF, left >> 24)
+
+    @property
+    def rows(self) -> int:
+        """As many as there are names."""
+        return len(self.names)
+
+    def readings(self, first: int, rows: int) -> Iterator[QuotaReading]:
+        """Each name, in the order they came."""
+        for row, name in list(enumerate(self.names))[first : first + rows]:
+            used = self.look(name)
+            assert used is not None
+            yield QuotaReading(row, name, used.cells, self.names[name].held, *used[1:])
 
 
 class FakeLive:

@@ -30,7 +30,7 @@ ROUTES: Final = (
 )  # fmt: skip
 SURFACES: Final = (
     "openai_api", "responses_api", "anthropic_api", "native_api", "stream_api", "results_api",
-    "batch_api", "budget_api", "cache_api", "dlq_api", "audit_api", "breakers_api",
+    "batch_api", "budget_api", "cache_api", "dlq_api", "audit_api", "breakers_api", "limits_api",
     "providers_api", "status_api", "ops_api", "docs_api", "guard_api", "rag_api",
 )  # fmt: skip
 """Surfaces that are served unless they are switched off; others are served once configured."""

@@ -46,7 +46,6 @@ Known weakness: the wait for a lock blocks the loop, see ``ledger``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct as Layout
 from time import monotonic
@@ -54,7 +53,7 @@ from typing import TypeVar
 
 from tpo_mp.errors import Shed
 from tpo_mp.ports import Counter, Metrics
-from tpo_mp.types import LEASE_NUMBERS, Quota, QuotaUse
+from tpo_mp.types import LEASE_NUMBERS, Quota, QuotaReading, QuotaUse
 
 from .plane import Plane
 from .rows import LOCK_WAIT_NS, RowTable
@@ -131,20 +130,6 @@ class QuotaSegment(Segment):
         segment = cls.attach(fd, _size(seats, rows))
         segment.checked("quotas", MAGIC, LAYOUT, rows, seats)
         return segment
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaReading:
-    """One name as a reader found it; ``unspent`` calls count as let in, but are only held ahead.
-
-    ``unspent_tokens`` likewise.
-    """
-
-    name: str
-    cells: tuple[float, ...]
-    held: int
-    unspent: int
-    unspent_tokens: int
 
 
 class SharedQuotas:
@@ -291,7 +276,7 @@ class SharedQuotas:
                 left = _left(self._words[row + _UNSPENT + seat], lease)
                 unspent += left >> 8 & 0xFFFF
                 tokens += left >> 24
-            yield QuotaReading(name, seen[:CELLS], held, unspent, tokens)
+            yield QuotaReading(number, name, seen[:CELLS], held, unspent, tokens)
 
     @property
     def rows(self) -> int:

@@ -22,92 +22,35 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import Annotated, ClassVar, Final, TypeAlias
-
-from msgspec import Meta, Struct
+from typing import ClassVar, Final
 
 from tpo_mp.dialects.limit_lines import request_lines, token_lines
 from tpo_mp.dialects.most_output import COUNTING, most_output
 from tpo_mp.errors import RateLimited, Shed, TooLarge, TpoError
 from tpo_mp.pipeline.allowances import CALLS, ONE_CALL, LocalAllowance
-from tpo_mp.pipeline.buckets import Bucket, Excess, LimitSet, limits_of
+from tpo_mp.pipeline.buckets import Bucket, Excess, LimitSet
 from tpo_mp.pipeline.endings import at_end
+from tpo_mp.pipeline.limits import (
+    LEVELS,
+    OVERALL_NAME,
+    LimitLevels,
+    RateOptions,
+    model_name,
+    session_name,
+    tenant_name,
+)
 from tpo_mp.ports import Counter, Env, Feature
 from tpo_mp.types import NO_DEADLINE, Call, Dialect, Ending, Phase, Reply
 
 BYTES_PER_TOKEN: Final = 4
 _ALMOST: Final = 1e-6
-LEVELS: Final = ("session", "tenant", "model", "global")
 MOST_WAYS: Final = 4096
 MOST_LEASES: Final = 64
 """Allowances that may be out at once: giving each back costs the loop about 10 us."""
-_MOST: Final = Meta(ge=1, le=1_000_000_000)
-_Limit: TypeAlias = Annotated[int, _MOST] | None
 
 
-class Windows(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is let in; what is not given is not limited."""
-
-    rps: Annotated[_Limit, Meta(description="Requests per second.")] = None
-    rpm: Annotated[_Limit, Meta(description="Requests per minute.")] = None
-    rph: Annotated[_Limit, Meta(description="Requests per hour.")] = None
-    burst: Annotated[
-        _Limit,
-        Meta(description="Requests at once, by the shortest window given [all of that window]."),
-    ] = None
-    tpm: Annotated[
-        _Limit, Meta(description="Tokens per minute, of prompts and answers together.")
-    ] = None
-    concurrent: Annotated[_Limit, Meta(description="Calls under way at once.")] = None
-
-    def __post_init__(self) -> None:
-        if self.burst and not (self.rps or self.rpm or self.rph):
-            raise ValueError("burst needs rps, rpm or rph")
-        if not (self.rps or self.rpm or self.rph or self.tpm or self.concurrent):
-            raise ValueError("needs rps, rpm, rph, tpm or concurrent")
-
-
-class TenantWindows(Windows, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of each tenant, and other ones of some tiers."""
-
-    tiers: Annotated[
-        dict[str, Windows],
-        Meta(max_length=256, description="Limits by a key's tier, in place of the others."),
-    ] = {}
-
-    def __post_init__(self) -> None:
-        if not self.tiers:
-            Windows.__post_init__(self)
-        elif self.burst and not (self.rps or self.rpm or self.rph):
-            raise ValueError("burst needs rps, rpm or rph")
-
-
-class Config(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"overall": "global"}
-):
+class Config(RateOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is let in, exact over all workers; with no level given 100 per second, 20 at once."""
-
-    overall: Annotated[Windows | None, Meta(description="Limits of the whole host.")] = None
-    tenant: Annotated[
-        TenantWindows | None,
-        Meta(description="Limits of each tenant; without keys all callers are one."),
-    ] = None
-    session: Annotated[
-        Windows | None, Meta(description="Limits of each session, as `X-Session-Id` names it.")
-    ] = None
-    model: Annotated[Windows | None, Meta(description="Limits of each model.")] = None
-    answer_tokens: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=10_000_000,
-            description="Tokens reserved for an answer whose request gives no `max_tokens`.",
-        ),
-    ] = 1024
-
-
-UNSAID: Final = Windows(rps=100, burst=20)
-"""What holds for the host where the stage runs and nothing is limited."""
 
 
 class RateLimit:
@@ -116,14 +59,9 @@ class RateLimit:
     phase: ClassVar[Phase] = Phase.ADMIT
 
     def __init__(self, config: Config, env: Env) -> None:
-        given = (config.session, config.tenant, config.model, config.overall)
-        overall = config.overall if any(given) else UNSAID
-        tiers = config.tenant.tiers if config.tenant is not None else {}
-        self._session = _limits(config.session)
-        self._tenant = _limits(config.tenant)
-        self._tiers = {tier: _limits(windows) for tier, windows in tiers.items()}
-        self._model = _limits(config.model)
-        self._overall = _limits(overall)
+        limits = LimitLevels(config)
+        self._session, self._tenant, self._tiers = limits.session, limits.tenant, limits.tiers
+        self._model, self._overall = limits.model, limits.overall
         levels = (self._session, self._tenant, self._model, self._overall, *self._tiers.values())
         concurrent = any(limits and limits.concurrent for limits in levels)
         self._unsaid = config.answer_tokens
@@ -216,11 +154,10 @@ class RateLimit:
         if len(self._ways) >= MOST_WAYS:
             self._forget()
         if session:
-            # The length keeps "a:b" of "c" apart from "a" of "b:c".
-            add("session", f"rate_limit:session:{len(tenant)}:{tenant}:{session}", self._session)
-        add("tenant", f"rate_limit:tenant:{tenant}", self._tiers.get(tier, self._tenant))
-        add("model", f"rate_limit:model:{model}", self._model)
-        add("global", "rate_limit:global", self._overall)
+            add("session", session_name(tenant, session), self._session)
+        add("tenant", tenant_name(tenant), self._tiers.get(tier, self._tenant))
+        add("model", model_name(model), self._model)
+        add("global", OVERALL_NAME, self._overall)
         way = self._ways[key] = _Way(tuple(found))
         return way
 
@@ -337,15 +274,6 @@ def _give_back_places(call: Call, reply: Reply) -> None:
         for told in call.endings or ():
             if isinstance(told, _Stay):
                 told.leave()
-
-
-def _limits(windows: Windows | None) -> LimitSet | None:
-    """The limits of a level; ``None``: it limits nothing."""
-    if windows is None:
-        return None
-    w = windows
-    found = limits_of((w.rps, w.rpm, w.rph), w.burst, w.tpm, w.concurrent)
-    return found if found.buckets or found.concurrent else None
 
 
 def _refusal(allowance: LocalAllowance, excess: Excess, tokens: int, call: Call) -> RateLimited:

@@ -23,7 +23,7 @@ from tpo_mp.pipeline.purses import (
     Purse,
     Purses,
 )
-from tpo_mp.types import Quota, QuotaUse
+from tpo_mp.types import Quota, QuotaReading, QuotaUse
 
 T = TypeVar("T")
 PLENTY = 1_000_000
@@ -53,6 +53,15 @@ class Spender:
     def look(self, name: str, *, crowd: bool = False) -> QuotaUse | None:
         """As the host has it."""
         return self.seat.look(name, crowd=crowd)
+
+    @property
+    def rows(self) -> int:
+        """Not asked for."""
+        raise AssertionError
+
+    def readings(self, first: int, rows: int) -> Iterator[QuotaReading]:
+        """Nor this."""
+        raise AssertionError(first, rows)
 
     def count(self, limit: float, *, crowd: bool = False) -> Count:
         """The count that all tests use."""

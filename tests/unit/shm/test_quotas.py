@@ -12,8 +12,8 @@ from tests.support.deaths import dies_at
 from tests.support.quota_host import ROWS, SEATS, QuotaHost
 from tpo_mp.errors import Fault, Shed
 from tpo_mp.shm import quotas as quotas_file
-from tpo_mp.shm.quotas import SET_ROWS, QuotaReading, QuotaSegment, SharedQuotas
-from tpo_mp.types import Quota
+from tpo_mp.shm.quotas import SET_ROWS, QuotaSegment, SharedQuotas
+from tpo_mp.types import Quota, QuotaReading
 
 Host = QuotaHost
 
