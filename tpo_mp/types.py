@@ -331,12 +331,14 @@ class Call:
     asked for it may have done its work, though it was asked again.
     ``limit_lines`` are header lines for its answer about what is left of limits.
     ``endings`` are told of its end (see ``pipeline.endings``).
+    ``audited`` is what its record shall hold of its text (see ``pipeline.audited``), mostly none.
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).
     """
 
     __slots__ = (
-        "admitted", "affinity", "attempts", "authorization", "backend", "body", "cache", "choices",
+        "admitted", "affinity", "attempts", "audited", "authorization", "backend", "body", "cache",
+        "choices",
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
         "forward", "guard", "id", "idempotency_key", "key_id", "limit_lines", "model", "note",
         "patience_s", "peer", "priority", "rerun", "reuse", "sdk_try", "seen", "session",
@@ -387,6 +389,7 @@ class Call:
         self.unclear = False
         self.limit_lines = b""
         self.endings: list[Callable[[Ending], object]] | None = None
+        self.audited: Any = None
         self.admitted = False
         self.spent: list[float] | None = None
 

@@ -32,6 +32,9 @@ SLICE_S: Final = 0.03
 FEW_BLOCKS: Final = 8192
 MOST_BLOCK_BYTES: Final = 4 << 20
 MOST_MODELS: Final = 1000
+MOST_TEXT: Final = 1 << 20
+"""Characters of prompts and answers after which a page ends."""
+_TEXTS: Final = ((1, "input"), (2, "output"))
 HITS: Final = frozenset({"hit", "coalesced", "semantic"})
 
 _decode = msgspec.msgpack.Decoder(list[RecordFrame]).decode
@@ -120,9 +123,9 @@ class AuditReader:
         last = query.after
         needles = _needles(query)
         segment, before = (None, None) if last is None else (last.segment, last.before)
-        more = False
+        more, room = False, MOST_TEXT
         for looked, block in enumerate(self._reader(shelf).backwards(segment, before)):
-            if len(entries) >= query.limit or (looked and self._clock() >= until):
+            if len(entries) >= query.limit or room <= 0 or (looked and self._clock() >= until):
                 more = True
                 break
             for place, record in self._matching(block, query, needles):
@@ -132,10 +135,11 @@ class AuditReader:
                     last.index,
                 ):
                     continue
-                if len(entries) >= query.limit:
+                if len(entries) >= query.limit or room <= 0:
                     more = True
                     break
                 entries.append(entry_of(record))
+                room -= len(record.input or "") + len(record.output or "")
                 last = place
             else:
                 last = Cursor(block.segment, block.start, 0)
@@ -248,8 +252,8 @@ def passes(record: RecordFrame, query: AuditQuery) -> bool:
 
 
 def entry_of(record: RecordFrame) -> dict[str, Any]:
-    """A record as the API shows it."""
-    return {
+    """A record as the API shows it; without what was said when that was not kept."""
+    entry: dict[str, Any] = {
         "id": record.call_id,
         "client_request_id": record.client_request_id or None,
         "session_id": record.session or None,
@@ -280,6 +284,13 @@ def entry_of(record: RecordFrame) -> dict[str, Any]:
         "bytes_out": record.bytes_out,
         "peer": record.peer,
     }
+    if record.input is not None or record.output is not None:
+        entry |= {
+            "input": record.input,
+            "output": None if record.output is None else [record.output],
+            "truncated": [name for bit, name in _TEXTS if record.cut & bit],
+        }
+    return entry
 
 
 def _decoded(payload: bytes) -> list[RecordFrame]:

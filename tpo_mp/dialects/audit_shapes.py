@@ -12,6 +12,7 @@ class AuditEntry(Struct):
 
     ``cost_usd`` is null when no price of the model is known or no tokens were reported.
     ``guard`` is ``flag:CLASS`` or ``block:CLASS`` of a prompt that looked like an attack.
+    ``input``, ``output`` and ``truncated`` are there only where ``[stages.audit]`` keeps text.
     """
 
     id: str
@@ -43,6 +44,9 @@ class AuditEntry(Struct):
     bytes_in: int
     bytes_out: int
     peer: str
+    input: str | None = None
+    output: list[str] | None = None
+    truncated: list[Literal["input", "output"]] = []
 
 
 class AuditPage(Struct):

@@ -32,20 +32,20 @@ ASKING: Final = frozenset({*_PROMPTS, *_SAID})
 """Dialects that take context."""
 
 
-def question_of(dialect: Dialect, body: Any) -> str:
-    """The end of what is asked; empty when there is nothing."""
+def question_of(dialect: Dialect, body: Any, most: int = MOST_QUESTION) -> str:
+    """The end of what is asked, ``most`` characters; empty when there is nothing."""
     if not isinstance(body, dict):
         return ""
     said = body.get("prompt" if dialect in _PROMPTS else _SAID.get(dialect, ""))
     if isinstance(said, str):
-        return said[-MOST_QUESTION:]
+        return said[-most:]
     for one in reversed(said) if isinstance(said, list) else ():
         if isinstance(one, str) and dialect in _PROMPTS:
-            return one[-MOST_QUESTION:]
+            return one[-most:]
         if isinstance(one, dict) and one.get("role", "user") == "user":
             text = _words(one.get("content", one.get("parts")))
             if text:
-                return text[-MOST_QUESTION:]
+                return text[-most:]
     return ""
 
 

@@ -147,6 +147,8 @@ class RecordFrame(_Frame, frozen=True):
     ``cost_usd`` is what its backend asks for it, 0 when none was asked; ``None``: nobody said a
     price of the model, or no tokens were reported.  ``cached_tokens`` are a part of the prompt's.
     ``cache`` is as ``Call.cache``, ``guard`` as ``Call.guard``.
+    ``input`` and ``output`` are what was said, ``None`` and not sent unless that is kept; bit 0 of
+    ``cut`` says that the first is not all of it, bit 1 the second.
     """
 
     call_id: str
@@ -177,6 +179,9 @@ class RecordFrame(_Frame, frozen=True):
     cached_tokens: int = 0
     cache: str = ""
     guard: str = ""
+    input: str | None = None
+    output: str | None = None
+    cut: int = 0
 
 
 class DeadLetterFrame(_Frame, frozen=True):

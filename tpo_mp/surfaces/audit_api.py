@@ -3,7 +3,8 @@
 What a worker cannot know alone it asks control for, so every worker answers alike.
 
 Invariants: filters are all of them or nothing; a page is found within ``LOOK_S``, and says where to
-go on when that was not enough; an export is made page by page as its client reads.
+go on when that was not enough; a page that is longer than ``MOST_BYTES`` for its texts ends early;
+an export is made page by page as its client reads.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ NDJSON: Final = "application/x-ndjson"
 LOOK_S: Final = 1.0
 SUM_S: Final = 10.0
 EXPORT_PAGE: Final = 500
+MOST_BYTES: Final = 4 << 20
 _MOST_MS: Final = 1e9
 _MOST_AT: Final = 1e11
 
@@ -155,11 +157,18 @@ class AuditApi:
     async def _look(self, wanted: AuditQuery, limit: int) -> _Page:
         """Ask for pages until one is full, the log is at its end, or the time is over."""
         until = monotonic() + LOOK_S
-        found = _page(await self._ask(AUDIT, wanted.key()))
-        while found.next is not None and len(found.entries) < limit and monotonic() < until:
+        told = await self._ask(AUDIT, wanted.key())
+        found, size = _page(told), len(told)
+        while (
+            found.next is not None
+            and len(found.entries) < limit
+            and size < MOST_BYTES
+            and monotonic() < until
+        ):
             left = limit - len(found.entries)
             wanted = structs.replace(wanted, limit=left, after=Cursor.read(found.next))
-            more = _page(await self._ask(AUDIT, wanted.key()))
+            told = await self._ask(AUDIT, wanted.key())
+            more, size = _page(told), size + len(told)
             found = _Page(found.entries + more.entries, more.next, found.pending)
         return found
 

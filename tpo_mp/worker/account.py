@@ -6,7 +6,8 @@ a crash can lose neither both nor an unfinished call.  Only when control takes n
 slots run out are those of settled calls released early.
 
 Invariants: one row of cells per (path, model, backend, status), at most 1 024 rows, then "other";
-a full ring keeps records here, at most 8 192, then the oldest are dropped and counted.
+a full ring keeps records here, at most 8 192, then the oldest are dropped and counted; text in
+records fits a ring record, and when more than ``MOST_TEXT`` of it waits here, others go without.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.shm.series import NANO
-from tpo_mp.types import STAGES, Terminal
+from tpo_mp.types import STAGES, Call, Terminal
 
 from .letters import Letters
 from .model_labels import ModelLabels
 
 if TYPE_CHECKING:
+    from tpo_mp.pipeline.audited import Said
     from tpo_mp.pipeline.delivery import Delivery
 
 BATCH = 64
 MAX_KEPT = 8192
 MAX_ROWS = 1024
+MOST_TEXT = 8 << 20
 LOOKED_UP = frozenset(("hit", "miss"))
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
@@ -107,6 +110,7 @@ class Account:
         self._on_crash = on_crash
         self._queue: list[Delivery] = []
         self._records: list[tuple[object, ...]] = []
+        self._text = 0  # characters of prompts and answers among them
         self._slots: list[int] = []
         self.models = ModelLabels()
         self.prices: PriceList = Unpriced()
@@ -237,7 +241,18 @@ class Account:
             "" if error is None else error.reason, delivery.peer, cost, cached, call.cache,
             call.guard,
         )  # fmt: skip
-        self._records.append(record)
+        self._records.append(record if call.audited is None else record + self._said(call))
+
+    def _said(self, call: Call) -> tuple[object, ...]:
+        """The last fields of the record of a call whose text is kept."""
+        room = self._max_record // 4 if self._text < MOST_TEXT else 0
+        try:
+            said: Said = call.audited.said(call, room)
+        except Exception as e:  # noqa: BLE001 - a record without its text is better than none
+            self._on_crash(e)
+            return ()
+        self._text += len(said.input or "") + len(said.output or "")
+        return said
 
     def _note_cache(self, how: str, model: str, label: str, prompt: int, completion: int) -> None:
         """Count a call that a cache was asked about, and what its answer saved."""
@@ -305,6 +320,8 @@ class Account:
             lost = len(self._records) - MAX_KEPT
             del self._records[:lost]
             self._dropped.inc(lost)
+        if not self._records:
+            self._text = 0
         if self._letters.flush() and not self._records:
             self.release()
 

@@ -201,3 +201,25 @@ def test_blocks_of_the_longest_log_are_remembered() -> None:
     for cap in (1 << 20, 1 << 30, 1 << 40):
         step, most = block_sizes(cap)
         assert cap // step < most
+
+
+def test_an_entry_has_text_only_where_that_was_kept() -> None:
+    """What was not asked for is absent, not empty."""
+    names = {"input", "output", "truncated"}
+    assert not names & entry_of(record("off")).keys()
+    entry = entry_of(record("on", input="q", output="a", cut=2))
+    assert [entry[name] for name in sorted(names)] == ["q", ["a"], ["output"]]
+    entry = entry_of(record("failed", input="q", cut=1))
+    assert [entry[name] for name in sorted(names)] == ["q", None, ["input"]]
+
+
+def test_long_text_makes_pages_short(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page ends after so much of it, and the next goes on; nothing is left out or told twice."""
+    monkeypatch.setattr(audit, "MOST_TEXT", 1000)
+    texts = [record(f"text-{i}", input="q" * 300, output="a" * 100) for i in range(20)]
+    for at in range(0, 20, 7):
+        log.add(texts[at : at + 7])
+    page = json.loads(log.reader.page(log.shelf, ANY))
+    assert page["count"] == 3
+    found = [e["id"] for e in log.pages(ANY)]
+    assert found == [r.call_id for r in [*log.records, *texts][::-1]]

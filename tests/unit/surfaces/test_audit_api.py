@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.fake_gateway import Surface
 from tpo_mp.store.audit_questions import AUDIT, AUDIT_STATS, AuditQuery, Cursor
+from tpo_mp.surfaces import audit_api
 from tpo_mp.surfaces.audit_api import FEATURE
 
 
@@ -79,3 +80,11 @@ def test_sums_lose_their_mark() -> None:
     stored = {(AUDIT_STATS, AuditQuery().key()): (b'{"total_entries":1,"complete":true}',)}
     answer = Surface(FEATURE, stored=stored).ask("GET", "/api/v1/audit/stats").answer
     assert json.loads(answer) == {"total_entries": 1}
+
+
+def test_a_page_of_much_text_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker holds a few such answers at most; the client goes on with ``next``."""
+    monkeypatch.setattr(audit_api, "MOST_BYTES", 50)
+    stored = {(AUDIT, AuditQuery(limit=3).key()): told(1, following="9-8-7")}
+    page = json.loads(Surface(FEATURE, stored=stored).ask("GET", "/api/v1/audit?limit=3").answer)
+    assert page == {"entries": [{"id": 1}], "count": 1, "next": "9-8-7"}

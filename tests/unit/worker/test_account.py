@@ -14,6 +14,7 @@ from tests.support.fake_net import FakeLoop
 from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.errors import BackendFailure, DeadlineExceeded, RateLimited, Shed
 from tpo_mp.http.head import Head
+from tpo_mp.pipeline.audited import Audited
 from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.shm.metrics import MetricsArena
@@ -393,3 +394,46 @@ def test_call_that_ended_tells_who_asked(books: Books) -> None:
     books.account.flush()
     assert len(books.records()) == 2
     assert len(books.closed) == 2
+
+
+def audited(text: str) -> Audited:
+    """A call's text of the longest kind."""
+    return Audited(text.encode(), 16_384)
+
+
+def test_text_in_a_record_fits_the_ring(books: Books) -> None:
+    """Cut to a share of a ring record, however small that is; without text, nothing is sent."""
+    small = Books(max_record=2048)
+    small.finish(5, audited=audited("w" * 9000))
+    small.finish(5)
+    small.account.flush()
+    assert all(len(frame) <= 2048 for frame in small.frames)
+    assert [(r.input, r.output, r.cut) for r in small.records()] == (
+        [("w" * 512, None, 1)] * 5 + [(None, None, 0)] * 5
+    )
+    small.arena.close()
+    books.finish()
+    books.account.flush()
+    (record,) = msgspec.msgpack.decode(books.frames[0][HEAD.size :])
+    assert len(record) == len(RecordFrame.__struct_fields__) - 3
+
+
+def test_text_that_waits_is_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody takes records, later ones go without; afterwards text is kept again."""
+    monkeypatch.setattr(account, "MOST_TEXT", 3000)
+    books.room = 0
+    books.finish(10, audited=audited("w" * 1000))
+    books.room = 1 << 30
+    books.account.flush()
+    books.finish(1, audited=audited("w" * 1000))
+    books.account.flush()
+    assert [len(r.input or "") for r in books.records()] == [1000] * 3 + [0] * 7 + [1000]
+    assert [r.cut for r in books.records()] == [0] * 3 + [1] * 7 + [0]
+
+
+def test_a_defect_in_reading_a_text_costs_the_text(books: Books) -> None:
+    """Not the record; it is reported."""
+    books.finish(audited=object())
+    books.account.flush()
+    assert [r.input for r in books.records()] == [None]
+    assert len(books.crashes) == 1
