@@ -10,7 +10,7 @@ import pytest
 from tests.support.configs import BOTH_FAMILIES, WITH_A_MAPPED_NAME
 from tests.support.gateway import Gateway
 from tests.support.tiny_model import MlxServer
-from tests.support.toml import NO_RETRIES
+from tests.support.toml import NO_CACHE, NO_RETRIES
 from tests.support.upstream import Upstream
 
 
@@ -26,7 +26,7 @@ def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
 def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """A two-shard gateway with a backend of each family, both at one upstream."""
     with Upstream() as upstream:
-        config = NO_RETRIES + BOTH_FAMILIES.format(base_url=upstream.base_url)
+        config = NO_CACHE + NO_RETRIES + BOTH_FAMILIES.format(base_url=upstream.base_url)
         with Gateway(short_tmp / "scripted", config=config, workers=2) as gateway:
             yield gateway, upstream
 

@@ -18,7 +18,7 @@ from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd
 from tests.support.raw import ask, build
-from tests.support.toml import backend, section
+from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt, Wire
@@ -27,7 +27,6 @@ MANY = 200
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 
-NO_CACHE = "[stages.cache]\nenabled = false\n"
 """So that each wave of calls asks anew."""
 
 

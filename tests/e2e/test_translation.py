@@ -24,7 +24,7 @@ from tests.support.dialects import (
 )
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply
-from tests.support.toml import NO_RETRIES
+from tests.support.toml import NO_CACHE, NO_RETRIES
 from tests.support.upstream import Upstream
 from tpo_mp.dialects import support
 from tpo_mp.dialects.canonical import (
@@ -67,11 +67,15 @@ CLIENT_KEY = {"Authorization": "Bearer sk-of-the-client", "x-api-key": "sk-of-th
 def table(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """A gateway with one backend per dialect, named after it, all at one scripted upstream."""
     with Upstream() as upstream:
-        config = NO_RETRIES + "".join(
-            BACKEND.format(
-                name=name, kind=name.partition("_")[0], base_url=upstream.base_url, api=api
+        config = (
+            NO_CACHE
+            + NO_RETRIES
+            + "".join(
+                BACKEND.format(
+                    name=name, kind=name.partition("_")[0], base_url=upstream.base_url, api=api
+                )
+                for name, api in APIS.items()
             )
-            for name, api in APIS.items()
         )
         with Gateway(short_tmp / "table", config=config, workers=2) as gateway:
             yield gateway, upstream

@@ -22,6 +22,9 @@ base_url = "{url}/v1"
 api_key = "sk-ant-of-the-gateway"
 models = ["claude-*"]
 apis = ["messages", "count_tokens", "complete"]
+
+[stages.cache]
+enabled = false
 """
 
 

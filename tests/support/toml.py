@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NO_RETRIES = "[stages.retry]\nenabled = false\n"
+NO_CACHE = "[stages.cache]\nenabled = false\n"
 """For tests that count what an upstream is asked, or want to see its every failure."""
 ECHO = '[[backends]]\nname = "echo"\nkind = "echo"\nmodels = ["echo"]\n'
 

@@ -136,6 +136,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     if auth:
         rules.keys(auth, problems)
     rules.failover(routes, stages, problems)
+    rules.near(stages, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
     if not (server and supervisor and pipeline and rings and store and observability):

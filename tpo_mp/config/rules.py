@@ -137,5 +137,11 @@ def failover(routes: Sequence[RouteRule], stages: Collection[str], problems: Pro
             )
 
 
+def near(stages: Collection[str], problems: Problems) -> None:
+    """Near questions are given the answers that the cache keeps."""
+    if "near_dedup" in stages and "cache" not in stages:
+        problems.warn("stages.near_dedup: without the stage 'cache' there is no answer to give")
+
+
 def _local(host: str) -> bool:
     return is_loopback(host) or host in {"0.0.0.0", "::"}

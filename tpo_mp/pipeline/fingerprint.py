@@ -143,10 +143,15 @@ def _read(call: Call) -> _Found:
     except TypeError:  # nested too deep
         return unlike
     model = "" if asked.get("model") == call.model else call.model
-    parts = (_scope(call.tenant, dialect, model), call.authorization or b"",
+    return _Found(body, key_of(call, model, canonical), sure)
+
+
+def key_of(call: Call, model: str, canonical: bytes) -> bytes:
+    """The key of canonical JSON that is asked as this call is; ``model`` where it names none."""
+    parts = (_scope(call.tenant, call.dialect, model), call.authorization or b"",
              _untraced(call.forward) if call.forward else b"", canonical)  # fmt: skip
     # Neither header values nor JSON hold a NUL: no two lists of parts make the same bytes.
-    return _Found(body, blake2b(b"\0".join(parts), digest_size=KEY_BYTES).digest(), sure)
+    return blake2b(b"\0".join(parts), digest_size=KEY_BYTES).digest()
 
 
 @lru_cache(maxsize=1024)

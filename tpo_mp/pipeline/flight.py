@@ -277,6 +277,8 @@ class Flight:
         call.backend, call.note, call.seen = asked.backend, asked.note, asked.seen
         call.unclear = call.unclear or asked.unclear
         call.attempts = asked.attempts if pays else 0
+        if call.cache != COALESCED:
+            call.cache = asked.cache
         if asked.first_byte_at:
             call.upstream_at = max(asked.upstream_at, rider.joined_at)
             call.first_byte_at = max(asked.first_byte_at, rider.joined_at)

@@ -16,6 +16,8 @@ Known weakness: the instant in an answer is that of its making.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from hashlib import blake2b
 from time import time
 from typing import Any, Final
 
@@ -28,9 +30,11 @@ from tpo_mp.dialects.most_output import most_output
 from tpo_mp.dialects.sse import EventCutter
 from tpo_mp.dialects.translate import events_of
 from tpo_mp.errors import TpoError
+from tpo_mp.ports import BackendConfig
 from tpo_mp.types import Call, Dialect, Reply, Sink, Usage
 
 from .codecs import GENERATES, codec
+from .fingerprint import KEY_BYTES
 
 _VERSION: Final = 1
 _SSE: Final = b"text/event-stream; charset=utf-8"
@@ -85,6 +89,17 @@ class _Ending(Struct, gc=False):
 
 _ending = msgspec.json.Decoder(_Ending).decode
 _EMBEDDINGS: Final = frozenset({Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS})
+
+
+def salt_of(backends: Sequence[BackendConfig]) -> int:
+    """What the keys of answers by these backends have in common."""
+    known = repr([(b.name, b.kind, b) for b in backends]).encode()
+    return int.from_bytes(blake2b(known, digest_size=KEY_BYTES).digest(), "little")
+
+
+def answer_key(fingerprint: bytes, salt: int) -> bytes:
+    """The key under which the answer to a call is kept."""
+    return (int.from_bytes(fingerprint, "little") ^ salt).to_bytes(KEY_BYTES, "little")
 
 
 def keep(call: Call, reply: Reply, body: bytes) -> bytes | None:

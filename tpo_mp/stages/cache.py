@@ -17,13 +17,12 @@ Known weakness: an answer that the upstream would give differently by now is old
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from hashlib import blake2b
 from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta, Struct
 
 from tpo_mp.pipeline import kept
-from tpo_mp.pipeline.fingerprint import KEY_BYTES, MAX_BODY_BYTES, Match, Reuse, fingerprint
+from tpo_mp.pipeline.fingerprint import MAX_BODY_BYTES, Match, Reuse, fingerprint
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.taps import Tapped, tap
 from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
@@ -64,9 +63,7 @@ class Cache:
 
     def meet(self, backends: Sequence[BackendConfig]) -> None:
         """What other backends would answer is another answer."""
-        known = repr([(b.name, b.kind, b) for b in backends]).encode()
-        digest = blake2b(known, digest_size=KEY_BYTES).digest()
-        self._salt = int.from_bytes(digest, "little")
+        self._salt = kept.salt_of(backends)
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Answer from the cache, or let the call on and keep its answer."""
@@ -75,7 +72,7 @@ class Cache:
         key = fingerprint(call, self._match)
         if key is None:
             return proceed(call)
-        key = (int.from_bytes(key, "little") ^ self._salt).to_bytes(KEY_BYTES, "little")
+        key = kept.answer_key(key, self._salt)
         cache = self.cache
         if call.reuse == _ANY:
             found = cache.find(key)

@@ -167,3 +167,12 @@ def test_failover_without_retries_is_told(load_text: Loads, more: str, warned: b
     )
     assert (said in told) is warned
     assert load_text(f"{both}{route.replace('failover', 'weighted')}").warnings == ()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_near_questions_without_a_cache_are_told(load_text: Loads, cached: bool) -> None:
+    """There would be no answer to give."""
+    text = '[[backends]]\nname = "a"\nkind = "echo"\n[stages.near_dedup]\n'
+    text += "" if cached else "[stages.cache]\nenabled = false\n"
+    said = "stages.near_dedup: without the stage 'cache' there is no answer to give"
+    assert (said in load_text(text).warnings) is not cached
