@@ -16,7 +16,7 @@ from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, chat
 from tests.support.shards import WAYS, Way, ways
 from tests.support.tiny_model import MlxServer
-from tests.support.toml import ECHO, NO_RETRIES, backend, section
+from tests.support.toml import ECHO, NO_CACHE, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tpo_mp.dialects import support
@@ -50,7 +50,7 @@ class Bench:
 def bench(short_tmp: Path) -> Iterator[Bench]:
     """One backend per dialect."""
     with Upstream() as upstream:
-        config = NO_RETRIES + ECHO + backend("up", upstream.base_url, stream_unary=True)
+        config = NO_CACHE + NO_RETRIES + ECHO + backend("up", upstream.base_url, stream_unary=True)
         for name, (_, api) in TARGETS.items():
             config += section(
                 "[[backends]]", name=name, kind=name.partition("_")[0], apis=[api],
@@ -72,7 +72,7 @@ def way(request: pytest.FixtureRequest, bench: Bench) -> Way:
 def engine(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
     """A gateway that asks one engine in both manners."""
     to = {"whole": mlx.model, "gathered": mlx.model}
-    config = "".join(
+    config = NO_CACHE + "".join(
         backend(name, mlx.base_url, model_map={name: to[name]}, stream_unary=name == "gathered")
         for name in to
     )

@@ -15,7 +15,7 @@ from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.raw import RawReply, ask, chat
 from tests.support.shards import CHAT, WAYS, Way, render, ways
-from tests.support.toml import ECHO, backend, section
+from tests.support.toml import ECHO, NO_CACHE, backend, section
 from tests.support.upstream import Seen, Upstream, stream_body
 from tests.support.wait import wait_for
 
@@ -49,17 +49,21 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
     access_log = folder / "access.log"
     with Upstream() as upstream:
         url = upstream.base_url
-        config = ECHO + "".join(
-            (
-                backend("none", url),
-                backend("literal", url, api_key=LITERAL),
-                backend("env", url, api_key={"env": "CANARY_KEY"}),
-                backend("file", url, api_key={"file": "key"}),
-                backend("client", url, api_key={"client": True}),
-                backend("extra", url, headers={"X-Team": "a%sb"}, query={"api-version": "7&x"}),
-                backend("mapped", url, "public-*", model_map={"public-1": "secret-model"}),
-                backend("unasked", url, include_usage=False),
-                section("[observability]", access_log=str(access_log), log_format="json"),
+        config = (
+            NO_CACHE
+            + ECHO
+            + "".join(
+                (
+                    backend("none", url),
+                    backend("literal", url, api_key=LITERAL),
+                    backend("env", url, api_key={"env": "CANARY_KEY"}),
+                    backend("file", url, api_key={"file": "key"}),
+                    backend("client", url, api_key={"client": True}),
+                    backend("extra", url, headers={"X-Team": "a%sb"}, query={"api-version": "7&x"}),
+                    backend("mapped", url, "public-*", model_map={"public-1": "secret-model"}),
+                    backend("unasked", url, include_usage=False),
+                    section("[observability]", access_log=str(access_log), log_format="json"),
+                )
             )
         )
         with Gateway(folder, config=config, workers=2, env={"CANARY_KEY": FROM_ENV}) as gateway:

@@ -24,7 +24,8 @@ from tpo_mp.http.endpoints import Endpoint
 DOC = described()
 BODIES = [e for e in endpoints() if e.request is not None]
 NOT_OF_ONE_FIELD = (
-    "unsupported_parameter", "unsupported_translation", "request_not_found", "store_unavailable"
+    "unsupported_parameter", "unsupported_translation", "request_not_found", "store_unavailable",
+    "rag_disabled",
 )  # fmt: skip
 """Reasons that are about what a request asks for, not about its shape."""
 

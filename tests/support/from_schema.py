@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -31,6 +32,12 @@ def fitting(doc: dict[str, Any], schema: dict[str, Any], depth: int = 0) -> st.S
     if "anyOf" in shape:
         return st.one_of([fitting(doc, part, depth + 1) for part in shape["anyOf"]])
     kind = shape.get("type")
+    if kind == "string" and "pattern" in shape:
+        pattern, longest = shape["pattern"], shape.get("maxLength", 1000)
+        found = st.from_regex(pattern, alphabet=st.characters(codec="ascii"))
+        return found.filter(
+            lambda v: re.search(pattern, v) and shape.get("minLength", 0) <= len(v) <= longest
+        )
     if kind == "string":
         return st.text(min_size=shape.get("minLength", 0), max_size=min(
             shape.get("maxLength", 40), shape.get("minLength", 0) + 40))  # fmt: skip

@@ -22,14 +22,14 @@ _LISTS: Final = {
 _TEXT: Final = frozenset({"text", "input_text"})
 
 
-class Asked(NamedTuple):
+class LastWords(NamedTuple):
     """The last words, and the key of the rest (16 bytes)."""
 
     words: str
     rest: bytes
 
 
-def asked_last(call: Call, most_bytes: int) -> Asked | None:
+def asked_last(call: Call, most_bytes: int) -> LastWords | None:
     """Take a call's last words out; ``None`` where these are not the words of a user alone.
 
     Nor are they taken when there are more than ``most_bytes`` of them.
@@ -50,7 +50,7 @@ def asked_last(call: Call, most_bytes: int) -> Asked | None:
     body.pop("stream_options", None)
     rest = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
     model = "" if body.get("model") == call.model else call.model
-    return Asked(words, key_of(call, model, rest))
+    return LastWords(words, key_of(call, model, rest))
 
 
 def _take_out(body: dict[str, Any], name: str) -> str | None:

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tpo_mp.pipeline import kept
-from tpo_mp.pipeline.asked import Asked, asked_last
+from tpo_mp.pipeline.asked import LastWords, asked_last
 from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.fingerprint import KEY_BYTES, Match, Reuse, fingerprint
 from tpo_mp.pipeline.near import Question, question, same_question
@@ -114,7 +114,7 @@ class NearDedup:
         self._misses.inc()
         return self._watched(call, asked, seen, proceed(call))
 
-    def _answer(self, call: Call, asked: Asked, wanted: Question, ours: int) -> Reply | None:
+    def _answer(self, call: Call, asked: LastWords, wanted: Question, ours: int) -> Reply | None:
         """The answer of the nearest question that asks the same and was answered."""
         known = {seen for key in self._band_keys(asked, ours) for seen in self._band(key)}
         far = ((distance(ours, seen.fingerprint), seen) for seen in known)
@@ -135,7 +135,7 @@ class NearDedup:
         return None
 
     def _watched(
-        self, call: Call, asked: Asked, seen: _Seen, answer: Awaitable[Reply]
+        self, call: Call, asked: LastWords, seen: _Seen, answer: Awaitable[Reply]
     ) -> Awaitable[Reply]:
         generation = self._cache.generation
 
@@ -152,7 +152,7 @@ class NearDedup:
             return answer
         return _then(answer, begun)
 
-    def _remember(self, asked: Asked, seen: _Seen, generation: int) -> None:
+    def _remember(self, asked: LastWords, seen: _Seen, generation: int) -> None:
         ttl_s, keep = self._config.window_s, self._cache.keep
         words = asked.words.encode("utf-8", "surrogatepass")
         if not keep(self._question_key(asked, seen.answer), words, ttl_s, generation):
@@ -165,14 +165,14 @@ class NearDedup:
         found = self._cache.find(key)
         return [] if found is None else _decode_band(found)
 
-    def _band_keys(self, asked: Asked, ours: int) -> list[bytes]:
+    def _band_keys(self, asked: LastWords, ours: int) -> list[bytes]:
         """Where the questions of this context lie that share a band."""
         return [
             _key(b"band", asked.rest, b"%d %d %d" % (self._salt, place, band))
             for place, band in enumerate(bands(ours))
         ]
 
-    def _question_key(self, asked: Asked, answer: bytes) -> bytes:
+    def _question_key(self, asked: LastWords, answer: bytes) -> bytes:
         """Where the words lie that an answer was asked with."""
         return _key(b"words", asked.rest, answer)
 
