@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from .body import typed
+from .native import strictly
 
 
 class InspectRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,4 +48,4 @@ _decode = msgspec.json.Decoder(InspectRequest).decode
 
 def decode_inspect(body: bytes) -> InspectRequest:
     """Read one; raises ``InvalidRequest`` naming the field."""
-    return typed(_decode, body)
+    return strictly(_decode, body)

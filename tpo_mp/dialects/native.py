@@ -91,22 +91,22 @@ R = TypeVar("R", bound=PromptRequest)
 
 def decode_batch(body: bytes) -> BatchRequest:
     """Check a batch's body; raises ``InvalidRequest`` (422) naming the field."""
-    return _strictly(_decode_batch, body)
+    return strictly(_decode_batch, body)
 
 
 def decode_reset(body: bytes) -> ResetRequest:
     """Check the body of a breakers' reset; raises ``InvalidRequest`` (422) naming the field."""
-    return _strictly(_decode_reset, body)
+    return strictly(_decode_reset, body)
 
 
 def decode_request(body: bytes) -> PromptRequest:
     """Check a body; raises ``InvalidRequest`` (422) naming the field."""
-    return _prompted(_strictly(_decode, body))
+    return _prompted(strictly(_decode, body))
 
 
 def decode_message(text: bytes) -> SocketMessage:
     """Check a WebSocket message; raises as ``decode_request`` does."""
-    message = _strictly(_decode_message, text)
+    message = strictly(_decode_message, text)
     if message.type != "cancel":
         if message.request_id is not None:
             raise _invalid("request_id names a request to cancel", "request_id")
@@ -142,7 +142,8 @@ def _prompted(request: R) -> R:
     return request
 
 
-def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
+def strictly(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Read a native body; raises ``InvalidRequest``: 400 for what is no JSON, else 422."""
     check_json_size(body)
     try:
         return decode(body)

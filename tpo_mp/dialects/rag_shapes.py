@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from .body import typed
+from .native import strictly
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -63,4 +63,4 @@ _decode = msgspec.json.Decoder(DocumentRequest).decode
 
 def decode_document(body: bytes) -> DocumentRequest:
     """Read one; raises ``InvalidRequest`` naming the field."""
-    return typed(_decode, body)
+    return strictly(_decode, body)

@@ -45,8 +45,8 @@ class RagApi:
         shown = "/api/v1/rag/documents/$DOCUMENT_ID"
         return [
             Endpoint("POST", all_, self.keep, "native", request=shapes.DocumentRequest,
-                     max_body_bytes=4 << 20, errors=(404, 429),
-                     example={"id": "opening-hours", "text": "We open at nine."},
+                     max_body_bytes=0, errors=(404, 429),
+                     example={"text": "We open at nine."},
                      outcomes=(Outcome("it can be found", shapes.DocumentKept),)),
             Endpoint("GET", all_, self.page, "native", errors=(404,),
                      parameters=(Parameter("limit", "Most documents; 100 unless given.", int),
@@ -60,8 +60,8 @@ class RagApi:
 
     async def keep(self, exchange: Exchange) -> None:
         """Keep a document, to be looked up from now on."""
-        options, tenant = self._options(), self._gateway.tenant(exchange.head)
         sent = shapes.decode_document(exchange.body)
+        options, tenant = self._options(), self._gateway.tenant(exchange.head)
         text = sent.text.encode("utf-8", "replace")
         if len(text) > shapes.MAX_TEXT_BYTES:
             said = f"text has {len(text)} bytes, of which {shapes.MAX_TEXT_BYTES} may be"
