@@ -69,7 +69,8 @@ def test_a_budget_is_spent_to_the_last_call_and_no_further(budgeted: Gateway) ->
         ) as crowd:  # fmt: skip
             for attempt in crowd.ended():
                 answered += attempt.status == 200
-                refused += attempt.status == 429
+                # 503: what is left is held ahead by the other worker for the moment.
+                refused += attempt.status in (429, 503)
                 slots.add(attempt.slot)
     assert slots == {0, 1}
     assert answered + refused == 120

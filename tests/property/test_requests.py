@@ -71,6 +71,9 @@ def send(endpoint: Endpoint, body: bytes) -> TpoError | None:
     for delivery in surface.gateway.submitted:
         json.loads(delivery.call.body)  # what goes upstream is JSON in UTF-8
         delivery.done(None, TpoError("nobody serves here"))
+    for delivery in surface.gateway.accepted:
+        if delivery.call.stream:  # the others have been told that they were accepted
+            delivery.done(None, TpoError("nobody serves here"))
     assert exchange.status
     return None
 
