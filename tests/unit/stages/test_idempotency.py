@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_env import EmptyStore, FakeWorld, make_call
+from tests.support.wait import until
 from tpo_mp.control.idempotency import KeyDesk
 from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, Rejected, TpoError
 from tpo_mp.pipeline.delivery import ON_REQUEST
@@ -83,13 +84,6 @@ class Worker:
         """The request that was let through."""
         await until(lambda: bool(self.asked))
         return self.asked.pop(0)
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.001)
 
 
 def reply(body: bytes = b"hello") -> Reply:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.fake_gateway import Surface, whole
+from tests.support.wait import until
 from tpo_mp.errors import BackendFailure, TpoError
 from tpo_mp.pipeline import replay
 from tpo_mp.pipeline.replay import DIALECTS
@@ -166,9 +167,7 @@ def test_a_word_that_control_does_not_hear_is_told_until_it_does(
             await cast("Awaitable[None]", surface.begin("POST", again)[1])
         assert caught.value.reason == "replay_under_way"
         gateway.deaf = False
-        async with asyncio.timeout(5):
-            while ReplayWord("answered", 1) not in gateway.replay_words:
-                await asyncio.sleep(0.001)
+        await until(lambda: ReplayWord("answered", 1) in gateway.replay_words, 5, "the end told")
         assert isinstance(await _replayed(surface, lambda d: d.done(whole(b"{}"), None)), dict)
 
     asyncio.run(story())

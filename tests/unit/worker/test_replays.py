@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.wait import until
 from tpo_mp.errors import Busy, Rejected, Shed
 from tpo_mp.pipeline.replay import SILENT, UNDER_WAY
 from tpo_mp.shm.frames import Kind, ReplayFrame
@@ -39,9 +40,7 @@ def give(calls: ReplayCalls, call_id: str, attempt: int) -> bool:
 
 
 async def _ended(calls: ReplayCalls) -> None:
-    async with asyncio.timeout(5):
-        while calls.busy:
-            await asyncio.sleep(0.001)
+    await until(lambda: not calls.busy, 5, "all attempts ended")
 
 
 def test_an_attempt_runs_once_and_the_next_beside_it() -> None:
