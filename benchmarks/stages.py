@@ -29,6 +29,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.shares import SharedShares, ShareSegment
 from tpo_mp.types import Call, Reply, Terminal, Usage
 
 BODY: Final = json.dumps(
@@ -63,6 +64,11 @@ CASES: Final = {
     ),
     "limit_near": Case("`rate_limit`, one level near its limit", "rate_limit", {"global": _NEAR}),
     "breaker": Case("`breaker`, all well", "breaker", {}),
+    "budget_two": Case(
+        "`token_budget`, two levels", "token_budget",
+        {"global": {"hour": 10**12}, "tenant": {"hour": 10**12}},
+    ),
+    "retry": Case("`retry`", "retry", {}),
 }  # fmt: skip
 """Whoever adds a stage to the hot path adds a case."""
 
@@ -87,6 +93,9 @@ def environment(wheel: Wheel) -> Env:
         quotas=quotas,
         live=cast("Live", None),
         journal=cast("Journal", None),
+        shares=SharedShares(
+            ShareSegment.create(1), rows, seat=0, epoch=1, epoch_of=lambda _seat: 1
+        ),
         prices=Prices(),
     )
 
