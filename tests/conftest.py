@@ -60,6 +60,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, cores[at : at + share])
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test that judges times run while no other process of this checkout's suite runs one.
+
+    Who waits to be alone holds the gate, so that the others do not go in before it for ever.
+    """
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    room_file = item.config.rootpath / "pyproject.toml"
+    with Path(__file__).open("rb") as gate, room_file.open("rb") as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, how)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # a child that was only forked holds it, too
+
+
 def require(present: bool, what: str) -> None:
     """Skip without ``what`` on a laptop, fail without it in CI."""
     if present:

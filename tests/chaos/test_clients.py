@@ -172,6 +172,7 @@ DAWDLERS = (
 )  # fmt: skip
 
 
+@pytest.mark.alone
 def test_clients_that_dawdle_are_told_so_and_cut_off(start_host: StartHost, slack: float) -> None:
     """Deadlines are absolute: a byte now and then does not move them; others are served."""
     host = start_host(config=ECHO + HURRIED)
@@ -213,6 +214,7 @@ def test_slow_but_steady_bodies_are_taken(start_host: StartHost) -> None:
     host.stop()
 
 
+@pytest.mark.alone
 def test_kept_connections_are_closed_when_idle(start_host: StartHost, slack: float) -> None:
     """After the last answer, not before its time, and never in the middle of a call."""
     host = start_host(config=ECHO + HURRIED + section(

@@ -6,6 +6,8 @@ import signal
 import time
 from random import Random
 
+import pytest
+
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
@@ -44,6 +46,7 @@ def hurt(host: Host, number: signal.Signals, slack: float) -> None:
     assert back_s <= OPS_BACK_S * slack
 
 
+@pytest.mark.alone
 def test_no_request_fails_without_control(start_host: StartHost, rng: Random, slack: float) -> None:
     """Killed, then stopped: workers serve on; another is there within five seconds."""
     host = start_host()

@@ -45,6 +45,7 @@ def ends(host: Host, ordered_at: float, timeout_s: float) -> float:
     return took_s
 
 
+@pytest.mark.alone
 def test_term_lets_two_hundred_streams_finish(
     start_host: StartHost, slack: float, mode: dict[str, str]
 ) -> None:
@@ -142,6 +143,7 @@ def test_the_port_closes_although_a_silent_process_holds_it(start_host: StartHos
     ends(host, ordered_at, 20)
 
 
+@pytest.mark.alone
 def test_streams_past_the_drain_deadline_are_told(start_host: StartHost, slack: float) -> None:
     """At the deadline: an error event and a proper end; exit 0 within a second; a dead letter."""
     drain_s = 1.0
@@ -164,6 +166,7 @@ def test_streams_past_the_drain_deadline_are_told(start_host: StartHost, slack: 
     host.stop()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("quick", [signal.SIGTERM, signal.SIGINT])
 def test_a_quick_stop_takes_two_seconds(
     start_host: StartHost, slack: float, mode: dict[str, str], quick: signal.Signals

@@ -40,6 +40,7 @@ def seen(counters: Counters, **at_least: int) -> bool:
 # -- deaths --------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_calls_of_a_dead_server_are_tried_again_unless_a_byte_was_sent(
     start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:
@@ -82,6 +83,7 @@ def test_calls_of_a_dead_server_are_tried_again_unless_a_byte_was_sent(
     host.end()
 
 
+@pytest.mark.alone
 def test_upstream_is_cancelled_when_the_owner_of_its_call_dies(
     start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:
@@ -246,6 +248,7 @@ def stopped(host: Host, slot: int) -> Iterator[int]:
         kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.alone
 def test_full_ring_refuses_new_calls_and_blocks_nobody(start_host: StartHost, slack: float) -> None:
     """The consumer stands still: its ring fills, further calls are 503 at once, others run on."""
     host = start_host(config=ECHO + STANDING)
@@ -280,6 +283,7 @@ def test_full_ring_refuses_new_calls_and_blocks_nobody(start_host: StartHost, sl
     host.stop()
 
 
+@pytest.mark.alone
 def test_streams_to_an_owner_that_stands_still_wait_and_arrive_whole(
     start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:

@@ -155,6 +155,7 @@ def _well(host: Host) -> bool:
     return True
 
 
+@pytest.mark.alone
 def test_flipped_bits_in_live_rings_are_noticed_and_healed(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
@@ -202,6 +203,7 @@ def forwarded_calls(host: Host, number: int) -> list[float]:
     return sorted(took)
 
 
+@pytest.mark.alone
 def test_bells_that_never_ring_cost_a_recheck_and_nothing_else(
     start_host: StartHost, slack: float
 ) -> None:
@@ -218,6 +220,7 @@ def test_bells_that_never_ring_cost_a_recheck_and_nothing_else(
     host.end()
 
 
+@pytest.mark.alone
 def test_a_million_bells_for_nothing_keep_nobody_from_work(
     start_host: StartHost, mode: dict[str, str], slack: float
 ) -> None:

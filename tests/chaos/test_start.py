@@ -20,6 +20,7 @@ COLD_START_S = 3.0
 REFUSAL_S = 2.0
 
 
+@pytest.mark.alone
 def test_a_cold_start_takes_three_seconds_and_tells_the_truth(
     start_host: StartHost, slack: float
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_cold_start_takes_three_seconds_and_tells_the_truth(
         assert child.wait(20) == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("text", "key", "reason"),
     [

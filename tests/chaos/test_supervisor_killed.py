@@ -52,6 +52,7 @@ def check_clean(host: Host) -> None:
     assert not list(host.state_dir.glob("registry*"))
 
 
+@pytest.mark.alone
 def test_a_killed_supervisor_takes_everyone_along_and_forgets_nothing(
     start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_killed_supervisor_takes_everyone_along_and_forgets_nothing(
     check_clean(host)
 
 
+@pytest.mark.alone
 def test_a_supervisor_killed_right_after_a_spawn_leaves_no_orphan(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
+import pytest
 from psutil import Process
 
 from tests.chaos.conftest import StartHost
@@ -24,6 +25,7 @@ def starts_of(host: Host, where: str) -> list[float]:
     return [logged_at(event) - event["lived_s"] for event in died]
 
 
+@pytest.mark.alone
 def test_workers_that_never_boot_end_the_host_with_the_reason(
     start_host: StartHost, slack: float
 ) -> None:
@@ -63,6 +65,7 @@ def test_no_variable_of_the_caller_weakens_the_parser(start_host: StartHost) -> 
     host.end()
 
 
+@pytest.mark.alone
 def test_no_connection_waits_for_a_slot_that_backs_off(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
+
 from tests.chaos.conftest import StartHost
 from tests.conftest import require
 from tests.support.host import Host, kill, logged_at
@@ -40,6 +42,7 @@ def check_hang(host: Host, victim: int, hung_at: float, slack: float) -> None:
     assert "Fatal Python error: Aborted" in host.stderr
 
 
+@pytest.mark.alone
 def test_a_stopped_worker_is_found_aborted_and_replaced(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
@@ -60,6 +63,7 @@ def test_a_stopped_worker_is_found_aborted_and_replaced(
     host.end()
 
 
+@pytest.mark.alone
 def test_connections_queued_at_a_stopped_worker_are_served(
     start_host: StartHost, slack: float
 ) -> None:
@@ -80,6 +84,7 @@ def test_connections_queued_at_a_stopped_worker_are_served(
     host.end()
 
 
+@pytest.mark.alone
 def test_a_spinning_worker_is_found_by_its_beat(start_host: StartHost, slack: float) -> None:
     """A busy loop runs all the time and serves nobody: its event loop does not beat."""
     host = start_host(env={"TPO_TEST": "1", "TPO_FAILPOINTS": "inflight.accepted=spin:1:3"})
@@ -123,6 +128,7 @@ def starved(pid: int) -> Iterator[None]:
         group.rmdir()
 
 
+@pytest.mark.alone
 def test_a_starved_worker_is_not_killed(start_host: StartHost) -> None:
     """No CPU is not its fault: it is silent for longer than a hung one may be, and lives on."""
     require(os.access(CPU_GROUPS / "cgroup.procs", os.W_OK), "a writable cpu control group")

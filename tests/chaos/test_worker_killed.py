@@ -66,6 +66,7 @@ def check_kills(
     assert len(host.events("worker_died")) == len(instants)
 
 
+@pytest.mark.alone
 def test_killed_workers_lose_no_accepted_call(
     start_host: StartHost, upstream: Upstream, rng: Random, slack: float, mode: dict[str, str]
 ) -> None:

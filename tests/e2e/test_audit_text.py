@@ -115,7 +115,9 @@ def test_long_text_is_cut_and_refused_calls_are_kept(talk: Talk) -> None:
     assert entry["input"] == long.encode()[:MOST].decode("utf-8", "ignore")
     assert entry["output"] == [entry["input"]]
     assert entry["truncated"] == ["input", "output"]
-    (entry,) = talk.ask(f"{AUDIT}?status=404&model_id=none").json()["entries"]
+    (entry,) = wait_for(
+        lambda: talk.ask(f"{AUDIT}?status=404&model_id=none").json()["entries"], 15.0, "its record"
+    )
     assert (entry["input"], entry["output"], entry["truncated"]) == ("for nobody", None, [])
 
 
