@@ -24,6 +24,18 @@ KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "two", "three", "f
 AUTH = "[auth]\nenabled = true\n" + "".join(
     section("[[auth.keys]]", id=name, secret={"env": f"KEY_{name.upper()}"}) for name in KEYS
 )
+GOOGLES = """
+[surfaces.gemini_api]
+[[backends]]
+name = "googles"
+kind = "simulator"
+models = ["gemini-*"]
+[simulator]
+first_token_ms = 0
+token_ms = 0
+min_tokens = 5
+max_tokens = 9
+"""
 ENV = {f"KEY_{name.upper()}": key for name, key in KEYS.items()}
 TEXT = "The lighthouse of Skagen opens its doors at nine in the morning."
 
@@ -33,8 +45,8 @@ def library(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """Two workers, two tenants, one upstream."""
     with Upstream() as upstream:
         config = (
-            backend("up", upstream.base_url, "*") + AUTH
-            + section("[stages.rag]", max_context_tokens=200)
+            backend("up", upstream.base_url, "m") + AUTH
+            + section("[stages.rag]", max_context_tokens=200) + GOOGLES
         )  # fmt: skip
         with Gateway(short_tmp / "rag", config=config, workers=2, env=ENV) as gateway:
             yield gateway, upstream
@@ -88,16 +100,59 @@ def test_what_a_tenant_put_is_told_to_the_model_and_cited(
     assert b"Skagen" not in upstream.seen[-1].body
 
 
-def test_a_stream_cites_before_its_end(library: tuple[Gateway, Upstream]) -> None:
-    """One event of the dialect's own, then the end the client waits for."""
+GEMINI = "/v1beta/models/gemini-m:generateContent"
+ASKED = "When does the lighthouse open?"
+SAID: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, chat(ASKED, model="m")),
+    "completions": ("/v1/completions", {"model": "m", "prompt": ASKED}),
+    "responses": ("/v1/responses", {"model": "m", "input": ASKED}),
+    "messages": ("/v1/messages", chat(ASKED, model="m", max_tokens=50)),
+    "complete": (
+        "/v1/complete",
+        {"model": "m", "prompt": f"\n\nHuman: {ASKED}\n\nAssistant:", "max_tokens_to_sample": 50},
+    ),
+    "gemini": (GEMINI, {"contents": [{"parts": [{"text": ASKED}]}]}),
+    "gemini as an array": (GEMINI, {"contents": [{"parts": [{"text": ASKED}]}]}),
+}  # fmt: skip
+
+
+def cited(event: Any) -> Any:
+    """The citations of an answer or of an event."""
+    return event.get("tpo", event.get("response", {}).get("tpo", {})).get("citations")
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_dialect_cites_whole_and_streamed(
+    library: tuple[Gateway, Upstream], name: str
+) -> None:
+    """A stream once: in the last event or beside it."""
     gateway, _ = library
-    sent = {"id": "stream", "text": TEXT}
-    assert ask(gateway, "three", "POST", DOCUMENTS, sent).status == 200
-    told = question(gateway, "three", stream=True).body.decode()
-    events = [line[6:] for line in told.splitlines() if line.startswith("data: ")]
-    assert events[-1] == "[DONE]"
-    assert json.loads(events[-2])["tpo"]["citations"][0]["document_id"] == "stream"
-    assert sum('"tpo"' in event for event in events) == 1
+    path, body = SAID[name]
+    assert ask(gateway, "three", "POST", DOCUMENTS, {"id": "s", "text": TEXT}).status == 200
+    whole = ask(gateway, "three", "POST", path, body)
+    assert whole.status == 200, whole.body
+    assert cited(whole.json())[0]["document_id"] == "s"
+    if name.startswith("gemini"):
+        way = "streamGenerateContent" + ("" if "array" in name else "?alt=sse")
+        told = ask(gateway, "three", "POST", path.replace("generateContent", way), body)
+    else:
+        told = ask(gateway, "three", "POST", path, body | {"stream": True})
+    text = told.body.decode()
+    assert told.status == 200, text
+    events: list[Any]
+    if "array" in name:
+        events = json.loads(text)
+    else:
+        lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        assert (lines[-1] == "[DONE]") is (name in ("chat", "completions"))
+        events = [json.loads(line) for line in lines if line != "[DONE]"]
+    (found,) = [one for one in map(cited, events) if one]
+    assert found[0]["document_id"] == "s"
+    assert any(map(cited, events[-2:]))
+    if name == "responses":
+        made = events[-1]["response"]
+        kept = ask(gateway, "three", "GET", f"/v1/responses/{made['id']}").json()
+        assert cited(kept) == made["tpo"]["citations"]
 
 
 def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:

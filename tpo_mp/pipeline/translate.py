@@ -15,9 +15,10 @@ from typing import Any
 from tpo_mp.dialects.canonical import ModelRequest
 from tpo_mp.dialects.translate import StreamTranslator, render_reply
 from tpo_mp.errors import InvalidRequest, TpoError
-from tpo_mp.types import Call, Dialect, Reply, Sink, Stream, Usage
+from tpo_mp.types import Call, Dialect, Reply, Stream, Usage
 
 from .answer import TOLD
+from .between import Between
 from .codecs import GENERATES, codec
 from .delivery import as_tpo
 from .promise import Promise, run
@@ -107,35 +108,16 @@ def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> 
     return out
 
 
-class _Translation:
+class _Translation(Between):
     """A stream in the client's dialect, made of one in the backend's."""
 
-    __slots__ = ("_origin", "_sink", "_source", "_translator", "reply")
+    __slots__ = ("_source", "_translator", "reply")
 
     def __init__(self, source: Reply, origin: Stream, translator: StreamTranslator) -> None:
+        super().__init__(origin)
         self._source = source
-        self._origin = origin
         self._translator = translator
-        self._sink: Sink | None = None
         self.reply = source
-
-    # -- Stream -------------------------------------------------------------------------------
-
-    def attach(self, sink: Sink) -> None:
-        self._sink = sink
-        self._origin.attach(self)
-
-    def pause(self) -> None:
-        self._origin.pause()
-
-    def resume(self) -> None:
-        self._origin.resume()
-
-    def cancel(self) -> None:
-        self._sink = None
-        self._origin.cancel()
-
-    # -- Sink of the backend's stream -----------------------------------------------------------
 
     def data(self, chunk: bytes) -> None:
         sink, translator = self._sink, self._translator
@@ -170,9 +152,7 @@ class _Translation:
             source.usage if usage is None else Usage(usage.prompt, usage.completion, usage.cached)
         )
         reply.finish_reason = source.finish_reason or seen.finish_reason
-        sink, self._sink = self._sink, None
-        if sink is not None:
-            sink.end(error)
+        super().end(error)
 
 
 def _told(error: TpoError) -> TpoError:
