@@ -23,6 +23,7 @@ from tpo_mp.simulator.call_journal import CallJournal
 from tpo_mp.simulator.engine_timing import Engines
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.fault_frames import spoilt, struck
+from tpo_mp.simulator.fixed_replies import FixedReplies
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import latency_of
 from tpo_mp.simulator.limits import Allowance, Standing
@@ -44,7 +45,7 @@ from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
 from tpo_mp.simulator.troubles import Troubles
-from tpo_mp.types import Call, Dialect, Reply
+from tpo_mp.types import Call, Dialect, Reply, Usage
 
 Answering: TypeAlias = Callable[[Call, Orders], Awaitable[Reply]]
 SSE = b"text/event-stream; charset=utf-8"
@@ -120,6 +121,9 @@ class SimulatorBackend:
         if config.replay:
             speed, strict = config.replay_speed, config.strict and not config.rules
             self._replay = Replay(Path(config.replay), speed, env.ledger, self._timer, strict)
+        self._fixed: FixedReplies | None = None
+        if self._limits is None and self._replay is None and config.repeats != "vary":
+            self._fixed = self._provider.fixed
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Answer, refuse or fail as the request, its orders and the rules say."""
@@ -136,11 +140,29 @@ class SimulatorBackend:
         orders = orders_of(call.forward)
         if not self._trouble.quiet:
             orders = self._trouble.meet(call, orders, self._key)
+        elif self._fixed is not None and orders is NOTHING and not call.stream:
+            said = self._at_once(call, self._fixed)
+            if said is not None:
+                return said
         if orders is NOTHING:
             return self._answer(call, orders)
         self._trouble.injected(orders)
         begin = beginning(orders, streamed=call.stream)
         return self._obeying(call, in_time(begin, self._left_s(call)), self._answer)
+
+    def _at_once(self, call: Call, fixed: FixedReplies) -> Promise[Reply] | None:
+        """The whole reply to a plain chat; None: it takes more than that."""
+        if call.dialect is not Dialect.OPENAI_CHAT or self._latency.timing_of(call.model):
+            return None
+        found = fixed.reply_to(call.body)
+        if found is None:
+            return None
+        said: Promise[Reply] = Promise()
+        reply = Reply(200, found.body, headers=self._lines(call, found.usage, None))
+        reply.backend = self.name
+        reply.usage, reply.finish_reason = found.usage, found.finish_reason
+        said.resolve(reply)
+        return said
 
     def _obeying(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
         """Wait, refuse or break off as ordered, or else answer."""
@@ -309,16 +331,8 @@ class SimulatorBackend:
         fault: FaultOrder | None,
         standing: Standing | None,
     ) -> Reply:
-        now = self._env.clock()
-        call.first_byte_at = now
         usage = answered.usage
-        took_ms = (now - call.upstream_at) * 1e3
-        if standing is not None:
-            headers = standing.lines(call.dialect, took_ms)
-        else:
-            headers = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
-        if self._prices is not None:
-            headers += cost_line(self._prices, self._env.prices, call, usage)
+        headers = self._lines(call, usage, standing)
         if stream is not None:
             written = stream if fault is None else written_with(stream, fault, self._alarm)
             reply = Reply(200, None, stream=written, content_type=SSE, headers=headers)
@@ -328,6 +342,19 @@ class SimulatorBackend:
         reply.backend = self.name
         reply.usage, reply.finish_reason = usage, answered.finish_reason
         return reply
+
+    def _lines(self, call: Call, usage: Usage, standing: Standing | None) -> bytes:
+        """The header lines of a reply that begins now."""
+        now = self._env.clock()
+        call.first_byte_at = now
+        took_ms = (now - call.upstream_at) * 1e3
+        if standing is not None:
+            lines = standing.lines(call.dialect, took_ms)
+        else:
+            lines = self._allowance.lines(call.dialect, usage.prompt, usage.completion, took_ms)
+        if self._prices is not None:
+            lines += cost_line(self._prices, self._env.prices, call, usage)
+        return lines
 
     def _alarm(self, seconds: float, then: Callable[[], None]) -> Callable[[], None]:
         return Alarm.set(self._timer, self._env.clock() + seconds, then)

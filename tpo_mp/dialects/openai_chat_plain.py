@@ -20,14 +20,18 @@ from .canonical import Message, ModelRequest, TextBlock, Trait
 _Number: TypeAlias = Count | float
 
 
-class _PlainMessage(Struct, gc=False, forbid_unknown_fields=True):
+class PlainMessage(Struct, gc=False, forbid_unknown_fields=True):
+    """A message of one text."""
+
     role: Literal["system", "user", "assistant"]
     content: Annotated[str, Meta(min_length=1)]
 
 
-class _PlainRequest(Struct, gc=False, forbid_unknown_fields=True):
+class PlainRequest(Struct, gc=False, forbid_unknown_fields=True):
+    """A request as it came."""
+
     model: str
-    messages: list[_PlainMessage]
+    messages: list[PlainMessage]
     max_tokens: Count | None = None
     temperature: _Number | None = None
     top_p: _Number | None = None
@@ -37,15 +41,22 @@ class _PlainRequest(Struct, gc=False, forbid_unknown_fields=True):
     stream: bool | None = None
 
 
-_decode = msgspec.json.Decoder(_PlainRequest).decode
+_decode = msgspec.json.Decoder(PlainRequest).decode
 
 
-def plain_request(body: bytes, source: str, names: Mapping[Trait, str]) -> ModelRequest | None:
+def read_plain(body: bytes) -> PlainRequest | None:
     """Read a request; None when it is not so plain.  Raises ``InvalidRequest`` for its size."""
     check_json_size(body)
     try:
-        asked = _decode(body)
+        return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def plain_request(body: bytes, source: str, names: Mapping[Trait, str]) -> ModelRequest | None:
+    """The same in canonical form."""
+    asked = read_plain(body)
+    if asked is None:
         return None
     system: list[TextBlock] = []
     messages: list[Message] = []

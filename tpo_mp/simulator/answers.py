@@ -68,7 +68,8 @@ class Composer:
 
     def __init__(self, speech: Speech) -> None:
         self._speech = speech
-        self._fixed = FixedAnswers(speech.text[:MOST_TEXT]) if _always_alike(speech) else None
+        self.fixed = FixedAnswers(speech.text[:MOST_TEXT]) if _always_alike(speech) else None
+        """What is said to whoever asks for words alone; None: it depends on more."""
 
     def compose(
         self,
@@ -109,8 +110,8 @@ class Composer:
         """One choice, its tokens in all, and those of its thoughts."""
         if scripted is not None and scripted.speaks:
             return _told(request, dialect, scripted)
-        if self._fixed is not None and _asks_for_words(request, dialect):
-            return self._fixed.choice(request)
+        if self.fixed is not None and _asks_for_words(request, dialect):
+            return self.fixed.choice(request)
         prompt = newest_user_text(request)
         limit = request.max_tokens
         blocks: list[Block] = []

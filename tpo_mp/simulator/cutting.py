@@ -46,11 +46,15 @@ class FixedAnswers:
 
     def choice(self, request: ModelRequest) -> tuple[ReplyChoice, int, int]:
         """The choice, its tokens, and that none of them is a thought."""
-        key = request.max_tokens, request.stop
+        return self.cut(request.max_tokens, request.stop)
+
+    def cut(self, limit: int | None, marks: tuple[str, ...] = ()) -> tuple[ReplyChoice, int, int]:
+        """The same, of a request with this limit and these stop sequences."""
+        key = limit, marks
         found = self._known.get(key)
         if found is None:
             said, stop, sequence = within(self._text, *key)
             found = ReplyChoice((TextBlock(said),), stop, sequence), count(said), 0
-            if len(self._known) < MOST_CUTS and sum(map(len, request.stop)) <= MOST_MARKS:
+            if len(self._known) < MOST_CUTS and sum(map(len, marks)) <= MOST_MARKS:
                 self._known[key] = found
         return found

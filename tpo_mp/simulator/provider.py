@@ -32,6 +32,7 @@ from .catalog import traits_of
 from .chunks import chunked
 from .events import events_of
 from .fault_frames import Frame
+from .fixed_replies import FixedReplies
 from .orders import ErrorOrder, FaultOrder
 from .recordings import Recording
 from .rules import RuleBook
@@ -85,6 +86,10 @@ class SimulatedProvider:
         self._seed = speech.seed
         self._rules = rules
         self._composer = Composer(speech)
+        self.fixed: FixedReplies | None = None
+        """Answers to plain chats in one pass, where they depend on nothing else."""
+        if rules is None and self._composer.fixed is not None:
+            self.fixed = FixedReplies(self._composer.fixed)
 
     def key(self, model: str, body: bytes, word: str) -> bytes:
         """The key of a request's random numbers; ``word``, if any, stands for its body."""

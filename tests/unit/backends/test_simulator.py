@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from time import time
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ from tpo_mp.backends.simulator import FEATURE, SimulatorBackend
 from tpo_mp.errors import ConfigError, ConnectionCut, InvalidRequest, TpoError
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.simulator.catalog import MODELS
+from tpo_mp.simulator.fault_rules import FaultRule
+from tpo_mp.simulator.rate_limits import LimitOptions
 from tpo_mp.types import Call, Dialect, Reply
 
 MESSAGES = {"model": "claude-haiku-4-5", "max_tokens": 64,
@@ -207,6 +210,42 @@ def test_malformed_body_is_framed_but_no_json() -> None:
             bad.append(data)
     assert len(bad) == 2  # and [DONE]
     assert sink.text.endswith(b"data: [DONE]\n\n")
+
+
+def test_answer_in_one_pass_is_the_one_in_steps() -> None:
+    """A request with a key is answered in steps: same words, counts and header lines."""
+    backend = simulator(FakeWorld(), strategy="fixed", text="a b c d e", cost=True)
+    plain = reply_of(backend, call_for())
+    keyed = reply_of(backend, call_for(forward=b"x-sim-key: k\r\n"))
+    bodies = [json.loads(reply.body or b"") for reply in (plain, keyed)]
+    assert bodies[0].pop("id") != bodies[1].pop("id")
+    assert all(abs(body.pop("created") - time()) < 60 for body in bodies)
+    assert bodies[0] == bodies[1]
+    assert plain.headers == keyed.headers
+    counts = [(r.usage.prompt, r.usage.completion) for r in (plain, keyed) if r.usage]
+    assert counts == [(bodies[0]["usage"]["prompt_tokens"], 5)] * 2
+    assert plain.finish_reason == keyed.finish_reason == "end"
+    assert (plain.backend, plain.content_type) == (keyed.backend, keyed.content_type)
+
+
+def test_answer_in_one_pass_is_only_for_those_that_nothing_happens_to() -> None:
+    """Latency, faults, limits and other words for those who ask again take their turn."""
+    fixed: dict[str, Any] = {"strategy": "fixed", "text": "a b c d e"}
+    slow = infer(simulator(FakeWorld(), **fixed, first_token_ms=10), call_for())
+    assert not slow.done
+    rule = msgspec.convert({"error": "429"}, FaultRule)
+    with pytest.raises(TpoError, match="Rate limit"):
+        simulator(FakeWorld(), **fixed, faults=(rule,)).infer(call_for())
+    limits = msgspec.convert({"enforce": True}, LimitOptions)
+    limited = simulator(FakeWorld(), **fixed, limits=limits, requests_per_minute=1)
+    reply_of(limited, call_for())
+    with pytest.raises(TpoError, match="Rate limit"):
+        limited.infer(call_for())
+    seen = [call_for(), call_for()]
+    varied = simulator(FakeWorld(), **fixed, repeats="vary")
+    for call in seen:
+        reply_of(varied, call)
+    assert [call.seen for call in seen] == [1, 2]
 
 
 def test_stall_in_mid_stream_ends_when_it_says() -> None:
