@@ -44,6 +44,7 @@ class CopiedCalls:
     def __init__(self, path: Path) -> None:
         """Read the file; raises ``OSError``."""
         self._file = OpenCopyReader(path)
+        self._written_ms = int(path.stat().st_mtime * 1e3)
         self._finished: frozenset[str] | None = None
 
     def orphans(self) -> Iterator[Orphan]:
@@ -57,7 +58,7 @@ class CopiedCalls:
                 state_before=SlotState.ACCEPTED,
                 flags=SlotFlag(call.flags & 15),
                 attempts=0,
-                started_wall_ms=0,
+                started_wall_ms=self._written_ms,  # it was open then; when it began is not copied
                 meta=call.meta,
                 body=call.body,
                 bytes_sent=-1,  # a call is copied once, when it is opened

@@ -36,7 +36,7 @@ from .idempotency import KeyDesk
 from .jobs import JobRunner
 from .keeper import Keeper
 from .mail import Mail
-from .pieces import Pieces
+from .pieces import Lost, Pieces
 from .replays import Replays
 
 FLUSH_BYTES = 1 << 20
@@ -137,7 +137,12 @@ class Desk:
 
     def _put(self, seat: int, question: StorePut) -> None:
         epoch, token = self._plane.seat(seat).epoch, question.token
-        value = self._pieces.add((seat, epoch, token), question.value, question.more)
+        name = (seat, epoch, token)
+        try:
+            value = self._pieces.add(name, question.value, more=question.more, at=question.at)
+        except Lost:
+            self._answer(seat, epoch, token, False, None)
+            return
         if value is None:
             return
         if question.table == JOBS and self.jobs is not None:
@@ -172,7 +177,11 @@ class Desk:
         )
 
     def _dead_letter(self, seat: int, sent: DeadLetterFrame) -> None:
-        body = self._pieces.add((seat, sent.call_id), sent.body, sent.more)
+        name = (seat, sent.call_id)
+        try:
+            body = self._pieces.add(name, sent.body, more=sent.more, at=sent.at)
+        except Lost:
+            return
         if body is None:
             return
         letter = Letter(

@@ -16,6 +16,9 @@ lost the copy is all there is, and is swept instead.
 
 Invariants: one letter per call, and one call record (``crashed``) with it, visible within 2 s of
 the death; a letter that only memory holds keeps its slot.
+Weakness: letters of one death are in the order in which their calls began among the ``SWEEP`` that
+one sweep looks at, not beyond.
+
 Sweeps are made after the plane showed a death, while orphans are left, and every ``IDLE_S``.
 """
 
@@ -203,12 +206,13 @@ class Harvest:
 
     def _give_up(self, orphan: Orphan) -> None:
         self.letters += 1
-        letter = letter_of(orphan)
+        died_at = time.time()
+        letter = letter_of(orphan, died_at)
 
         def work(shelf: Shelf) -> None:
             if shelf.add_letters([letter]):
                 note_failure(shelf, orphan, letter)
-                shelf.record(records_of([orphan]))
+                shelf.record(records_of([(orphan, died_at)]))
 
         self._keeper.submit(work)
 
@@ -285,7 +289,8 @@ class Harvest:
         if isinstance(source.calls, CopiedCalls):
             finished |= source.calls.finished(shelf)
         letters = []
-        lost: list[Orphan] = []
+        lost: list[tuple[Orphan, float]] = []
+        orphans.sort(key=lambda one: one[1].started_wall_ms)  # a session's letters keep their order
         for call_id, orphan in orphans:
             told = call_id in finished or shelf.letters.stored(call_id)
             if rerun and not told and len(sweep.suspects) < MOST_SUSPECTS:
@@ -296,10 +301,11 @@ class Harvest:
                 if possible:
                     sweep.to_rerun.append(orphan)
             else:
-                letters.append(letter_of(orphan))
+                died_at = self._died_at(source, orphan)
+                letters.append(letter_of(orphan, died_at))
                 note_failure(shelf, orphan, letters[-1])
                 if call_id not in source.recorded:
-                    lost.append(orphan)
+                    lost.append((orphan, died_at))
                     source.recorded |= {call_id}
         sweep.letters = shelf.add_letters(letters)
         if lost:
@@ -316,6 +322,18 @@ class Harvest:
         began_at = now - (time.time() - orphan.started_wall_ms / 1e3)
         died_by = self._died_by.get((orphan.seat, orphan.epoch), now)
         return [Suspect(digest_of_body(orphan.body), began_at, died_by)]
+
+    def _died_at(self, source: _Source, orphan: Orphan) -> float:
+        """When its worker died, on the wall clock, as well as is known.
+
+        Of a run that died as a whole nothing is known but when the call began, or was copied.
+        """
+        began_at = orphan.started_wall_ms / 1e3
+        if source.paths:
+            return began_at
+        now = self._clock()
+        died_by = self._died_by.get((orphan.seat, orphan.epoch), now)
+        return max(began_at, time.time() - (now - died_by))
 
     def _before_us(self, shelf: Shelf) -> frozenset[str]:
         """Calls whose record an earlier control process had written last."""

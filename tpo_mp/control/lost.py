@@ -40,8 +40,8 @@ def record_ids(batches: Iterable[bytes]) -> Iterator[str]:
                 yield record.call_id
 
 
-def letter_of(orphan: Orphan) -> Letter:
-    """Write the letter of a call that nobody will finish."""
+def letter_of(orphan: Orphan, died_at: float) -> Letter:
+    """Write the letter of a call that nobody will finish; ``died_at`` in epoch seconds."""
     try:
         meta = _meta(orphan.meta)
     except msgspec.MsgspecError:
@@ -51,7 +51,7 @@ def letter_of(orphan: Orphan) -> Letter:
         client_request_id=meta.client_request_id,
         session=meta.session,
         reason=REASON,
-        dropped_at=time.time(),
+        dropped_at=died_at,
         model=meta.model,
         tenant=meta.tenant,
         path=meta.path,
@@ -61,28 +61,31 @@ def letter_of(orphan: Orphan) -> Letter:
     )
 
 
-def records_of(orphans: Iterable[Orphan]) -> bytes:
+def records_of(lost: Iterable[tuple[Orphan, float]]) -> bytes:
     """A batch of call records, as a worker would have sent it, of calls that died with theirs.
 
-    What only the worker knew is missing: the key's id, the client's address, what a backend did.
+    ``lost`` are calls with the instants of their worker's death; a record's end is when it became
+    known.  What only the worker knew is missing: the key's id, the client's address, what a backend
+    did.
     """
-    return _pack([_record_of(orphan) for orphan in orphans])
+    return _pack([_record_of(orphan, died_at) for orphan, died_at in lost])
 
 
-def _record_of(orphan: Orphan) -> RecordFrame:
+def _record_of(orphan: Orphan, died_at: float) -> RecordFrame:
     try:
         meta = _meta(orphan.meta)
     except msgspec.MsgspecError:
         meta = _NO_META
-    now, began_at = time.time(), orphan.started_wall_ms / 1e3
+    began_at = orphan.started_wall_ms / 1e3
     lost = WorkerLost(REASON)
     return RecordFrame(
-        call_id=to_text(orphan.call_id), finished_at=now, started_at=began_at, method="POST",
-        path=meta.path, status=lost.status, terminal=Terminal.CRASHED, model=meta.model,
-        backend="none", stream=meta.stream, tenant=meta.tenant, key_id="", session=meta.session,
-        client_request_id=meta.client_request_id, prompt_tokens=-1, completion_tokens=-1,
+        call_id=to_text(orphan.call_id), finished_at=time.time(), started_at=began_at,
+        method="POST", path=meta.path, status=lost.status, terminal=Terminal.CRASHED,
+        model=meta.model, backend="none", stream=meta.stream, tenant=meta.tenant, key_id="",
+        session=meta.session, client_request_id=meta.client_request_id,
+        prompt_tokens=-1, completion_tokens=-1,
         bytes_in=len(orphan.body or b""), bytes_out=max(orphan.bytes_sent, 0),
-        duration_s=max(now - began_at, 0.0), first_byte_s=0.0, attempts=orphan.attempts,
+        duration_s=max(died_at - began_at, 0.0), first_byte_s=0.0, attempts=orphan.attempts,
         shard=-1, error=REASON,
     )  # fmt: skip
 

@@ -187,8 +187,8 @@ class RecordFrame(_Frame, frozen=True):
 class DeadLetterFrame(_Frame, frozen=True):
     """Worker→control: an accepted call that will not be finished.
 
-    A body longer than a record comes in several frames of the same call id; ``more`` says that
-    another follows.
+    A body longer than a record comes in several frames of the same call id; ``at`` is where the
+    frame's part of it begins, and ``more`` says that another follows.
     """
 
     call_id: str
@@ -203,12 +203,14 @@ class DeadLetterFrame(_Frame, frozen=True):
     more: bool = False
     truncated: bool = False
     bytes_sent: int = 0
+    at: int = 0
 
 
 class StorePut(_Frame, frozen=True):
     """Worker→control: keep ``value`` under (table, key) for ``ttl_s``; answered by STORE_ANSWER.
 
-    A long value comes in several frames of the same token; ``more`` says that another follows.
+    A long value comes in several frames of the same token; ``at`` is where the frame's part of it
+    begins, and ``more`` says that another follows.
     """
 
     token: int
@@ -217,6 +219,7 @@ class StorePut(_Frame, frozen=True):
     value: bytes
     ttl_s: float
     more: bool = False
+    at: int = 0
 
 
 class StoreGet(_Frame, frozen=True):
@@ -371,9 +374,11 @@ def store_get(token: int, table: str, key: str) -> bytes:
     return frame(Kind.STORE_GET, 0, StoreGet(token, table, key))
 
 
-def store_put(token: int, table: str, key: str, value: bytes, ttl_s: float, more: bool) -> bytes:
-    """The record that hands control a value, or a piece of one."""
-    return frame(Kind.STORE_PUT, 0, StorePut(token, table, key, value, ttl_s, more))
+def store_put(
+    token: int, table: str, key: str, value: bytes, ttl_s: float, more: bool, at: int
+) -> bytes:
+    """The record that hands control a value, or the piece of one that begins at ``at``."""
+    return frame(Kind.STORE_PUT, 0, StorePut(token, table, key, value, ttl_s, more, at))
 
 
 def head(record: bytes) -> tuple[int, int]:

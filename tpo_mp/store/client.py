@@ -25,8 +25,8 @@ _RETRY_S = 0.001
 
 GetRecord: TypeAlias = Callable[[int, str, str], bytes]
 """Builds a question's ring record of (token, table, key)."""
-PutRecord: TypeAlias = Callable[[int, str, str, bytes, float, bool], bytes]
-"""Builds a ring record of (token, table, key, piece, ttl_s, more)."""
+PutRecord: TypeAlias = Callable[[int, str, str, bytes, float, bool, int], bytes]
+"""Builds a ring record of (token, table, key, piece, ttl_s, more, at)."""
 
 
 class AnswerView(Protocol):
@@ -113,7 +113,7 @@ class StoreClient:
             step = self._piece_bytes
             for at in range(0, max(1, len(value)), step):
                 more = at + step < len(value)
-                yield self._put_record(token, table, key, value[at : at + step], ttl_s, more)
+                yield self._put_record(token, table, key, value[at : at + step], ttl_s, more, at)
 
         ok, said = await self._ask(pieces, wait_s)
         return (said,) if ok else None

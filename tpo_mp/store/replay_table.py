@@ -8,6 +8,11 @@ A row is written before a backend is asked, so an attempt is never forgotten: on
 told (its worker died, or all did), or whose end was unclear, makes the letter ``repeated``, for its
 backend may have done the work.
 
+``dead_letters.look_at`` says before when a letter need not be looked at: in a moment, when its
+worker is done, when its predecessor is, or never.  It is a hint only: what it says is checked when
+the time has come, and triggers set it to 0 when an attempt begins or ends, and that of a session's
+first letter when another one of the session is closed, gone, or tried too often.
+
 Invariants: of one session's letters the oldest open one alone is due; a letter is in one pair of
 hands at a time.  One that was tried as often as allowed stays open and holds nobody up.
 Weakness: a database that was damaged and made anew counts attempts from 0 again.
@@ -25,8 +30,15 @@ FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 60.0
 ASKING_S: Final = 700.0
 """After so long without a word an attempt is over; longer than a replay keeps its lease."""
-MOST_LOOKED_AT: Final = 20_000
-_NEVER: Final = 1e12
+MOST_LOOKED_AT: Final = 512
+"""By one call of ``due``, where one look costs up to some 10 us."""
+_LOOK: Final = 128
+_NEVER: Final = 1e11
+_ASKED: Final = 1e12
+_BEHIND: Final = 2e12
+_SPENT: Final = 3e12
+"""The schema knows this one: a letter that will not be asked is nobody's predecessor."""
+_MARK: Final = "replay_attempts_allowed"
 _FOR_GOOD: Final = 1_000_000
 """Added to the attempts of a letter that can never be asked, so that they are enough."""
 
@@ -48,22 +60,55 @@ def due(tables: Tables, now: float, most: int, limit: int) -> list[str]:
     """Letters to ask now, oldest first: open, waited long enough, tried less than ``most`` times.
 
     None of a session that has an older one still to come: the instant of the drop counts, for
-    letters of two workers come in any order within a moment.
+    letters of two workers come in any order within a moment.  Looks at ``MOST_LOOKED_AT`` letters;
+    what is due beyond them is found by the next calls.
     """
-    rows = tables.read(
-        "SELECT l.call_id FROM (SELECT * FROM dead_letters WHERE status='open' ORDER BY seq"
-        " LIMIT ?) l LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
-        " WHERE COALESCE(a.run,'')='' AND COALESCE(a.attempts,0)<?"
-        " AND COALESCE(a.next_at,l.dropped_at+?)<=?"
-        " AND (l.session='' OR NOT EXISTS (SELECT 1 FROM dead_letters e"
-        " LEFT JOIN letter_attempts b ON b.call_id=e.call_id WHERE e.status='open'"
-        " AND e.tenant=l.tenant AND e.session=l.session"
-        " AND (e.dropped_at, e.seq)<(l.dropped_at, l.seq)"
-        " AND (COALESCE(b.attempts,0)<? OR COALESCE(b.run,'')!='')))"
-        " ORDER BY l.seq LIMIT ?",
-        (MOST_LOOKED_AT, most, FIRST_WAIT_S, now, most, limit),
-    )
-    return [str(row[0]) for row in rows]
+    _allow(tables, most)
+    for _ in range(MOST_LOOKED_AT // _LOOK):
+        rows = tables.read(
+            "SELECT l.seq, l.call_id, l.dropped_at, a.attempts, a.next_at, a.run,"
+            " CASE WHEN l.session='' THEN l.seq ELSE (SELECT f.seq FROM letter_first f"
+            " WHERE f.tenant=l.tenant AND f.session=l.session ORDER BY f.dropped_at, f.seq"
+            " LIMIT 1) END FROM dead_letters l INDEXED BY dead_letters_look"
+            " LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
+            " WHERE l.status='open' AND l.look_at<=? ORDER BY l.look_at, l.seq LIMIT ?",
+            (now, _LOOK),
+        ).fetchall()
+        again = [(_look_at(most, *row[2:], behind=row[6] != row[0]), row[0]) for row in rows]
+        later = sorted(one for one in again if one[0] > now)  # the spent last: others are told
+        found = [row[:2] for row, (look_at, _) in zip(rows, again, strict=True) if look_at <= now]
+        if later:
+            tables.write_many("UPDATE dead_letters SET look_at=? WHERE seq=?", later)
+        if not later or len(found) >= limit:
+            break
+    return [str(call_id) for _, call_id in sorted(found)[:limit]]
+
+
+def _allow(tables: Tables, most: int) -> None:
+    """Look at all letters again when another number of attempts is allowed."""
+    if tables.mark(_MARK) != str(most):
+        tables.set_mark(_MARK, str(most))
+        tables.write("UPDATE dead_letters SET look_at=0 WHERE status='open' AND look_at>0")
+
+
+def _look_at(
+    most: int,
+    dropped_at: float,
+    attempts: int | None,
+    next_at: float,
+    run: str | None,
+    _first: int | None,
+    *,
+    behind: bool,
+) -> float:
+    """When a letter may be due if nothing happens."""
+    if run:
+        return _ASKED
+    if attempts is not None and attempts >= most:
+        return _SPENT
+    if behind:
+        return _BEHIND
+    return dropped_at + FIRST_WAIT_S if attempts is None else next_at
 
 
 def begin(tables: Tables, call_id: str, now: float, run: str, seat: int, epoch: int) -> int:
@@ -163,9 +208,10 @@ def asking(tables: Tables) -> int:
 def too_old(tables: Tables, before: float, limit: int) -> list[str]:
     """Open letters dropped before, that nobody is asking."""
     rows = tables.read(
-        "SELECT l.call_id FROM dead_letters l LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
+        "SELECT l.call_id FROM dead_letters l INDEXED BY dead_letters_dropped"
+        " LEFT JOIN letter_attempts a ON a.call_id=l.call_id"
         " WHERE l.status='open' AND l.dropped_at<? AND COALESCE(a.run,'')=''"
-        " ORDER BY l.seq LIMIT ?",
+        " ORDER BY l.dropped_at LIMIT ?",
         (before, limit),
     )
     return [str(row[0]) for row in rows]

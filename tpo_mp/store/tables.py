@@ -88,6 +88,32 @@ MIGRATIONS = (
     CREATE INDEX dead_letters_session ON dead_letters(tenant, session, dropped_at, seq)
         WHERE status='open';
     """,
+    # ``replay_table`` says what ``look_at`` means; whatever may make a letter due sets it to 0.
+    """
+    ALTER TABLE dead_letters ADD COLUMN look_at REAL NOT NULL DEFAULT 0;
+    DROP INDEX dead_letters_session;
+    CREATE INDEX dead_letters_first ON dead_letters(tenant, session, dropped_at, seq)
+        WHERE status='open' AND look_at<3e12;
+    CREATE INDEX dead_letters_look ON dead_letters(look_at, seq) WHERE status='open';
+    CREATE INDEX dead_letters_dropped ON dead_letters(dropped_at) WHERE status='open';
+    CREATE VIEW letter_first AS SELECT tenant, session, seq, dropped_at FROM dead_letters
+        WHERE status='open' AND look_at<3e12;
+    CREATE TRIGGER letter_begun AFTER INSERT ON letter_attempts BEGIN
+        UPDATE dead_letters SET look_at=0 WHERE call_id=NEW.call_id; END;
+    CREATE TRIGGER letter_tried AFTER UPDATE ON letter_attempts BEGIN
+        UPDATE dead_letters SET look_at=0 WHERE call_id=NEW.call_id; END;
+    CREATE TRIGGER letter_closed AFTER UPDATE OF status ON dead_letters WHEN OLD.session!=''
+        BEGIN UPDATE dead_letters SET look_at=0 WHERE seq=(SELECT seq FROM letter_first
+        WHERE tenant=OLD.tenant AND session=OLD.session ORDER BY dropped_at, seq LIMIT 1); END;
+    CREATE TRIGGER letter_gone AFTER DELETE ON dead_letters
+        WHEN OLD.session!='' AND OLD.status='open'
+        BEGIN UPDATE dead_letters SET look_at=0 WHERE seq=(SELECT seq FROM letter_first
+        WHERE tenant=OLD.tenant AND session=OLD.session ORDER BY dropped_at, seq LIMIT 1); END;
+    CREATE TRIGGER letter_spent AFTER UPDATE OF look_at ON dead_letters
+        WHEN NEW.look_at>=3e12 AND OLD.session!=''
+        BEGIN UPDATE dead_letters SET look_at=0 WHERE seq=(SELECT seq FROM letter_first
+        WHERE tenant=OLD.tenant AND session=OLD.session ORDER BY dropped_at, seq LIMIT 1); END;
+    """,
 )
 _SYNCHRONOUS: Mapping[Durability, str] = {"no": "OFF", "everysec": "NORMAL", "always": "FULL"}
 _COLUMNS = (

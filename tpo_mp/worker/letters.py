@@ -104,7 +104,8 @@ class _Waiting:
     def record(self, step: int) -> bytes:
         """The next piece, of ``step`` bytes of the body."""
         end = self.at + step
-        piece = replace(self.letter, body=self.body[self.at : end], more=end < len(self.body))
+        more = end < len(self.body)
+        piece = replace(self.letter, body=self.body[self.at : end], more=more, at=self.at)
         return frame(Kind.DEAD_LETTER, 0, piece)
 
     def go_on(self, step: int) -> None:

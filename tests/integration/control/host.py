@@ -94,14 +94,16 @@ class FakeShard:
         self.send(frames.store_get(self._token, table, key))
         return self._answer()
 
-    def put(self, table: str, key: str, value: bytes, ttl_s: float = 60.0) -> bool:
-        """Write a value."""
+    def put(
+        self, table: str, key: str, value: bytes, ttl_s: float = 60.0, *, begin: int = 0
+    ) -> bool:
+        """Write a value, or only what of it comes from ``begin`` on."""
         self._token += 1
         step = self.max_record - 512
-        for at in range(0, max(1, len(value)), step):
+        for at in range(begin, max(1, len(value)), step):
             more = at + step < len(value)
             piece = value[at : at + step]
-            self.send(frames.store_put(self._token, table, key, piece, ttl_s, more))
+            self.send(frames.store_put(self._token, table, key, piece, ttl_s, more, at))
         return self._answer()[0]
 
     def _answer(self) -> tuple[bool, bytes | None]:
@@ -295,11 +297,11 @@ def record(call_id: str, **changes: Any) -> frames.RecordFrame:
 
 
 def letter_frame(
-    call_id: str, body: bytes = b"{}", *, tenant: str = "team", more: bool = False
+    call_id: str, body: bytes = b"{}", *, tenant: str = "team", more: bool = False, at: int = 0
 ) -> bytes:
     """A worker's dead letter, or a piece of one."""
     sent = frames.DeadLetterFrame(
-        call_id, "r1", "s1", "shed", 12.5, "m", tenant, "/v1/chat/completions", body, more
+        call_id, "r1", "s1", "shed", 12.5, "m", tenant, "/v1/chat/completions", body, more, at=at
     )
     return frames.frame(Kind.DEAD_LETTER, 0, sent)
 

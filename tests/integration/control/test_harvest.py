@@ -186,6 +186,7 @@ def test_calls_of_an_earlier_run_become_letters(start_host: StartHost) -> None:
     first = start_host()
     done = first.shards[0].open()
     ids = [shard.open() for shard in first.shards for _ in range(20)]
+    opened_by = time.time()
     first.shards[0].finish(done)
     wait_for(lambda: first.metric("tpo_control_batches_total") == 1, what="the records")
     first.stop()
@@ -197,6 +198,7 @@ def test_calls_of_an_earlier_run_become_letters(start_host: StartHost) -> None:
     wait_for(lambda: shard.letter_ids() == sorted(ids), what="forty letters")
     wait_for(lambda: not list(second.state_dir.glob("registry.previous*")), what="files removed")
     assert shard.letter_ids() == sorted(ids)
+    assert all(letter["dropped_at"] <= opened_by for letter in shard.letters())
 
 
 def test_what_a_drain_leaves_is_written_before_the_end(host: ControlHost) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,10 @@ def test_open_calls_become_letters_once(start_host: StartHost) -> None:
     large = b'{"prompt":"' + b"x" * 300_000 + b'"}'
     ids = [shard.open() for shard in first.shards for _ in range(20)]
     ids.append(first.shards[0].open(large))
+    opened_by = time.time()
     is_copied(first, *ids)
     first.kill()
+    over_by = time.time()
     second = start_host()
     shard = second.shards[0]
     settled(second, shard, *ids)
@@ -72,6 +75,7 @@ def test_open_calls_become_letters_once(start_host: StartHost) -> None:
     assert (entry["reason"], entry["session_id"], entry["client_request_id"]) == (
         "worker_lost", "s1", "r1",
     )  # fmt: skip
+    assert opened_by - 1 <= entry["dropped_at"] <= over_by
     _, letter = shard.ask(LETTERS, ids[0])
     assert letter is not None
     assert json.loads(letter)["bytes_sent"] is None, "a copy does not know"

@@ -104,10 +104,23 @@ def test_a_letter_longer_than_a_record_is_put_together(host: ControlHost) -> Non
     body = json.dumps({"prompt": "x" * 300_000}).encode()
     step = shard.max_record - 512
     for at in range(0, len(body), step):
-        shard.send(letter_frame(call_id, body[at : at + step], more=at + step < len(body)))
+        shard.send(letter_frame(call_id, body[at : at + step], more=at + step < len(body), at=at))
     wait_for(lambda: shard.letter_ids() == [call_id], what="the letter")
     _, raw = shard.ask(LETTERS, call_id)
     assert json.loads(raw or b"")["payload"] == json.loads(body)
+
+
+def test_the_rest_of_a_letter_or_value_is_not_taken_for_it(host: ControlHost) -> None:
+    """Whoever sent a value hears that it was not kept; of a letter nothing is kept."""
+    shard = host.shards[0]
+    lost, whole = shard.ids.new(), shard.ids.new()
+    shard.send(letter_frame(lost, b"rest}", at=9))
+    shard.send(letter_frame(whole))
+    wait_for(shard.letter_ids, what="the whole letter")
+    assert shard.letter_ids() == [whole]
+    assert not shard.put("notes", "k", b"not all of it", begin=4)
+    assert shard.ask("notes", "k") == (True, None)
+    assert shard.put("notes", "k", b"all of it")
 
 
 def test_a_long_list_is_answered_in_pieces(host: ControlHost) -> None:
@@ -115,7 +128,7 @@ def test_a_long_list_is_answered_in_pieces(host: ControlHost) -> None:
     shard = host.shards[0]
     for _ in range(1100):
         shard.send(letter_frame(shard.ids.new()))
-    wait_for(lambda: host.metric("tpo_dead_letters") == 1100, what="all letters")
+    wait_for(lambda: host.metric("tpo_dead_letters") == 1100, 30.0, "all letters")
     assert len(shard.letters()) == 1000
 
 

@@ -14,6 +14,7 @@ import structlog
 from tpo_mp.control import harvest as module
 from tpo_mp.control.harvest import Harvest, Suspect
 from tpo_mp.pipeline.poison import digest_of_body
+from tpo_mp.shm import registry as registry_module
 from tpo_mp.shm.callid import CallIds, to_bytes
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import Command, Plane, SeatState
@@ -27,6 +28,7 @@ class Shelf:
     def __init__(self) -> None:
         self.letters = self
         self.kept: list[str] = []
+        self.taken: list[Letter] = []
         self.records: list[RecordFrame] = []
 
     def record(self, batch: bytes) -> None:
@@ -44,6 +46,7 @@ class Shelf:
     def add_letters(self, letters: list[Letter]) -> int:
         """Keep their names."""
         self.kept += [letter.call_id for letter in letters]
+        self.taken += letters
         return len(letters)
 
 
@@ -130,6 +133,40 @@ def test_a_record_that_is_read_after_the_sweep_began_counts(
     (record,) = keeper.shelf.records
     assert (record.call_id, record.terminal, record.error) == (lost, "crashed", "worker_lost")
     assert (record.path, record.model, record.bytes_in) == ("/v1/chat/completions", "m", 2)
+    registry.close()
+
+
+def test_a_letter_says_when_its_worker_died(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late it is written; letters of one death keep the order in which calls began."""
+    registry = Registry.create_file(tmp_path / "registry", 5, 64)
+    writer, ids, keeper = registry.writer(0, 1), CallIds(0, 1), LateKeeper()
+    now, began_at = 1000.0, 2e9
+    monkeypatch.setattr(module.time, "time", lambda: began_at + now - 1000.0)
+    harvest = Harvest(
+        plane, registry, cast("Any", keeper), cast("Any", NoReruns()), structlog.get_logger(),
+        lambda: True, lambda: now,
+    )  # fmt: skip
+    plane.seat(0).pid = 4711
+    harvest.look()
+    meta = msgspec.msgpack.encode(SlotMeta("/v1/chat/completions", "m", "", "", "", False))
+    calls = [ids.new() for _ in range(4)]
+    for n, call_id in zip((2, 0, 3, 1), calls, strict=True):
+        monkeypatch.setattr(registry_module, "time_ns", lambda n=n: int((began_at + n) * 1e9))
+        writer.open(to_bytes(call_id), meta, b"{}", 0)
+    now += 5
+    plane.seat(0).vacate()
+    harvest.look()
+    registry.orphan_seat(0, 1)
+    for _ in range(2):
+        now += 3
+        harvest.tick()
+        keeper.run()
+    letters = keeper.shelf.taken[:4]
+    assert [letter.call_id for letter in letters] == [calls[n] for n in (1, 3, 0, 2)]
+    assert {letter.dropped_at for letter in letters} == {began_at + 5}
+    assert {record.duration_s for record in keeper.shelf.records} == {5.0, 4.0, 3.0, 2.0}
     registry.close()
 
 

@@ -51,7 +51,9 @@ def get_record(token: int, table: str, key: str) -> bytes:
     return f"get|{token}|{table}|{key}".encode()
 
 
-def put_record(token: int, table: str, key: str, value: bytes, ttl_s: float, more: bool) -> bytes:
+def put_record(
+    token: int, table: str, key: str, value: bytes, ttl_s: float, more: bool, at: int
+) -> bytes:
     """A readable value."""
     return b"|".join((b"put", str(token).encode(), value, b"more" if more else b"end"))
 

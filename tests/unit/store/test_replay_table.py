@@ -159,3 +159,63 @@ def test_a_worker_is_asked_for_nothing_but_its_own_attempt(tables: Tables) -> No
     assert replay_table.under_way(tables, "x", 1, RUN, 0, 1)
     replay_table.withdrawn(tables, "x", RUN, 0, 1)
     assert replay_table.asking(tables) == 0
+
+
+@pytest.mark.parametrize("session", ["", "s:"])
+def test_looking_for_due_letters_costs_the_same_however_many_wait(
+    tables: Tables, session: str
+) -> None:
+    """Letters that wait, that stand behind one of their session, and that were tried enough."""
+    names = [f"{session}{n}" for n in range(2000)]
+    add(tables, *names)
+    for name in names[:1000]:
+        ask(tables, name)
+        fail(tables, name, for_good=True)
+    ask(tables, names[1000])
+    fail(tables, names[1000])
+    for name in () if session else names[1001:]:
+        ask(tables, name)
+    while tables.read("SELECT 1 FROM dead_letters WHERE look_at<=?", (NOW,)).fetchone():
+        assert due(tables) == []
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    database = tables.read("SELECT 1").connection
+    database.set_progress_handler(count, 10)
+    assert due(tables) == []
+    assert due(tables, NOW + 2) == [names[1000]]
+    assert replay_table.too_old(tables, NOW - 200, 10) == []
+    database.set_progress_handler(None, 0)
+    assert steps < 100, "a thousand steps of SQLite's machine are enough for any number of letters"
+    tables.set_status(names[1000], "replayed")
+    assert due(tables, NOW + 2) == ([names[1001]] if session else [])
+
+
+def test_of_a_session_whose_first_letter_is_gone_the_next_is_due(tables: Tables) -> None:
+    """Dropped with its segment, trimmed away, forgotten, or closed."""
+    add(tables, "a:1", "a:2", "a:3", "a:4", "a:5")
+    assert due(tables) == ["a:1"]
+    tables.set_status("a:1", "aged_out")
+    assert due(tables) == ["a:2"]
+    tables.drop_letters(["a:2"])
+    assert due(tables) == ["a:3"]
+    tables.trim_letters(2)
+    assert due(tables) == ["a:4"]
+    ask(tables, "a:4")
+    fail(tables, "a:4", for_good=True)
+    assert due(tables) == ["a:5"]
+
+
+def test_a_letter_that_is_put_back_is_not_given_out_twice(tables: Tables) -> None:
+    """The log took it back and it was indexed anew while it was being asked."""
+    add(tables, "x", "y")
+    ask(tables, "x", "y")
+    fail(tables, "y")
+    tables.drop_letters(["x", "y"])
+    add(tables, "x", "y")
+    assert due(tables) == []
+    assert due(tables, NOW + 2) == ["y"]

@@ -120,6 +120,9 @@ def test_long_bodies_travel_in_pieces(size: int) -> None:
     pieces = post.read()
     assert b"".join(p.body for p in pieces) == body
     assert [p.more for p in pieces] == [True] * (len(pieces) - 1) + [False]
+    assert [p.at for p in pieces] == [
+        sum(len(p.body) for p in pieces[:n]) for n in range(len(pieces))
+    ]
     assert all(len(r) <= 10_000 for r in post.records)
 
 
