@@ -36,13 +36,15 @@ class Crier(Protocol):
 
 
 class _Entry:
-    """One that waits, or whose turn was told at ``told_at``."""
+    """One that waits ``since`` the turn ``turns``, or whose turn was told at ``told_at``."""
 
-    __slots__ = ("life", "reserved", "told_at", "turned", "waiter")
+    __slots__ = ("life", "reserved", "since", "told_at", "turned", "turns", "waiter")
 
-    def __init__(self, waiter: Waiter, life: tuple[int, int]) -> None:
+    def __init__(self, waiter: Waiter, life: tuple[int, int], since: float, turns: int) -> None:
         self.waiter = waiter
         self.life = life
+        self.since = since
+        self.turns = turns
         self.turned = False
         self.reserved = False
         self.told_at = UNHEARD
@@ -95,7 +97,7 @@ class PlaceQueue:
             self._crier.refuse(who, self.wait_s(waiter, now), early=in_time)
             return
         self._rate.begin(now)
-        self._entries[who] = _Entry(waiter, life)
+        self._entries[who] = _Entry(waiter, life, now, self._rate.total)
         self._lanes.add(waiter)
         self.pump(now)
 
@@ -154,7 +156,7 @@ class PlaceQueue:
             who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
             entry = self._entries[who]
             entry.turned, entry.reserved = True, limited
-            self._rate.turn(now, self.places)
+            self._rate.turn(now, self.places, entry.since, entry.turns)
             self._tell(who, entry, now)
 
     def tick(self, now: float) -> None:
@@ -170,18 +172,18 @@ class PlaceQueue:
     def _expire(self, now: float) -> None:
         for waiter in self._lanes.expire(now):
             who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
-            del self._entries[who]
+            entry = self._entries.pop(who)
+            self._rate.lags(now, self.places, entry.since, entry.turns)
             self._crier.refuse(who, self.wait_s(waiter, now), early=False)
 
     def wait_s(self, waiter: Waiter, now: float) -> float:
         """How long one that comes now will likely wait; 0: nobody can tell."""
-        rate = self._rate.likely(now, self.places)
-        return self._in_front(waiter) / rate if rate else 0.0
+        return self._rate.wait_s(self._in_front(waiter), now, self.places)
 
     def _too_far(self, waiter: Waiter, now: float) -> bool:
-        """Whether it would be too late even at the highest rate that is plausible."""
-        rate = self._rate.plausible(now, self.places)
-        return rate > 0 and now + self._in_front(waiter) / rate > waiter.deadline
+        """Whether it would be too late, were the places to come as late as they lately did."""
+        longest_s = self._rate.longest_s(self._in_front(waiter), now, self.places)
+        return now + longest_s > waiter.deadline
 
     def _in_front(self, waiter: Waiter) -> float:
         """Places until its own, that one included."""
@@ -192,8 +194,7 @@ class PlaceQueue:
         entry.told_at = now if heard else UNHEARD
 
     def _backlog_s(self, now: float) -> float:
-        rate = self._rate.likely(now, self.places)
-        return len(self._lanes) / rate if rate else 0.0
+        return self._rate.wait_s(len(self._lanes), now, self.places)
 
     def _drop(self, who: Who, entry: _Entry) -> None:
         del self._entries[who]

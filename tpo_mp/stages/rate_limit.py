@@ -100,7 +100,7 @@ class RateLimit:
             lines = way.lines.get(call.dialect)
             if lines is None:
                 lines = way.lines[call.dialect] = _left(way, call.dialect)
-            call.limit_lines = lines
+            call.limit_lines += lines
         if tokens or way.limited:
             at_end(call, _Stay(self, way, tokens))
 

@@ -476,6 +476,15 @@ def test_who_comes_in_is_told_what_is_left() -> None:
     assert come_in(Limited(overall={"concurrent": 5})).limit_lines == b""
 
 
+def test_what_other_stages_tell_stays() -> None:
+    """Wherever they are listed: on the first call, and on those that find the lines made."""
+    limited = Limited(overall={"rph": 50})
+    for _ in range(2):
+        call = come_in(limited, limit_lines=b"x-tpo-guard: flag\r\n")
+        assert call.limit_lines.startswith(b"x-tpo-guard: flag\r\nx-ratelimit-limit-requests: 50")
+        assert call.limit_lines.count(b"x-tpo-guard") == 1
+
+
 def test_what_is_left_is_told_from_a_lease_too() -> None:
     """As it was when the host was asked last, at most a turn of the timers ago."""
     limited = Limited(overall={"rph": 9000})
