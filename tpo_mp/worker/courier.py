@@ -4,8 +4,11 @@ The key's own bytes name a bucket of the slot map, and so a seat.  While no livi
 the next bytes name another: all shards choose the same.
 
 When that shard dies before it answered, the call is brought to the next, where the first to come
-begins anew and the others join it.  A stream that its client has a part of goes on only if the
-answer is certain to be the same and what the client has comes again; else it ends with the error.
+begins anew and the others join it.  Its slot is passed over then, whether somebody sits there again
+or not: they are brought one after the other, and must not part over who is back meanwhile.
+
+A stream that its client has a part of goes on only if the answer is certain to be the same and what
+the client has comes again; else it ends with the error.
 
 Invariants: a call is brought ``MAX_PLACINGS`` times at most, then it is served here; at most
 ``KEPT_BYTES`` of a stream are kept for the comparison; each call has one outcome.
@@ -15,13 +18,13 @@ memory, so such a call that was forwarded by its session is served where it is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, TypeAlias
 
 from tpo_mp.errors import Shed, TpoError, WorkerLost
 from tpo_mp.pipeline.prefix import DifferentError, Prefix
 from tpo_mp.pipeline.promise import Promise, run
-from tpo_mp.shm.plane import BUCKETS, NO_SEAT, Plane, SeatState
+from tpo_mp.shm.plane import BUCKETS, NO_SEAT, NO_SLOT, Plane, SeatState
 from tpo_mp.types import Call, Reply, Sink, Stream
 
 from .mesh import Mesh
@@ -53,14 +56,17 @@ class Courier:
         self.seat = seat
         self._placing = placing
 
-    def home(self, key: bytes) -> int:
-        """The seat that serves a key (of 8 bytes and more) now."""
+    def home(self, key: bytes, lost: Collection[int] = ()) -> int:
+        """The seat that serves a key (of 8 bytes and more) now; ``lost`` are slots to pass over."""
         seats = self._placing.seats()
         for at in range(0, 8, 2):
             seat = seats[int.from_bytes(key[at : at + 2], "big") % BUCKETS]
             if seat == self.seat:
                 return seat
-            if seat != NO_SEAT and self.plane.seat(seat).state in _SERVING:
+            if seat == NO_SEAT:
+                continue
+            line = self.plane.seat(seat)
+            if line.state in _SERVING and line.slot not in lost:
                 return seat
         return self.seat
 
@@ -80,8 +86,8 @@ class Courier:
 class _Errand:
     """One call that another shard serves."""
 
-    __slots__ = ("_call", "_cancel", "_courier", "_epoch", "_here", "_key", "_left", "_told",
-                 "out", "sure")  # fmt: skip
+    __slots__ = ("_at", "_call", "_cancel", "_courier", "_epoch", "_here", "_key", "_left",
+                 "_lost", "_told", "out", "sure")  # fmt: skip
 
     def __init__(
         self, courier: Courier, call: Call, key: bytes, epoch: int, sure: bool, here: Here
@@ -92,6 +98,10 @@ class _Errand:
         self._epoch = epoch
         self._here = here
         self._left = MAX_PLACINGS
+        self._at = (NO_SEAT, NO_SLOT, (0, 0))
+        """Seat, slot and life of the shard that has it."""
+        self._lost: tuple[int, ...] = ()
+        """Slots whose shards died while they had it."""
         self._told: Callable[[Reply | None, BaseException | None], None] = self._first
         self._cancel: Callable[[], object] | None = None
         self.sure = sure
@@ -106,8 +116,10 @@ class _Errand:
             return False
         if remote is None:
             return False
+        slot = courier.plane.seat(seat).slot
         if call.slot >= 0:
-            call.shard = courier.plane.seat(seat).slot
+            call.shard = slot
+        self._at = (seat, slot, remote.life)
         self._left -= 1
         self._cancel = remote.promise.cancel
         remote.promise.then(self._told)
@@ -124,7 +136,10 @@ class _Errand:
             self._left = -1
             told(None, e)
             return
-        seat = courier.home(self._key)
+        last, slot, life = self._at
+        if courier.mesh.links.life_of(last) != life:
+            self._lost += (slot,)
+        seat = courier.home(self._key, self._lost)
         if seat != courier.seat and self._left > 0 and self.sent(seat):
             return
         self._left = -1  # the last of its ways

@@ -8,7 +8,7 @@ from tests.support.fake_net import HeldStream
 from tests.support.fake_shards import FakeHost
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.shm.plane import SeatState
-from tpo_mp.types import Reply
+from tpo_mp.types import Call, Reply
 
 
 def body(n: int) -> bytes:
@@ -98,3 +98,28 @@ def test_a_stream_goes_on_only_from_a_whole_event(host: FakeHost, half: bool) ->
     said = delivery.exchange.answer  # type: ignore[attr-defined]
     assert said == first + b'data: {"id":"a","said":2}\n\n'
     assert delivery.error is None
+
+
+def test_a_successor_that_serves_meanwhile_does_not_part_the_callers(host: FakeHost) -> None:
+    """They are brought one after the other, and all to the same shard."""
+    same, first = asked(host, 0, 1)
+    here = host.shards[0]
+    calls = [first, *(here.ask(same) for _ in range(3))]
+    host.pump()
+    host.die(1, back=False)
+    lines, courier = host.plane.seat(1), here.peers.courier
+    check = courier.check
+
+    def then_it_is_back(call: Call) -> None:
+        check(call)
+        if here.up.calls:
+            lines.state = SeatState.READY
+
+    courier.check = then_it_is_back
+    here.mesh.tick()
+    assert lines.state == SeatState.READY
+    here.up.answer(Reply(200, b'{"said":1}'))
+    said = [call.exchange.answer for call in calls]  # type: ignore[attr-defined]
+    assert said == [b'{"said":1}'] * 4
+    assert [call.call.cache for call in calls].count("coalesced") == 3
+    assert not here.mesh.busy
