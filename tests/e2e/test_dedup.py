@@ -26,6 +26,7 @@ from tests.support.wire import Attempt, Wire
 MANY = 200
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
+SHARED = "orchestrator_dedup_requests_total"
 TURNS = 5
 """One worker may take all connections while the other is kept from running: then once more."""
 
@@ -259,15 +260,17 @@ def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
     for turn in range(TURNS):
         body = chat(f"killed before {turn}")
         home = where(gateway, body)
+        asked = series(gateway, SHARED)
         before = upstream.counters.requests
-        upstream.play(first_s=1.5)
+        upstream.queue("hang")
+        upstream.play(first_s=0.4)
         with Alike(gateway.url, 40, body) as crowd:
-            wait_for(lambda: upstream.counters.requests == before + 1, 10, "the upstream call")
+            wait_for(lambda: series(gateway, SHARED) >= asked + 40, 20, "all calls")
             crowd.attempts[0].headers["x-tpo-shard"] = str(home)
             killed = Killed(gateway, crowd)
         if len(killed.survivors) > 5:
             break
-        upstream.play()
+        upstream.forget()
     assert len(killed.survivors) > 5
     assert {a.outcome for a in killed.survivors} == {"ok"}, ways(killed.attempts)
     assert upstream.counters.requests == before + 2
