@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -253,6 +254,11 @@ def where(gateway: Gateway, body: dict[str, Any]) -> int:
     return int(slots.pop())
 
 
+def all_have_come(gateway: Gateway, number: float) -> bool:
+    """Whether so many calls could share an answer up to now."""
+    return series(gateway, SHARED) >= number
+
+
 def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
     gateway: Gateway, upstream: Upstream
 ) -> None:
@@ -265,7 +271,7 @@ def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
         upstream.queue("hang")
         upstream.play(first_s=0.4)
         with Alike(gateway.url, 40, body) as crowd:
-            wait_for(lambda: series(gateway, SHARED) >= asked + 40, 20, "all calls")
+            wait_for(partial(all_have_come, gateway, asked + 40), 20, "all calls")
             crowd.attempts[0].headers["x-tpo-shard"] = str(home)
             killed = Killed(gateway, crowd)
         if len(killed.survivors) > 5:
