@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 from typing import Any, Final, cast
 
@@ -25,6 +26,7 @@ from tpo_mp.pipeline.chain import fold
 from tpo_mp.pipeline.endings import ending, tell_ended
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env, Journal, Live, Store
+from tpo_mp.shm.cache import CacheSegment, SharedCache
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
@@ -32,43 +34,76 @@ from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.shares import SharedShares, ShareSegment
 from tpo_mp.types import Call, Reply, Terminal, Usage
 
-BODY: Final = json.dumps(
-    {"model": "m", "max_tokens": 64, "messages": [{"role": "user", "content": "x" * 180}]}
-).encode()
+_ASKED: Final[dict[str, Any]] = {
+    "model": "m", "max_tokens": 64, "messages": [{"role": "user", "content": "x" * 180}]
+}  # fmt: skip
+BODY: Final = json.dumps(_ASKED).encode()
+_SURE: Final = json.dumps(_ASKED | {"temperature": 0}).encode()
+_ANSWER: Final = json.dumps(
+    {"id": "chatcmpl-123456789", "object": "chat.completion", "created": 1767225600, "model": "m",
+     "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 20},
+                  "logprobs": None, "finish_reason": "stop"}],
+     "usage": {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 70}}
+).encode()  # fmt: skip
 _FAR: Final = 100_000_000
 _WINDOWS: Final = {"rps": _FAR, "rpm": _FAR, "rph": _FAR}
 _NEAR: Final = {"rps": _FAR, "rpm": _FAR, "rph": _FAR, "burst": 1000}
 
 
+def _as_ever() -> Callable[[], bytes]:
+    """Calls whose answer is not certain, as most are."""
+    return lambda: BODY
+
+
+def _afresh() -> Callable[[], bytes]:
+    """Calls that are certain to get the same answer, and each another than all before."""
+    numbers = count(1 << 40)
+    head, tail = _SURE.split(b"xxxxxxxxxxxx", 1)
+    return lambda: b"%b%d%b" % (head, next(numbers), tail)
+
+
+def _again() -> Callable[[], bytes]:
+    """Calls that are all the same."""
+    return lambda: _SURE
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table."""
+    """One line of the table; ``stages`` from the outermost to the innermost, with their options."""
 
     title: str
-    stage: str
-    options: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    bodies: Callable[[], Callable[[], bytes]] = _as_ever
 
 
 CASES: Final = {
-    "limit_one": Case("`rate_limit`, one level", "rate_limit", {"global": {"rps": _FAR}}),
+    "limit_one": Case("`rate_limit`, one level", {"rate_limit": {"global": {"rps": _FAR}}}),
     "limit_four": Case(
-        "`rate_limit`, four levels of three windows", "rate_limit",
-        dict.fromkeys(("session", "tenant", "model", "global"), _WINDOWS),
+        "`rate_limit`, four levels of three windows",
+        {"rate_limit": dict.fromkeys(("session", "tenant", "model", "global"), _WINDOWS)},
     ),
     "limit_all": Case(
-        "the same with tokens and calls at once", "rate_limit",
-        dict.fromkeys(
+        "the same with tokens and calls at once",
+        {"rate_limit": dict.fromkeys(
             ("session", "tenant", "model", "global"),
             _WINDOWS | {"tpm": 1_000_000_000, "concurrent": _FAR},
-        ),
+        )},
     ),
-    "limit_near": Case("`rate_limit`, one level near its limit", "rate_limit", {"global": _NEAR}),
-    "breaker": Case("`breaker`, all well", "breaker", {}),
+    "limit_near": Case(
+        "`rate_limit`, one level near its limit", {"rate_limit": {"global": _NEAR}}
+    ),
+    "breaker": Case("`breaker`, all well", {"breaker": {}}),
     "budget_two": Case(
-        "`token_budget`, two levels", "token_budget",
-        {"global": {"hour": 10**12}, "tenant": {"hour": 10**12}},
+        "`token_budget`, two levels",
+        {"token_budget": {"global": {"hour": 10**12}, "tenant": {"hour": 10**12}}},
     ),
-    "retry": Case("`retry`", "retry", {}),
+    "retry": Case("`retry`", {"retry": {}}),
+    "cache_none": Case("`cache`, an answer that is not certain", {"cache": {}}),
+    "cache_miss": Case("`cache`, not found, and kept", {"cache": {}}, _afresh),
+    "cache_hit": Case("`cache`, found", {"cache": {}}, _again),
+    "dedup_none": Case("`dedup`, an answer that is not certain", {"dedup": {}}),
+    "dedup_alone": Case("`dedup`, nobody else asks the same", {"dedup": {}}, _afresh),
+    "shared_miss": Case("`cache` and `dedup`, a miss of both", {"cache": {}, "dedup": {}}, _afresh),
 }  # fmt: skip
 """Whoever adds a stage to the hot path adds a case."""
 
@@ -96,17 +131,23 @@ def environment(wheel: Wheel) -> Env:
         shares=SharedShares(
             ShareSegment.create(1), rows, seat=0, epoch=1, epoch_of=lambda _seat: 1
         ),
+        cache=SharedCache(CacheSegment.create(1, 64 << 20), rows, seat=0, clock=time.monotonic),
         prices=Prices(),
     )
 
 
 def _core(_call: Call) -> Awaitable[Reply]:
     out: Promise[Reply] = Promise()
-    out.resolve(Reply(200, b"{}"))
+    out.resolve(Reply(200, _ANSWER))
     return out
 
 
-def call_us(serve: Callable[[Call], Awaitable[Reply]], wheel: Wheel, secs: float) -> float:
+def call_us(
+    serve: Callable[[Call], Awaitable[Reply]],
+    wheel: Wheel,
+    secs: float,
+    body: Callable[[], bytes],
+) -> float:
     """CPU microseconds a call takes."""
     ended = ending(Terminal.DONE, Usage(50, 20), None, 1)
     number, turn_at = 0, 0.0
@@ -116,7 +157,7 @@ def call_us(serve: Callable[[Call], Awaitable[Reply]], wheel: Wheel, secs: float
             wheel.tick(now)
             turn_at = now + GRAIN_S
         for _ in range(100):
-            call = Call(id="", model="m", body=BODY, stream=False, started_at=now)
+            call = Call(id="", model="m", body=body(), stream=False, started_at=now)
             call.tenant, call.tier, call.session = "t", "standard", "s"
             serve(call)
             if call.endings is not None:
@@ -130,10 +171,14 @@ def measure(secs: float) -> dict[str, float]:
     row: dict[str, float] = {}
     for name, case in CASES.items():
         wheel = Wheel()
-        feature = registry.find("stages", case.stage)
-        stage = feature.build(msgspec.convert(case.options, feature.Config), environment(wheel))
-        spent = call_us(fold([stage], _core), wheel, secs)
-        row[f"{name}_us"] = round(spent - call_us(fold([], _core), wheel, secs / 2), 2)
+        env = environment(wheel)
+        stages = []
+        for stage, options in case.stages.items():
+            feature = registry.find("stages", stage)
+            stages.append(feature.build(msgspec.convert(options, feature.Config), env))
+        spent = call_us(fold(stages, _core), wheel, secs, case.bodies())
+        spent -= call_us(fold([], _core), wheel, secs / 2, case.bodies())
+        row[f"{name}_us"] = round(spent, 2)
     return row
 
 

@@ -116,20 +116,19 @@ def _may_be_sure(call: Call) -> bool:
 
 def _read(call: Call) -> _Found:
     body, dialect = call.body, call.dialect
-    unlike = _Found(body, None, False)
     if len(body) > MAX_BODY_BYTES or dialect in COUNTING:
-        return unlike
+        return _Found(body, None, False)
     try:
         asked = orjson.loads(body)
     except ValueError:
-        return unlike
+        return _Found(body, None, False)
     if type(asked) is not dict or not _is_words(dialect, asked):
-        return unlike
+        return _Found(body, None, False)
     sampling = asked
     if dialect is _GEMINI:
         sampling = asked.get("generationConfig") or asked.get("generation_config") or {}
         if type(sampling) is not dict:
-            return unlike
+            return _Found(body, None, False)
     sure = _is_sure(sampling) or dialect in _EMBEDDINGS
     asked.pop("stream", None)
     asked.pop("stream_options", None)
@@ -141,7 +140,7 @@ def _read(call: Call) -> _Found:
     try:
         canonical = orjson.dumps(asked, option=_SORTED)
     except TypeError:  # nested too deep
-        return unlike
+        return _Found(body, None, False)
     model = "" if asked.get("model") == call.model else call.model
     return _Found(body, key_of(call, model, canonical), sure)
 

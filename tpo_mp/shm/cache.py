@@ -9,7 +9,7 @@
              +0 claimed   +8 hits  +16 misses  +24 kept  +32 evicted
     then     index: sets x 8 lines, written by anybody                                64 bytes each
              +0 key (16)  +16 place  +24 log u32  +28 length u32  +32 expires_ms
-             +40 generation  +48 kept_ms  +56 zero
+             +40 generation  +48 kept_ms  +56 in a set's first line: how many lines were taken
     then     logs, each written by its seat's occupant only
              records, at multiples of 64:
              +0 crc32 of all that follows u32   +4 length u32   +8 key (16)
@@ -29,11 +29,12 @@ What others see if a process dies, or is stopped, between any two lines:
   after 1    room that nothing names; the next occupant goes on behind it
   within 2   the same: the line that names it was not written yet
   within 3   a line of two halves, which names no record with its key: a miss, until replaced
-Two processes that write one line at a time leave one of the two, or such halves.
+Two processes that write one line at a time leave one of the two, or such halves; two that take a
+line of one set at a time may take the same.
 
-Eviction is being overwritten: by the log's next lap, or by a line of the same set that has no other
-place (a dead line first, else the one kept longest).  ``flush`` raises the generation, and nothing
-of the old one is found again; an answer is kept under the generation in which it was asked for.
+Eviction is being overwritten: by the log's next lap, or by a line of the same set, whose lines are
+taken in turn.  ``flush`` raises the generation, and nothing of the old one is found again; an
+answer is kept under the generation in which it was asked for.
 
 Memory order: ``claimed`` before the record before the line when writing; the record before
 ``claimed`` when reading (see ``fence``).
@@ -68,10 +69,12 @@ WAYS: Final = 8
 KEY_BYTES: Final = 16
 HEAD_BYTES: Final = 48
 SET_BYTES: Final = WAYS * LINE_BYTES
+_TAKEN_AT: Final = 56
+_TURNS: Final = WAYS << 32
 _SEATS_AT: Final = 64
 _GENERATION: Final = 5
-_CLAIMED, _HITS, _MISSES, _KEPT, _EVICTED = 0, 1, 2, 3, 4
-_LINE: Final = Struct("<16sQIIQQQ8x")
+_HITS, _MISSES, _KEPT, _EVICTED = 1, 2, 3, 4
+_LINE: Final = Struct("<16sQIIQQQ")
 _HINT: Final = Struct("<QIIQQ")
 _RECORD: Final = Struct("<I16sQQQ")
 _PIECE: Final = 256
@@ -126,7 +129,7 @@ class SharedCache:
         self._index_at, self._mask = segment.index_at, segment.sets - 1
         self._mine = (_SEATS_AT + LINE_BYTES * seat) // 8
         self._log_at = segment.logs_at + segment.log_bytes * seat
-        self._tail = self._words[self._mine + _CLAIMED]
+        self._tail = self._words[self._mine]
         self.most = segment.log_bytes // 8 - HEAD_BYTES
 
     @classmethod
@@ -161,25 +164,26 @@ class SharedCache:
         words, length, log_bytes = self._words, len(answer), self._log_bytes
         if length > self.most or generation != words[_GENERATION]:
             return False
+        mine = self._mine
         now_ms = int(self._clock() * 1e3)
         expires_ms = now_ms + int(ttl_s * 1e3)
-        size = -(-(HEAD_BYTES + length) // LINE_BYTES) * LINE_BYTES
-        place = words[self._mine + _CLAIMED]
-        room = log_bytes - place % log_bytes
-        if room < size:
-            self._claim(place, room, now_ms)
-            self._write(place, bytes(KEY_BYTES), b"", 0, 0, room)
-            place += room
-        self._claim(place, size, now_ms)
-        self._write(place, key, answer, expires_ms, generation, size)
+        size = (HEAD_BYTES + LINE_BYTES - 1 + length) // LINE_BYTES * LINE_BYTES
+        place = words[mine]
+        offset = place % log_bytes
+        if log_bytes - offset < size:
+            room = log_bytes - offset
+            self._claim(place + room, now_ms)
+            self._write(offset, bytes(KEY_BYTES), b"", 0, 0, room)
+            place, offset = place + room, 0
+        self._claim(place + size, now_ms)
+        self._write(offset, key, answer, expires_ms, generation, size)
         if FENCED:
             fence()
-        at = self._index_at + (int.from_bytes(key[:4], "little") & self._mask) * SET_BYTES
-        at += self._way(at, key, now_ms)
-        self._map[at : at + LINE_BYTES] = _LINE.pack(
+        at = self._line(key, now_ms)
+        self._map[at : at + _TAKEN_AT] = _LINE.pack(
             key, place, self._seat, length, expires_ms, generation, now_ms
         )
-        words[self._mine + _KEPT] += 1
+        words[mine + _KEPT] += 1
         return True
 
     def flush(self) -> None:
@@ -243,44 +247,41 @@ class SharedCache:
             else None
         )  # fmt: skip
 
-    def _claim(self, place: int, size: int, now_ms: int) -> None:
-        """Take the next room of the log from what lies there; counts what goes before its time."""
-        words, log_bytes, end = self._words, self._log_bytes, place + size
-        tail, generation = self._tail, words[_GENERATION]
-        while tail + log_bytes < end:
+    def _claim(self, end: int, now_ms: int) -> None:
+        """Take the log's room before ``end`` from what lies there; count what was not over."""
+        words, lap, tail = self._words, end - self._log_bytes, self._tail
+        while tail < lap:
             _, _, expires_ms, of, room = _RECORD.unpack_from(
-                self._map, self._log_at + tail % log_bytes + 4
+                self._map, self._log_at + tail % self._log_bytes + 4
             )
-            words[self._mine + _EVICTED] += of == generation and expires_ms > now_ms
+            if expires_ms > now_ms and of == words[_GENERATION]:
+                words[self._mine + _EVICTED] += 1
             tail += room
         self._tail = tail
-        words[self._mine + _CLAIMED] = end
+        words[self._mine] = end
         if FENCED:
             fence()
 
     def _write(
-        self, place: int, key: bytes, answer: bytes, expires_ms: int, generation: int, size: int
+        self, offset: int, key: bytes, answer: bytes, expires_ms: int, generation: int, size: int
     ) -> None:
-        at = self._log_at + place % self._log_bytes
         rest = _RECORD.pack(len(answer), key, expires_ms, generation, size) + answer
-        record = crc32(rest).to_bytes(4, "little") + rest
-        self._map[at : at + len(record)] = record
+        at = self._log_at + offset
+        self._map[at : at + 4 + len(rest)] = crc32(rest).to_bytes(4, "little") + rest
 
-    def _way(self, at: int, key: bytes, now_ms: int) -> int:
-        """Where in its set a line goes: over its own old one, a dead one, or the oldest."""
+    def _line(self, key: bytes, now_ms: int) -> int:
+        """The line that a key gets: its own of before, or the next of its set in turn."""
+        at = self._index_at + (int.from_bytes(key[:4], "little") & self._mask) * SET_BYTES
         lines = self._map[at : at + SET_BYTES]
         found = lines.find(key)
         if found >= 0 and not found % LINE_BYTES:
-            return found
-        oldest, oldest_ms = 0, 1 << 64
-        for line in range(0, SET_BYTES, LINE_BYTES):
-            if not self._lives(lines, line, now_ms):
-                return line
-            kept_ms = int.from_bytes(lines[line + 48 : line + 56], "little")
-            if kept_ms < oldest_ms:
-                oldest, oldest_ms = line, kept_ms
-        self._words[self._mine + _EVICTED] += 1
-        return oldest
+            return at + found
+        words, turn = self._words, (at + _TAKEN_AT) // 8
+        line = words[turn] % WAYS * LINE_BYTES
+        words[turn] = (words[turn] + 1) % _TURNS
+        if self._lives(lines, line, now_ms):
+            words[self._mine + _EVICTED] += 1
+        return at + line
 
     def _lives(self, lines: bytes, line: int, now_ms: int) -> bool:
         """Whether a line names something that may still be found."""

@@ -166,3 +166,14 @@ def test_who_leaves_before_its_patience_ends_does_not_come_back() -> None:
     shared.world.advance(2)
     shared.replies[0].stream.cancel()  # type: ignore[union-attr]
     assert shared.held.told == ["cancel"]
+
+
+def test_a_copy_is_the_call_but_for_its_own_course() -> None:
+    """Every slot: who adds one to ``Call`` must say what a shared call has there."""
+    call = make_call(b"{}")
+    for n, name in enumerate(Call.__slots__):
+        setattr(call, name, n + 1000)
+    made = flight_module.copy_of(call)
+    own = {n for n in Call.__slots__ if getattr(made, n) != getattr(call, n)}
+    assert own == {"endings", "tried", "slot", "attempts", "upstream_at", "first_byte_at"}
+    assert (made.endings, made.tried, made.slot, made.attempts) == (None, None, -1, 0)
