@@ -25,7 +25,7 @@ from tpo_mp.http.wheel import GRAIN_S, Wheel
 from tpo_mp.pipeline.chain import fold
 from tpo_mp.pipeline.endings import ending, tell_ended
 from tpo_mp.pipeline.promise import Promise
-from tpo_mp.ports import Env, Journal, Live, Store
+from tpo_mp.ports import BackendConfig, Env, Journal, Live, Store
 from tpo_mp.shm.cache import CacheSegment, SharedCache
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.metrics import MetricsArena
@@ -98,6 +98,10 @@ CASES: Final = {
         {"token_budget": {"global": {"hour": 10**12}, "tenant": {"hour": 10**12}}},
     ),
     "retry": Case("`retry`", {"retry": {}}),
+    "admission": Case("`admission`, a backend of 64 places, free", {"admission": {}}),
+    "timeout": Case("`timeout`, learnt", {"timeout": {}}),
+    "idempotency": Case("`idempotency`, calls without a key", {"idempotency": {}}),
+    "guard": Case("`guard`, nothing found", {"guard": {}}),
     "cache_none": Case("`cache`, an answer that is not certain", {"cache": {}}),
     "cache_miss": Case("`cache`, not found, and kept", {"cache": {}}, _afresh),
     "cache_hit": Case("`cache`, found", {"cache": {}}, _again),
@@ -158,7 +162,7 @@ def call_us(
             turn_at = now + GRAIN_S
         for _ in range(100):
             call = Call(id="", model="m", body=body(), stream=False, started_at=now)
-            call.tenant, call.tier, call.session = "t", "standard", "s"
+            call.tenant, call.tier, call.session, call.backend = "t", "standard", "s", "b"
             serve(call)
             if call.endings is not None:
                 tell_ended(call, ended)
@@ -167,7 +171,8 @@ def call_us(
 
 
 def measure(secs: float) -> dict[str, float]:
-    """All cases, each beside the calls without it."""
+    """All cases, for ``secs`` in all, each beside the calls without it."""
+    secs /= len(CASES)
     row: dict[str, float] = {}
     for name, case in CASES.items():
         wheel = Wheel()
@@ -175,7 +180,10 @@ def measure(secs: float) -> dict[str, float]:
         stages = []
         for stage, options in case.stages.items():
             feature = registry.find("stages", stage)
-            stages.append(feature.build(msgspec.convert(options, feature.Config), env))
+            built = feature.build(msgspec.convert(options, feature.Config), env)
+            if hasattr(built, "meet"):
+                built.meet([BackendConfig(name="b", kind="echo", max_concurrent=64)])
+            stages.append(built)
         spent = call_us(fold(stages, _core), wheel, secs, case.bodies())
         spent -= call_us(fold([], _core), wheel, secs / 2, case.bodies())
         row[f"{name}_us"] = round(spent, 2)
@@ -185,7 +193,7 @@ def measure(secs: float) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.stages", description=__doc__)
-    parser.add_argument("--secs", type=float, default=2.0)
+    parser.add_argument("--secs", type=float, default=10.0)
     print(json.dumps(measure(parser.parse_args().secs)))
 
 
