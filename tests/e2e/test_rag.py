@@ -13,8 +13,10 @@ import pytest
 
 from tests.support.dialects import REPLIES
 from tests.support.gateway import Gateway
+from tests.support.host import metric
 from tests.support.raw import RawClient, RawReply, chat
-from tests.support.toml import backend, section
+from tests.support.raw import ask as get
+from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -173,6 +175,61 @@ def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:
         assert reply.json()["tpo"]["citations"][0]["document_id"] == "kept"
         shards.add(reply.headers["x-tpo-shard"])
     assert shards == {"0", "1"}
+
+
+def test_a_folder_of_documents_is_followed(short_tmp: Path) -> None:
+    """By control for all workers, over its death and the host's; for its tenant alone."""
+    docs = short_tmp / "docs"
+    docs.mkdir()
+    hours = docs / "hours.md"
+    hours.write_text(f"# Hours\n{TEXT}")
+    (docs / "link.md").symlink_to(hours)
+    config = (
+        '[[backends]]\nname = "echo"\nkind = "echo"\nmodels = ["m"]\n' + AUTH + NO_CACHE
+        + section("[stages.rag]", folder_every_s=0.1)
+        + section("[[stages.rag.folders]]", name="handbook", path=str(docs), tenant="one")
+    )  # fmt: skip
+    with Gateway(short_tmp / "folder", config=config, workers=2, env=ENV) as gateway:
+
+        def cites(who: str = "one") -> list[str]:
+            reply = question(gateway, who)
+            assert reply.status == 200, reply
+            return [one["document_id"] for one in reply.json().get("tpo", {}).get("citations", [])]
+
+        path = f"{DOCUMENTS}/handbook/hours.md"
+        wait_for(lambda: cites() == ["handbook/hours.md"], 20, "the file's text")
+        shards: set[str] = set()
+
+        def by_both() -> bool:
+            reply = question(gateway, "one")
+            assert b"handbook/hours.md" in (reply.body or b"")
+            shards.add(reply.headers["x-tpo-shard"])
+            return shards == {"0", "1"}
+
+        wait_for(by_both, 20, "an answer of each worker")
+        assert cites("two") == []
+        assert ask(gateway, "two", "GET", path).status == 404
+        first = ask(gateway, "one", "GET", path).json()
+        assert (first["title"], first["text"]) == ("Hours", hours.read_text())
+        refused = ask(gateway, "one", "DELETE", path)
+        assert refused.status == 400, refused.body
+        assert refused.json()["error"]["param"] == "document"
+
+        def left_out() -> float:
+            page = get(gateway.ops, "/metrics").body.decode()
+            return metric(page, "tpo_rag_folder_left_out", folder="handbook")
+
+        wait_for(lambda: left_out() == 1, 20, "the link to be told")
+
+        os.kill(gateway.status()["control"]["pid"], signal.SIGKILL)
+        (docs / "more.txt").write_text("The lighthouse was built in 1858.")
+        wait_for(lambda: set(cites()) == {"handbook/hours.md", "handbook/more.txt"}, 30, "both")
+        assert ask(gateway, "one", "GET", path).json() == first, "not read twice"
+        gateway.stop()
+        (docs / "more.txt").unlink()
+        gateway.start()
+        wait_for(lambda: cites() == ["handbook/hours.md"], 20, "one to be gone")
+        assert ask(gateway, "one", "GET", path).json() == first, "not read twice"
 
 
 def test_without_the_stage_nothing_is_told(short_tmp: Path) -> None:

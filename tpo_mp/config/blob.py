@@ -159,6 +159,14 @@ def pipeline_view(blob: bytes | memoryview) -> PipelineSection:
     return _decode(_open(blob).features, _Features).pipeline
 
 
+def stage_options(blob: bytes | memoryview, name: str) -> Any:
+    """The options of one stage, ``None`` when it does not run; imports no other feature."""
+    for found, raw in _decode(_open(blob).features, _Features).stages:
+        if found == name:
+            return _decode(raw, registry.find("stages", name).Config)
+    return None
+
+
 def from_blob(blob: bytes | memoryview) -> Config:
     """Read a whole blob; imports the features it names.  Raises ``ConfigError``."""
     opened = _open(blob)

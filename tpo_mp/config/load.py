@@ -135,6 +135,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
             rules.upstream(index, backend, server, problems)
     if auth:
         rules.keys(auth, problems)
+        rules.folders(stages, auth, problems)
     rules.failover(routes, stages, problems)
     rules.near(stages, problems)
     if supervisor:

@@ -5,10 +5,12 @@ Invariants: each rule looks at checked structs only and words its own remedy.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_network
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from tpo_mp.ports import BackendConfig
 
@@ -141,6 +143,23 @@ def near(stages: Collection[str], problems: Problems) -> None:
     """Near questions are given the answers that the cache keeps."""
     if "near_dedup" in stages and "cache" not in stages:
         problems.warn("stages.near_dedup: without the stage 'cache' there is no answer to give")
+
+
+def folders(stages: Mapping[str, Any], auth: AuthSection, problems: Problems) -> None:
+    """Folders of documents have names of their own, can be found, and belong to somebody."""
+    seen: set[str] = set()
+    for index, folder in enumerate(getattr(stages.get("rag"), "folders", ())):
+        path = f"stages.rag.folders[{index}]"
+        if folder.name in seen:
+            problems.add_value(f"{path}.name", folder.name, "another folder has this name")
+        seen.add(folder.name)
+        place = Path(os.path.expanduser(folder.path))  # noqa: PTH111 - Path's own may raise
+        if not place.is_absolute():
+            problems.add_value(f"{path}.path", folder.path, "must be absolute, or begin with ~")
+        elif not place.is_dir():
+            problems.warn(f"{path}.path: {folder.path!r} is no folder yet: nothing is read from it")
+        if auth.enabled and not folder.tenant:
+            problems.warn(f"{path}.tenant: with [auth] nobody is the tenant '': nobody reads it")
 
 
 def _local(host: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tpo_mp.config.blob import pipeline_view, process_view
+from tpo_mp.config.blob import pipeline_view, process_view, stage_options
 from tpo_mp.config.certificate import expires_at
 from tpo_mp.config.sections import (
     ObservabilitySection,
@@ -20,6 +21,9 @@ from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import ShelfOptions
 from tpo_mp.store.tables import TableCaps
 
+if TYPE_CHECKING:
+    from tpo_mp.stages.rag import Config as RagConfig
+
 
 @dataclass(frozen=True, slots=True)
 class ControlOptions:
@@ -34,14 +38,18 @@ class ControlOptions:
     replay: ReplaySection
     places: dict[str, int]
     """Capacity of the waiting room in front of each stage."""
+    rag: RagConfig | None
+    """Folders of documents, and how many these may be; ``None`` without the stage."""
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
     """Read a compiled configuration; raises what ``process_view`` raises."""
     if blob is None:
-        return _options(ServerSection(), StoreSection(), ObservabilitySection(), PipelineSection())
+        sections = ServerSection(), StoreSection(), ObservabilitySection(), PipelineSection()
+        return _options(*sections, None)
     view = process_view(blob)
-    return _options(view.server, view.store, view.observability, pipeline_view(blob))
+    rag = stage_options(blob, "rag")
+    return _options(view.server, view.store, view.observability, pipeline_view(blob), rag)
 
 
 def _options(
@@ -49,6 +57,7 @@ def _options(
     store: StoreSection,
     observability: ObservabilitySection,
     pipeline: PipelineSection,
+    rag: RagConfig | None,
 ) -> ControlOptions:
     shelf = ShelfOptions(
         durability=store.durability,
@@ -67,4 +76,5 @@ def _options(
         job_concurrency=store.job_concurrency,
         replay=store.replay,
         places=places(pipeline.edges),
+        rag=rag,
     )

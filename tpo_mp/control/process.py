@@ -2,7 +2,8 @@
 
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
 **mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
-**harvest** (calls of dead workers, the copy of the open ones and the counts on disk; every 250 ms).
+**harvest** (calls of dead workers, the copy of the open ones and the counts on disk; every 250 ms),
+**folders** (documents in configured folders, looked at on a thread of its own).
 They end together when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by
 the lifeline, or by an error nobody expected.
 
@@ -42,6 +43,7 @@ from .copies import Copies
 from .counts import Counts
 from .desk import Desk
 from .faults import faulty_disk
+from .folders import Folders
 from .gauges import ControlGauges
 from .harvest import Harvest, Suspect
 from .idempotency import KeyDesk
@@ -114,6 +116,7 @@ class ControlProcess:
         self.jobs = self.desk.jobs = JobRunner(self.plane, self.keeper, self.mail, registry.run)
         self.replays = self.desk.replays = Replays(self.plane, self.keeper, self.mail, registry.run)
         self.desk.keys = KeyDesk(registry.run, self._lives)
+        self.folders = Folders(self.keeper, self.log, metrics)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -139,6 +142,7 @@ class ControlProcess:
                 group.create_task(self._beat(), name="beat"),
                 group.create_task(self._mail(), name="mail"),
                 group.create_task(self._harvest(), name="harvest"),
+                group.create_task(self.folders.run(), name="folders"),
             ]
             await self.ending.wait()
             for task in tasks:
@@ -313,6 +317,7 @@ class ControlProcess:
         self.keeper.submit(lambda shelf: shelf.configure(options.shelf))
         self.jobs.concurrency = options.job_concurrency
         self.replays.options = options.replay
+        self.folders.configure(options.rag)
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
         self.copies.configure(options.shelf.durability, options.open_copy_bytes)

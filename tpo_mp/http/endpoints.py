@@ -117,11 +117,12 @@ def _first_sentence(handler: Handler) -> str:
 
 
 def _with_slashes(given: list[str], parts: tuple[str, ...]) -> list[str]:
-    """A path as one has it whose model or breaker name may contain slashes."""
+    """A path as one has it whose model, document or breaker may contain slashes."""
     extra = len(given) - len(parts)
     if extra > 0:
         for at, part in enumerate(parts):
-            if part == "{breaker}" or (part == "{model}" and at == len(parts) - 1):
+            last = at == len(parts) - 1
+            if part == "{breaker}" or (part in ("{model}", "{document}") and last):
                 end = at + extra + 1
                 return [*given[:at], "/".join(given[at:end]), *given[end:]]
     return given

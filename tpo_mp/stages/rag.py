@@ -1,10 +1,10 @@
 """Looks up what is known about a question, and tells the model before it answers.
 
-The documents are those that the caller's tenant put there (``/api/v1/rag/documents``); control has
-them in a full-text index and looks the words of the question up in its store's thread, so no
-worker's loop waits on a disk: it asks over its ring and serves other calls meanwhile.  What is
-found goes into the request, the best first, until ``max_context_tokens`` are full, and is named in
-the answer as ``tpo.citations``.
+The documents are those that the caller's tenant put there (``/api/v1/rag/documents``) and the files
+of its folders.  Control has them in a full-text index and looks the words of the question up in its
+store's thread, so no worker's loop waits on a disk: it asks over its ring and serves other calls
+meanwhile.  What is found goes into the request, the best first, until ``max_context_tokens`` are
+full, and is named in the answer as ``tpo.citations``.
 
 A question that gets no answer within ``timeout_s`` is asked of the model without context.
 
@@ -34,6 +34,18 @@ _LEAD: Final = (
 )
 
 
+class Folder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder whose files are documents."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$(?!\n)",
+        description="Unique name; ids of its documents begin with it and a slash.")]  # fmt: skip
+    path: Annotated[str, Meta(min_length=1,
+        description="Where it is; absolute, or beginning with ~.")]  # fmt: skip
+    tenant: Annotated[str, Meta(max_length=256,
+        description="Whose documents they are; empty: everybody's, where no key is asked for.",
+    )] = ""  # fmt: skip
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is looked up, and how much of it the model is told."""
 
@@ -53,6 +65,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_bytes: Annotated[
         int, Meta(ge=1, le=1 << 34, description="Most bytes of all tenants' documents.")
     ] = 256 << 20
+    folders: Annotated[
+        tuple[Folder, ...], Meta(max_length=16, description="Folders whose files are documents.")
+    ] = ()
+    folder_every_s: Annotated[
+        float, Meta(ge=0.1, le=86_400, description="Time between two looks at the folders.")
+    ] = 5.0
+    folder_max_files: Annotated[
+        int, Meta(ge=1, le=10_000, description="Most files of a folder.")
+    ] = 1000
 
 
 class Rag:

@@ -3,6 +3,7 @@
 ::
 
     rag_documents   seq, tenant, id (unique per tenant), title, text, size, created_at
+    rag_listed      an index of all but the text
     rag_pieces      FTS5: owner (a token of the tenant), text · document, piece (not indexed)
 
 A search ranks pieces by BM25 over the stems of their words; one word of the question is enough to
@@ -28,7 +29,9 @@ from .tables import Tables
 
 PIECE_WORDS: Final = 160
 SHARED_WORDS: Final = 30
+WORD_CHARS: Final = 64
 MOST_WORDS: Final = 64
+_PIECE_WORD: Final = re.compile(rf"\S{{1,{WORD_CHARS}}}")
 _WORD: Final = re.compile(r"\w+")
 _DOCUMENTS: Final = (
     "CREATE TABLE IF NOT EXISTS rag_documents(seq INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -39,6 +42,11 @@ _PIECES: Final = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS rag_pieces USING fts5(owner, text, document UNINDEXED,"
     " piece UNINDEXED, tokenize='porter unicode61 remove_diacritics 2')"
 )
+_LISTED: Final = (
+    "CREATE INDEX IF NOT EXISTS rag_listed ON"
+    " rag_documents(tenant, seq, id, title, size, created_at)"
+)
+"""Lists and sums are read from it alone: a row of the table may be a megabyte long."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -71,6 +79,7 @@ def change(tables: Tables, key: str, text: bytes) -> bool:
         return True
     tables.write(_DOCUMENTS)
     tables.write(_PIECES)
+    tables.write(_LISTED)
     sums = _sums(tables, wanted.tenant)
     old = tables.read(
         "SELECT size FROM rag_documents WHERE tenant=? AND id=?", (wanted.tenant, wanted.id)
@@ -110,8 +119,8 @@ def search(tables: Tables, tenant: str, text: str, limit: int) -> list[Hit]:
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text at words."""
-    words = list(re.finditer(r"\S+", text))
+    """Cut a text at words, and longer ones than ``WORD_CHARS`` anywhere."""
+    words = list(_PIECE_WORD.finditer(text))
     step = PIECE_WORDS - SHARED_WORDS
     starts = range(0, max(len(words) - SHARED_WORDS, 1), step)
     return [

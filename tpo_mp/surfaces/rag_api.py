@@ -102,6 +102,9 @@ class RagApi:
         """Take a document away, so that nothing is looked up in it any more."""
         await self._found(exchange)
         name, tenant = exchange.head.params["document"], self._gateway.tenant(exchange.head)
+        if "/" in name:
+            said = f"{name[:128]!r} is a file of a folder: it goes when the file does"
+            raise InvalidRequest(said, reason="document_of_a_folder", param="document")
         change = RagChange(tenant, name, gone=True)
         if not await self._store.put(RAG, change.key(), b"", 0.0, ASK_S):
             raise _away()

@@ -176,3 +176,28 @@ def test_near_questions_without_a_cache_are_told(load_text: Loads, cached: bool)
     text += "" if cached else "[stages.cache]\nenabled = false\n"
     said = "stages.near_dedup: without the stage 'cache' there is no answer to give"
     assert (said in load_text(text).warnings) is not cached
+
+
+FOLDER = '[[backends]]\nname = "a"\nkind = "echo"\n[[stages.rag.folders]]\n'
+
+
+def test_folders_of_documents_are_checked(refused: Refused, load_text: Loads) -> None:
+    """Their names, and whether they can be found; one that is not mounted yet is only told."""
+    twice = f'{FOLDER}name = "x"\npath = "/"\n[[stages.rag.folders]]\nname = "x"\npath = "docs"\n'
+    assert refused(twice) == [
+        "stages.rag.folders[1].name = 'x': another folder has this name",
+        "stages.rag.folders[1].path = 'docs': must be absolute, or begin with ~",
+    ]
+    (line,) = refused(f'{FOLDER}name = "a/b"\npath = "/"\n')
+    assert line.startswith("stages.rag.folders[0].name = 'a/b': ")
+    told = load_text(f'{FOLDER}name = "x"\npath = "/no/such/folder"\n').warnings
+    assert told == (
+        "stages.rag.folders[0].path: '/no/such/folder' is no folder yet: nothing is read from it",
+    )
+
+
+def test_a_folder_that_nobody_reads_is_told(load_text: Loads) -> None:
+    """With keys, every caller is some tenant."""
+    key = KEY.format("k", "0123456789abcdef0123")
+    text = f'{FOLDER}name = "x"\npath = "/"\n[auth]\nenabled = true\n{key}'
+    assert any("stages.rag.folders[0].tenant" in line for line in load_text(text).warnings)

@@ -39,6 +39,18 @@ def test_without_a_configuration_there_are_defaults() -> None:
     assert read_options(None).max_open_calls == 16_384
 
 
+def test_folders_of_documents_are_read_where_the_stage_runs(tmp_path: Path) -> None:
+    """And only there is the feature asked for its options."""
+    path = tmp_path / "tpo.toml"
+    path.write_text("")
+    assert read_options(to_blob(load(path, {}, {}))).rag is None
+    path.write_text('[[stages.rag.folders]]\nname = "x"\npath = "/"\ntenant = "t"\n')
+    found = read_options(to_blob(load(path, {}, {}))).rag
+    assert found is not None
+    (folder,) = found.folders
+    assert (folder.name, folder.path, folder.tenant) == ("x", "/", "t")
+
+
 def test_a_foreign_blob_is_refused() -> None:
     """With an error that names the reason."""
     with pytest.raises((TpoError, ValueError)):

@@ -21,6 +21,7 @@ TABLE = EndpointTable(
         endpoint("GET", "/api/v1/result/{id}"),
         endpoint("DELETE", "/api/v1/result/{id}"),
         endpoint("GET", "/api/v1/{kind}/{id}/parts"),
+        endpoint("GET", "/documents/{document}"),
     ]
 )
 
@@ -35,12 +36,13 @@ TABLE = EndpointTable(
         ("GET", "/v1/models/org/name", "/v1/models/{model}", {"model": "org/name"}),
         ("GET", "/api/v1/a/b/parts", "/api/v1/{kind}/{id}/parts", {"kind": "a", "id": "b"}),
         ("HEAD", "/v1/models", "/v1/models", {}),
+        ("GET", "/documents/a/b.md", "/documents/{document}", {"document": "a/b.md"}),
     ],
 )
 def test_path_finds_its_endpoint(
     method: str, path: str, template: str, params: dict[str, str]
 ) -> None:
-    """Literal before pattern; only a model's name may hold slashes."""
+    """Literal before pattern; only the name of a model or document may hold slashes."""
     found, given, _ = TABLE.match(method, path)
     assert found is not None
     assert (found.template, given) == (template, params)
@@ -112,4 +114,4 @@ def test_alias_fills_in_the_same_names() -> None:
 
 def test_every_endpoint_is_listed() -> None:
     """The banner shows them all."""
-    assert len(TABLE.all) == 6
+    assert len(TABLE.all) == 7

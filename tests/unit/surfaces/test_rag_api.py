@@ -86,6 +86,17 @@ def test_a_document_is_shown_and_forgotten_by_its_own_tenant() -> None:
         assert made.refusal(method, f"{DOCUMENTS}/none").reason == "document_not_found"
 
 
+def test_a_file_of_a_folder_is_not_forgotten() -> None:
+    """It would be back after the next look; one that is none of the caller's does not exist."""
+    made = surface()
+    made.gateway.stored[RAG, RagQuestion("one", "t", "f/x.md").key()] = (b'{"id":"f/x.md"}',)
+    made.gateway.stored[RAG, RagQuestion("one", "t", "f/y.md").key()] = (None,)
+    error = made.refusal("DELETE", f"{DOCUMENTS}/f/x.md")
+    assert (error.reason, error.param) == ("document_of_a_folder", "document")
+    assert made.refusal("DELETE", f"{DOCUMENTS}/f/y.md").reason == "document_not_found"
+    assert made.puts == {}
+
+
 def test_without_the_stage_there_are_no_documents() -> None:
     """Whatever is asked."""
     made = surface()
