@@ -53,7 +53,7 @@ from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.shm.scores import ScoreSegment, SharedScores
+from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares, ShareSegment
 from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Terminal, Usage
 from tpo_mp.worker.build import Pipeline, build
@@ -178,7 +178,7 @@ class LocalPipeline:
             shares=SharedShares(
                 self._shares, self._rows, seat=0, epoch=1, epoch_of=lambda _seat: 1
             ),
-            scores=SharedScores(self._scores, self._rows, 0),
+            scores=SharedScores(self._scores, self._rows, 0, metrics.counter(*SCORES_REFUSED)),
             cache=SharedCache(self._cache, self._rows, seat=0, clock=monotonic),
         )
         for room in rooms.values():

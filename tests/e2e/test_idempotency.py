@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def code(reply: RawReply) -> tuple[int, Any]:
 
 
 @contextmanager
-def underway(gateway: Gateway, upstream: Upstream, key: str, **more: Any) -> Iterator[RawClient]:
+def underway(
+    gateway: Gateway, upstream: Upstream, key: str, who: str = "one", **more: Any
+) -> Iterator[RawClient]:
     """A request that runs on the first worker; the connection it came by."""
     body = json.dumps(chat("hi", "up", max_tokens=9, **more)).encode()
     client = RawClient(gateway.url)
@@ -97,7 +100,7 @@ def underway(gateway: Gateway, upstream: Upstream, key: str, **more: Any) -> Ite
         client.close()
         client = RawClient(gateway.url)
     before = upstream.counters.requests
-    named = {"host": client.host, "content-type": "application/json", **headers(key)}
+    named = {"host": client.host, "content-type": "application/json", **headers(key, who)}
     with client:
         client.send(build("POST", CHAT, named, body))
         wait_for(lambda: upstream.counters.requests > before, 5, "it asked upstream")
@@ -130,6 +133,11 @@ def test_fifty_at_once_are_one_call(gateway: Gateway, upstream: Upstream) -> Non
     usage = ran.json()["usage"]
     spent = usage["prompt_tokens"] + usage["completion_tokens"]
     wait_for(lambda: budget(gateway) == used + spent, 5, "what one call used is settled")
+
+
+def is_charged(gateway: Gateway, tokens: int) -> bool:
+    """Whether the tenant has used so much."""
+    return budget(gateway) == tokens
 
 
 def budget(gateway: Gateway) -> int:
@@ -220,10 +228,16 @@ def test_a_client_that_left_finds_the_answer(gateway: Gateway, upstream: Upstrea
     upstream.play(first_s=1.0)
     before = upstream.counters.requests
     for stream in (False, True):
-        with underway(gateway, upstream, f"left-{stream}", stream=stream) as client:
+        key = f"left-{stream}"
+        used = budget(gateway)
+        more = {"stream_options": {"include_usage": True}} if stream else {}
+        with underway(gateway, upstream, key, "spender", stream=stream, **more) as client:
             client.close()
-        again = ask(gateway, f"left-{stream}", stream=stream)
+        again = ask(gateway, key, who="spender", stream=stream, **more)
         assert (again.status, again.headers[REPLAYED]) == (200, "true")
+        said = again.json() if not stream else json.loads(again.body.split(b"data: ")[-2])
+        spent = said["usage"]["prompt_tokens"] + said["usage"]["completion_tokens"]
+        wait_for(partial(is_charged, gateway, used + spent), 5, "what it used is charged")
     assert upstream.counters.requests == before + 2
 
 

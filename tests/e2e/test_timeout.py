@@ -84,3 +84,6 @@ def test_a_silent_backend_is_given_up_on_what_both_workers_learnt(bench: Bench) 
     shown = bench.gateway.ask("/api/v1/providers/up").json()
     assert (shown["successes"], shown["failures"]) == (40, 4)
     assert shown["last_error"] == "unusually_slow"
+    (model,) = shown["models"]
+    assert model["learnt_timeout_secs"]["stream"] >= 0.4
+    assert model["learnt_timeout_secs"]["whole"] >= 0.4

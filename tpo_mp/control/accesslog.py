@@ -58,8 +58,8 @@ class AccessLog:
         self._thread.start()
 
     def offer(self, batch: bytes) -> None:
-        """Queue one batch of call records."""
-        if self._thread is None:
+        """Queue one batch of call records; an empty one is none."""
+        if self._thread is None or not batch:
             return
         if self._queue.qsize() >= MAX_QUEUED:
             self._crowded += 1

@@ -77,6 +77,7 @@ class SweepReport:
     done_slots: list[tuple[int, int]] = field(default_factory=list)
     to_rerun: list[Orphan] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
+    records: bytes = b""
 
 
 @dataclass(slots=True)
@@ -108,11 +109,14 @@ class Harvest:
         read_rings: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         suspect: Callable[[list[Suspect]], None] = lambda _suspects: None,
+        on_records: Callable[[bytes], None] = lambda _batch: None,
     ) -> None:
         """``read_rings`` handles all that has arrived; false when it may not, or could not.
 
-        ``suspect`` is told the bodies that workers died with, the earliest death first.
+        ``suspect`` is told the bodies that workers died with, the earliest death first, and
+        ``on_records`` the call records that are made here.
         """
+        self._on_records = on_records
         self._suspect = suspect
         self._lives: dict[int, tuple[int, int]] = {}
         self._died_by: dict[tuple[int, int], float] = {}
@@ -209,12 +213,15 @@ class Harvest:
         died_at = time.time()
         letter = letter_of(orphan, died_at)
 
-        def work(shelf: Shelf) -> None:
-            if shelf.add_letters([letter]):
-                note_failure(shelf, orphan, letter)
-                shelf.record(records_of([(orphan, died_at)]))
+        def work(shelf: Shelf) -> bytes:
+            if not shelf.add_letters([letter]):
+                return b""
+            note_failure(shelf, orphan, letter)
+            records = records_of([(orphan, died_at)])
+            shelf.record(records)
+            return records
 
-        self._keeper.submit(work)
+        self._keeper.submit(work, lambda records: self._on_records(records or b""))
 
     def _start(self, source: _Source) -> None:
         live = not source.paths
@@ -251,6 +258,7 @@ class Harvest:
         source.left = sweep.found > 0
         source.listed = sweep.listed
         self.letters += sweep.letters
+        self._on_records(sweep.records)
         if sweep.letters:
             self._log.warning("calls_lost", letters=sweep.letters, previous=bool(source.paths))
         if not source.left and source.paths:
@@ -309,7 +317,8 @@ class Harvest:
                     source.recorded |= {call_id}
         sweep.letters = shelf.add_letters(letters)
         if lost:
-            shelf.record(records_of(lost))
+            sweep.records = records_of(lost)
+            shelf.record(sweep.records)
         return sweep
 
     def _suspects(self, orphan: Orphan) -> list[Suspect]:

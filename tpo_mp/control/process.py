@@ -107,7 +107,7 @@ class ControlProcess:
         self.reruns = Reruns(self.plane, registry, self.mail, time.monotonic)
         self.harvest = Harvest(
             self.plane, registry, self.keeper, self.reruns, self.log, self._read_rings,
-            suspect=self._suspect,
+            suspect=self._suspect, on_records=self._access.offer,
         )  # fmt: skip
         self.copies = self.desk.copies = Copies(
             self.plane, registry, self.keeper, self.mail, Path(handoff.state_dir),

@@ -30,10 +30,18 @@ class ProviderTries(Struct):
     last_error: str | None
 
 
+class ProviderTimeout(Struct):
+    """Seconds after which a try is given up, as far as that is learnt; null: it is not."""
+
+    stream: float | None
+    whole: float | None
+
+
 class ProviderModel(ProviderTries):
     """One model of a provider; ``*`` are those that the configuration does not name."""
 
     model: str
+    learnt_timeout_secs: ProviderTimeout
 
 
 class ProviderPlaces(Struct):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tpo_mp.errors import Cancelled, TpoError
 from tpo_mp.types import Call, Ending, Reply, Sink, Stream, Terminal, Usage
@@ -18,6 +18,8 @@ from tpo_mp.types import Call, Ending, Reply, Sink, Stream, Terminal, Usage
 if TYPE_CHECKING:
     from .delivery import Delivery
 
+GOES_ON: Final = object()
+"""Answer of a ``tell``: the client is gone, and what the call does goes on without it."""
 Over: TypeAlias = Callable[[TpoError | None], object]
 """Told ``None`` when the reply is whole, ``Cancelled`` when nobody wanted the rest."""
 
@@ -50,12 +52,17 @@ def ending(
 
 
 def tell_ended(call: Call, ended: Ending) -> None:
-    """Tell everybody who asked ``at_end``; raises the first defect after all were told."""
-    endings, call.endings = call.endings, None
+    """Tell everybody who asked ``at_end``; raises the first defect after all were told.
+
+    One that answers ``GOES_ON`` takes over: those that asked after it are told when it calls this.
+    """
+    endings, call.endings = call.endings or [], None
     defect: Exception | None = None
-    for tell in endings or ():
+    for number, tell in enumerate(endings, 1):
         try:
-            tell(ended)
+            if tell(ended) is GOES_ON:
+                call.endings = endings[number:]
+                break
         except Exception as e:  # noqa: BLE001 - the others must hear of the end too
             defect = defect or e
     if defect is not None:

@@ -6,14 +6,15 @@ still waits is sent on, and what comes of it is kept), or it *watches* until the
 key, wherever it is, has ended.
 
 A request that leads goes on when its client leaves, so that the client finds the answer when it
-asks again; not when its deadline passed, it was cancelled by its id, or the process drains.
+asks again; not when its deadline passed, it was cancelled by its id, or the process drains.  What
+the stages behind this one set aside for it (budgets, limits) is settled when it really ends.
 
 Invariants: a request is sent on only while its key is this process's; every request that waits is
 told an end: the answer, an error, or after ``wait_s`` that the other is still running; at most
 ``MAX_WAITING`` wait here and ``MAX_ORPHANS`` go on without a client.
 Known weakness: others learn of an end by looking, a quarter of a second late at most.  Runs are
 shared within one config epoch; those of an older one are watched as another process's are.
-A call that goes on without its client is accounted for when that left: its tokens are not known.
+The record of a call that goes on without its client is made when that left: it has no tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from typing import Any, Final
 from tpo_mp.errors import Cancelled, DeadlineExceeded, TpoError
 from tpo_mp.ports import Env, Proceed
 from tpo_mp.store.key_questions import EndKey, KeptAnswer, KeyAnswer
-from tpo_mp.types import NO_DEADLINE, Call, Ending, Reply
+from tpo_mp.types import NO_DEADLINE, Call, Ending, Reply, Terminal
 
-from .delivery import ON_REQUEST, as_tpo
-from .endings import at_end
+from .delivery import ON_REQUEST, as_tpo, terminal_of
+from .endings import GOES_ON, at_end, ending, tell_ended
 from .key_claims import REFUSALS, UNAVAILABLE, KeyClaims, refusal
 from .promise import Promise, run
 from .recorded import RecordedStream, kept, kept_error, replayed, without_body
@@ -186,7 +187,7 @@ class KeyedRuns:
             return
         if reply.stream is None:
             leader.promise.resolve(reply)
-            self._ended(one, kept(leader.call, reply, reply.body))
+            self._ended(one, leader.call, reply, reply.body)
             return
         recorded = RecordedStream(
             reply.stream, self._max_bytes, partial(self._streamed, one, leader.call, reply)
@@ -204,9 +205,11 @@ class KeyedRuns:
         if error is not None or not isinstance(recorded, RecordedStream):
             self._failed(one, error or Cancelled("nobody wanted the rest"))
         else:
-            self._ended(one, kept(call, reply, recorded.body))
+            self._ended(one, call, reply, recorded.body)
 
-    def _ended(self, one: _Run, answer: KeptAnswer) -> None:
+    def _ended(self, one: _Run, call: Call, reply: Reply, body: bytes | None) -> None:
+        answer = kept(call, reply, body)
+        self._settle(one, ending(Terminal.DONE, reply.usage, None, call.attempts))
         fits = answer.body is not None and len(answer.body) <= self._max_bytes
         self._end(one, answer if fits else without_body(answer), final=True, told=answer)
 
@@ -218,9 +221,21 @@ class KeyedRuns:
         final = seen.reason == "upstream_rejected" and seen.status in FINAL
         first = leader.call.id if leader is not None else one.token
         answer = kept_error(first, seen)
+        attempts = leader.call.attempts if leader is not None else 0
+        self._settle(one, ending(terminal_of(seen), None, seen, attempts))
         self._end(one, answer, final=final, told=answer)
         if leader is not None:
             leader.promise.reject(error)
+
+    def _settle(self, one: _Run, ended: Ending) -> None:
+        """Those that waited for the end of a run without a client hear of it, once."""
+        if one.orphan and not one.over and one.leader is not None:
+            try:
+                tell_ended(one.leader.call, ended)
+            except Exception as e:  # noqa: BLE001 - the key's answer does not depend on it
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "defect in a stage that was told of a call's end", "exception": e}
+                )
 
     def _end(self, one: _Run, answer: KeptAnswer, *, final: bool, told: KeptAnswer) -> None:
         """Tell control, and who waits here."""
@@ -231,10 +246,10 @@ class KeyedRuns:
         said = KeyAnswer("done" if final else "failed", one.token, one.print, told)
         self._close(one, partial(self._told, one.print, said))
 
-    def _leader_ended(self, one: _Run, ended: Ending) -> None:
+    def _leader_ended(self, one: _Run, ended: Ending) -> object:
         """The request that leads is accounted for; its work may go on."""
         if one.over or one.leader is None:
-            return
+            return None
         error = ended.error
         left = error is not None and error.code == Cancelled.code and error.reason != ON_REQUEST
         if left and self.orphans < MAX_ORPHANS:
@@ -242,12 +257,13 @@ class KeyedRuns:
             self.orphans += 1
             # Its place in the registry is another's soon.
             asyncio.get_running_loop().call_soon(setattr, one.leader.call, "slot", -1)
-            return
+            return GOES_ON
         cancel, one.cancel = one.cancel, None
         error = error or Cancelled("it was given up")
         self._failed(one, error)
         if cancel is not None:
             cancel()
+        return None
 
     # -- the others -----------------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ class _Text:
             self._keep(_first_text(codec(self._dialect).reply_to_canonical(body)))
 
     def data(self, chunk: bytes) -> None:
-        if not self._speaks:
+        if not self._speaks or self.seen.cut:  # nothing more is kept, so nothing more is read
             return
         if self._decoder is None:
             self._decoder = codec(self._dialect).StreamDecoder()

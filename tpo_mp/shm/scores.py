@@ -40,11 +40,16 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
+from tpo_mp.ports import Counter
 from tpo_mp.types import TOOK_S, TryTally
 
 from .rows import RowTable
 from .segment import Segment
 
+SCORES_REFUSED: Final = (
+    "tpo_scores_refused_total",
+    "Targets (backend and model) whose tries a worker does not count: there are 256 already.",
+)
 MAGIC: Final = int.from_bytes(b"TPOSCORE", "little")
 LAYOUT: Final = 1
 LINES: Final = 256
@@ -102,7 +107,11 @@ class ScoreSegment:
 class SharedScores:
     """The ``Scores`` of one process, which sits on ``seat``."""
 
-    def __init__(self, segment: ScoreSegment, table: RowTable, seat: int) -> None:
+    def __init__(
+        self, segment: ScoreSegment, table: RowTable, seat: int, refused: Counter | None = None
+    ) -> None:
+        """``refused`` counts names that there is no line for, once each."""
+        self._refused = refused
         self._segment = segment
         self._table = table
         self._seat = seat
@@ -116,6 +125,8 @@ class SharedScores:
         if number is None:
             return None
         found = None if number < 0 else SharedScore(self._segment, self._seat, number)
+        if found is None and self._refused is not None:
+            self._refused.inc()
         self._lines[name] = found
         return found
 

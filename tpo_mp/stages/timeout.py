@@ -18,43 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Final
-
-from msgspec import Meta, Struct
+from typing import ClassVar, Final
 
 from tpo_mp.errors import BackendTimeout
 from tpo_mp.pipeline.breaker_rows import KnownTargets
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.scoring import target_of
+from tpo_mp.pipeline.usual_times import UsualTimes, times_of
 from tpo_mp.ports import BackendConfig, Counter, Env, Feature, Proceed, Score
 from tpo_mp.types import NO_DEADLINE, Call, Phase, Reply
 
-LEARNT_FROM_SLICES: Final = 2
 LEARNT_FOR_S: Final = 5.0
 """So long a learnt time is used before it is asked for again."""
 LATER: Final = 1.05
 _MAX_LANES: Final = 4096
 
 
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(UsualTimes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How late is too late."""
-
-    quantile: Annotated[
-        float,
-        Meta(gt=0, lt=1, description="Share of the last replies whose time to begin is taken."),
-    ] = 0.99
-    factor: Annotated[
-        float, Meta(ge=1, le=100, description="Times that time a try is waited for.")
-    ] = 2.0
-    floor_s: Annotated[
-        float, Meta(gt=0, le=3600, description="A try is waited for at least so long.")
-    ] = 0.5
-    ceiling_s: Annotated[
-        float, Meta(gt=0, le=3600, description="And at most so long, once it is learnt.")
-    ] = 300.0
-    min_samples: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Replies below which nothing is learnt.")
-    ] = 100
 
 
 class _Lane:
@@ -134,20 +115,14 @@ class Timeout:
             self._lanes.clear()
         backend, model, stream = key
         target, scores = target_of(self._known, backend, model), self.env.scores
-        times = scores.of(f"timeout:{'stream' if stream else 'whole'}:{target}")
+        times = scores.of(times_of(target, stream=stream))
         lane = self._lanes[key] = _Lane(times, scores.of(target))
         return lane
 
     def _learn(self, lane: _Lane, now: float) -> None:
         lane.asked_at = now
-        if lane.times is None:
-            return
-        tally, config = lane.times.recent(now, LEARNT_FROM_SLICES), self._config
-        usual_s = tally.quantile_s(config.quantile)
-        if usual_s is None or tally.good < config.min_samples:
-            lane.limit_s = NO_DEADLINE
-        else:
-            lane.limit_s = min(max(usual_s * config.factor, config.floor_s), config.ceiling_s)
+        learnt_s = self._config.limit_s(lane.times, now)
+        lane.limit_s = NO_DEADLINE if learnt_s is None else learnt_s
 
 
 class _Try:

@@ -27,11 +27,13 @@ from tpo_mp.pipeline.ejection import row_of, unpack_ejection
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
+from tpo_mp.pipeline.usual_times import UsualTimes, times_of
 from tpo_mp.ports import BackendConfig, Env, Feature, Score
 from tpo_mp.types import TryTally
 
 BREAKER: Final = "breaker"
 OUTLIER: Final = "outlier"
+TIMEOUT: Final = "timeout"
 LATENCY_SLICES: Final = 2
 """Of latency the last ten to twenty minutes are shown."""
 DEGRADED_BELOW: Final = 0.9
@@ -114,10 +116,7 @@ class ProvidersApi:
         own = State.OPEN if shut else states.get(name)
         ejection = unpack_ejection(self._env.ledger.look(row_of(name)))
         left_s = ejection.left_s(now) if OUTLIER in self._gateway.config.stage_order else 0.0
-        models = [
-            shapes.ProviderModel(model=model, **_fields(self._tries([score], now)))
-            for model, score in scores
-        ]
+        models = [self._model(name, model, score, now) for model, score in scores]
         return shapes.ProviderRecord(
             name=name,
             kind=entry.kind,
@@ -130,6 +129,21 @@ class ProvidersApi:
             models=models,
             **_fields(tries),
         )
+
+    def _model(self, name: str, model: str, score: Score, now: float) -> shapes.ProviderModel:
+        tries, learnt = self._tries([score], now), shapes.ProviderTimeout(None, None)
+        options = self._gateway.config.stages.get(TIMEOUT)
+        # Of one that was not asked nothing is learnt, and to look would take lines of the host's.
+        if isinstance(options, UsualTimes) and tries.latency_ms.samples:
+            learnt = self._learnt(options, f"{name}:{model}", now)
+        return shapes.ProviderModel(model=model, learnt_timeout_secs=learnt, **_fields(tries))
+
+    def _learnt(self, options: UsualTimes, target: str, now: float) -> shapes.ProviderTimeout:
+        stream, whole = (
+            options.limit_s(self._env.scores.of(times_of(target, stream=kind)), now)
+            for kind in (True, False)
+        )
+        return shapes.ProviderTimeout(_rounded(stream), _rounded(whole))
 
     def _places(self, entry: BackendConfig) -> shapes.ProviderPlaces:
         if not entry.max_concurrent:
@@ -167,6 +181,10 @@ def _latency(tally: TryTally) -> shapes.ProviderLatency:
         for share in (0.5, 0.95, 0.99)
     )
     return shapes.ProviderLatency(sum(tally.times), p50, p95, p99)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _fields(tries: shapes.ProviderTries) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.shm.scores import ScoreSegment, SharedScores
+from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.store.client import StoreClient
@@ -146,7 +146,10 @@ class Shard:
             ),
             shares=SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat),
             scores=SharedScores(
-                ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
+                ScoreSegment.attach(handoff.scores_fd, handoff.seats),
+                table,
+                handoff.seat,
+                self.metrics.counter(*SCORES_REFUSED),
             ),
             peers=self.peers,
             cache=SharedCache.of_host(handoff.cache_fd, table, handoff.seat),

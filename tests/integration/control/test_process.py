@@ -91,6 +91,15 @@ def test_a_new_configuration_is_applied_and_acknowledged(host: ControlHost) -> N
     host.shards[0].finish(call_id)
     text = wait_for(lambda: access.exists() and access.read_text(), what="an access line")
     assert json.loads(str(text))["call_id"] == call_id
+    lost = host.shards[0].open()
+    host.shards[0].die()
+
+    def told() -> list[str]:
+        return [line["call_id"] for line in map(json.loads, access.read_text().splitlines())]
+
+    wait_for(lambda: lost in told(), what="the line of a call that died with its worker")
+    wait_for(lambda: not list(host.memory.registry.orphans()), what="slots given back")
+    assert told() == [call_id, lost]
     assert access.stat().st_mode & 0o777 == 0o600
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.support.fake_env import make_call
 from tests.support.fake_net import Collected, HeldStream
 from tpo_mp.errors import BackendFailure, Cancelled, TpoError
-from tpo_mp.pipeline.endings import at_end, ending, tell_ended, when_over
+from tpo_mp.pipeline.endings import GOES_ON, at_end, ending, tell_ended, when_over
 from tpo_mp.types import Ending, Reply, Terminal, Usage
 
 
@@ -38,6 +39,26 @@ def test_defect_of_one_does_not_hide_the_end_from_others() -> None:
     with pytest.raises(ValueError, match="broken"):
         tell_ended(call, ending(Terminal.FAILED, None, None, 0))
     assert [end.prompt for end in told] == [-1]
+
+
+def test_what_goes_on_without_its_client_is_accounted_for_at_its_own_end() -> None:
+    """Those before the one that takes over hear of the client, those after it of the work."""
+    call, told = make_call(b"{}"), list[tuple[str, Terminal]]()
+
+    def hear(who: str, ended: Ending) -> None:
+        told.append((who, ended.terminal))
+
+    def take_over(ended: Ending) -> object:
+        return GOES_ON if ended.terminal is Terminal.CANCELLED else None
+
+    at_end(call, partial(hear, "outer"))
+    at_end(call, take_over)
+    at_end(call, partial(hear, "inner"))
+    tell_ended(call, ending(Terminal.CANCELLED, None, None, 1))
+    assert told == [("outer", Terminal.CANCELLED)]
+    for _ in range(2):
+        tell_ended(call, ending(Terminal.DONE, Usage(1, 2), None, 1))
+        assert told == [("outer", Terminal.CANCELLED), ("inner", Terminal.DONE)]
 
 
 def test_whole_body_is_over_at_once() -> None:

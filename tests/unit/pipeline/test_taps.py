@@ -95,6 +95,21 @@ def test_copies_are_bounded() -> None:
     assert (exact.body, exact.cut) == (WHOLE, False)
 
 
+def test_a_text_that_is_full_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the limit costs no decoding."""
+    fed: list[bytes] = []
+
+    class Counting(openai_chat.StreamDecoder):
+        def feed(self, chunk: bytes) -> list[Any]:
+            fed.append(chunk)
+            return list(super().feed(chunk))
+
+    monkeypatch.setattr(openai_chat, "StreamDecoder", Counting)
+    seen = Story(Tap.TEXT, limit_bytes=5).play(*EVENTS[:3], *EVENTS[2:3] * 500)
+    assert (seen.cut, seen.text) == (True, "one t")
+    assert len(fed) < 10
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_failure_and_leaving_are_told_from_the_end(kind: Tap) -> None:
     """With the error; a cancelled stream is told once, however often it is cancelled."""

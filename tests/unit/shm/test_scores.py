@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.fake_env import SilentSeries
 from tpo_mp.errors import Fault
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import LINES, LOCK_ROW, SLICE_S, ScoreSegment, SharedScore, SharedScores
@@ -93,12 +94,16 @@ def test_a_torn_reason_is_none(segment: ScoreSegment, table: RowTable) -> None:
 
 def test_there_is_a_cap_and_a_lock(segment: ScoreSegment, table: RowTable) -> None:
     """The 257th target is not scored; a name that cannot be given now is given later."""
-    scores = SharedScores(segment, table, 0)
+    refused = SilentSeries()
+    scores = SharedScores(segment, table, 0, refused)
     with table.lock(LOCK_ROW) as held:
         assert held is not None
     for n in range(LINES):
         assert scores.of(f"b:{n}") is not None
-    assert scores.of("one:more") is None
+    assert refused.value == 0
+    for _ in range(3):
+        assert scores.of("one:more") is None
+    assert refused.value == 1
     assert scores.of("b:0") is scores.of("b:0")
 
 

@@ -16,12 +16,12 @@ from tests.support.wait import until
 from tpo_mp.control.idempotency import KeyDesk
 from tpo_mp.errors import BackendFailure, Cancelled, DeadlineExceeded, Rejected, TpoError
 from tpo_mp.pipeline.delivery import ON_REQUEST
-from tpo_mp.pipeline.endings import ending, tell_ended
+from tpo_mp.pipeline.endings import at_end, ending, tell_ended
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.stages.idempotency import Config, Idempotency, name_of, print_of
 from tpo_mp.store.shelf import Shelf, ShelfOptions
-from tpo_mp.types import Call, Dialect, Reply, Sink, Terminal, Usage
+from tpo_mp.types import Call, Dialect, Ending, Reply, Sink, Terminal, Usage
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -192,6 +192,45 @@ async def test_a_stream_is_given_again_whole(control: Control) -> None:
     assert again is not None
     again.attach(ear)
     assert (ear.heard, ear.ended) == ([b"a", b"ab"], [None])
+    assert worker.stage._runs.orphans == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("error", [None, BackendFailure("cut")])
+@in_loop
+async def test_a_run_without_its_client_is_charged_when_it_ends(
+    control: Control, stream: bool, error: TpoError | None
+) -> None:
+    """What the stages behind set aside is settled once, at what was really used."""
+    worker = Worker(control)
+    call, answer = worker.send(stream=stream)
+    _, asked = await worker.one_asked()
+    told: list[Ending] = []
+    at_end(call, told.append)
+    events = Events()
+    if stream:
+        streamed = Reply(200, None, stream=events, content_type=b"text/event-stream")
+        streamed.usage = Usage(3, 4)
+        asked.resolve(streamed)
+        begun = (await answer).stream
+        assert begun is not None
+        begun.attach(Ear())
+        begun.cancel()
+    else:
+        answer.cancel()
+    tell_ended(call, ending(Terminal.CANCELLED, None, Cancelled("left"), 1))
+    assert told == []
+    call.attempts = 2
+    if stream:
+        assert events.sink is not None
+        events.sink.end(error)
+    elif error is None:
+        asked.resolve(reply())
+    else:
+        asked.reject(error)
+    used = (3, 4) if error is None else (-1, -1)
+    terminal = Terminal.DONE if error is None else Terminal.FAILED
+    assert told == [Ending(terminal, *used, error, 2)]
     assert worker.stage._runs.orphans == 0
 
 

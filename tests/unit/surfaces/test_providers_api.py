@@ -12,6 +12,7 @@ from tpo_mp.config import load
 from tpo_mp.pipeline.attribution import Blame
 from tpo_mp.pipeline.breaker_rows import BreakerRow, BreakerRows
 from tpo_mp.pipeline.circuit import Rules, failed
+from tpo_mp.pipeline.usual_times import times_of
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.surfaces.providers_api import FEATURE
 
@@ -124,6 +125,25 @@ def test_without_a_breaker_there_is_none_to_tell_of(arena: MetricsArena) -> None
     assert (told["status"], told["breaker"], told["consecutive_failures"]) == (
         "unhealthy", None, None,
     )  # fmt: skip
+
+
+def test_learnt_timeouts_are_those_of_the_stage(arena: MetricsArena) -> None:
+    """By what all processes saw, for streams and whole replies apart; null before and without."""
+    board = Board(arena, stages={"timeout": {"min_samples": 20, "floor_s": 0.1}})
+    board.tries("a:m", 30)
+    board.tries(times_of("a:m", stream=True), 30, took_s=2.0)
+    board.tries(times_of("a:m", stream=False), 19)
+    board.tries(times_of("b:*", stream=True), 30)
+    shown = {m["model"]: m["learnt_timeout_secs"] for m in board.get("/a")["models"]}
+    assert 3.0 < shown["m"].pop("stream") < 6.0
+    assert shown == {"m": {"whole": None}, "n": {"stream": None, "whole": None}}
+    (other,) = board.get("/b")["models"]
+    assert other["learnt_timeout_secs"] == {"stream": None, "whole": None}
+    board = Board(arena, pipeline={"stages": []})
+    board.tries("a:m", 30)
+    board.tries(times_of("a:m", stream=True), 30, took_s=2.0)
+    (first, _) = board.get("/a")["models"]
+    assert first["learnt_timeout_secs"] == {"stream": None, "whole": None}
 
 
 def test_what_is_not_there_is_404(arena: MetricsArena) -> None:
