@@ -79,11 +79,15 @@ def share_of_fair(shots: Sequence[Shot], kind: str, capacity: float, secs: float
     return sum(shot.good for shot in mine) / fair if fair else 0.0
 
 
-def wait_of_bound(shots: Sequence[Shot], kind: str, overdue_s: float, per_s: float) -> float:
+def wait_of_bound(
+    shots: Sequence[Shot], kind: str, overdue_s: float, per_s: float, places: int
+) -> float:
     """The longest wait of a kind against what is promised it, the worst call.
 
     A call is overdue after ``overdue_s``; then it is served within ``4 (m + 1)`` places, where
-    ``m`` came before it and were still there.  ``NEVER``: one was not served.
+    ``m`` came before it and were still there.  So many come back within the time that they take
+    one after the other, and one reply's more: equal calls that began together end together.
+    ``NEVER``: one was not served.
     """
     mine = sorted((s for s in shots if s.kind == kind), key=lambda shot: shot.due_s)
     worst = 0.0
@@ -92,5 +96,6 @@ def wait_of_bound(shots: Sequence[Shot], kind: str, overdue_s: float, per_s: flo
             return NEVER
         overdue_at = shot.due_s + overdue_s
         before = sum(s.due_s + s.queued_ms / 1e3 > overdue_at for s in mine[:number])
-        worst = max(worst, shot.queued_ms / 1e3 / (overdue_s + 4 * (before + 1) / per_s))
+        bound_s = overdue_s + (4 * (before + 1) + places) / per_s
+        worst = max(worst, shot.queued_ms / 1e3 / bound_s)
     return worst

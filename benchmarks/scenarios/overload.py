@@ -30,6 +30,8 @@ STEPS = (0.5, 1.0, 2.0, 3.0, 5.0)
 AFTER_S = 6.0
 SEED = 20
 OVERDUE_S = 4 * AGING_S
+LOW_SHARE = 0.2
+"""Of the capacity, nearly the quarter that those overdue have."""
 KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "plain": (KEY, {"x-stainless-read-timeout": str(PATIENCE_S)}),
     "guest": (SECOND_KEY, {"x-stainless-read-timeout": str(PATIENCE_S)}),
@@ -115,12 +117,12 @@ async def tenants(client: OpenLoop, capacity: float, secs: float, rng: Random) -
 
 
 async def low(client: OpenLoop, capacity: float, secs: float, rng: Random) -> Row:
-    """Three times too much of normal calls for longer than a few low ones may have to wait."""
+    """Three times too much of normal calls for longer than the low ones may have to wait."""
     plan = arrivals(3 * capacity, secs + 2 * OVERDUE_S, rng)
-    plan += arrivals(0.05 * capacity, secs, rng, {"low": 1.0})
+    plan += arrivals(LOW_SHARE * capacity, secs, rng, {"low": 1.0})
     shots = await client.fire(sorted(plan))
     return {
-        "wait_of_bound": round(of.wait_of_bound(shots, "low", OVERDUE_S, capacity), 3),
+        "wait_of_bound": round(of.wait_of_bound(shots, "low", OVERDUE_S, capacity, PLACES), 3),
         "low_calls": sum(shot.kind == "low" for shot in shots),
         "failed": of.failed(shots),
     }
@@ -179,7 +181,7 @@ SCENARIO = Scenario(
     "loop of so many times that, at random instants, from callers who wait "
     f"{PATIENCE_S * 1e3:.0f} ms for a place; latencies count from the instant a request was due. "
     "The load falls from 5x to 0.5x at once (after); a tenth of 3x is another tenant's "
-    "(tenants); a few low calls wait behind 3x of normal ones (low); the backend answers errors "
+    "(tenants); low calls of a fifth of it wait behind 3x of normal ones (low); the backend answers errors "
     "only (outage).",
     columns=(
         Column("offered", "offered"),

@@ -64,12 +64,12 @@ def test_a_fair_share_is_what_was_asked_or_half():
 
 
 def test_a_wait_is_held_against_those_overdue_before_it():
-    """One second until overdue, ten places a second: 1.4 s are promised, 1.8 s behind another."""
-    alone = [good(0, queued_ms=1400, kind="low")]
-    assert of.wait_of_bound(alone, "low", 1.0, 10) == pytest.approx(1.0)
-    two = [good(0, queued_ms=1400, kind="low"), good(0.1, queued_ms=1800, kind="low")]
-    assert of.wait_of_bound(two, "low", 1.0, 10) == pytest.approx(1.0)
-    assert of.wait_of_bound([*two, Shot(0.2, "low", 503)], "low", 1.0, 10) == of.NEVER
+    """Overdue after a second, ten places a second, two at once: 1.6 s, 2 s behind another."""
+    alone = [good(0, queued_ms=1600, kind="low")]
+    assert of.wait_of_bound(alone, "low", 1.0, 10, 2) == pytest.approx(1.0)
+    two = [good(0, queued_ms=1600, kind="low"), good(0.1, queued_ms=2000, kind="low")]
+    assert of.wait_of_bound(two, "low", 1.0, 10, 2) == pytest.approx(1.0)
+    assert of.wait_of_bound([*two, Shot(0.2, "low", 503)], "low", 1.0, 10, 2) == of.NEVER
 
 
 def test_arrivals_are_as_many_as_asked_and_in_order():
