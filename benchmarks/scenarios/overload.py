@@ -181,8 +181,8 @@ SCENARIO = Scenario(
     "loop of so many times that, at random instants, from callers who wait "
     f"{PATIENCE_S * 1e3:.0f} ms for a place; latencies count from the instant a request was due. "
     "The load falls from 5x to 0.5x at once (after); a tenth of 3x is another tenant's "
-    "(tenants); low calls of a fifth of it wait behind 3x of normal ones (low); the backend answers errors "
-    "only (outage).",
+    "(tenants); low calls of a fifth of it wait behind 3x of normal ones (low); the backend "
+    "answers errors only (outage).",
     columns=(
         Column("offered", "offered"),
         Column("answers/s", "good_per_s"),

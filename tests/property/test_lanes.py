@@ -34,6 +34,7 @@ class LanesAgainstAList(RuleBasedStateMachine):
         self.lanes = Lanes()
         self.now = 0.0
         self.list: list[Waiter] = []
+        self.weights: dict[tuple[Priority, str], float] = {}
         self.overdue: dict[int, Behind] = {}
         self.number = 0
 
@@ -47,6 +48,7 @@ class LanesAgainstAList(RuleBasedStateMachine):
         )  # fmt: skip
         self.lanes.add(waiter)
         self.list.append(waiter)
+        self.weights[level, tenant] = weight
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 5.0]))
     def pass_time(self, seconds: float) -> None:
@@ -97,6 +99,19 @@ class LanesAgainstAList(RuleBasedStateMachine):
         assert len(self.lanes) == len(self.list)
         for level in Priority:
             assert self.lanes.waiting(level) == sum(w.level == level for w in self.list)
+
+    @invariant()
+    def who_is_in_front(self) -> None:
+        higher = sum(w.level > Priority.NORMAL for w in self.list)
+        mine = [w for w in self.list if w.level == Priority.NORMAL]
+        own = sum(w.tenant == "a" for w in mine)
+        others = 0.0
+        for tenant in "bc":
+            theirs = [w for w in mine if w.tenant == tenant]
+            if theirs:
+                weight = self.weights[Priority.NORMAL, tenant]
+                others += min(len(theirs), (own + 1) * weight)
+        assert self.lanes.before(Priority.NORMAL, "a", 1.0) == higher + own + others
 
 
 TestLanes = LanesAgainstAList.TestCase

@@ -80,10 +80,12 @@ class _Tenant:
 class _Class:
     """The calls of one priority."""
 
-    __slots__ = ("_ready", "_tenants", "_turns", "clock", "waiting")
+    __slots__ = ("_present", "_ready", "_tenants", "_turns", "clock", "waiting")
 
     def __init__(self) -> None:
         self._tenants: dict[str, _Tenant] = {}
+        self._present: dict[str, _Tenant] = {}
+        """Those of them that wait: far fewer than are remembered, and looked at for each call."""
         self._ready: list[tuple[float, int, _Tenant]] = []
         self._turns = count()
         self.clock = 0.0
@@ -97,6 +99,8 @@ class _Class:
                 self._forget()
             tenant = tenants[waiter.tenant] = _Tenant()
         tenant.weight = waiter.weight
+        if not tenant.waiting:
+            self._present[waiter.tenant] = tenant
         tenant.waiting += 1
         self.waiting += 1
         heappush(tenant.calls, (waiter.deadline, waiter.arrived_at, number, waiter))
@@ -125,6 +129,8 @@ class _Class:
         self.waiting -= 1
         tenant = self._tenants[waiter.tenant]
         tenant.waiting -= 1
+        if not tenant.waiting:
+            del self._present[waiter.tenant]
         if served:
             tenant.clock += 1 / waiter.weight
         if not self.waiting:  # nobody to be fair to
@@ -142,11 +148,11 @@ class _Class:
 
     def before(self, tenant: str, weight: float) -> float:
         """How many of the class are served before one more of a tenant's."""
-        mine = self._tenants.get(tenant)
+        mine = self._present.get(tenant)
         own = mine.waiting if mine is not None else 0
         others = 0.0
-        for name, other in self._tenants.items():
-            if name != tenant and other.waiting:
+        for other in self._present.values():
+            if other is not mine:
                 others += min(other.waiting, (own + 1) * other.weight / weight)
         return own + others
 
