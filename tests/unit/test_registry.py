@@ -55,14 +55,14 @@ def test_features_come_in_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """By an entry point in the group of the door's name."""
     point = EntryPoint("mine", "tpo_mp.backends.echo:FEATURE", "tpo_mp.backends")
     monkeypatch.setattr(
-        registry,
-        "entry_points",
-        lambda group, name=None: [point] if group == point.group and name in (None, "mine") else [],
+        registry, "_points", lambda door: [point] if f"tpo_mp.{door}" == point.group else []
     )
     registry._outside.cache_clear()
     try:
         assert "mine" in registry.names("backends")
         assert "mine" not in registry.names("routes")
+        assert registry.knows("backends", "mine")
+        assert not registry.knows("routes", "mine")
         assert registry.find("backends", "mine") is registry.find("backends", "echo")
     finally:
         registry._outside.cache_clear()
@@ -82,7 +82,7 @@ def test_what_is_wrong_with_a_feature_from_outside_is_one_line(
 ) -> None:
     """Named, with where it comes from; never a traceback, never a guess."""
     found = [EntryPoint("mine", value, "tpo_mp.backends") for value in points]
-    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: found)
+    monkeypatch.setattr(registry, "_points", lambda _door: found)
     with pytest.raises(ConfigError, match=said) as caught:
         registry.find("backends", "mine")
     assert "'mine'" in caught.value.message
@@ -92,12 +92,26 @@ def test_what_is_wrong_with_a_feature_from_outside_is_one_line(
 def test_package_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """An editable install beside a built one, say."""
     point = EntryPoint("mine", "tpo_mp.backends.echo:FEATURE", "tpo_mp.backends")
-    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: [point, point])
+    monkeypatch.setattr(registry, "_points", lambda _door: [point, point])
     assert registry.find("backends", "mine") is registry.find("backends", "echo")
 
 
 def test_features_of_the_house_cannot_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a config says is what runs, whatever else is installed."""
     point = EntryPoint("echo", "tpo_mp.backends.openai:FEATURE", "tpo_mp.backends")
-    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: [point])
+    monkeypatch.setattr(registry, "_points", lambda _door: [point])
     assert registry.find("backends", "echo").build.__name__ == "EchoBackend"
+
+
+def test_no_package_is_looked_at_for_names_of_the_house(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts does not read about everything that is installed."""
+
+    def looked(door: Door) -> list[EntryPoint]:
+        raise AssertionError(f"packages were looked at for {door}")
+
+    monkeypatch.setattr(registry, "_points", looked)
+    registry._outside.cache_clear()
+    assert registry.knows("backends", "echo")
+    assert isinstance(registry.find("backends", "echo"), Feature)
+    with pytest.raises(AssertionError, match="looked at for backends"):
+        registry.knows("backends", "ecko")

@@ -62,7 +62,7 @@ AT_THE_EDGE: Final = frozenset({"auth"})
 
 def is_built(door: Door, name: str) -> bool:
     """Whether the registry has this feature; imports nothing."""
-    return name in registry.names(door)
+    return registry.knows(door, name)
 
 
 def known(door: Door) -> list[str]:

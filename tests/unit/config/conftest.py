@@ -124,7 +124,9 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, stages: Mapping[str, Feature]) -> 
     def fake_find(door: Door, name: str) -> Feature:
         return stages[name] if door == "stages" else find(door, name)
 
-    monkeypatch.setattr(
-        registry, "names", lambda door: core.get(door) or ([] if door in core else names(door))
-    )
+    def fake_names(door: Door) -> list[str]:
+        return core[door] if door in core else names(door)
+
+    monkeypatch.setattr(registry, "names", fake_names)
+    monkeypatch.setattr(registry, "knows", lambda door, name: name in fake_names(door))
     monkeypatch.setattr(registry, "find", fake_find)

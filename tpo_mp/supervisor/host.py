@@ -1,0 +1,134 @@
+"""Builds one host of a compiled configuration, runs its loop, and clears everything away.
+
+Order matters: lock the state directory (the config's port names it), bind the ports, make the
+memory, and only then start processes.  With ``port = 0`` the ports come first.
+
+Invariants: whatever fails before the loop leaves nothing behind and is one line with an exit code;
+after the loop no process, socket or file of ours is left, but for calls nobody could harvest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from tpo_mp.config.blob import ProcessView, process_view
+from tpo_mp.config.state_path import state_path
+from tpo_mp.errors import ExitCode
+from tpo_mp.shm.registry import Registry
+
+from . import placement
+from .events import EventLog
+from .hands import Context, RealHands
+from .loop import HostLoop, Parts, limits_of, times_of
+from .memory import HostMemory
+from .reload import Compile
+from .sdnotify import ServiceNotifier
+from .signals import SignalQueue
+from .sockets import Listeners, open_listeners
+from .spawn import Nursery
+from .state import House
+from .statedir import StateDir
+
+
+def run(blob: bytes, config_path: Path | None, compile_now: Compile) -> int:
+    """Run a host until it ends; return the exit code.  Raises ``TpoError`` or ``OSError``."""
+    with contextlib.ExitStack() as stack:
+        return _run(stack, blob, config_path, compile_now)
+
+
+def _run(
+    stack: contextlib.ExitStack, blob: bytes, config_path: Path | None, compile_now: Compile
+) -> int:
+    view = process_view(blob)
+    events = EventLog(view.observability.log_format, view.observability.log_level)
+    for warning in view.warnings:
+        events("config_warning", "warning", warning=warning)
+    asked = view.server.workers
+    cpus = placement.plan(placement.auto_workers() if asked == "auto" else asked)
+    house = House.build(cpus, limits_of(view))
+    state_dir, listeners = _claim(stack, view, len(cpus), events)
+    memory = _memory(stack, view, house, state_dir, events)
+    signals = SignalQueue()
+    stack.callback(signals.close)
+    nursery = Nursery(memory, listeners, state_dir.path)
+    stack.callback(nursery.close)
+    service = ServiceNotifier()
+    stack.callback(service.close)
+    context = Context(house, times_of(view), RealHands(memory, nursery), events)
+    memory.publish_config(1, blob)
+    supervisor = HostLoop(
+        Parts(
+            context, memory, nursery, listeners, signals, service, state_dir, config_path, blob,
+            compile_now,
+        )
+    )  # fmt: skip
+    stack.callback(supervisor.close)
+    code, reason = supervisor.run()
+    if code is not ExitCode.OK:
+        events("giving_up", "error", exit_code=int(code), reason=reason)
+    return int(code)
+
+
+def _claim(
+    stack: contextlib.ExitStack, view: ProcessView, workers: int, events: EventLog
+) -> tuple[StateDir, Listeners]:
+    """Lock the state directory and bind the ports, whichever can come first."""
+    server = view.server
+    state_dir = None
+    if server.state_dir or server.port:
+        state_dir = StateDir(_state_path(view, server.port))
+        stack.callback(state_dir.close)
+    listeners = open_listeners(
+        server.host, server.port, server.ops_port, slots=workers,
+        shared=not placement.balances(), ops_explicit=view.ops_port_given,
+    )  # fmt: skip
+    stack.callback(listeners.close)
+    if listeners.ops_moved:
+        events("ops_port_taken", "warning", wanted=server.ops_port, using=listeners.ops_port)
+    if state_dir is None:
+        state_dir = StateDir(_state_path(view, listeners.port))
+        stack.callback(state_dir.close)
+    return state_dir, listeners
+
+
+def _state_path(view: ProcessView, port: int) -> Path:
+    return state_path(view.server.state_dir, port)
+
+
+def _memory(
+    stack: contextlib.ExitStack,
+    view: ProcessView,
+    house: House,
+    state_dir: StateDir,
+    events: EventLog,
+) -> HostMemory:
+    wanted = Registry.size(house.seats, view.server.max_open_calls)
+    registry = state_dir.new_registry(wanted)
+    if state_dir.passed_over:
+        events(
+            "registry_on_disk", "warning", wanted_bytes=wanted, path=str(registry),
+            no_room_on=state_dir.passed_over,
+        )  # fmt: skip
+    # Linked first: whatever happens from here on, the next start finds the file.
+    state_dir.link_registry(registry)
+    try:
+        memory = HostMemory(
+            workers=len(house.slots),
+            seats=house.seats,
+            install_key=state_dir.install_key(),
+            max_open=view.server.max_open_calls,
+            cache_bytes=view.server.cache_bytes,
+            registry=registry,
+        )
+    except BaseException:
+        state_dir.drop_registry()
+        raise
+    stack.callback(memory.close)
+
+    def drop_registry() -> None:
+        if memory.nothing_left_open():
+            state_dir.drop_registry(memory.registry.run)
+
+    stack.callback(drop_registry)
+    return memory
