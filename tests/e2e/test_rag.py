@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,59 @@ def test_a_folder_of_documents_is_followed(short_tmp: Path) -> None:
         gateway.start()
         wait_for(lambda: cites() == ["handbook/hours.md"], 20, "one to be gone")
         assert ask(gateway, "one", "GET", path).json() == first, "not read twice"
+
+
+def vectors(*chosen: tuple[float, float]) -> dict[str, Any]:
+    """What a server of embeddings answers."""
+    data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(chosen)]
+    return {"object": "list", "model": "e", "data": data,
+            "usage": {"prompt_tokens": 5, "total_tokens": 5}}  # fmt: skip
+
+
+def test_what_was_found_is_put_into_order_by_meaning(short_tmp: Path) -> None:
+    """By the backend that is named, on every worker; without it in the order of the words."""
+    with Upstream() as embedder:
+        config = (
+            '[[backends]]\nname = "echo"\nkind = "echo"\nmodels = ["m"]\n' + NO_CACHE
+            + backend("vectors", embedder.base_url, "e", apis=["embeddings"])
+            + "[stages.breaker]\nenabled = false\n[stages.rag]\ntimeout_s = 8\n"
+            + 'rerank = { backend = "vectors", model = "e" }\n'
+        )  # fmt: skip
+        with Gateway(short_tmp / "rerank", config=config, workers=2) as gateway:
+            near, far = "The lighthouse lighthouse.", "A lighthouse, and more words than that."
+            for name, text in (("words", near), ("meaning", far)):
+                assert gateway.ask(DOCUMENTS, {"id": name, "text": text}).status == 200
+
+            def cited_ids() -> tuple[str, list[str]]:
+                reply = gateway.ask(CHAT, chat("lighthouse", model="m"))
+                found = reply.json()["tpo"]["citations"]
+                return reply.headers["x-tpo-shard"], [one["document_id"] for one in found]
+
+            def counted(result: str) -> float:
+                page = get(gateway.ops, "/metrics").body.decode()
+                return metric(page, "tpo_rag_reranks_total", result=result)
+
+            embedder.play(reply=vectors((1, 0), (0, 1), (1, 0)))
+            shards: set[str] = set()
+
+            def by_both() -> bool:
+                shard, order = cited_ids()
+                assert order == ["meaning", "words"]
+                shards.add(shard)
+                return shards == {"0", "1"}
+
+            wait_for(by_both, 20, "an answer of each worker")
+            sent = embedder.seen[-1].json()
+            assert (embedder.seen[-1].path, sent["model"]) == ("/v1/embeddings", "e")
+            assert [text.strip() for text in sent["input"]] == ["lighthouse", near, far]
+            for result, play in (
+                ("unusable", partial(embedder.play, reply=vectors((1, 0), (0, 1)))),
+                ("failed", partial(embedder.play, "status", status=500)),
+                ("late", partial(embedder.play, "hang")),
+            ):
+                play()
+                assert cited_ids()[1] == ["words", "meaning"]
+                wait_for(partial(counted, result), 20, f"{result} to be counted")
 
 
 def test_without_the_stage_nothing_is_told(short_tmp: Path) -> None:

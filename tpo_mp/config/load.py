@@ -138,6 +138,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         rules.folders(stages, auth, problems)
     rules.failover(routes, stages, problems)
     rules.near(stages, problems)
+    rules.rerank(stages, backends, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
     if not (server and supervisor and pipeline and rings and store and observability):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from tpo_mp.ports import BackendConfig
 
 from . import api_keys, certificate
-from .problems import Problems
+from .problems import Problems, suggestion
 from .sections import AuthSection, ServerSection, SupervisorSection
 from .tree import RouteRule
 from .values import check_url, is_loopback
@@ -23,6 +24,7 @@ from .values import check_url, is_loopback
 KEY_CHARACTERS: Final = 16
 _ORIGIN: Final = re.compile(r"\*|null|[a-z*][a-z0-9+.*-]*://[^/?#@\s]+")
 _ANYWHERE: Final = re.compile(r"\*|null|[^:]+://\*+(?::.*)?")
+_NO_EMBEDDINGS: Final = frozenset({"anthropic", "echo"})
 _HOST: Final = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.*]+\]")
 
 
@@ -160,6 +162,27 @@ def folders(stages: Mapping[str, Any], auth: AuthSection, problems: Problems) ->
             problems.warn(f"{path}.path: {folder.path!r} is no folder yet: nothing is read from it")
         if auth.enabled and not folder.tenant:
             problems.warn(f"{path}.tenant: with [auth] nobody is the tenant '': nobody reads it")
+
+
+def rerank(
+    stages: Mapping[str, Any], backends: Sequence[BackendConfig], problems: Problems
+) -> None:
+    """Documents are put into order by a backend that is there, has the model, and embeds."""
+    wanted = getattr(stages.get("rag"), "rerank", None)
+    if wanted is None:
+        return
+    path = "stages.rag.rerank.backend"
+    found = next((one for one in backends if one.name == wanted.backend), None)
+    if found is None:
+        said = f"no such backend; {suggestion(wanted.backend, [one.name for one in backends])}"
+        problems.add_value(path, wanted.backend, said)
+    elif found.kind in _NO_EMBEDDINGS or (found.apis and "embeddings" not in found.apis):
+        problems.add_value(path, wanted.backend, "this backend has no embeddings")
+    elif wanted.model not in found.model_map and not any(
+        fnmatchcase(wanted.model, model) for model in found.models
+    ):
+        said = f"backend {found.name!r} does not serve this model"
+        problems.add_value("stages.rag.rerank.model", wanted.model, said)
 
 
 def _local(host: str) -> bool:

@@ -6,15 +6,20 @@ store's thread, so no worker's loop waits on a disk: it asks over its ring and s
 meanwhile.  What is found goes into the request, the best first, until ``max_context_tokens`` are
 full, and is named in the answer as ``tpo.citations``.
 
+With ``rerank``, more pieces are looked up than are told, and put into order by the meaning of their
+texts (``pipeline.reranking``), in what is left of the same time.
+
 A question that gets no answer within ``timeout_s`` is asked of the model without context.
 
 Invariants: nothing of another tenant's is ever seen; a request about which nothing is known goes
 on byte for byte; without this stage nothing is looked up at all.
-Known weakness: words are compared, not meanings; a token is taken for four bytes.
+Known weakness: what shares no word with the question is not found, also with a rerank; a token is
+taken for four bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
@@ -22,10 +27,12 @@ import orjson
 from msgspec import Meta, Struct
 
 from tpo_mp.dialects.prompt_context import ASKING, question_of, with_context
+from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.citing import cite
+from tpo_mp.pipeline.reranking import Reranker
 from tpo_mp.ports import Env, Feature, Proceed
 from tpo_mp.store.rag_questions import RAG, Hit, RagQuestion, hits_of
-from tpo_mp.types import Call, Phase, Reply
+from tpo_mp.types import Call, Dialect, Phase, Reply
 
 BYTES_PER_TOKEN: Final = 4
 _SUCCESS: Final = range(200, 300)
@@ -44,6 +51,18 @@ class Folder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tenant: Annotated[str, Meta(max_length=256,
         description="Whose documents they are; empty: everybody's, where no key is asked for.",
     )] = ""  # fmt: skip
+
+
+class Rerank(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which backend's embeddings put into order what words found."""
+
+    backend: Annotated[str, Meta(min_length=1, description="Name of a backend with embeddings.")]
+    model: Annotated[str, Meta(min_length=1, max_length=256,
+        description="Model it is asked for.")]  # fmt: skip
+    candidates: Annotated[int, Meta(ge=2, le=50,
+        description="Most pieces put into order, of which `top_k` are told.")] = 12  # fmt: skip
+    dimensions: Annotated[Annotated[int, Meta(ge=1, le=8192)] | None, Meta(
+        description="Length of its vectors, for models that can choose.")] = None  # fmt: skip
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +93,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     folder_max_files: Annotated[
         int, Meta(ge=1, le=10_000, description="Most files of a folder.")
     ] = 1000
+    rerank: Annotated[
+        Rerank | None, Meta(description="Put what was found into order by a backend's embeddings.")
+    ] = None
 
 
 class Rag:
@@ -84,6 +106,10 @@ class Rag:
     def __init__(self, config: Config, env: Env) -> None:
         self._config = config
         self._store = env.store
+        self._clock = env.clock
+        rerank = config.rerank
+        self._reranker = Reranker(rerank.model, rerank.dimensions, env) if rerank else None
+        self._limit = max(config.top_k, rerank.candidates) if rerank else config.top_k
         text = "Questions to the documents, by what came of them."
         counter = env.metrics.counter
         self._found, self._none, self._late = (
@@ -91,11 +117,24 @@ class Rag:
             for result in ("found", "nothing", "unavailable")
         )
 
+    def meet_targets(self, targets: Mapping[str, Any]) -> None:
+        """The backends that may be asked; raises ``ConfigError`` for one without embeddings."""
+        rerank = self._config.rerank
+        if rerank is None or self._reranker is None:
+            return
+        target = targets.get(rerank.backend)
+        if target is None or Dialect.OPENAI_EMBEDDINGS not in getattr(
+            target.backend, "dialects", ()
+        ):
+            said = f"stages.rag.rerank.backend: {rerank.backend!r} has no embeddings"
+            raise ConfigError(said)
+        self._reranker.target = target
+
     async def __call__(self, call: Call, proceed: Proceed, /) -> Reply:
         """Look up, tell, ask."""
         body: Any = orjson.loads(call.body) if call.dialect in ASKING else None
         question = question_of(call.dialect, body)
-        chosen = await self._look_up(call.tenant, question) if question else []
+        chosen = await self._look_up(call, question) if question else []
         if not chosen or not with_context(call.dialect, body, context_of(chosen)):
             return await proceed(call)
         call.body = orjson.dumps(body)
@@ -106,15 +145,18 @@ class Rag:
         reply.headers += b"x-tpo-citations: %d\r\n" % len(chosen)
         return cite(reply, call.dialect, citations_of(chosen))
 
-    async def _look_up(self, tenant: str, question: str) -> list[Hit]:
+    async def _look_up(self, call: Call, question: str) -> list[Hit]:
         config = self._config
-        asked = RagQuestion("search", tenant, question, limit=config.top_k)
+        until = self._clock() + config.timeout_s
+        asked = RagQuestion("search", call.tenant, question, limit=self._limit)
         told = await self._store.get(RAG, asked.key(), config.timeout_s)
         if told is None:
             self._late.inc()
             return []
         hits = [hit for hit in hits_of(told) if hit.score >= config.min_score]
-        chosen = fitting(hits, config.max_context_tokens * BYTES_PER_TOKEN)
+        if self._reranker is not None:
+            hits = await self._reranker.order(call, question, hits, until - self._clock())
+        chosen = fitting(hits[: config.top_k], config.max_context_tokens * BYTES_PER_TOKEN)
         (self._found if chosen else self._none).inc()
         return chosen
 
@@ -129,7 +171,7 @@ def fitting(hits: list[Hit], room: int) -> list[Hit]:
     room -= len(_LEAD)
     chosen: list[Hit] = []
     for hit in hits:
-        bare = Hit(hit.id, hit.title, hit.piece, hit.score, "")
+        bare = Hit(hit.id, hit.title, hit.piece, hit.score, "", hit.similarity)
         left = room - len(_entry(len(chosen) + 1, bare).encode()) - 2
         text = hit.text.encode()
         if left <= 0:
@@ -152,6 +194,7 @@ def citations_of(hits: list[Hit]) -> bytes:
     """What the client is told, as JSON."""
     cited: list[dict[str, Any]] = [
         {"number": n, "document_id": h.id, "title": h.title, "piece": h.piece, "score": h.score}
+        | ({} if h.similarity is None else {"similarity": h.similarity})
         for n, h in enumerate(hits, 1)
     ]
     return msgspec.json.encode(cited)

@@ -51,14 +51,18 @@ class RagChange(Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self).decode()
 
 
-class Hit(Struct):
-    """A piece of a document that has the words; the higher the score the better."""
+class Hit(Struct, omit_defaults=True):
+    """A piece of a document that has the words; the higher the score the better.
+
+    ``similarity`` is its meaning's to the question's, if a backend was asked for it.
+    """
 
     id: str
     title: str
     piece: int
     score: float
     text: str
+    similarity: float | None = None
 
 
 class DocumentSums(Struct):

@@ -87,6 +87,9 @@ def build(
         targets = {
             name: _target(entry, backends[name], attempt, env) for name, entry in entries.items()
         }
+        for _, stage in stages:
+            if hasattr(stage, "meet_targets"):
+                stage.meet_targets(targets)
         rules = []
         for rule in config.routes:
             feature = registry.find("routes", rule.strategy)

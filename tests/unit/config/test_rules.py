@@ -201,3 +201,33 @@ def test_a_folder_that_nobody_reads_is_told(load_text: Loads) -> None:
     key = KEY.format("k", "0123456789abcdef0123")
     text = f'{FOLDER}name = "x"\npath = "/"\n[auth]\nenabled = true\n{key}'
     assert any("stages.rag.folders[0].tenant" in line for line in load_text(text).warnings)
+
+
+@pytest.mark.parametrize(
+    ("rerank", "said"),
+    [
+        ('backend = "vectors", model = "embed-1"', ""),
+        ('backend = "vectors", model = "small"', ""),
+        ('backend = "vector", model = "embed-1"', "backend = 'vector': no such backend; did you"),
+        ('backend = "vectors", model = "other"', "model = 'other': backend 'vectors' does not"),
+        ('backend = "chats", model = "x"', "backend = 'chats': this backend has no embeddings"),
+        ('backend = "a", model = "x"', "backend = 'a': this backend has no embeddings"),
+        ('backend = "vectors"', "model: required"),
+    ],
+)
+def test_documents_are_put_into_order_by_a_backend_that_can(
+    refused: Refused, load_text: Loads, rerank: str, said: str
+) -> None:
+    """It is there, serves the model, and has embeddings."""
+    text = (
+        '[[backends]]\nname = "a"\nkind = "echo"\n'
+        '[[backends]]\nname = "vectors"\nkind = "openai"\nmodels = ["embed-*"]\n'
+        'model_map = { small = "embed-1" }\n'
+        '[[backends]]\nname = "chats"\nkind = "openai"\napis = ["chat"]\n'
+        f"[stages.rag]\nrerank = {{ {rerank} }}\n"
+    )
+    if said:
+        (line,) = refused(text)
+        assert line.startswith(f"stages.rag.rerank.{said}")
+    else:
+        assert load_text(text).warnings == ()

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.support.fake_env import FakeWorld, make_call
+from tpo_mp.errors import ConfigError
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.stages.rag import BYTES_PER_TOKEN, Config, Rag, context_of, fitting
 from tpo_mp.store.rag_questions import Hit, question
@@ -86,6 +88,53 @@ def test_without_anything_to_tell_a_request_is_untouched() -> None:
     vectors = Library(HITS)
     vectors.send(dialect=Dialect.OPENAI_EMBEDDINGS, body=b'{"input": "a"}')
     assert vectors.asked == []
+
+
+class Embedder:
+    """A backend with vectors for a question and two texts, of which the second is nearer."""
+
+    def __init__(self, *dialects: Dialect) -> None:
+        self.backend = self
+        self.dialects = dialects
+        self.asked = 0
+
+    def infer(self, call: Call) -> Awaitable[Reply]:
+        """Answer."""
+        self.asked += 1
+        out: Promise[Reply] = Promise()
+        vectors = enumerate([[1, 0], [0, 1], [1, 1]])
+        data = [{"index": n, "embedding": vector} for n, vector in vectors]
+        out.resolve(Reply(200, json.dumps({"data": data}).encode()))
+        return out
+
+
+def test_what_is_nearest_is_told_first_where_a_backend_says_so() -> None:
+    """More is looked up than is told, what scores too little is not put into order at all."""
+    rerank = {"backend": "e", "model": "m", "candidates": 9}
+    library = Library(HITS, top_k=1, rerank=rerank)
+    embedder = Embedder(Dialect.OPENAI_EMBEDDINGS)
+    library.stage.meet_targets({"e": embedder})
+    reply = library.send()
+    assert library.asked[0][1].limit == 9
+    assert json.loads(reply.body or b"")["tpo"]["citations"] == [
+        {"number": 1, "document_id": "d2", "title": "", "piece": 2, "score": 1.0,
+         "similarity": 0.7071},
+    ]  # fmt: skip
+    assert b"We close" in library.seen[0]
+    assert b"We open" not in library.seen[0]
+    few = Library(HITS, min_score=2, rerank=rerank)
+    few.stage.meet_targets({"e": embedder})
+    assert few.send().headers == b"x-tpo-citations: 1\r\n"
+    assert embedder.asked == 1
+
+
+def test_a_backend_without_embeddings_is_refused() -> None:
+    """And one that is not there; without the option nobody is looked for."""
+    library = Library(HITS, rerank={"backend": "e", "model": "m"})
+    for targets in ({}, {"e": Embedder(Dialect.OPENAI_CHAT)}):
+        with pytest.raises(ConfigError, match="'e' has no embeddings"):
+            library.stage.meet_targets(targets)
+    Library(HITS).stage.meet_targets({})
 
 
 def test_a_failure_cites_nothing() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_env import FakeWorld
+from tpo_mp.backends.echo import Config as EchoConfig
 from tpo_mp.backends.echo import EchoBackend
 from tpo_mp.config import load
 from tpo_mp.config.tree import Config
@@ -177,3 +178,14 @@ def test_model_nobody_serves_is_not_found() -> None:
 
     with pytest.raises(NotFound):
         made.router.serve(make_call(b"", model="y"))
+
+
+def test_a_stage_that_asks_backends_itself_meets_them() -> None:
+    """Behind their stages; one that has no embeddings is a fault of the config."""
+    entry = {"name": "sim", "kind": "simulator", "models": ["embed"]}
+    rag = {"rerank": {"backend": "sim", "model": "embed"}}
+    made = make(entry, stages={"rag": rag})
+    assert made.router.knows("embed")
+    mute = EchoBackend(EchoConfig(name="sim", kind="echo"), FakeWorld().env)
+    with pytest.raises(ConfigError, match="no embeddings"):
+        build(config(entry, stages={"rag": rag}), FakeWorld().env, 1, given={"sim": mute})
