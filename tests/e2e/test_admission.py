@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -15,7 +16,7 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd, Load
-from tests.support.raw import ask, chat
+from tests.support.raw import RawClient, ask, build, chat
 from tests.support.toml import backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -292,3 +293,42 @@ def test_a_critical_call_is_next_whichever_worker_it_came_to(
     assert urgent.status == 200
     order = ["urgent" in request.body.decode() for request in list(upstream.seen)[seen:]]
     assert order == [False, True, False, False]
+
+
+def test_a_tenant_is_never_before_those_it_may_not_pass(
+    short_tmp: Path, upstream: Upstream
+) -> None:
+    """Its critical call came first and goes after a high one of another tenant, on any worker."""
+    keys = {"trial": "key-of-the-trial-0123", "paying": "key-of-the-paying-012"}
+    config = "".join(
+        (
+            section("[auth]", enabled=True),
+            *(section("[[auth.keys]]", id=name, secret=key) for name, key in keys.items()),
+            section("[stages.admission]", max_wait_s=20, highest={"trial": "normal"}),
+            backend("one", upstream.base_url, max_concurrent=1),
+        )
+    )
+    with Gateway(short_tmp / "highest", config=config, workers=2) as gateway, ExitStack() as open_:
+
+        def send(who: str, priority: str) -> RawClient:
+            """A call whose answer is read later."""
+            client = open_.enter_context(RawClient(gateway.url, timeout_s=30.0))
+            body = json.dumps(chat(f"{who} {priority}", "one")).encode()
+            headers = {"Host": client.host, "Authorization": f"Bearer {keys[who]}"}
+            headers |= {"Content-Type": "application/json", "X-TPO-Priority": priority}
+            client.send(build("POST", CHAT, headers, body))
+            return client
+
+        upstream.play("hang")
+        seen = len(upstream.seen)
+        first = send("paying", "normal")
+        wait_for(lambda: len(upstream.seen) == seen + 1, 10, "the place taken")
+        trial = send("trial", "critical")
+        wait_for(lambda: waiting(gateway) == 1, 10, "one that waits")
+        paying = send("paying", "high")
+        wait_for(lambda: waiting(gateway) == 2, 10, "two that wait")
+        upstream.play()
+        first.close()
+        assert [waits.read_reply().status for waits in (trial, paying)] == [200, 200]
+    order = [b"paying high" in request.body for request in list(upstream.seen)[seen + 1 :]]
+    assert order == [True, False]

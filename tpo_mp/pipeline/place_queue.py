@@ -20,8 +20,11 @@ from tpo_mp.ports import Share
 
 from .drain_rate import DrainRate
 from .lanes import Lanes, Waiter
+from .overtaking import Overtaking
 
 TOLD_AGAIN_S: Final = 0.5
+NEXT_PART: Final = 2
+"""Among the next is whose place is in the first such part of all."""
 UNHEARD: Final = 0.0
 Who: TypeAlias = tuple[int, int]
 """A seat, and its number for a call."""
@@ -36,15 +39,21 @@ class Crier(Protocol):
 
 
 class _Entry:
-    """One that waits ``since`` the turn ``turns``, or whose turn was told at ``told_at``."""
+    """One that waits ``since`` the turn ``turns``, or whose turn was told at ``told_at``.
 
-    __slots__ = ("life", "reserved", "since", "told_at", "turned", "turns", "waiter")
+    ``ahead`` is how many places were to come until its own when it came.
+    """
 
-    def __init__(self, waiter: Waiter, life: tuple[int, int], since: float, turns: int) -> None:
+    __slots__ = ("ahead", "life", "reserved", "since", "told_at", "turned", "turns", "waiter")
+
+    def __init__(
+        self, waiter: Waiter, life: tuple[int, int], since: float, turns: int, ahead: float
+    ) -> None:
         self.waiter = waiter
         self.life = life
         self.since = since
         self.turns = turns
+        self.ahead = ahead
         self.turned = False
         self.reserved = False
         self.told_at = UNHEARD
@@ -63,6 +72,7 @@ class PlaceQueue:
         self._lanes = Lanes()
         self._entries: dict[Who, _Entry] = {}
         self._rate = DrainRate()
+        self._overtaking = Overtaking()
         self._pumping = False
         self._again = False
 
@@ -92,12 +102,12 @@ class PlaceQueue:
             return
         if entry is not None:
             self._drop(who, entry)
-        in_time = waiter.deadline > now
-        if not in_time or (len(self._lanes) and self._too_far(waiter, now)):
-            self._crier.refuse(who, self.wait_s(waiter, now), early=in_time)
+        in_time, ahead = waiter.deadline > now, self._ahead(waiter)
+        if not in_time or (len(self._lanes) and self._too_far(waiter, ahead, now)):
+            self._crier.refuse(who, self._wait_s(waiter, ahead, now), early=in_time)
             return
         self._rate.begin(now)
-        self._entries[who] = _Entry(waiter, life, now, self._rate.total)
+        self._entries[who] = _Entry(waiter, life, now, self._rate.total, ahead)
         self._lanes.add(waiter)
         self.pump(now)
 
@@ -157,6 +167,7 @@ class PlaceQueue:
             entry = self._entries[who]
             entry.turned, entry.reserved = True, limited
             self._rate.turn(now, self.places, entry.since, entry.turns)
+            self._overtaking.over(waiter.level, entry.ahead, self._rate.total - entry.turns)
             self._tell(who, entry, now)
 
     def tick(self, now: float) -> None:
@@ -174,18 +185,31 @@ class PlaceQueue:
             who: Who = waiter.key  # type: ignore[assignment]  # ``ask`` put it there
             entry = self._entries.pop(who)
             self._rate.lags(now, self.places, entry.since, entry.turns)
-            self._crier.refuse(who, self.wait_s(waiter, now), early=False)
+            came = self._rate.total - entry.turns
+            if came >= entry.ahead:  # else it is the backend that was late
+                self._overtaking.over(waiter.level, entry.ahead, came + 1)
+            self._crier.refuse(who, self._wait_s(waiter, self._ahead(waiter), now), early=False)
 
-    def wait_s(self, waiter: Waiter, now: float) -> float:
+    def _wait_s(self, waiter: Waiter, ahead: float, now: float) -> float:
         """How long one that comes now will likely wait; 0: nobody can tell."""
-        return self._rate.wait_s(self._in_front(waiter), now, self.places)
+        passed = self._overtaking.passed(waiter.level)
+        return self._rate.wait_s(ahead * passed, now, self.places)
 
-    def _too_far(self, waiter: Waiter, now: float) -> bool:
-        """Whether it would be too late, were the places to come as late as they lately did."""
-        longest_s = self._rate.longest_s(self._in_front(waiter), now, self.places)
+    def _too_far(self, waiter: Waiter, ahead: float, now: float) -> bool:
+        """Whether it would be too late, were the places to come as late as they lately did.
+
+        Who is among the next is not asked to wait less than it would: when all places are late, a
+        tenant that sends a call now and then must not be refused for it, and no place stay empty.
+        """
+        places = self.places
+        if ahead <= max(places // NEXT_PART, 1):
+            longest_s = self._rate.wait_s(ahead, now, places)
+        else:
+            passed = self._overtaking.passed(waiter.level)
+            longest_s = self._rate.longest_s(ahead * passed, now, places)
         return now + longest_s > waiter.deadline
 
-    def _in_front(self, waiter: Waiter) -> float:
+    def _ahead(self, waiter: Waiter) -> float:
         """Places until its own, that one included."""
         return self._lanes.before(waiter.level, waiter.tenant, waiter.weight) + 1
 

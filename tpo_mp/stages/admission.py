@@ -23,7 +23,7 @@ another of its route may have a place sooner.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -34,7 +34,7 @@ from tpo_mp.pipeline.placed import Passing, through
 from tpo_mp.pipeline.places import AUTO, Door, PlaceTicket, desk_of
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import BackendConfig, Counter, Env, Feature, Histogram, Proceed
-from tpo_mp.types import Call, Phase, Reply
+from tpo_mp.types import Call, Phase, Priority, Reply
 
 WAITS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LEAST_PAUSE_S: Final = 0.05
@@ -55,6 +55,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[str, Annotated[float, Meta(ge=0.001, le=1_000)]],
         Meta(max_length=4_096,
              description="Shares of tenants inside a class, where they are not all alike [1]."),
+    ] = {}  # fmt: skip
+    highest: Annotated[
+        dict[str, Literal["high", "normal", "low"]],
+        Meta(max_length=4_096,
+             description="Highest priority of tenants, where any call may have any; what such a "
+             "tenant marks higher waits as that."),
     ] = {}  # fmt: skip
     auto_start: Annotated[int, Meta(ge=1, le=100_000,
         description="Places at first of a backend with `max_concurrent` auto.")] = 16  # fmt: skip
@@ -84,6 +90,7 @@ class Admission:
         self._env = env
         self._desk = desk_of(env)
         self._doors: dict[str, tuple[Door, int, _Told]] = {}
+        self._highest = {who: Priority[name.upper()] for who, name in config.highest.items()}
 
     def meet(self, entries: Sequence[BackendConfig]) -> None:
         """Learn the limits."""
@@ -112,7 +119,7 @@ class Admission:
         longest = now + self._config.max_wait_s
         return Waiter(
             None,
-            level=call.priority,
+            level=min(call.priority, self._highest.get(call.tenant, Priority.CRITICAL)),
             tenant=call.tenant,
             weight=self._config.weights.get(call.tenant, 1.0),
             arrived_at=call.started_at,

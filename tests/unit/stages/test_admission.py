@@ -236,6 +236,20 @@ def test_priority_decides_who_is_next() -> None:
     assert [call.priority for call in bench.asked] == [0, 3, 2, 1]
 
 
+def test_a_tenant_has_no_higher_priority_than_it_may() -> None:
+    """What it marks higher waits as that; what it marks lower stays low."""
+    bench = Bench(highest={"trial": "normal"})
+    bench.send()
+    bench.send(tenant="trial", priority=0)
+    bench.send(tenant="trial", priority=3)
+    bench.send(tenant="paying", priority=2)
+    bench.send(tenant="paying", priority=1)
+    for done in range(4):
+        bench.tries[done].resolve(answer())
+    order = [(call.tenant, call.priority) for call in bench.asked[1:]]
+    assert order == [("paying", 2), ("trial", 3), ("paying", 1), ("trial", 0)]
+
+
 def test_weights_of_tenants() -> None:
     """Two places of one for each of the other."""
     bench = Bench(weights={"big": 2})
