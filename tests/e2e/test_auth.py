@@ -31,7 +31,8 @@ OPEN = {
 }  # fmt: skip
 ADMIN = {
     "/api/v1/dlq", "/v1/dlq", "/api/v1/dlq/{id}", "/api/v1/debug/dlq", "/api/v1/debug/pipeline",
-    "/api/v1/dlq/{id}/replay", "/v1/dlq/replay/{id}",
+    "/api/v1/dlq/{id}/replay", "/v1/dlq/replay/{id}", "/api/v1/dlq/replay",
+    "/api/v1/dlq/replay/{id}",
     "/api/v1/guard", "/api/v1/guard/inspect",
     "/api/v1/cache", "/v1/cache", "/api/v1/cache/stats", "/v1/cache/stats",
     "/api/v1/audit", "/api/v1/audit/stats", "/api/v1/audit/export",

@@ -117,7 +117,7 @@ def test_search_hides_what_does_not_match(page: Browser) -> None:
     shown = "[...document.querySelectorAll('.route:not([hidden])')].map(r => r.id)"
     every = page.value("[...document.querySelectorAll('.route')].map(r => r.id)")
     wanted = {one for one in every if "dlq" in one}
-    assert len(wanted) == 6 < len(every)
+    assert len(wanted) == 8 < len(every)
     assert set(page.value(shown)) == wanted
 
 

@@ -128,6 +128,28 @@ def test_the_command_replays_everything_and_sums_up(
     assert "line 1: neither" in told.stderr
 
 
+def test_a_sessions_letters_are_asked_in_their_order(gateway: Gateway, upstream: Upstream) -> None:
+    """Those of other sessions stay; what fails holds back what came after it."""
+    names = []
+    for session, text in (("s", "1"), ("other", "2"), ("s", "3")):
+        body = {"model": "up", "prompt": f"doomed {text}", "session_id": session}
+        names.append(fail(gateway, upstream, "/v1/prompt", body))
+    upstream.play("status", status=500)
+    asked = {"session_id": "s", "max_age_secs": 600}
+    told = gateway.ask("/api/v1/dlq/replay", asked).json()
+    assert [(one["request_id"], one["status"]) for one in told["letters"]] == [
+        (names[0], "failed"), (names[2], "held"),
+    ]  # fmt: skip
+    upstream.play("answer")
+    before = len(upstream.seen)
+    told = gateway.ask("/api/v1/dlq/replay", asked).json()
+    assert (told["replayed"], told["failed"], told["held"]) == (2, 0, 0)
+    assert [b"doomed 3" in seen.body for seen in list(upstream.seen)[before:]] == [False, True]
+    assert [entry["request_id"] for entry in letters(gateway)] == [names[1]]
+    assert gateway.ask("/api/v1/dlq/replay", {"max_age_secs": 0}).json()["letters"] == []
+    assert post(gateway, f"/api/v1/dlq/replay/{names[1]}").json()["ran"] is True
+
+
 def test_a_replay_that_is_killed_loses_nothing(gateway: Gateway, upstream: Upstream) -> None:
     """The letters it had not come to are there; the second run does the rest."""
     names = [fail(gateway, upstream, *ASKED[0]) for _ in range(4)]

@@ -2,7 +2,7 @@
 
 A line is a whole native request (``{"prompt": …}``), which is sent to ``/api/v1/infer``, or a
 dropped record (``{"request_id": …}``), whose request the gateway has kept and asks again itself.
-A record the gateway knows no letter of is skipped: there is nothing to ask.
+A record the gateway knows no letter of, or without its name, is skipped: there is nothing to ask.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .asking import Told, ask
 CELLS: Final = 40
 MOST_PAUSE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
+_OF_A_RECORD: Final = frozenset({"reason", "dropped_at"})
 _AGAIN: Final = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
@@ -90,7 +91,9 @@ class AskedGateway:
                 raise click.ClickException(f"{self.url}: {_reason(told)}")
             found += page["entries"]
             if page["next"] is None:
-                return found[::-1]
+                found.reverse()
+                found.sort(key=_dropped_at)  # those of two workers come in any order
+                return found
             after = f"&after={page['next']}"
 
 
@@ -164,6 +167,10 @@ def _one(gateway: AskedGateway, number: int, line: bytes, tally: Tally, *, dry_r
     except orjson.JSONDecodeError:
         asked = None
     where = _target(asked)
+    if where is None and isinstance(asked, dict) and asked.keys() & _OF_A_RECORD:
+        _say(number, "a dropped record without its request_id: there is nothing to ask")
+        tally.skip += 1
+        return
     if where is None:
         _say(number, "neither a request with a prompt nor a record with a request_id")
         tally.fail += 1
@@ -199,6 +206,10 @@ def _target(asked: Any) -> tuple[str, bytes] | None:
     if isinstance(call_id, str) and call_id.replace("-", "").isalnum():
         return f"/api/v1/dlq/{call_id}/replay", b""
     return None
+
+
+def _dropped_at(letter: dict[str, Any]) -> float:
+    return float(letter["dropped_at"])
 
 
 def _say(number: int, why: str) -> None:

@@ -83,7 +83,10 @@ def put(shelf: Shelf, table: str, key: str, value: bytes, ttl_s: float) -> bool:
 
 
 def _page(shelf: Shelf, query: LetterQuery) -> bytes:
-    found = shelf.letters.page(query.limit + 1, query.after, query.tenant)
+    if query.oldest:
+        found = shelf.letters.oldest(query.limit, query.session, query.since)
+    else:
+        found = shelf.letters.page(query.limit + 1, query.after, query.tenant)
     page = found[: query.limit]
     last = page[-1].seq if page else 0
     body = {

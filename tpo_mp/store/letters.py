@@ -223,6 +223,13 @@ class DeadLetters:
             found += [row for row in rows if row.call_id not in self._waiting]
         return found
 
+    def oldest(self, limit: int, session: str | None, since: float | None) -> list[LetterHeader]:
+        """Open letters in the order of their drop, without those that only memory has."""
+        if self._tables is None:
+            return []
+        rows = self._tables.oldest_letters(limit, session, since)
+        return [row for row in rows if row.call_id not in self._waiting]
+
     def read(self, call_id: str) -> tuple[LetterHeader, Letter] | None:
         """One letter with its payload."""
         waiting = self._waiting.get(call_id)

@@ -84,6 +84,12 @@ class LetterQuery(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     """The ``next`` of the page before."""
     tenant: str | None = None
     """Only this tenant's letters."""
+    session: str | None = None
+    """Only this session's; with ``oldest``."""
+    since: float | None = None
+    """Only those dropped since; with ``oldest``."""
+    oldest: bool = False
+    """The first page in the order of the drop, instead."""
 
     def key(self) -> str:
         """The key to ask for."""

@@ -298,6 +298,18 @@ class Tables:
         )
         return [LetterHeader(*row) for row in rows]
 
+    def oldest_letters(
+        self, limit: int, session: str | None, since: float | None
+    ) -> list[LetterHeader]:
+        """Open dead letters in the order in which they were dropped."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM dead_letters INDEXED BY dead_letters_dropped"  # noqa: S608
+            " WHERE status='open' AND dropped_at>=? AND (? IS NULL OR session=?)"
+            " ORDER BY dropped_at, seq LIMIT ?",
+            (since if since is not None else 0.0, session, session, limit),
+        )
+        return [LetterHeader(*row) for row in rows]
+
     def open_letters(self) -> int:
         """How many dead letters are open."""
         row = self._db.execute("SELECT count(*) FROM dead_letters WHERE status='open'").fetchone()

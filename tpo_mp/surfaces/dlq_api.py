@@ -7,21 +7,25 @@ A worker that dies while it asks leaves the letter open, and it may be tried aga
 
 from __future__ import annotations
 
+import msgspec
 import orjson
 from msgspec import Struct
 
-from tpo_mp.dialects import shapes
+from tpo_mp.dialects import letter_shapes, shapes
 from tpo_mp.errors import NotFound, Rejected, Shed
 from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.replay import Replayer
+from tpo_mp.pipeline.replay_many import replay_many
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.store.questions import LETTERS, LetterQuery
 
 from .native_api import MAX_DLQ_PAGE, PAGE
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +59,14 @@ class DlqApi:
                      takes_json=False, errors=(409, 429, 502),
                      example_path="/api/v1/dlq/$LETTER_ID/replay",
                      outcomes=(Outcome("it is answered, now or before", shapes.Replayed),)),
-            Endpoint("POST", "/v1/dlq/replay/{id}", self.replay, "native", access="admin",
-                     takes_json=False, errors=(409, 429, 502), alias_of=one + "/replay",
-                     example_path="/v1/dlq/replay/$LETTER_ID",
-                     outcomes=(Outcome("it is answered, now or before", shapes.Replayed),)),
+            *(Endpoint("POST", path + "/{id}", self.replay, "native", access="admin",
+                       takes_json=False, errors=(409, 429, 502), alias_of=one + "/replay",
+                       example_path=path + "/$LETTER_ID",
+                       outcomes=(Outcome("it is answered, now or before", shapes.Replayed),))
+              for path in ("/api/v1/dlq/replay", "/v1/dlq/replay")),
+            Endpoint("POST", "/api/v1/dlq/replay", self.replay_many, "native", access="admin",
+                     request=letter_shapes.ReplayRequest, example={"limit": 1}, errors=(503,),
+                     outcomes=(Outcome("what became of each", letter_shapes.ReplayedLetters),)),
         ]  # fmt: skip
 
     async def dead_letters(self, exchange: Exchange) -> None:
@@ -92,6 +100,12 @@ class DlqApi:
         told = {"request_id": letter, "status": "replayed", "ran": ran, "call_id": call_id}
         body = orjson.dumps(told)[:-1] + b',"answer":%b}' % answer
         exchange.respond(200, body, extra=id_line(exchange.head))
+
+    async def replay_many(self, exchange: Exchange) -> None:
+        """Ask dead letters again, all or a session's, the oldest first."""
+        asked = letter_shapes.decode_replay(exchange.body)
+        told = await replay_many(self._gateway, self._replayer, exchange, asked)
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
     # -- inside ---------------------------------------------------------------------------------
 

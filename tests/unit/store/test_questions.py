@@ -9,7 +9,12 @@ from tpo_mp.store.questions import LetterQuery
 
 @pytest.mark.parametrize(
     "query",
-    [LetterQuery(), LetterQuery(limit=5, after=17), LetterQuery(tenant='we "quote"')],
+    [
+        LetterQuery(),
+        LetterQuery(limit=5, after=17),
+        LetterQuery(tenant='we "quote"'),
+        LetterQuery(session="s", since=1.5, oldest=True),
+    ],
 )
 def test_a_query_survives_its_key(query: LetterQuery) -> None:
     """Both sides read the same query."""

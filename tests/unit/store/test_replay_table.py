@@ -219,3 +219,18 @@ def test_a_letter_that_is_put_back_is_not_given_out_twice(tables: Tables) -> Non
     add(tables, "x", "y")
     assert due(tables) == []
     assert due(tables, NOW + 2) == ["y"]
+
+
+def test_the_oldest_letters_come_in_the_order_of_their_drop(tables: Tables) -> None:
+    """Of all, of a session, or dropped since; closed ones are none."""
+    add(tables, "s:3", at=NOW - 1)
+    add(tables, "s:1", "x", "s:closed", at=NOW - 9)
+    add(tables, "t:2", at=NOW - 5)
+    tables.set_status("s:closed", "replayed")
+
+    def oldest(limit: int, session: str | None = None, since: float | None = None) -> list[str]:
+        return [row.call_id for row in tables.oldest_letters(limit, session, since)]
+
+    assert oldest(9) == ["s:1", "x", "t:2", "s:3"]
+    assert (oldest(2), oldest(9, "s")) == (["s:1", "x"], ["s:1", "s:3"])
+    assert oldest(9, since=NOW - 5) == ["t:2", "s:3"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -143,6 +144,73 @@ def test_a_replay_that_fails_leaves_the_letter_open_for_the_next(
         assert isinstance(error, BackendFailure)
         assert error.reason == reason
         assert surface.gateway.replay_words[-1] == ReplayWord("failed", 1, unclear)
+
+
+def _asked(submitted: list[Any], number: int) -> bool:
+    """Whether so many calls were made."""
+    return len(submitted) == number
+
+
+def test_letters_are_asked_in_the_order_of_their_drop_and_none_overtakes_a_failed_one() -> None:
+    """What became of each is told; another session's letters go on."""
+    ids = [CallIds(1, 1).new() for _ in range(4)]
+    entries = [
+        json.loads(letter(request_id=name, session_id=session))
+        for name, session in zip(ids, ("a", "b", "a", None), strict=True)
+    ]
+    page = {"entries": entries, "count": 4, "total": 9, "next": None}
+    query = LetterQuery(limit=4, oldest=True)
+    stored: dict[tuple[str, str], Any] = {(LETTERS, query.key()): (json.dumps(page).encode(),)}
+    for name, entry in zip(ids, entries, strict=True):
+        stored[LETTERS, name] = (json.dumps(entry).encode(),)
+    surface = Surface(FEATURE, stored=stored)
+    surface.takes_puts = True
+    submitted = surface.gateway.submitted
+
+    async def story() -> Any:
+        exchange, work = surface.begin("POST", "/api/v1/dlq/replay", b'{"limit": 4}')
+        task = asyncio.ensure_future(cast("Awaitable[None]", work))
+        for n in range(3):
+            await until(partial(_asked, submitted, n + 1), 5, "the next")
+            error = BackendFailure("gone", reason="upstream_error") if n == 0 else None
+            submitted[n].done(None if error else whole(b"{}"), error)
+        await task
+        return json.loads(exchange.answer)
+
+    told = asyncio.run(story())
+    assert [(one["request_id"], one["status"], one["error"]) for one in told["letters"]] == [
+        (ids[0], "failed", "upstream_error"), (ids[1], "replayed", None),
+        (ids[2], "held", None), (ids[3], "replayed", None),
+    ]  # fmt: skip
+    assert (told["replayed"], told["failed"], told["held"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"limit": 0}', "limit"),
+        (b'{"limit": 101}', "limit"),
+        (b'{"max_age_secs": -1}', "max_age_secs"),
+        (b'{"session_id": 5}', "session_id"),
+        (b'{"sessions": "a"}', "sessions"),
+        (b"[]", None),
+    ],
+)
+def test_which_letters_is_said_right_or_refused(body: bytes, param: str | None) -> None:
+    """By the field."""
+    exchange = Surface(FEATURE)
+    with pytest.raises(TpoError) as caught:
+        exchange.send("POST", "/api/v1/dlq/replay", body)
+    assert caught.value.status in (400, 422)
+    assert param is None or param in f"{caught.value.param} {caught.value}"
+
+
+def test_without_a_word_of_the_store_nothing_is_chosen() -> None:
+    """It may come back; no body means ten of all."""
+    surface = Surface(FEATURE)
+    refusal = surface.refusal("POST", "/api/v1/dlq/replay")
+    assert (refusal.status, refusal.reason) == (503, "store_unavailable")
+    assert surface.gateway.questions == [(LETTERS, LetterQuery(limit=10, oldest=True).key())]
 
 
 def test_a_word_that_control_does_not_hear_is_told_until_it_does(
