@@ -354,10 +354,19 @@ class Peers(Protocol):
     ) -> Awaitable[Reply] | None:
         """Have a call answered by the seat where ``key`` lives; ``None``: that is this one.
 
-        There it meets the ``join(key, call)`` of the stage that has one, under config ``epoch``.
-        It is brought again when that seat dies: to the next, or to ``here``.  ``sure`` says that
-        the answer is the same each time, so that a stream may go on where it broke off.
+        A key lives where it was first asked for, until that seat leaves it.  There it meets the
+        ``join(key, call)`` of the stage that has one, under config ``epoch``.  It is brought again
+        when that seat dies: to the next, or to ``here``.  ``sure`` says that the answer is the same
+        each time, so that a stream may go on where it broke off.
         """
+        ...
+
+    def lead(self, key: bytes) -> None:
+        """Have a key live here, if it lives nowhere."""
+        ...
+
+    def leave(self, key: bytes) -> None:
+        """A key lives here no more: the next call of it may begin anywhere."""
         ...
 
 
@@ -392,6 +401,12 @@ class Alone:
     ) -> Awaitable[Reply] | None:
         """Every key lives here."""
         return None
+
+    def lead(self, key: bytes) -> None:
+        """It does."""
+
+    def leave(self, key: bytes) -> None:
+        """Nobody else could have it."""
 
 
 class PriceList(Protocol):

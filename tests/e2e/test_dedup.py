@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.gateway import Gateway
@@ -232,8 +233,7 @@ def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, upstream:
 class Killed:
     """Identical calls, whose upstream call is in a worker that is killed; ``survivors`` are not."""
 
-    def __init__(self, gateway: Gateway, crowd: Alike) -> None:
-        home = crowd.attempts[0].slot
+    def __init__(self, gateway: Gateway, crowd: Alike, home: int) -> None:
         victim = gateway.worker_pids()[home]
         os.kill(victim, signal.SIGKILL)
         self.attempts = crowd.ended()
@@ -247,11 +247,13 @@ class Killed:
         wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
 
 
-def where(gateway: Gateway, body: dict[str, Any]) -> int:
-    """The slot that serves a body: that which all of its calls name."""
-    slots = {gateway.ask(CHAT, body).headers["x-tpo-shard"] for _ in range(4)}
-    assert len(slots) == 1
-    return int(slots.pop())
+def asking(gateway: Gateway, upstream: Upstream) -> int:
+    """The slot of the worker that sent the upstream its last request."""
+    port = upstream.seen[-1].port
+    for slot, pid in enumerate(gateway.worker_pids()):
+        if any(c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp")):
+            return slot
+    raise AssertionError("no worker has that connection")
 
 
 def all_have_come(gateway: Gateway, number: float) -> bool:
@@ -265,15 +267,14 @@ def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
     """All that live on share it, and are answered."""
     for turn in range(TURNS):
         body = chat(f"killed before {turn}")
-        home = where(gateway, body)
         asked = series(gateway, SHARED)
         before = upstream.counters.requests
         upstream.queue("hang")
         upstream.play(first_s=0.4)
         with Alike(gateway.url, 40, body) as crowd:
             wait_for(partial(all_have_come, gateway, asked + 40), 20, "all calls")
-            crowd.attempts[0].headers["x-tpo-shard"] = str(home)
-            killed = Killed(gateway, crowd)
+            wait_for(lambda: upstream.seen, 10, "the upstream call")
+            killed = Killed(gateway, crowd, asking(gateway, upstream))
         if len(killed.survivors) > 5:
             break
         upstream.forget()
@@ -295,7 +296,7 @@ def test_a_killed_worker_amid_a_stream(gateway: Gateway, upstream: Upstream, sam
         with Alike(gateway.url, 40, chat(f"killed amid {same} {turn}", stream=True)) as crowd:
             crowd.flowing()
             wait_for(lambda: all(len(a.events) == 3 for a in crowd.attempts), 5, "what came")
-            killed = Killed(gateway, crowd)
+            killed = Killed(gateway, crowd, asking(gateway, upstream))
         if len(killed.survivors) > 5:
             break
     assert len(killed.survivors) > 5

@@ -85,3 +85,9 @@ class FakePeers:
     ) -> Awaitable[Reply] | None:
         """Every key lives where it is asked for."""
         return None
+
+    def lead(self, key: bytes) -> None:
+        """It does."""
+
+    def leave(self, key: bytes) -> None:
+        """Nobody else has it."""

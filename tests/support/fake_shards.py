@@ -33,6 +33,7 @@ from tpo_mp.pipeline.poison import Poison
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
+from tpo_mp.shm.claims import ClaimSegment, SharedClaims
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import MetricsArena
@@ -40,6 +41,7 @@ from tpo_mp.shm.plane import BUCKETS, Command, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.registry_layout import RegistryGeometry
 from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.segment import Segment
 from tpo_mp.store.client import StoreClient
 from tpo_mp.types import STAGES, Call, Reply
@@ -76,6 +78,7 @@ class FakeHost:
         geometry = RegistryGeometry(self.seats, SLOTS, 1 << 20)
         self.registry = Registry(Segment.create("registry", geometry.size), geometry)
         self.ledger = FakeLedger()
+        self.claims, self.rows = ClaimSegment.create(), RowTable.create(1)
         self.bells = [Doorbell.create() for _ in range(self.seats)]
         for seat in range(self.seats):
             self.plane.seat(seat).occupy(seat if seat < workers else -1, Command.RUN)
@@ -92,7 +95,7 @@ class FakeHost:
             shard.links.close()
         for bell in self.bells:
             bell.close()
-        for part in (self.plane, self.rings, self.arena, self.registry):
+        for part in (self.plane, self.rings, self.arena, self.registry, self.claims, self.rows):
             part.close()
 
     def pump(self, *only: FakeShard) -> None:
@@ -268,7 +271,8 @@ class FakeShard:
         self.owner.poison = Poison(host.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
         self.peers.courier = Courier(
-            mesh=self.mesh, placing=self.placing, plane=host.plane, seat=seat,
+            mesh=self.mesh, plane=host.plane, seat=seat,
+            claims=SharedClaims.of_host(host.claims, host.rows, host.plane, seat),
             check=self.owner.poison.check,
         )  # fmt: skip
         self.adopt(1, self.up)

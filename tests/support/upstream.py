@@ -91,13 +91,17 @@ _counters: ContextVar[Counters] = ContextVar("counters")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as it arrived, ``at`` on the monotonic clock; header names in lower case."""
+    """One request as it arrived, ``at`` on the monotonic clock; header names in lower case.
+
+    ``port`` is that of the connection's other end.
+    """
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
     at: float = 0.0
+    port: int = 0
 
     def json(self) -> Any:
         """Decode the body."""
@@ -197,8 +201,9 @@ class Upstream:
         self._tasks.add(task)
         self.counters.connections += 1
         _counters.set(self.counters)
+        port = writer.get_extra_info("peername")[1]
         try:
-            while (request := await _read_request(reader)) and await self._answer(
+            while (request := await _read_request(reader, port)) and await self._answer(
                 request, reader, writer
             ):
                 pass
@@ -263,7 +268,7 @@ class Upstream:
         return True
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Seen | None:
+async def _read_request(reader: asyncio.StreamReader, port: int) -> Seen | None:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -280,7 +285,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Seen | None:
         await reader.readexactly(2)
     else:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Seen(method, path, headers, body, time.monotonic())
+    return Seen(method, path, headers, body, time.monotonic(), port)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

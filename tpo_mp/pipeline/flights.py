@@ -25,6 +25,7 @@ class Flights:
         self.clock = env.clock
         self.timers = env.timers
         self.linger_s = linger_s
+        self._leave = env.peers.leave
         self.kept = 0
         """Bytes of streams that are kept for riders."""
         self._most = most
@@ -54,6 +55,10 @@ class Flights:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a call under way can be joined."""
+        return key in self._open
+
     def join(
         self,
         key: bytes,
@@ -76,6 +81,7 @@ class Flights:
             self._joined.inc()
             return flight.add(call)
         if len(self._open) >= self._most:
+            self._leave(key)
             return proceed(call)
         flight = self._open[key] = Flight(self, key, proceed)
         self._active.add(1)
@@ -87,6 +93,7 @@ class Flights:
         """A flight cannot be joined any more."""
         if self._open.get(flight.key) is flight:
             del self._open[flight.key]
+            self._leave(flight.key)
             self._active.add(-1)
 
     def served(self, riders: Sequence[Rider], reply: Reply) -> None:

@@ -1,9 +1,8 @@
 """Identical calls at the same time become one upstream call, whichever worker they come to.
 
 Calls with one key (``pipeline.fingerprint``: tenant, model, the whole body) are brought to the one
-shard where that key lives, and share what the first of them gets (``pipeline.flight``).  No shared
-row says who leads: that shard's own map does, and when it dies all calls of the key are brought to
-the same next one.
+shard where that key lives, which is the first that was asked, and share what the first of them gets
+(``pipeline.flight``).  When that shard dies, the first of those that waited for it begins anew.
 
 By default only calls that are certain to get the same answer share one: embeddings, temperature 0,
 a seed.
@@ -87,11 +86,18 @@ class Dedup:
             form = bytes((call.stream, call.usage_wanted, call.priority))
             key = found + form + call.key_id.encode() + _OF_ONE_CALL
         sure: bool = call.fingerprint.sure
-        here = partial(self.join, key)
+        if key in self._flights:
+            return self._join(key, call)
+        here = partial(self._join, key)
         return self._peers.bring(call, key, self._epoch, sure, here) or here(call)
 
     def join(self, key: bytes, call: Call) -> Awaitable[Reply]:
-        """Serve a call here, where its key lives."""
+        """Serve a call of another shard here, where its key lives."""
+        if key not in self._flights:
+            self._peers.lead(key)  # what it was brought to is over
+        return self._join(key, call)
+
+    def _join(self, key: bytes, call: Call) -> Awaitable[Reply]:
         afresh = call.sdk_try == 0 and key.endswith(_OF_ONE_CALL)
         return self._flights.join(key, call, self._inner, afresh=afresh)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpo_mp.shm.cache import CacheSegment
+from tpo_mp.shm.claims import ClaimSegment
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.journal import JournalSegment
@@ -59,6 +60,7 @@ class HostMemory:
         self.shares = ShareSegment.create(seats)
         self.scores = ScoreSegment.create(seats)
         self.cache = CacheSegment.create(seats - 1, cache_bytes)  # control answers no calls
+        self.claims = ClaimSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -110,6 +112,7 @@ class HostMemory:
         self.shares.close()
         self.scores.close()
         self.cache.close()
+        self.claims.close()
         self.ledger.close()
         for bell in self.doorbells:
             bell.close()

@@ -1,39 +1,39 @@
 """Brings a call to the one shard of the host where its like are served.
 
-The key's own bytes name a bucket of the slot map, and so a seat.  While no living shard sits there,
-the next bytes name another: all shards choose the same.
+That is the first that was asked for the key, and which claimed it (``shm.claims``): a call that is
+alone is served where it came, and pays for a claim instead of a way through the mesh.
 
-When that shard dies before it answered, the call is brought to the next, where the first to come
-begins anew and the others join it.  Its slot is passed over then, whether somebody sits there again
-or not: they are brought one after the other, and must not part over who is back meanwhile.
+When that shard dies before it answered, the first of its callers claims the key, and the others are
+brought there.
 
 A stream that its client has a part of goes on only if the answer is certain to be the same and what
 the client has comes again; else it ends with the error.
 
 Invariants: a call is brought ``MAX_PLACINGS`` times at most, then it is served here; at most
 ``KEPT_BYTES`` of a stream are kept for the comparison; each call has one outcome.
-Known weakness: what is longer than ``rings.inline_bytes`` travels by reference to the owner's
+Known weakness: a call that finds no room for a claim shares nothing with other shards; what is
+longer than ``rings.inline_bytes`` travels by reference to the owner's
 memory, so such a call that was forwarded by its session is served where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 from tpo_mp.errors import Shed, TpoError, WorkerLost
 from tpo_mp.pipeline.prefix import DifferentError, Prefix
 from tpo_mp.pipeline.promise import Promise, run
-from tpo_mp.shm.plane import BUCKETS, NO_SEAT, NO_SLOT, Plane, SeatState
+from tpo_mp.shm.claims import NAME_BYTES, NOBODY, SharedClaims
+from tpo_mp.shm.plane import NO_SEAT, Plane
 from tpo_mp.types import Call, Reply, Sink, Stream
 
 from .mesh import Mesh
-from .placing import Placing
 from .remote import Bounced
 
 MAX_PLACINGS: Final = 3
 KEPT_BYTES: Final = 1 << 20
-_SERVING: Final = (SeatState.READY, SeatState.DRAINING)
 Here: TypeAlias = Callable[[Call], Awaitable[Reply]]
 
 
@@ -44,7 +44,7 @@ class Courier:
         self,
         *,
         mesh: Mesh,
-        placing: Placing,
+        claims: SharedClaims,
         plane: Plane,
         seat: int,
         check: Callable[[Call], None],
@@ -54,40 +54,51 @@ class Courier:
         self.plane = plane
         self.check = check
         self.seat = seat
-        self._placing = placing
+        self._claims = claims
+        self._alone = plane.workers == 1
 
-    def home(self, key: bytes, lost: Collection[int] = ()) -> int:
-        """The seat that serves a key (of 8 bytes and more) now; ``lost`` are slots to pass over."""
-        seats = self._placing.seats()
-        for at in range(0, 8, 2):
-            seat = seats[int.from_bytes(key[at : at + 2], "big") % BUCKETS]
-            if seat == self.seat:
-                return seat
-            if seat == NO_SEAT:
-                continue
-            line = self.plane.seat(seat)
-            if line.state in _SERVING and line.slot not in lost:
-                return seat
-        return self.seat
+    def leader(self, key: bytes, lost: tuple[int, int] | None = None) -> int:
+        """The seat where a key lives: this one, if it lived nowhere; ``NOBODY``: nowhere still.
+
+        ``lost`` are seat and epoch of who shall not be asked again.
+        """
+        return self._claims.leader(_name(key), lost)
+
+    def lead(self, key: bytes) -> None:
+        """A key that lives nowhere shall live here."""
+        if not self._alone:
+            self._claims.leader(_name(key))
+
+    def leave(self, key: bytes) -> None:
+        """A key lives here no more."""
+        if not self._alone:
+            self._claims.release(_name(key))
 
     def bring(
         self, call: Call, key: bytes, epoch: int, sure: bool, here: Here
     ) -> Awaitable[Reply] | None:
         """Have a call answered where its key lives; ``None``: that is here."""
-        if self.plane.workers == 1:
+        if self._alone:
             return None
-        seat = self.home(key)
-        if seat == self.seat:
+        seat = self.leader(key)
+        if seat == self.seat or seat == NOBODY:
             return None
         errand = _Errand(self, call, key, epoch, sure, here)
         return errand.out if errand.sent(seat) else None
+
+
+def _name(key: bytes) -> bytes:
+    """What a key is called among claims: itself, but for some bits of its digest if need be."""
+    if len(key) <= NAME_BYTES + 3:
+        return key[-NAME_BYTES:]
+    return blake2b(key, digest_size=NAME_BYTES).digest()
 
 
 class _Errand:
     """One call that another shard serves."""
 
     __slots__ = ("_at", "_call", "_cancel", "_courier", "_epoch", "_here", "_key", "_left",
-                 "_lost", "_told", "out", "sure")  # fmt: skip
+                 "_told", "out", "sure")  # fmt: skip
 
     def __init__(
         self, courier: Courier, call: Call, key: bytes, epoch: int, sure: bool, here: Here
@@ -98,10 +109,8 @@ class _Errand:
         self._epoch = epoch
         self._here = here
         self._left = MAX_PLACINGS
-        self._at = (NO_SEAT, NO_SLOT, (0, 0))
-        """Seat, slot and life of the shard that has it."""
-        self._lost: tuple[int, ...] = ()
-        """Slots whose shards died while they had it."""
+        self._at = (NO_SEAT, 0)
+        """Seat and epoch of the shard that has it."""
         self._told: Callable[[Reply | None, BaseException | None], None] = self._first
         self._cancel: Callable[[], object] | None = None
         self.sure = sure
@@ -116,10 +125,9 @@ class _Errand:
             return False
         if remote is None:
             return False
-        slot = courier.plane.seat(seat).slot
         if call.slot >= 0:
-            call.shard = slot
-        self._at = (seat, slot, remote.life)
+            call.shard = courier.plane.seat(seat).slot
+        self._at = (seat, remote.life[0])
         self._left -= 1
         self._cancel = remote.promise.cancel
         remote.promise.then(self._told)
@@ -136,12 +144,10 @@ class _Errand:
             self._left = -1
             told(None, e)
             return
-        last, slot, life = self._at
-        if courier.mesh.links.life_of(last) != life:
-            self._lost += (slot,)
-        seat = courier.home(self._key, self._lost)
-        if seat != courier.seat and self._left > 0 and self.sent(seat):
-            return
+        if self._left > 0:
+            seat = courier.leader(self._key, self._at)
+            if seat not in (courier.seat, NOBODY) and self.sent(seat):
+                return
         self._left = -1  # the last of its ways
         if self._call.slot >= 0:
             self._call.shard = courier.plane.seat(courier.seat).slot

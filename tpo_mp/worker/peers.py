@@ -64,6 +64,14 @@ class ShardPeers:
         """Have a call answered where its key lives."""
         return self.courier.bring(call, key, epoch, sure, here)
 
+    def lead(self, key: bytes) -> None:
+        """A key that lives nowhere shall live here."""
+        self.courier.lead(key)
+
+    def leave(self, key: bytes) -> None:
+        """A key lives here no more."""
+        self.courier.leave(key)
+
     def take(self, source: int, kind: int, number: int, payload: memoryview) -> bool:
         """Hand a message to who listens; answers whether the record was one."""
         if kind != Kind.PEER:

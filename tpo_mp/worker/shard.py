@@ -37,6 +37,7 @@ from tpo_mp.pipeline.replay import Replayer
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
 from tpo_mp.shm.cache import SharedCache
+from tpo_mp.shm.claims import ClaimSegment, SharedClaims
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
@@ -158,7 +159,9 @@ class Shard:
         self.mesh.on_death = self.owner.died_with
         self.peers.courier = Courier(
             mesh=self.mesh,
-            placing=self.placing,
+            claims=SharedClaims.of_host(
+                ClaimSegment.attach(handoff.claims_fd), table, self.plane, handoff.seat
+            ),
             plane=self.plane,
             seat=handoff.seat,
             check=self.owner.poison.check,

@@ -17,54 +17,39 @@ def body(n: int) -> bytes:
 
 
 def asked(host: FakeHost, at: int, to: int, *, stream: bool = False) -> tuple[bytes, Delivery]:
-    """A call of shard ``at`` whose key lives on ``to``."""
-    shard = host.shards[at]
-    for n in range(64):
-        before = len(host.shards[to].up.calls)
-        delivery = shard.ask(body(n), stream=stream)
-        host.pump()
-        if len(host.shards[to].up.calls) > before:
-            return body(n), delivery
-        delivery.left()
-        host.pump()
-    raise AssertionError("no key lives there")
-
-
-def test_every_shard_brings_a_key_to_the_same_one(host: FakeHost) -> None:
-    """Whoever asks; the answer says which it was."""
-    same, first = asked(host, 0, 1)
-    second = host.shards[1].ask(same)
+    """A call of shard ``at`` whose key lives on ``to``, where a client has left it since."""
+    first = host.shards[to].ask(body(1), stream=stream)
+    delivery = host.shards[at].ask(body(1), stream=stream)
     host.pump()
-    there = host.shards[1]
-    there.up.answer(Reply(200, b'{"said":1}'))
+    first.left()
     host.pump()
-    for delivery in (first, second):
-        assert delivery.exchange.answer == b'{"said":1}'  # type: ignore[attr-defined]
-    assert (first.call.shard, first.call.attempts) == (1, 1)
-    assert (second.call.cache, second.call.attempts) == ("coalesced", 0)
-    assert not host.shards[0].mesh.busy
+    return body(1), delivery
 
 
-def test_home_is_the_next_while_nobody_serves_there(host: FakeHost) -> None:
-    """All choose the same one, and go back when somebody does."""
-    couriers = [shard.peers.courier for shard in host.shards]
-    key = next(
-        bytes((0, n, 0, n + 1, 0, n, 0, n)) for n in range(250)
-        if couriers[0].home(bytes((0, n, 0, n, 0, n, 0, n))) == 1
-    )  # fmt: skip
-    assert couriers[0].home(key) == couriers[1].home(key) == 1
-    host.plane.seat(1).state = SeatState.BOOTING
-    assert couriers[0].home(key) == 0
-    host.plane.seat(1).state = SeatState.READY
-    assert couriers[0].home(key) == 1
+def test_a_key_lives_where_it_was_asked_first(host: FakeHost) -> None:
+    """All others are brought there, and their answer says where that is; then it lives nowhere."""
+    for lives, other in ((0, 1), (1, 0)):
+        home, away = host.shards[lives], host.shards[other]
+        first, second = home.ask(body(0)), away.ask(body(0))
+        host.pump()
+        assert (len(home.up.calls), len(away.up.calls)) == (1, 0)
+        home.up.answer(Reply(200, b'{"said":1}'))
+        host.pump()
+        for delivery in (first, second):
+            assert delivery.exchange.answer == b'{"said":1}'  # type: ignore[attr-defined]
+            assert delivery.call.shard == lives
+        assert (first.call.attempts, second.call.attempts) == (1, 0)
+        assert second.call.cache == "coalesced" != first.call.cache
+        assert not home.mesh.busy
+        assert not away.mesh.busy
+        home.up.calls.clear()
 
 
 def test_a_full_ring_costs_only_the_sharing(host: FakeHost) -> None:
     """The call is served where it is."""
-    same, delivery = asked(host, 0, 1)
-    delivery.left()
-    host.pump()
+    same, _ = asked(host, 0, 1)
     here = host.shards[0]
+    assert not here.up.calls
     here.fill_ring(1)
     second = here.ask(same)
     assert len(here.up.calls) == 1
