@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.raw import chat
+from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
 
@@ -71,3 +72,23 @@ def test_a_prompt_over_the_context_is_refused_in_the_dialect(made: Gateway) -> N
     refused = made.ask(CHAT, chat(text, model="gpt-4"))
     assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert made.ask(CHAT, chat(text, model="gpt-4o")).status == 200
+
+
+def test_data_set_of_a_reload_is_in_force_on_every_worker(short_tmp: Path) -> None:
+    """Read beside the loop, and adopted all the same; then one that is no data set is refused."""
+    told = '[simulator]\ndataset = "{}"\n'
+    for name in ("first", "second"):
+        (short_tmp / name).write_text(f'{{"prompt": "which?", "answer": "{name}"}}\n')
+    file = short_tmp / "sim.toml"
+    file.write_text(told.format(short_tmp / "first"))
+    with Gateway(short_tmp / "again", config=file, workers=2, verb="simulate") as gateway:
+        assert said(gateway, "which?")[0] == "first"
+        file.write_text(told.format(short_tmp / "second"))
+        assert gateway.tpo("reload").returncode == 0
+        # A worker that took its time with the file is told as late, and adopts it then.
+        wait_for(lambda: {said(gateway, "which?")[0] for _ in range(8)} == {"second"}, timeout_s=30)
+        (short_tmp / "second").write_text("no row")
+        refused = gateway.tpo("reload")
+        assert refused.returncode != 0
+        assert "line 1" in refused.stderr
+        assert said(gateway, "which?")[0] == "second"

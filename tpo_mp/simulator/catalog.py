@@ -1,6 +1,7 @@
 """The models a simulator has when nobody names any, and what is known of a model by its name.
 
-Names, vector sizes and limits are the providers' own, as their model pages list them.
+Names and vector sizes are the providers' own, as their model pages list them; where each limit in
+tokens comes from is told by ``GROUNDS``.
 A name nobody knows is a chat model without any restriction.
 """
 
@@ -55,6 +56,23 @@ _KNOWN: Final[dict[str, ModelTraits]] = {
     "gemini-2.0-flash": ModelTraits("chat", context=1_048_576, most_output=8_192),
     "gemini-embedding-001": ModelTraits("embedding", 3072, context=2_048),
 }
+
+_OPENAI: Final = "developers.openai.com/api/docs/models/{}"
+_READ: Final = "2026-11-27"
+DESIGN: Final = "design"
+"""The label of what no page was found for: a number chosen here."""
+GROUNDS: Final[dict[str, tuple[str, str]]] = {
+    **{
+        name: (f"{_OPENAI.format(name)}, {_READ}",) * 2
+        for name in ("gpt-4-turbo", "gpt-4", "gpt-3.5-turbo", "gpt-3.5-turbo-instruct")
+    },
+    "gpt-4o": (f"vercel.com/ai-gateway/models/gpt-4o-fast, {_READ}",) * 2,
+    "gpt-4o-mini": (f"vercel.com/ai-gateway/models/gpt-4o-mini-fast, {_READ}",) * 2,
+    "o4-mini": (f"vercel.com/ai-gateway/models/o4-mini-fast, {_READ}",) * 2,
+    "claude-2.1": ("www.anthropic.com/news/claude-2-1, 2023-11-21", DESIGN),
+}
+"""Of a model, where its context and its longest answer come from, and when that was read or said;
+a model with limits that is not here has them by ``design``."""
 
 MODELS: Final = tuple(_KNOWN)
 """Names served when the config names none."""

@@ -6,7 +6,7 @@
 
 Invariants: a prompt is found by its hash, so a row costs its answer only; file and rows are
 bounded; a line that is no row is told with its number.
-Known weakness: at boot and at a reload the file is read whole on the loop.
+Known weakness: at boot the file is read whole on the loop, which nobody waits for yet.
 """
 
 from __future__ import annotations

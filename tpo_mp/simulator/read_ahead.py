@@ -1,10 +1,12 @@
-"""Files that options name, read beside the loop before a simulator is built of the options.
+"""Files that options name, read beside the loop before a simulator is built of the options, be they
+told over ``/admin`` or in a file that is loaded again.
 
 Invariants: nothing is raised here; what is wrong with a file is told by whoever builds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,44 @@ FILES: Final[dict[str, KeptFiles[Any]]] = {"dataset": dataset.KEPT, "replay": re
 """Options that name a file, and where what is in it is kept."""
 _DEEPEST: Final = 4
 """How far inside ``profiles`` a ``file`` may stand: NAME, cold_start, first_token_ms, file."""
+
+
+class ReadAhead:
+    """Reads what a new configuration names, before it is built.
+
+    Invariants: files are read once for each configuration, even if one is written meanwhile, or
+    there would be no end; whoever waits is called once for each reading.
+    """
+
+    __slots__ = ("_epoch", "_reading", "_then", "ready")
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        """``then`` is called on the loop when something was read."""
+        self._then = then
+        self._epoch = -1
+        self.ready = False
+        """Something was read, and nobody has asked since."""
+        self._reading: asyncio.Future[None] | None = None
+
+    def waits(self, epoch: int, configs: Iterable[object]) -> bool:
+        """Whether the configuration of this epoch must wait; a new one waits for its own files."""
+        self.ready = False
+        if self._reading is not None:
+            return True
+        if epoch == self._epoch:
+            return False
+        self._epoch = epoch
+        work = unread(configs, {})
+        if work is None:
+            return False
+        self._reading = asyncio.get_running_loop().run_in_executor(None, work)
+        self._reading.add_done_callback(self._was_read)
+        return True
+
+    def _was_read(self, _reading: asyncio.Future[None]) -> None:
+        self._reading = None
+        self.ready = True
+        self._then()
 
 
 def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[], None] | None:

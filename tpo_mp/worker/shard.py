@@ -54,6 +54,7 @@ from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares
 from tpo_mp.simulator.live import VersionLine
+from tpo_mp.simulator.read_ahead import ReadAhead
 from tpo_mp.store.client import StoreClient
 
 from .account import Account
@@ -111,6 +112,7 @@ class Shard:
         self._beat_at = self.plane.beat_index(handoff.seat)
         self.stage = Life.RUNNING
         self._news = asyncio.Event()
+        self._ahead = ReadAhead(self._news.set)
         self._command = -1
         self._rechecking = False
         self._lifeline_fd = lifeline_fd
@@ -518,7 +520,7 @@ class Shard:
         return next(iter(cpus)) if len(cpus) == 1 else -1
 
     def _catch_up(self) -> None:
-        if self.plane.config_epoch != self._epoch_seen:
+        if self._ahead.ready or self.plane.config_epoch != self._epoch_seen:
             self._adopt_config()
 
     def _adopt_config(self) -> None:
@@ -526,6 +528,8 @@ class Shard:
         epoch = self.plane.config_epoch
         try:
             config, epoch = self._read_config()
+            if self._ahead.waits(epoch, config.backends):
+                return
             built = build(config, self.env, epoch, keep=self.pipeline)
             certificate = server_context(config.server.tls) if self.tls is not None else None
             table = self._endpoints(config)

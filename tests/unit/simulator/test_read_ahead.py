@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tpo_mp.backends.simulator import Config
-from tpo_mp.simulator import dataset, samples
-from tpo_mp.simulator.read_ahead import FILES, unread
+from tpo_mp.simulator import dataset, read_ahead, samples
+from tpo_mp.simulator.read_ahead import FILES, ReadAhead, unread
 
 
 def test_files_of_the_options_and_of_the_config_are_read(tmp_path: Path) -> None:
@@ -60,3 +64,49 @@ def test_recorded_waits_of_profiles_are_read_too(tmp_path: Path) -> None:
     assert unread([config], {}) is None
     for odd in (5, {"x": 5}, {"x": {"file": 7}}, {"x": {"file": str(tmp_path / "none")}}):
         assert unread([config], {"profiles": odd}) is None
+
+
+def test_new_configuration_waits_until_its_files_were_read_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, once, even if a file is written meanwhile; a newer one waits as well."""
+    rows = tmp_path / "rows"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    configs = [Config(name="sim", kind="simulator", dataset=str(rows))]
+    may_read, threads = threading.Event(), []
+
+    def watched(*asked: object) -> Callable[[], None] | None:
+        work = unread(*asked)  # type: ignore[arg-type]
+
+        def read() -> None:
+            threads.append(threading.get_ident())
+            assert may_read.wait(30)
+            if work is not None:
+                work()
+
+        return read if work is not None else None
+
+    monkeypatch.setattr(read_ahead, "unread", watched)
+
+    async def go() -> None:
+        told = asyncio.Event()
+        ahead = ReadAhead(told.set)
+        assert ahead.waits(1, configs)
+        assert ahead.waits(1, configs)
+        assert ahead.waits(2, [])
+        assert not told.is_set()
+        may_read.set()
+        await asyncio.wait_for(told.wait(), 30)
+        assert dataset.KEPT.knows(rows)
+        assert ahead.ready
+        rows.write_text('{"prompt": "another", "answer": "b"}\n')
+        assert not ahead.waits(1, configs)
+        assert not ahead.ready
+        assert not ahead.waits(2, [])
+        assert ahead.waits(3, configs)
+        told.clear()
+        await asyncio.wait_for(told.wait(), 30)
+
+    asyncio.run(go())
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
