@@ -73,7 +73,7 @@ def _recall(ranks: list[int]) -> dict[str, float]:
 def _rank(tables: Tables, one: dict[str, str], embed: Embed | None = None) -> int:
     """The place at which a question's document is found, from 1; 0: it is not."""
     question = one["question"]
-    hits = rag_table.search(tables, "", question, CANDIDATES)
+    hits = rag_table.search(tables, "", question, CANDIDATES) or []
     if embed is not None and len(hits) > 1:
         body = embed([question, *(hit.text for hit in hits)])
         near = asyncio.run(similarities(body, len(hits)))

@@ -23,7 +23,7 @@ from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
 DOCUMENTS = "/api/v1/rag/documents"
-KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "two", "three", "four")}
+KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "two", "three", "four", "five")}
 AUTH = "[auth]\nenabled = true\n" + "".join(
     section("[[auth.keys]]", id=name, secret={"env": f"KEY_{name.upper()}"}) for name in KEYS
 )
@@ -156,6 +156,19 @@ def test_every_dialect_cites_whole_and_streamed(
         made = events[-1]["response"]
         kept = ask(gateway, "three", "GET", f"/v1/responses/{made['id']}").json()
         assert cited(kept) == made["tpo"]["citations"]
+
+
+def test_the_longest_document_and_question_pass(library: tuple[Gateway, Upstream]) -> None:
+    """Through every queue on their way to control, whatever their characters take in JSON."""
+    gateway, _ = library
+    text = f"{TEXT} {chr(1) * (1 << 20)}"[: 1 << 20]
+    assert ask(gateway, "five", "POST", DOCUMENTS, {"id": "long", "text": text}).status == 200
+    shown = ask(gateway, "five", "GET", f"{DOCUMENTS}/long").json()
+    assert shown["text"] == text
+    for filler in (chr(1), "\U0001f5fc", "\\"):
+        asked = chat(f"{filler * 9000} lighthouse", model="m")
+        reply = ask(gateway, "five", "POST", CHAT, asked)
+        assert reply.json()["tpo"]["citations"][0]["document_id"] == "long"
 
 
 def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:

@@ -9,7 +9,8 @@ full, and is named in the answer as ``tpo.citations``.
 With ``rerank``, more pieces are looked up than are told, and put into order by the meaning of their
 texts (``pipeline.reranking``), in what is left of the same time.
 
-A question that gets no answer within ``timeout_s`` is asked of the model without context.
+A question that gets no answer within ``timeout_s``, or before its deadline, is asked of the model
+without context.
 
 Invariants: nothing of another tenant's is ever seen; a request about which nothing is known goes
 on byte for byte; without this stage nothing is looked up at all.
@@ -132,12 +133,13 @@ class Rag:
 
     async def __call__(self, call: Call, proceed: Proceed, /) -> Reply:
         """Look up, tell, ask."""
-        body: Any = orjson.loads(call.body) if call.dialect in ASKING else None
+        body = _object_of(call)
         question = question_of(call.dialect, body)
         chosen = await self._look_up(call, question) if question else []
-        if not chosen or not with_context(call.dialect, body, context_of(chosen)):
+        changed = _told(call.dialect, body, chosen) if chosen else None
+        if changed is None:
             return await proceed(call)
-        call.body = orjson.dumps(body)
+        call.body = changed
         call.fingerprint = None
         reply = await proceed(call)
         if reply.status not in _SUCCESS:
@@ -147,9 +149,10 @@ class Rag:
 
     async def _look_up(self, call: Call, question: str) -> list[Hit]:
         config = self._config
-        until = self._clock() + config.timeout_s
+        now = self._clock()
+        until = min(now + config.timeout_s, call.deadline)
         asked = RagQuestion("search", call.tenant, question, limit=self._limit)
-        told = await self._store.get(RAG, asked.key(), config.timeout_s)
+        told = await self._store.get(RAG, asked.key(), until - now) if until > now else None
         if told is None:
             self._late.inc()
             return []
@@ -159,6 +162,24 @@ class Rag:
         chosen = fitting(hits[: config.top_k], config.max_context_tokens * BYTES_PER_TOKEN)
         (self._found if chosen else self._none).inc()
         return chosen
+
+
+def _object_of(call: Call) -> Any:
+    """The body of a request that may have a question; ``None`` for one that cannot be read."""
+    if call.dialect not in ASKING:
+        return None
+    try:
+        return orjson.loads(call.body)
+    except ValueError:
+        return None
+
+
+def _told(dialect: Dialect, body: Any, chosen: list[Hit]) -> bytes | None:
+    """The body with its context; ``None`` where there is no place for it."""
+    try:
+        return orjson.dumps(body) if with_context(dialect, body, context_of(chosen)) else None
+    except TypeError:
+        return None  # it is nested deeper than can be written
 
 
 def context_of(hits: list[Hit]) -> str:

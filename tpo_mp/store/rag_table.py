@@ -11,13 +11,15 @@ be found.  The owner is one more word that every piece must have, so the index i
 apart, and what another tenant keeps costs a search nothing.
 
 Invariants: a document and its pieces change in one transaction; a piece is at most ``PIECE_WORDS``
-words, and two in a row share ``SHARED_WORDS``.  The tables are made when the first document comes.
+words, and two in a row share ``SHARED_WORDS``; a search takes ``SEARCH_S`` of processor time at
+most, for others wait for the same thread.  The tables are made when the first document comes.
 Known weakness: how rare a word is counts over all tenants, so scores say a little about them.
 """
 
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from hashlib import blake2b
 from typing import Any, Final
@@ -30,7 +32,9 @@ from .tables import Tables
 PIECE_WORDS: Final = 160
 SHARED_WORDS: Final = 30
 WORD_CHARS: Final = 64
+SEARCH_S: Final = 0.25
 MOST_WORDS: Final = 64
+FEW_WORDS: Final = 8
 _PIECE_WORD: Final = re.compile(rf"\S{{1,{WORD_CHARS}}}")
 _WORD: Final = re.compile(r"\w+")
 _DOCUMENTS: Final = (
@@ -51,14 +55,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 def answer(tables: Tables, key: str) -> bytes:
-    """Answer a question; empty: there is no such document."""
+    """Answer a question; empty: there is no such document, or the search took too long."""
     asked = question(key)
     if not _made(tables):
         empty: dict[str, Any] = {"page": {"documents": [], "count": 0, "next": None},
                                  "sums": DocumentSums(0, 0, 0)}  # fmt: skip
         return b"" if asked.op == "one" else _encode(empty.get(asked.op, []))
     if asked.op == "search":
-        return _encode(search(tables, asked.tenant, asked.text, asked.limit))
+        found = search(tables, asked.tenant, asked.text, asked.limit)
+        return b"" if found is None else _encode(found)
     if asked.op == "page":
         return _page(tables, asked)
     if asked.op == "one":
@@ -102,12 +107,27 @@ def change(tables: Tables, key: str, text: bytes) -> bool:
     return True
 
 
-def search(tables: Tables, tenant: str, text: str, limit: int) -> list[Hit]:
-    """The pieces that fit best, best first."""
-    words = dict.fromkeys(w.lower() for w in _WORD.findall(text) if len(w) > 1)
+def search(tables: Tables, tenant: str, text: str, limit: int) -> list[Hit] | None:
+    """The pieces that fit best, best first; ``None`` when that would take too long.
+
+    When all words take too long, the longest few are tried: they are rarer.
+    """
+    every = dict.fromkeys(w.lower() for w in _WORD.findall(text) if len(w) > 1)
+    words = list(every)[:MOST_WORDS]
     if not words:
         return []
-    any_of = " OR ".join(f'"{word}"' for word in list(words)[:MOST_WORDS])
+    for some in (words, sorted(words, key=len, reverse=True)[:FEW_WORDS]):
+        try:
+            with tables.within(SEARCH_S / 2):
+                return _search(tables, tenant, some, limit)
+        except sqlite3.OperationalError as error:
+            if "interrupt" not in str(error):
+                raise
+    return None
+
+
+def _search(tables: Tables, tenant: str, words: list[str], limit: int) -> list[Hit]:
+    any_of = " OR ".join(f'"{word}"' for word in words)
     rows = tables.read(
         "SELECT d.id, d.title, p.piece, p.score, p.text FROM (SELECT document, piece, text,"
         " bm25(rag_pieces, 0.0, 1.0) AS score FROM rag_pieces WHERE rag_pieces MATCH ?"

@@ -31,6 +31,8 @@ from typing import Any
 from .segment_files import Place
 from .segments import Durability
 
+STEPS = 2_000
+"""Of the database's machine between two looks at the time."""
 MIGRATIONS = (
     """
     CREATE TABLE kv(
@@ -350,6 +352,16 @@ class Tables:
     def read(self, sql: str, params: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Ask."""
         return self._db.execute(sql, params)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let reads inside take so much processor time; then ``sqlite3.OperationalError``."""
+        until = time.thread_time() + seconds
+        self._db.set_progress_handler(lambda: time.thread_time() > until, STEPS)
+        try:
+            yield
+        finally:
+            self._db.set_progress_handler(None, 0)
 
     def write(self, sql: str, params: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Stage a change in this batch's transaction."""

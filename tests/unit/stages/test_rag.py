@@ -137,6 +137,25 @@ def test_a_backend_without_embeddings_is_refused() -> None:
     Library(HITS).stage.meet_targets({})
 
 
+def test_a_body_that_cannot_be_written_again_goes_on_as_it_came() -> None:
+    """Nested deeper than is written, or read: no failure of the call."""
+    said = b'{"messages":[{"role":"user","content":"when do you open?"}],"metadata":%b}'
+    for depth in (300, 5_000):
+        library = Library(HITS)
+        body = said % (b"[" * depth + b"]" * depth)
+        reply = library.send(body=body)
+        assert (library.seen, reply.headers) == ([body], b"")
+
+
+def test_a_deadline_bounds_the_wait_for_documents() -> None:
+    """And a call without time is not looked anything up for."""
+    library = Library(HITS, timeout_s=3)
+    now = FakeWorld().env.clock()
+    library.send(deadline=now + 1)
+    library.send(deadline=now)
+    assert [wait_s for _, _, wait_s in library.asked] == [1]
+
+
 def test_a_failure_cites_nothing() -> None:
     """Its body is the backend's."""
     library = Library(HITS)

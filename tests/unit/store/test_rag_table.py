@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import orjson
 import pytest
 
 from tpo_mp.store import rag_table
+from tpo_mp.store import tables as tables_module
 from tpo_mp.store.rag_questions import RagChange, RagQuestion
 from tpo_mp.store.tables import TableCaps, Tables
 
@@ -120,3 +122,56 @@ def test_a_page_continues(tables: Tables) -> None:
     assert [d["id"] for d in page["documents"]] == ["a", "b"]
     rest = ask(tables, "page", limit=2, after=int(page["next"]))
     assert ([d["id"] for d in rest["documents"]], rest["next"]) == (["c"], None)
+
+
+def test_a_search_that_takes_too_long_is_given_up(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers nothing, loses nothing that is staged, and the next one is as before."""
+    keep(tables, "d", "the tide follows the moon " * 200)
+    monkeypatch.setattr(tables_module, "STEPS", 1)
+    monkeypatch.setattr(rag_table, "SEARCH_S", -1.0)
+    assert ask(tables, "search", "moon") is None
+    monkeypatch.undo()
+    tables.commit()
+    assert found(tables, "moon")[0] == "d"
+
+
+def test_the_longest_words_are_tried_when_all_take_too_long(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a question full of common words finds something."""
+    keep(tables, "d", "the lighthouse")
+    looked: list[list[str]] = []
+    search = rag_table._search
+
+    def slow(tables: Tables, tenant: str, words: list[str], limit: int) -> Any:
+        looked.append(words)
+        if len(words) > rag_table.FEW_WORDS:
+            raise sqlite3.OperationalError("interrupted")
+        return search(tables, tenant, words, limit)
+
+    monkeypatch.setattr(rag_table, "_search", slow)
+    assert found(tables, "is it to be or at on by up as lighthouse") == ["d"]
+    assert [len(words) for words in looked] == [11, 8]
+    assert looked[1][0] == "lighthouse"
+
+
+def test_lists_and_sums_do_not_read_texts(tables: Tables) -> None:
+    """A row may be a megabyte long."""
+    keep(tables, "d", "text")
+    listed = (
+        "SELECT id, title, size, created_at, seq FROM rag_documents WHERE tenant=? AND seq>?"
+        " ORDER BY seq LIMIT ?"
+    )
+    summed = "SELECT COUNT(*), SUM(size) FROM rag_documents"
+    for sql, given in ((listed, ("a", 0, 9)), (summed, ())):
+        (plan,) = tables.read(f"EXPLAIN QUERY PLAN {sql}", given).fetchall()
+        assert "COVERING INDEX rag_listed" in plan[3]
+
+
+def test_a_text_without_spaces_is_cut_as_well() -> None:
+    """No piece is as long as the document."""
+    cut = rag_table.pieces("x" * 100_000)
+    assert max(map(len, cut)) == rag_table.PIECE_WORDS * rag_table.WORD_CHARS
+    assert len("".join(cut)) >= 100_000
