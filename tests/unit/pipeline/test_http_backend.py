@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.fake_env import FakeWorld, make_call
 from tests.support.raw import chat
+from tests.support.wait import until
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import BackendFailure, ConfigError, Shed
 from tpo_mp.http.upstream import ResponseHead
@@ -137,7 +138,7 @@ def test_list_is_read_from_either_family() -> None:
     async def ask(status: int, *parts: bytes) -> Any:
         backend, wire = build()
         waiting = asyncio.ensure_future(backend.list_models())  # type: ignore[arg-type]
-        await asyncio.sleep(0)
+        await until(lambda: wire.sent, what="the question")
         assert wire.sent[0].startswith(b"GET /base/models HTTP/1.1\r\n")
         if len(parts) == 1:
             wire.receiver.whole(head(status), parts[0])

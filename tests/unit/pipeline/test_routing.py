@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_env import make_call
+from tests.support.wait import until
 from tpo_mp.errors import BackendRefused, CircuitOpen, NotFound
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.routing import Router, Rule, Target, guards_of, wrap
@@ -214,12 +215,10 @@ def test_coroutine_backend_has_a_task_of_its_own() -> None:
         seen: list[Any] = []
         run(serve(make_call(b"", model="quick")), lambda r, e: seen.append(r.body))
         cancel = run(serve(make_call(b"", model="slow")), lambda r, e: seen.append(type(e)))
-        for _ in range(5):
-            await asyncio.sleep(0)
         assert cancel is not None
+        await until(lambda: len(seen) == 1, what="the quick one's answer")
         cancel()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await until(lambda: len(seen) == 2, what="the slow one's end")
         assert seen == [b"async", asyncio.CancelledError]
 
     asyncio.run(main())

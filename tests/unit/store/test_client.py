@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support.wait import until
 from tpo_mp.store import client
 from tpo_mp.store.client import StoreClient
 
@@ -65,8 +66,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def asked(control: Control, n: int = 1) -> None:
     """Let the client send."""
-    while len(control.sent) < n:
-        await asyncio.sleep(0)
+    await until(lambda: len(control.sent) >= n, what=f"{n} records", every_s=0)
 
 
 def test_an_answer_reaches_its_question() -> None:

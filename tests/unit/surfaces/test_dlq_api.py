@@ -104,8 +104,9 @@ async def _replayed(surface: Surface, end: Callable[[Any], None]) -> dict[str, A
     exchange, work = surface.begin("POST", f"/api/v1/dlq/{CALL_ID}/replay")
     task = asyncio.ensure_future(cast("Awaitable[None]", work))
     before = len(surface.gateway.submitted)
-    while len(surface.gateway.submitted) == before and not task.done():
-        await asyncio.sleep(0)
+    await until(
+        lambda: len(surface.gateway.submitted) > before or task.done(), what="the letter's call"
+    )
     end(surface.gateway.submitted[-1])
     try:
         await task
@@ -248,14 +249,11 @@ def test_an_asker_that_leaves_leaves_an_attempt_of_unclear_end() -> None:
     async def story() -> None:
         _, work = surface.begin("POST", f"/api/v1/dlq/{CALL_ID}/replay")
         task = asyncio.ensure_future(cast("Awaitable[None]", work))
-        async with asyncio.timeout(5):
-            while not surface.gateway.submitted:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            while len(surface.gateway.replay_words) < 2:
-                await asyncio.sleep(0)
+        await until(lambda: surface.gateway.submitted, what="the letter's call")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: len(surface.gateway.replay_words) == 2, what="the end told")
 
     asyncio.run(story())
     assert surface.gateway.replay_words[-1] == ReplayWord("failed", 1, unclear=True)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.dialects import PLAIN, REPLIES, body
 from tests.support.fake_gateway import FakeExchange, Surface, whole
 from tests.support.fake_net import HeldStream
+from tests.support.wait import until
 from tpo_mp.errors import BackendFailure
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.response_log import EventPage
@@ -62,8 +63,7 @@ def test_answer_comes_also_when_it_cannot_be_kept() -> None:
     async def finish() -> None:
         delivery.done(whole(answer), None)
         assert not exchange.ended
-        while not exchange.ended:
-            await asyncio.sleep(0)
+        await until(lambda: exchange.ended, what="the answer")
 
     asyncio.run(finish())
     assert exchange.answer == answer
@@ -78,8 +78,7 @@ def test_client_that_leaves_while_its_answer_is_kept_gets_nothing() -> None:
     async def leave() -> None:
         delivery.done(whole(body(REPLIES["openai_responses"])), None)
         delivery.left()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await until(lambda: len(asyncio.all_tasks()) == 1, what="the end of the keeping")
 
     asyncio.run(leave())
     assert exchange.status == 0
@@ -98,8 +97,7 @@ def test_stream_ends_after_its_last_event_was_kept() -> None:
             held.data(text[at : at + 50])
         held.end(None)
         assert not exchange.ended
-        while not exchange.ended:
-            await asyncio.sleep(0)
+        await until(lambda: exchange.ended, what="the answer")
 
     asyncio.run(finish())
     assert exchange.answer == text

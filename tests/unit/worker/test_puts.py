@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.fake_env import SilentMetrics, SilentSeries
+from tests.support.wait import until
 from tpo_mp.worker import puts
 from tpo_mp.worker.puts import Puts
 
@@ -56,8 +57,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def settle() -> None:
     """Let every put come to its end."""
-    while len(asyncio.all_tasks()) > 1:
-        await asyncio.sleep(0)
+    await until(lambda: len(asyncio.all_tasks()) == 1, what="the end of every put", every_s=0)
 
 
 def test_value_is_put_until_it_is_taken() -> None:
@@ -100,9 +100,8 @@ def test_value_nobody_takes_waits_as_long_as_it_is_worth(monkeypatch: pytest.Mon
     async def story() -> None:
         waiting = Puts(store, "t", metrics)
         waiting.put("a", b"1", 60.0)
-        for _ in range(2000):
-            await asyncio.sleep(0)
-        assert store.asked > 500, "far more than ten seconds' worth of tries"
+        many = "far more than ten seconds' worth of tries"
+        await until(lambda: store.asked > 500, what=many, every_s=0)
         assert metrics.lost.value == 0
         now[0] = 60.0
         await settle()
