@@ -23,7 +23,8 @@ index only while a flight can be joined.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from tpo_mp.errors import DeadlineExceeded, Shed, TpoError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 PREFIX_BYTES: Final = 1 << 20
 LAG_BYTES: Final = 1 << 20
+AT_ONCE: Final = 64
+"""Riders that are served in one turn of the loop; others wait their turn behind other calls."""
 CROWDED_LAG_BYTES: Final = 1 << 16
 """How far behind one may be when all flights together keep too much."""
 COALESCED: Final = "coalesced"
@@ -157,9 +160,9 @@ class _Lingering:
 class Flight:
     """One upstream call and who waits for it; the sink of its stream."""
 
-    __slots__ = ("_asks", "_cancel", "_first", "_flights", "_kept", "_lingering", "_paused",
-                 "_pieces", "_proceed", "_reply", "_size", "_stream", "ended", "error", "key",
-                 "open", "riders", "waiting")  # fmt: skip
+    __slots__ = ("_again", "_asks", "_cancel", "_first", "_flights", "_kept", "_lingering",
+                 "_paused", "_pieces", "_proceed", "_reply", "_round", "_size", "_stream", "ended",
+                 "error", "key", "open", "riders", "waiting")  # fmt: skip
 
     def __init__(
         self, flights: Flights, key: bytes, proceed: Callable[[Call], Awaitable[Reply]]
@@ -176,6 +179,8 @@ class Flight:
         self._kept = 0
         self._lingering: _Lingering | None = None
         self._paused = False
+        self._round: Iterator[Rider] | None = None
+        self._again = False
         self.key = key
         self.riders: list[Rider] = []
         self.waiting = 0
@@ -239,10 +244,19 @@ class Flight:
         riders, self.riders = self.riders, []
         for rider in riders:
             rider.flight = None
-            self._tell(rider, pays=rider is riders[0])
-            rider.resolve(reply if rider is riders[0] else _whole(reply))
         if len(riders) > 1:
             self._flights.served(riders, reply)
+        self._give(riders, 0, reply)
+
+    def _give(self, riders: list[Rider], at: int, reply: Reply) -> None:
+        """Give a whole reply to some riders, and to the rest in the loop's next turn."""
+        for rider in riders[at : at + AT_ONCE]:
+            if not rider.out.done:  # else it left since
+                self._tell(rider, pays=rider is riders[0])
+                rider.resolve(reply if rider is riders[0] else _whole(reply))
+        at += AT_ONCE
+        if at < len(riders):
+            asyncio.get_running_loop().call_soon(self._give, riders, at, reply)
 
     def _answer(self, rider: Rider, reply: Reply) -> None:
         """Give a rider its reply, of which it is the stream."""
@@ -369,15 +383,38 @@ class Flight:
         self._flights.kept += size
         if self.open and (self._size > PREFIX_BYTES or self._flights.crowded):
             self.close()
-        for rider in tuple(self.riders):
-            if rider.takes:
-                rider.flush()
+        self._flush_all()
         if not self.open and not self.riders:
             self._give_up()
         elif not self.open:
             self._trim()
             if self._pieces:
                 self._cut_off()
+
+    def _flush_all(self) -> None:
+        """Send everybody what is new; some now, the rest in the next turns of the loop."""
+        if self._round is None:
+            self._round = iter(tuple(self.riders))
+            self._flush_some()
+        else:
+            self._again = True  # those that had their turn have another
+
+    def _flush_some(self) -> None:
+        going, left = self._round, AT_ONCE
+        assert going is not None
+        for rider in going:
+            if rider.takes:
+                rider.flush()
+                left -= 1
+                if not left:
+                    asyncio.get_running_loop().call_soon(self._flush_some)
+                    return
+        self._round = None
+        again, self._again = self._again, False
+        if again:
+            self._flush_all()
+        elif not self.open:
+            self._trim()
 
     def end(self, error: TpoError | None) -> None:
         """The upstream is through."""
@@ -393,9 +430,7 @@ class Flight:
                 rider.reply.finish_reason = reply.finish_reason
         if error is None:
             self._flights.served(riders, reply)
-        for rider in riders:
-            if rider.takes:
-                rider.flush()
+        self._flush_all()
         if not self.open:
             self._trim()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.fake_env import FakeWorld, make_call
 from tests.support.fake_net import Collected, HeldStream
+from tests.support.wait import until
 from tpo_mp.errors import BackendFailure
 from tpo_mp.pipeline import flight as flight_module
 from tpo_mp.pipeline.flights import Flights
@@ -166,6 +168,47 @@ def test_who_leaves_before_its_patience_ends_does_not_come_back() -> None:
     shared.world.advance(2)
     shared.replies[0].stream.cancel()  # type: ignore[union-attr]
     assert shared.held.told == ["cancel"]
+
+
+def test_a_crowd_is_served_in_several_turns_of_the_loop() -> None:
+    """Each gets all of it in order, pieces and end; who left meanwhile gets no more."""
+
+    async def tell() -> None:
+        shared = Shared()
+        sinks = [shared.board() for _ in range(3 * flight_module.AT_ONCE + 5)]
+        shared.held.data(b"one ")
+        had = [sink.text for sink in sinks]
+        assert had.count(b"one ") == flight_module.AT_ONCE
+        shared.held.data(b"two")
+        shared.stream(100).cancel()  # type: ignore[attr-defined]
+        shared.held.end()
+        await until(lambda: shared.flights.kept == 0 and sinks[-1].ends, what="the last")
+        left = sinks.pop(100)
+        assert (left.text, left.ends) == (b"", [])
+        assert {sink.text for sink in sinks} == {b"one two"}
+        assert all(sink.ends == [None] for sink in sinks)
+
+    asyncio.run(tell())
+
+
+def test_a_whole_answer_goes_to_a_crowd_in_several_turns_of_the_loop() -> None:
+    """The first pays, and who left meanwhile is told nothing."""
+
+    async def tell() -> None:
+        flights, asked = Flights(FakeWorld().env, 10), Promise[Reply]()
+        calls = [make_call(b"{}") for _ in range(2 * flight_module.AT_ONCE)]
+        outs = [flights.join(b"key", call, lambda _call: asked) for call in calls]
+        asked.resolve(Reply(200, b"{}"))
+        done = [out.done for out in outs if isinstance(out, Promise)]
+        assert done.count(True) == flight_module.AT_ONCE
+        left = outs.pop()
+        assert isinstance(left, Promise)
+        left.cancel()
+        for out in outs:
+            assert (await out).body == b"{}"
+        assert isinstance(left.error, asyncio.CancelledError)
+
+    asyncio.run(tell())
 
 
 def test_a_copy_is_the_call_but_for_its_own_course() -> None:
