@@ -36,6 +36,8 @@ from .types import AnswerCache, Call, NoCache, Phase, Quota, QuotaReading, Quota
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from .types import AnswerTier
+
 Proceed: TypeAlias = Callable[[Call], Awaitable[Reply]]
 T = TypeVar("T")
 Door: TypeAlias = Literal["stages", "routes", "backends", "controllers", "surfaces"]
@@ -483,8 +485,8 @@ class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
     ``ledger``, ``quotas``, ``live``, ``journal``, ``shares``, ``scores`` and ``cache`` are the
-    host's: every process sees the same.  ``epoch`` is that of the configuration which the feature
-    is built for.
+    host's: every process sees the same; ``tier`` is that of several hosts, where there is one.
+    ``epoch`` is that of the configuration which the feature is built for.
     """
 
     clock: Callable[[], float]
@@ -503,6 +505,7 @@ class Env:
     peers: Peers = field(default_factory=Alone)
     epoch: int = 0
     cache: AnswerCache = field(default_factory=NoCache)
+    tier: AnswerTier | None = None
     prices: PriceList = field(default_factory=Unpriced)
 
 

@@ -146,6 +146,26 @@ class CacheCounts(NamedTuple):
     evicted: int
 
 
+class TierResult(IntEnum):
+    """What became of a lookup in the second tier."""
+
+    HIT = 0
+    MISS = 1
+    BAD = 2
+    """Something lies there that is no answer to this call."""
+    FAILED = 3
+    SKIPPED = 4
+    """It was not asked, since it is away or there is too much to ask."""
+
+
+class TierCounts(NamedTuple):
+    """What was looked up in the second tier since the host started."""
+
+    hits: int
+    misses: int
+    unavailable: int
+
+
 class AnswerCache(Protocol):
     """Answers that all processes of the host find again, by keys of 16 bytes; bounded in bytes."""
 
@@ -177,8 +197,51 @@ class AnswerCache(Protocol):
         """What all processes of the host counted."""
         ...
 
+    def count_tier(self, result: TierResult) -> None:
+        """Count a call that was looked up in the second tier."""
+        ...
+
+    def tier_counts(self) -> TierCounts:
+        """What all processes of the host counted of it."""
+        ...
+
     def sizes(self) -> Iterator[int]:
         """The bytes of each answer that can be found now; 0 every now and then, to let go."""
+        ...
+
+
+class AnswerTier(Protocol):
+    """Answers that several hosts find again; asked when the host's own memory has none."""
+
+    generation: bytes | None
+    """Changes with every flush; ``None`` while it is not known."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is asked at all now."""
+        ...
+
+    def find(
+        self, key: bytes, whose: bytes, tell: Callable[[tuple[bytes, float] | None], None]
+    ) -> None:
+        """Tell the answer kept for this key and caller, and the seconds it has left, or none.
+
+        ``tell`` is called once, within a time that the configuration says.
+        """
+        ...
+
+    def keep(
+        self, key: bytes, whose: bytes, answer: bytes, ttl_s: float, generation: bytes | None
+    ) -> None:
+        """Keep an answer that was asked for in this generation, some time soon or not at all."""
+        ...
+
+    async def flush(self) -> None:
+        """Forget every answer, on all hosts; raises ``Shed``."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
         ...
 
 
@@ -205,6 +268,13 @@ class NoCache:
     def counts(self) -> CacheCounts:
         """Nothing was ever asked."""
         return CacheCounts(0, 0, 0, 0)
+
+    def count_tier(self, result: TierResult) -> None:
+        """Nobody asks for it."""
+
+    def tier_counts(self) -> TierCounts:
+        """Nothing was ever asked."""
+        return TierCounts(0, 0, 0)
 
     def sizes(self) -> Iterator[int]:
         """There are none."""

@@ -52,7 +52,7 @@ UNBUILT: Final = (
 """Settings that are known but do nothing yet; given, they are dropped with a warning."""
 
 
-INERT: Final = ("distributed",)
+INERT: Final = ("distributed.nats_url", "distributed.node_id")
 """Settings that are checked, but that nothing acts upon yet; given, they are kept and warn."""
 
 

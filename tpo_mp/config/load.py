@@ -136,6 +136,8 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     if auth:
         rules.keys(auth, problems)
         rules.folders(stages, auth, problems)
+    if distributed:
+        rules.redis(distributed, problems)
     rules.failover(routes, stages, problems)
     rules.near(stages, problems)
     rules.rerank(stages, backends, problems)

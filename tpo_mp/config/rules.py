@@ -17,7 +17,7 @@ from tpo_mp.ports import BackendConfig
 
 from . import api_keys, certificate
 from .problems import Problems, suggestion
-from .sections import AuthSection, ServerSection, SupervisorSection
+from .sections import AuthSection, DistributedSection, ServerSection, SupervisorSection
 from .tree import RouteRule
 from .values import check_url, is_loopback
 
@@ -26,6 +26,11 @@ _ORIGIN: Final = re.compile(r"\*|null|[a-z*][a-z0-9+.*-]*://[^/?#@\s]+")
 _ANYWHERE: Final = re.compile(r"\*|null|[^:]+://\*+(?::.*)?")
 _NO_EMBEDDINGS: Final = frozenset({"anthropic", "echo"})
 _HOST: Final = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.*]+\]")
+_REDIS: Final = re.compile(
+    r"rediss?://(?:[^@/?#\s]*@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:/[0-9]{0,4})?(?:\?ssl_ca_certs=/[^?#&\s]+)?"
+    r"|unix://(?:[^@/?#\s]*@)?/[^?#\s]+(?:\?db=[0-9]{1,4})?"
+)
 
 
 def bind(server: ServerSection, auth: AuthSection, problems: Problems) -> None:
@@ -129,6 +134,23 @@ def upstream(index: int, backend: BackendConfig, server: ServerSection, problems
     ours = host == server.host or (is_loopback(host) and _local(server.host))
     if ours and port in {server.port, server.ops_port}:
         problems.add_value(path, url, "this is our own address: the gateway would call itself")
+
+
+def redis(distributed: DistributedSection, problems: Problems) -> None:
+    """What names the Redis is a URL for one."""
+    secret = distributed.redis_url
+    if secret is None:
+        return
+    path, url = "distributed.redis_url", distributed.redis
+    if secret.from_client:
+        problems.add(path, "callers have no Redis of ours")
+    elif not url:
+        problems.warn(f"{path}: *** stands for the URL where it is hidden; Redis is not used")
+    else:
+        found = _REDIS.fullmatch(url)
+        if found is None or not 0 < int(found["port"] or 6379) < 65_536:
+            expected = "redis://HOST:PORT/DB, rediss:// for TLS, or unix:///PATH is expected"
+            problems.add_value(path, url, expected)
 
 
 def failover(routes: Sequence[RouteRule], stages: Collection[str], problems: Problems) -> None:

@@ -451,12 +451,28 @@ class DistributedSection(Section, frozen=True, kw_only=True):
     """The tier that several hosts share."""
 
     redis_url: Annotated[
-        Secret | None, Meta(description="Redis URL; a secret, since it may hold a password.")
+        Secret | None,
+        Meta(
+            description="Redis that several hosts share: a second tier of the cache. "
+            "`redis://`, `rediss://` or `unix://`; a secret, since it may hold a password."
+        ),
     ] = None
+    cache_wait_s: Annotated[
+        float,
+        Meta(gt=0, le=1,
+             description="How long a call may wait for the answer to be found in Redis; then it "
+             "is asked for."),
+    ] = 0.005  # fmt: skip
     nats_url: Annotated[Secret | None, Meta(description="NATS URL.")] = None
     node_id: Annotated[
         str, Meta(max_length=128, description="Name of this host; empty means its host name.")
     ] = ""
+
+    @property
+    def redis(self) -> str:
+        """The URL of the Redis; empty without one, and where a printed configuration hides it."""
+        url = "" if self.redis_url is None else self.redis_url.reveal()
+        return "" if url == "***" else url
 
 
 class AuthKey(Section, frozen=True, kw_only=True):

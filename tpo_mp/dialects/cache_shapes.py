@@ -7,8 +7,20 @@ from typing import Literal
 from msgspec import Struct
 
 
+class CacheTier(Struct):
+    """What the host's calls found in Redis; ``reachable`` is as the worker sees it that answers."""
+
+    reachable: bool
+    total_hits: int
+    total_misses: int
+    total_unavailable: int
+
+
 class CacheStats(Struct):
-    """The cache of a host; the totals are since it started, the rest is what lies there now."""
+    """The cache of a host; the totals are since it started, the rest is what lies there now.
+
+    ``total_hits`` counts what was found in Redis, too; ``tier`` is null without one.
+    """
 
     hit_rate: float
     entries: int
@@ -17,6 +29,7 @@ class CacheStats(Struct):
     total_hits: int
     total_misses: int
     total_kept: int
+    tier: CacheTier | None
 
 
 class CacheFlushed(Struct):

@@ -206,6 +206,8 @@ def _degraded(plane: PlaneView, levels: _Levels) -> list[str]:
     missing = [f"slot-{slot}" for slot in range(plane.workers) if not _serves(plane, slot)]
     if plane.seat(plane.seats - 1).state != READY:
         missing.append("control")
+    if levels.one("tpo_redis_down"):
+        missing.append("redis")
     broken = (s for s in levels.samples("tpo_store_broken") if s.value)
     missing += ["store-" + dict(sample.labels).get("part", "") for sample in broken]
     shut = (s for s in levels.samples(BREAKER_GAUGE) if s.value >= OPEN)

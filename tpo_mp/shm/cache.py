@@ -7,6 +7,7 @@
              40 generation, raised under the ledger's lock of row 4
     then     seat lines, written by the seat's occupant only                          64 bytes each
              +0 claimed   +8 hits  +16 misses  +24 kept  +32 evicted
+             of the second tier  +40 hits  +48 misses  +56 unavailable
     then     index: sets x 8 lines, written by anybody                                64 bytes each
              +0 key (16)  +16 place  +24 log u32  +28 length u32  +32 expires_ms
              +40 generation  +48 kept_ms  +56 in a set's first line: how many lines were taken
@@ -55,7 +56,7 @@ from typing import Final
 from zlib import crc32
 
 from tpo_mp.errors import Shed
-from tpo_mp.types import CacheCounts
+from tpo_mp.types import CacheCounts, TierCounts, TierResult
 
 from .fence import FENCED, fence
 from .rows import RowTable
@@ -74,6 +75,7 @@ _TURNS: Final = WAYS << 32
 _SEATS_AT: Final = 64
 _GENERATION: Final = 5
 _HITS, _MISSES, _KEPT, _EVICTED = 1, 2, 3, 4
+_TIER: Final = 5
 _LINE: Final = Struct("<16sQIIQQQ")
 _HINT: Final = Struct("<QIIQQ")
 _RECORD: Final = Struct("<I16sQQQ")
@@ -202,6 +204,15 @@ class SharedCache:
             for place in (_HITS, _MISSES, _KEPT, _EVICTED)
         )
         return CacheCounts(hits, misses, kept, evicted)
+
+    def count_tier(self, result: TierResult) -> None:
+        """Count one call that was looked up in the second tier."""
+        self._words[self._mine + _TIER + min(result, TierResult.BAD)] += 1
+
+    def tier_counts(self) -> TierCounts:
+        """What all processes of the host counted of it."""
+        lines = range(_SEATS_AT // 8, self._index_at // 8, LINE_BYTES // 8)
+        return TierCounts(*(sum(self._words[line + _TIER + n] for line in lines) for n in range(3)))
 
     def sizes(self) -> Iterator[int]:
         """The bytes of each answer that can be found now; 0 now and then, to let others run."""

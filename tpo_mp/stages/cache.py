@@ -4,6 +4,9 @@ What the same question is says ``pipeline.fingerprint``; what is kept of an answ
 becomes a stream or a whole, ``pipeline.kept``.  The answers lie in the memory of the host
 (``shm.cache``), bounded in bytes, and a change of the configured backends forgets them.
 
+Behind it may be a second tier that several hosts share (``store.answer_tier``): a call that finds
+nothing here is looked up there before it is asked, and what is found there is kept here, too.
+
 A client opts out with ``X-TPO-Cache: no-store`` (nothing kept, nothing given again) or ``no-cache``
 (asked afresh, and kept); ``Cache-Control`` counts likewise.  A call that was looked up says so in
 ``X-TPO-Cache: hit`` or ``miss``.
@@ -21,12 +24,13 @@ from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta, Struct
 
-from tpo_mp.pipeline import kept
+from tpo_mp.pipeline import kept, second_look
 from tpo_mp.pipeline.fingerprint import MAX_BODY_BYTES, Match, Reuse, fingerprint
 from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.pipeline.second_look import SecondLook
 from tpo_mp.pipeline.taps import Tapped, tap
 from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
-from tpo_mp.types import Call, Phase, Reply, Tap
+from tpo_mp.types import AnswerTier, Call, Phase, Reply, Tap
 
 _ANY: Final = int(Reuse.ANY)
 _NONE: Final = int(Reuse.NONE)
@@ -57,6 +61,7 @@ class Cache:
         self._match = config.match
         self._max_request = config.max_request_bytes
         self.cache = env.cache
+        self.tier = env.tier
         self.ttl_s = config.ttl_s
         self.max_answer = min(config.max_answer_bytes, env.cache.most)
         self._salt = 0
@@ -83,9 +88,47 @@ class Cache:
                 answered: Promise[Reply] = Promise()
                 answered.resolve(reply)
                 return answered
+            if self.tier is not None:
+                return _Farther(self, self.tier, call, key, proceed).look()
         call.cache = "miss"
         cache.count(hit=False)
         return _Keeping(self, call, key, cache.generation).watch(proceed(call))
+
+
+class _Farther:
+    """Looks one call up in the second tier, and asks when it is not there either."""
+
+    __slots__ = ("_call", "_generation", "_key", "_proceed", "_stage", "_tier")
+
+    def __init__(
+        self, stage: Cache, tier: AnswerTier, call: Call, key: bytes, proceed: Proceed
+    ) -> None:
+        self._stage = stage
+        self._tier = tier
+        self._call = call
+        self._key = key
+        self._proceed = proceed
+        self._generation = stage.cache.generation
+
+    def look(self) -> Promise[Reply]:
+        """Its reply, from wherever it comes."""
+        return SecondLook(self._tier, self._key, self._call, self._found, self._ask).out
+
+    def _found(self, answer: bytes, left_s: float) -> Reply | None:
+        stage, call = self._stage, self._call
+        reply = kept.replay(answer, call)
+        if reply is not None:
+            stage.cache.keep(self._key, answer, min(left_s, stage.ttl_s), self._generation)
+            call.cache = "hit"
+            stage.cache.count(hit=True)
+        return reply
+
+    def _ask(self) -> Awaitable[Reply]:
+        stage, call = self._stage, self._call
+        call.cache = "miss"
+        stage.cache.count(hit=False)
+        keeping = _Keeping(stage, call, self._key, self._generation)
+        return keeping.watch(self._proceed(call))
 
 
 _NOBODYS: Final[Promise[Reply]] = Promise()
@@ -94,10 +137,11 @@ _NOBODYS: Final[Promise[Reply]] = Promise()
 class _Keeping:
     """Keeps the answer of one call once it is whole."""
 
-    __slots__ = ("_call", "_generation", "_key", "_out", "_reply", "_stage")
+    __slots__ = ("_call", "_farther", "_generation", "_key", "_out", "_reply", "_stage")
 
     def __init__(self, stage: Cache, call: Call, key: bytes, generation: int) -> None:
         self._stage = stage
+        self._farther = stage.tier.generation if stage.tier is not None else None
         self._call = call
         self._key = key
         self._generation = generation
@@ -147,6 +191,9 @@ class _Keeping:
         answer = kept.keep(self._call, reply, body)
         if answer is not None:
             stage.cache.keep(self._key, answer, stage.ttl_s, self._generation)
+            if stage.tier is not None:
+                whose = second_look.whose(self._call)
+                stage.tier.keep(self._key, whose, answer, stage.ttl_s, self._farther)
 
 
 FEATURE = Feature(Config, Cache)

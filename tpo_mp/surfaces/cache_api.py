@@ -29,6 +29,7 @@ class CacheApi:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._cache = env.cache
+        self._tier = env.tier
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
         """The routes of this surface."""
@@ -62,12 +63,22 @@ class CacheApi:
             total_hits=counts.hits,
             total_misses=counts.misses,
             total_kept=counts.kept,
+            tier=self._tier_stats(),
         )
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
-    def flush(self, exchange: Exchange) -> None:
-        """Forget every kept answer, on all workers."""
-        self._cache.flush()
+    def _tier_stats(self) -> shapes.CacheTier | None:
+        if self._tier is None:
+            return None
+        return shapes.CacheTier(self._tier.up, *self._cache.tier_counts())
+
+    async def flush(self, exchange: Exchange) -> None:
+        """Forget every kept answer, on all workers, and in Redis."""
+        try:
+            if self._tier is not None:
+                await self._tier.flush()
+        finally:
+            self._cache.flush()  # ours is forgotten whatever Redis says
         told = shapes.CacheFlushed("flushed")
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 

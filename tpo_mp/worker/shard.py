@@ -78,6 +78,7 @@ from .replays import ReplayCalls
 from .shared_feeds import SharedFeeds
 from .sweep import IdleSweep
 from .syncs import Syncs
+from .tiers import given_back, with_tier
 from .tls import Tls
 
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
@@ -160,16 +161,14 @@ class Shard:
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
         self.peers.courier = Courier(
-            mesh=self.mesh,
+            mesh=self.mesh, plane=self.plane, seat=handoff.seat, check=self.owner.poison.check,
             claims=SharedClaims.of_host(
                 ClaimSegment.attach(handoff.claims_fd), table, self.plane, handoff.seat
             ),
-            plane=self.plane,
-            seat=handoff.seat,
-            check=self.owner.poison.check,
-        )
+        )  # fmt: skip
         self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
         self.replays = ReplayCalls(Replayer(self.owner, self.env))
+        self.env = with_tier(self.env, config)
         self.pipeline: Pipeline = build(config, self.env, epoch)
         self.owner.use(self.pipeline)
         self._build_edge(config)
@@ -251,12 +250,9 @@ class Shard:
         )
         self.links.damaged = self._damaged
         self.store = StoreClient(
-            lambda record: self.links.send(control, record),
-            self.loop.time,
-            frames.store_get,
-            frames.store_put,
-            metrics=self.metrics,
-        )
+            lambda record: self.links.send(control, record), self.loop.time, frames.store_get,
+            frames.store_put, metrics=self.metrics,
+        )  # fmt: skip
         self.asyncs = Asyncs(
             owner=self.owner,
             links=self.links,
@@ -525,11 +521,12 @@ class Shard:
 
     def _adopt_config(self) -> None:
         """Build the new chain; a failure vetoes the change for the whole host."""
-        epoch = self.plane.config_epoch
+        epoch, before = self.plane.config_epoch, self.env
         try:
             config, epoch = self._read_config()
             if self._ahead.waits(epoch, config.backends):
                 return
+            self.env = with_tier(before, config, self.pipeline.config)
             built = build(config, self.env, epoch, keep=self.pipeline)
             certificate = server_context(config.server.tls) if self.tls is not None else None
             table = self._endpoints(config)
@@ -537,7 +534,9 @@ class Shard:
             self._epoch_seen = epoch
             last_words(self.handoff, str(e))
             self.lines.config_nack = epoch
+            self.env = given_back(self.env, before)
             return
+        given_back(before, self.env)
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))
@@ -580,6 +579,7 @@ class Shard:
         self.owner.stop_all(
             Draining("this gateway is shutting down", reason="draining", retry_after_s=1)
         )
+        given_back(self.env)
         # Two turns: deliveries are accounted, then their bytes leave the transports.
         for _ in range(4):
             await asyncio.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from redis.connection import ConnectionPool
 
 from tpo_mp.config.tree import Config
 
@@ -231,3 +232,38 @@ def test_documents_are_put_into_order_by_a_backend_that_can(
         assert line.startswith(f"stages.rag.rerank.{said}")
     else:
         assert load_text(text).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h", "redis://", "redis://h:0", "redis://h:70000", "redis://h/x", "redis://h?db=x",
+     "unix://", "unix://h", "h:6379"],
+)  # fmt: skip
+def test_a_redis_url_is_one(refused: Refused, url: str) -> None:
+    """Its password is not told."""
+    secret = url.replace("//", "//:password@", 1)
+    for given in (url, secret):
+        (said,) = refused(f'[distributed]\nredis_url = "{given}"\n')
+        assert said.startswith("distributed.redis_url = ***: redis://HOST:PORT/DB")
+        assert "password" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "redis://:pw@h:1/3", "rediss://me:pw@[::1]:6380", "unix:///run/redis.sock?db=2",
+     "rediss://h?ssl_ca_certs=/etc/ca.pem"],
+)  # fmt: skip
+def test_a_redis_may_be_anywhere(load_text: Loads, url: str) -> None:
+    """Over TCP, TLS or a socket; redis-py reads what we accept."""
+    config = load_text(f'[distributed]\nredis_url = "{url}"\ncache_wait_s = 0.01\n')
+    assert config.distributed is not None
+    assert (config.distributed.redis, config.warnings) == (url, ())
+    assert ConnectionPool.from_url(url).make_connection()
+
+
+def test_a_hidden_redis_url_is_none(load_text: Loads) -> None:
+    """What ``check --print`` shows in its place loads, and says so."""
+    config = load_text('[distributed]\nredis_url = "***"\n')
+    assert config.distributed is not None
+    assert config.distributed.redis == ""
+    assert [line.partition(":")[0] for line in config.warnings] == ["distributed.redis_url"]

@@ -35,7 +35,7 @@ def test_orchestrator_sample_loads() -> None:
     about = [line.partition(":")[0] for line in config.warnings]
     assert sorted(about) == sorted({*about})
     assert {"stages.rag", "stages.retry", "stages.breaker", "stages.rate_limit"} <= set(about)
-    assert {"stages.dedup", "distributed", "observability.tracing_endpoint"} <= set(about)
+    assert {"stages.dedup", "distributed.nats_url", "observability.tracing_endpoint"} <= set(about)
 
 
 @pytest.mark.usefixtures("some_stages")

@@ -63,6 +63,14 @@ def test_a_store_that_cannot_write_degrades_readiness() -> None:
     assert (status, body["degraded"]) == (200, ["store-letters"])
 
 
+def test_a_redis_that_is_away_degrades_readiness() -> None:
+    """One worker without it is enough."""
+    for down, missing in ((0, []), (1, ["redis"])):
+        arena = FakeArena([gauge("tpo_redis_down", down)])
+        status, body = health.ready(running_host(), arena)
+        assert (status, body["degraded"]) == (200, missing)
+
+
 def test_health_has_the_documented_shape() -> None:
     """Every key of the health payload is there, with its numbers."""
     plane = running_host()

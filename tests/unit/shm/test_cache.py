@@ -19,6 +19,7 @@ from tpo_mp.shm.cache import (
     SharedCache,
 )
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.types import TierResult
 
 SEATS = 2
 SIZE = 64 << 10
@@ -197,6 +198,15 @@ def test_lines_of_nonsense_name_nothing(host: Host) -> None:
         assert cache.find(key(2)) is None
         assert not [n for n in cache.sizes() if n > 1 << 32]
         assert keep(cache, key(3), b"x")
+
+
+def test_lookups_in_the_second_tier_are_counted_for_the_host(host: Host) -> None:
+    """By every seat, and apart from its own."""
+    for seat in range(SEATS):
+        for result in TierResult:
+            host.process(seat).count_tier(result)
+    assert host.process(0).tier_counts() == (SEATS, SEATS, 3 * SEATS)
+    assert host.process(0).counts() == (0, 0, 0, 0)
 
 
 def test_another_segment_is_refused(host: Host) -> None:

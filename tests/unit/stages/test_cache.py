@@ -200,3 +200,48 @@ def test_other_tenants_and_other_backends_have_other_answers(scene: Scene) -> No
         stage = scene.build()
         stage.meet(backends)
         assert scene.call(stage, tenant="a").cache == cache
+
+
+class OtherHosts:
+    """A second tier that holds what the test says."""
+
+    generation = b"first"
+    up = True
+
+    def __init__(self) -> None:
+        self.holds: dict[bytes, tuple[bytes, float]] = {}
+        self.looks = 0
+        self.kept: list[tuple[bytes, bytes, float, bytes | None]] = []
+
+    def find(self, key: bytes, whose: bytes, tell: Any) -> None:
+        """Tell it at once."""
+        self.looks += 1
+        tell(self.holds.get(whose))
+
+    def keep(
+        self, key: bytes, whose: bytes, answer: bytes, ttl_s: float, generation: bytes | None
+    ) -> None:
+        """Note it."""
+        self.kept.append((whose, answer, ttl_s, generation))
+
+
+def test_other_hosts_are_asked_on_a_miss_only(scene: Scene) -> None:
+    """What they have is kept here for the time it has left; what they have not is kept there."""
+    tier = OtherHosts()
+    scene.env = replace(scene.env, tier=tier)  # type: ignore[arg-type]
+    scene.stage = scene.build(ttl_s=100)
+    assert (scene.call(tenant="a").cache, tier.looks) == ("miss", 1)
+    (told,) = tier.kept
+    assert told[2:] == (100, b"first")
+    assert (scene.call(tenant="a").cache, tier.looks) == ("hit", 1)
+    tier.holds[told[0].replace(b"1 a", b"1 b")] = (told[1], 5.0)
+    before = scene.cache.counts()
+    assert (scene.call(tenant="b").cache, scene.asked) == ("hit", 1)
+    assert scene.cache.counts().hits == before.hits + 1
+    assert (scene.call(tenant="b").cache, tier.looks) == ("hit", 2)
+    scene.world.now += 5.1
+    tier.holds.clear()
+    assert (scene.call(tenant="b").cache, tier.looks) == ("miss", 3)
+    for reuse in (Reuse.REFRESH, Reuse.NONE):
+        scene.call(tenant="b", reuse=reuse)
+    assert (tier.looks, len(tier.kept)) == (3, 3)

@@ -1,0 +1,239 @@
+"""The second tier over a real Redis that is slow, stopped, killed, emptied, full or lied to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_env import SilentMetrics
+from tests.support.redis import RedisServer
+from tests.support.wait import until
+from tpo_mp.errors import Shed
+from tpo_mp.store import redis_link
+from tpo_mp.store.answer_tier import ANSWER, GENERATION, RedisTier
+from tpo_mp.types import TierResult
+
+WHOSE = b"tenant a"
+Found = tuple[bytes, float] | None
+
+
+@pytest.fixture(scope="module")
+def server(short_tmp: Path) -> Iterator[RedisServer]:
+    """One for all; each test begins with an empty one that answers."""
+    with RedisServer(short_tmp / "redis") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def empty(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in it; who lost it looks for it often."""
+    server.ask("FLUSHALL")
+    monkeypatch.setattr(redis_link, "AGAIN_S", 0.05)
+
+
+class Host:
+    """The tier of one process, and what it counted."""
+
+    def __init__(self, server: RedisServer, wait_s: float = 2.0) -> None:
+        self.counts: Counter[TierResult] = Counter()
+        self.said: list[str] = []
+        self.tier = RedisTier(
+            server.url, wait_s=wait_s, most=1 << 16, random=random.Random(1),
+            metrics=SilentMetrics(), count=self._count, warn=self._warn,
+        )  # fmt: skip
+
+    def _count(self, result: TierResult) -> None:
+        self.counts[result] += 1
+
+    def _warn(self, event: str, *, why: str) -> None:
+        self.said.append(f"{event} {why}")
+
+    async def ready(self) -> None:
+        """Wait until it may be asked, and knows the generation."""
+        await until(lambda: self.tier.up and self.tier.generation, 10, "Redis to be reached")
+
+    async def find(self, key: bytes, whose: bytes = WHOSE) -> Found:
+        """What is told of a key."""
+        told: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self.tier.find(key, whose, told.set_result)
+        return await asyncio.wait_for(told, 20)
+
+    async def keep(self, server: RedisServer, key: bytes, answer: bytes) -> None:
+        """Keep an answer, and wait until it lies there."""
+        self.tier.keep(key, WHOSE, answer, 60.0, self.tier.generation)
+        name = ANSWER + key.hex().encode()
+        await until(lambda: server.ask("EXISTS", name), 10, "the answer to be written")
+
+
+def key_of(number: int) -> bytes:
+    """A key like those of answers."""
+    return number.to_bytes(16, "big")
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]], *hosts: Callable[[], Host]) -> None:
+    """Run a test over some hosts, each of which reaches Redis first."""
+
+    async def all_of_it() -> None:
+        made = [make() for make in hosts]
+        for host in made:
+            await host.ready()
+        try:
+            await test(*made)
+        finally:
+            for host in made:
+                host.tier.close()
+            await until(lambda: not redis_link._closing, 10, "the connections to be closed")
+
+    asyncio.run(all_of_it())
+
+
+def test_one_host_finds_what_another_kept(server: RedisServer) -> None:
+    """With the time it has left; whoever looks at the same time looks once."""
+
+    async def test(a: Host, b: Host) -> None:
+        assert await b.find(key_of(1)) is None
+        await a.keep(server, key_of(1), b"said")
+        found = await asyncio.gather(*(b.find(key_of(1)) for _ in range(50)))
+        assert {answer[0] for answer in found if answer} == {b"said"}
+        assert all(answer and 0 < answer[1] <= 60 for answer in found)
+        assert b.counts == {TierResult.HIT: 50, TierResult.MISS: 1}
+        assert int(server.ask("INFO", "commandstats")["cmdstat_getrange"]["calls"]) <= 10
+
+    server.ask("CONFIG", "RESETSTAT")
+    run(test, lambda: Host(server), lambda: Host(server))
+
+
+def test_what_is_not_ours_is_no_answer(server: RedisServer) -> None:
+    """Of another tenant, under another key, damaged, cut, too long, or of another kind."""
+
+    async def test(host: Host) -> None:
+        await host.keep(server, key_of(1), b"said by us")
+        one, two = (ANSWER + key_of(n).hex().encode() for n in (1, 2))
+        assert await host.find(key_of(1), b"tenant b") is None
+        whole: bytes = server.ask("GET", one)
+        for lie in (whole, whole[:-1], whole[:20], b"", b"x" * 200_000):
+            server.ask("SET", two, lie, "PX", "60000")
+            assert await host.find(key_of(2)) is None
+        server.ask("SET", one, whole.replace(b"by us", b"by me"), "PX", "60000")
+        assert await host.find(key_of(1)) is None
+        server.ask("SET", one, whole)
+        assert await host.find(key_of(1)) is None  # would never grow old
+        server.ask("DEL", two)
+        server.ask("LPUSH", two, "x")
+        assert await host.find(key_of(2)) is None
+        await host.ready()
+        server.ask("PEXPIRE", one, "60000")
+        assert (await host.find(key_of(1)) or (b"",))[0] == b"said by us"
+
+    run(test, lambda: Host(server))
+
+
+def test_a_flush_is_everybodys_and_what_redis_forgets_is_a_miss(server: RedisServer) -> None:
+    """What was asked before it is not kept; a lost generation never brings old answers back."""
+
+    async def test(a: Host, b: Host) -> None:
+        await a.keep(server, key_of(1), b"old")
+        before = b.tier.generation
+        await a.tier.flush()
+        assert await b.find(key_of(1)) is None
+        assert b.tier.generation == a.tier.generation != before
+        b.tier.keep(key_of(2), WHOSE, b"asked before", 60.0, before)
+        await b.keep(server, key_of(3), b"new")
+        assert not server.ask("EXISTS", ANSWER + key_of(2).hex().encode())
+        server.ask("DEL", GENERATION)
+        assert await a.find(key_of(3)) is None
+        await a.ready()
+        assert await a.find(key_of(3)) is None
+        server.ask("FLUSHALL")
+        assert await b.find(key_of(3)) is None
+        await b.ready()
+        await b.keep(server, key_of(3), b"newer")
+        assert (await a.find(key_of(3)) or (b"",))[0] == b"newer"
+
+    run(test, lambda: Host(server), lambda: Host(server))
+
+
+@pytest.mark.parametrize("ill", ["stopped", "killed"])
+def test_nobody_waits_for_a_redis_that_is_away(server: RedisServer, ill: str) -> None:
+    """A few wait as long as they may, then nobody asks; it is found again when it is back."""
+
+    async def test(host: Host) -> None:
+        await host.keep(server, key_of(1), b"said")
+        server.stop() if ill == "stopped" else server.kill()
+        for n in range(40):
+            assert await host.find(key_of(n)) is None
+        assert not host.tier.up
+        assert host.counts[TierResult.FAILED] <= 10, host.counts
+        assert host.counts[TierResult.SKIPPED] >= 30, host.counts
+        with pytest.raises(Shed, match="could not be forgotten"):
+            await host.tier.flush()
+        assert 1 <= len(host.said) <= 3, host.said
+        server.go_on() if ill == "stopped" else server.start()
+        await host.ready()
+        found = await host.find(key_of(1))
+        assert (found[0] if found else None) == (b"said" if ill == "stopped" else None)
+
+    run(test, lambda: Host(server, wait_s=0.1))
+
+
+def test_a_full_redis_is_still_read(server: RedisServer) -> None:
+    """It refuses what is to be kept, and is not asked to for a while."""
+
+    async def test(host: Host) -> None:
+        await host.keep(server, key_of(1), b"said")
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        try:
+            for n in range(2, 20):
+                host.tier.keep(key_of(n), WHOSE, b"more", 60.0, host.tier.generation)
+            await until(lambda: host.tier._rests_until > 0, 10, "a refusal")
+            for _ in range(10):
+                assert (await host.find(key_of(1)) or (b"",))[0] == b"said"
+            assert host.tier.up
+        finally:
+            server.ask("CONFIG", "SET", "maxmemory", "64mb")
+        assert server.ask("DBSIZE") == 2
+
+    run(test, lambda: Host(server))
+
+
+def test_late_replies_reach_nobody_else(server: RedisServer) -> None:
+    """Ten thousand lookups, many of which end too early: each gets its own answer or none."""
+    rng = random.Random(7)
+
+    async def test(host: Host) -> None:
+        generation = host.tier.generation
+        for n in range(100):
+            host.tier.keep(key_of(n), WHOSE, b"answer %d" % n, 60.0, generation)
+        await until(lambda: server.ask("DBSIZE") == 101, 20, "all answers to be written")
+        right = wrong = none = 0
+        for _ in range(100):
+            numbers = [rng.randrange(100) for _ in range(100)]
+            host.tier._wait_s = rng.choice((0.0002, 0.001, 0.002, 0.01, 1.0))
+            tasks = [asyncio.ensure_future(host.find(key_of(n))) for n in numbers]
+            for _ in range(rng.randrange(8)):
+                await asyncio.sleep(0)
+            # As when the process lets go of work: some of what runs is cancelled where it stands.
+            for task in host.tier._link._tasks - {host.tier._link._tending}:
+                if rng.random() < 0.1:
+                    task.cancel()
+            for n, found in zip(numbers, await asyncio.gather(*tasks), strict=True):
+                if found is None:
+                    none += 1
+                elif found[0] == b"answer %d" % n:
+                    right += 1
+                else:
+                    wrong += 1
+            await host.ready()
+        assert wrong == 0
+        # All of them lie there: another's reply would be none to this call.
+        assert host.counts[TierResult.BAD] == host.counts[TierResult.MISS] == 0, host.counts
+        assert right > 100, (right, none)
+        assert none > 100, (right, none)
+
+    run(test, lambda: Host(server))
