@@ -107,8 +107,10 @@ def test_a_spinning_worker_is_found_by_its_beat(start_host: StartHost, slack: fl
 def starved(pid: int) -> Iterator[None]:
     """Let a process have next to no CPU, without another process having less.
 
-    A control group of one millisecond per second, in which the process stands behind a busy loop.
+    A control group of one millisecond per second, in which the process stands behind a busy loop on
+    the same core.
     """
+    cores = os.sched_getaffinity(pid)
     group = Path(tempfile.mkdtemp(prefix="tpo-", dir=CPU_GROUPS))
     (group / "cpu.cfs_period_us").write_text("1000000")
     (group / "cpu.cfs_quota_us").write_text("1000")
@@ -116,6 +118,7 @@ def starved(pid: int) -> Iterator[None]:
     try:
         for member in (hog.pid, pid):
             (group / "cgroup.procs").write_text(str(member))
+            os.sched_setaffinity(member, {min(cores)})
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
         yield
     finally:
@@ -123,6 +126,7 @@ def starved(pid: int) -> Iterator[None]:
         hog.wait()
         with suppress(ProcessLookupError):
             os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+            os.sched_setaffinity(pid, cores)
             (CPU_GROUPS / "cgroup.procs").write_text(str(pid))
         wait_for(lambda: not (group / "cgroup.procs").read_text(), 5, "an empty control group")
         group.rmdir()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt, Wire
 
-MANY = 200
+MANY = 1000
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 SHARED = "orchestrator_dedup_requests_total"
@@ -118,17 +119,22 @@ def ways(attempts: list[Attempt]) -> Counter[str]:
     ],
     ids=["whole", "streamed", "embeddings"],
 )
-def test_two_hundred_identical_calls_are_one_upstream(
+def test_a_thousand_identical_calls_are_one_upstream(
     gateway: Gateway, upstream: Upstream, target: str, body: dict[str, Any]
 ) -> None:
     """On both workers, with one answer for all, of which one call pays for."""
     vector = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
               "model": "up", "usage": {"prompt_tokens": 3, "total_tokens": 3}}  # fmt: skip
+    all_here = threading.Event()
     upstream.play(
-        first_s=1.0, delay_s=0.05, chunks=8, reply=vector if target == EMBEDDINGS else None
+        until=all_here, delay_s=0.05, chunks=8, reply=vector if target == EMBEDDINGS else None
     )
-    before = upstream.counters.requests
+    before, asked = upstream.counters.requests, series(gateway, SHARED)
     with Alike(gateway.url, MANY, body, target) as crowd:
+        try:
+            wait_for(partial(all_have_come, gateway, asked + MANY), 60, "all calls")
+        finally:
+            all_here.set()
         attempts = crowd.ended()
     assert ways(attempts) == {"ok": 1, "ok coalesced": MANY - 1}
     assert upstream.counters.requests == before + 1

@@ -59,13 +59,13 @@ class Asking:
                 with RawClient(self.url) as client:
                     asked += 1
                     headers = {"X-Session-Id": f"{number}-{asked}"}
-                    status = client.post_json(CHAT, chat("keep asking"), headers).status
+                    reply = client.post_json(CHAT, chat("keep asking"), headers)
             except (OSError, ClosedEarlyError) as exc:
                 self.failures.append(repr(exc))
             else:
                 self.answered += 1
-                if status != 200:
-                    self.failures.append(str(status))
+                if reply.status != 200:
+                    self.failures.append(f"{reply.status} {reply.body!r}")
 
 
 def test_reload_changes_what_is_served_and_fails_nobody(start_gateway: StartGateway) -> None:

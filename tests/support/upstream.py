@@ -54,6 +54,8 @@ class Script:
     chunks: int = 5
     cut_after: int = 2
     first_s: float = 0.0
+    until: threading.Event | None = None
+    """Nothing is answered before this is set."""
     at_once: int = 0
     """So many requests work at a time, and the others wait before their ``first_s``; 0: all."""
     delay_s: float = 0.0
@@ -374,6 +376,8 @@ async def _reply(
     counters.working += 1
     counters.max_working = max(counters.max_working, counters.working)
     try:
+        while script.until is not None and not script.until.is_set():
+            await asyncio.sleep(0.01)
         await asyncio.sleep(script.first_s + _wait_s(script, counters.free_at))
     finally:
         counters.working -= 1

@@ -19,6 +19,7 @@ from tpo_mp.http.endpoints import Endpoint, EndpointTable, Family
 from tpo_mp.http.head import BadHead
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Plane
+from tpo_mp.store.questions import LETTERS, LetterQuery
 from tpo_mp.store.rag_questions import RAG, RagQuestion
 
 NAMES = contract.names("surfaces")
@@ -30,6 +31,8 @@ BODIES: list[Any] = [
 ]  # fmt: skip
 IDS = ["x", "..", "%2e%2e%2fetc", "%00x", "a" * 3000, "%F0%9F%8E%88", "00000000-0000-4000-8000-0"]
 
+OLDEST = LetterQuery(limit=1, oldest=True)
+NO_LETTERS = b'{"entries":[],"count":0,"total":0,"next":null}'
 NO_DOCUMENTS = b'{"documents":0,"bytes":0,"all_bytes":0}'
 
 
@@ -118,6 +121,7 @@ def test_examples_are_accepted(name: str, host: dict[str, Any]) -> None:
         surface.takes_puts = True
         surface.gateway.config = contract.full()
         surface.gateway.stored[RAG, RagQuestion("sums", "").key()] = (NO_DOCUMENTS,)
+        surface.gateway.stored[LETTERS, OLDEST.key()] = (NO_LETTERS,)
         target = endpoint.example_path or endpoint.template.replace("{", "").replace("}", "")
         exchange = surface.ask(endpoint.method, target, endpoint.example)
         settle(surface, exchange)

@@ -42,5 +42,5 @@ _decode = msgspec.json.Decoder(ReplayRequest).decode
 
 
 def decode_replay(body: bytes) -> ReplayRequest:
-    """Read one, of which nothing needs to be said; raises ``InvalidRequest`` naming the field."""
-    return strictly(_decode, body or b"{}")
+    """Read one, of which ``{}`` means the oldest; raises ``InvalidRequest`` naming the field."""
+    return strictly(_decode, body)

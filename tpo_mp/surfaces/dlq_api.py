@@ -65,6 +65,7 @@ class DlqApi:
                        outcomes=(Outcome("it is answered, now or before", shapes.Replayed),))
               for path in ("/api/v1/dlq/replay", "/v1/dlq/replay")),
             Endpoint("POST", "/api/v1/dlq/replay", self.replay_many, "native", access="admin",
+                     max_body_bytes=0,
                      request=letter_shapes.ReplayRequest, example={"limit": 1}, errors=(503,),
                      outcomes=(Outcome("what became of each", letter_shapes.ReplayedLetters),)),
         ]  # fmt: skip

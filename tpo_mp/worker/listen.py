@@ -158,6 +158,9 @@ class Listening:
             await asyncio.sleep(0)
         drained = list(self._servers)
         self._stop_accepting()
+        # The loop tells of a connection one turn after it took it: who asks next whether anybody
+        # is here shall know of the last one.
+        await asyncio.sleep(0)
         self.version = -1
         if for_all:
             for fd in drained:

@@ -207,9 +207,9 @@ def test_which_letters_is_said_right_or_refused(body: bytes, param: str | None) 
 
 
 def test_without_a_word_of_the_store_nothing_is_chosen() -> None:
-    """It may come back; no body means ten of all."""
+    """It may come back; an object without a word means ten of all."""
     surface = Surface(FEATURE)
-    refusal = surface.refusal("POST", "/api/v1/dlq/replay")
+    refusal = surface.refusal("POST", "/api/v1/dlq/replay", {})
     assert (refusal.status, refusal.reason) == (503, "store_unavailable")
     assert surface.gateway.questions == [(LETTERS, LetterQuery(limit=10, oldest=True).key())]
 

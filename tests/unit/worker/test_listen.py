@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.support.fake_shards import FakeHost
 from tpo_mp.worker import listen
@@ -204,3 +205,38 @@ def test_no_descriptor_at_all_is_none_left(door: Door, monkeypatch: pytest.Monke
         patched.setattr(listen.os, "dup", full)
         assert door.listening._descriptors_left() == 0
     door.listening.close()
+
+
+class _Guest(asyncio.Protocol):
+    """A connection that says that it is there."""
+
+    def __init__(self, made: list[asyncio.BaseTransport]) -> None:
+        self._made = made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._made.append(transport)
+
+
+def test_after_a_drain_every_connection_it_took_is_there(host: FakeHost) -> None:
+    """Also the last one: a shard that thinks it is empty refuses what comes then."""
+    made: list[asyncio.BaseTransport] = []
+
+    async def one_round() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as served:
+            host.plane.set_slot(0, seat=0, acceptor=0)
+            listening = Listening(
+                loop=asyncio.get_running_loop(), plane=host.plane, seat=0,
+                listeners=[served.fileno()], protocol=lambda: _Guest(made),
+            )  # fmt: skip
+            await listening.follow(0)
+            with socket.create_connection(served.getsockname()):
+                await listening.drain(for_all=False)
+                assert len(made) == 1
+            made.pop().close()  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+
+    async def many_rounds() -> None:
+        for _ in range(20):
+            await one_round()
+
+    uvloop.run(many_rounds())
