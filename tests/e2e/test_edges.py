@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(short_tmp: Path) -> Iterator[Bench]:
     """One shard, so that four open calls are the host's limit."""
-    folder = short_tmp / "edges"
-    folder.mkdir()
+    # The module may be taken up twice by one test process.
+    folder = Path(tempfile.mkdtemp(dir=short_tmp))
     access_log = folder / "access.log"
     with Upstream() as upstream:
         config = NO_RETRIES + "".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,8 +66,8 @@ enabled = false
 @pytest.fixture(scope="module")
 def gateway(short_tmp: Path) -> Iterator[Gateway]:
     """Two workers of ``serve`` with one such backend."""
-    folder = short_tmp / "sim-backend"
-    folder.mkdir()
+    # The module may be taken up twice by one test process.
+    folder = Path(tempfile.mkdtemp(dir=short_tmp))
     replay = folder / "played.jsonl"
     found = recordings.what_is(CHAT, orjson.dumps(RECORDED))
     assert found is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,8 +33,8 @@ rules:
 @pytest.fixture(scope="module")
 def ruled(short_tmp: Path) -> Iterator[Gateway]:
     """A strict two-worker simulator with rules."""
-    folder = short_tmp / "ruled"
-    folder.mkdir()
+    # The module may be taken up twice by one test process.
+    folder = Path(tempfile.mkdtemp(dir=short_tmp))
     (folder / "rules.yaml").write_text(RULES)
     args = ("--rules", str(folder / "rules.yaml"), "--strict")
     with Gateway(folder, *args, workers=2, verb="simulate") as gateway:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +44,8 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(short_tmp: Path) -> Iterator[Bench]:
     """Two shards, one backend per manner."""
-    folder = short_tmp / "requests"
-    folder.mkdir()
+    # The module may be taken up twice by one test process.
+    folder = Path(tempfile.mkdtemp(dir=short_tmp))
     (folder / "key").write_text(FROM_FILE + "\n")
     access_log = folder / "access.log"
     with Upstream() as upstream:

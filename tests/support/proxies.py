@@ -86,7 +86,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "conf").write_text(self._config)
         with (self.folder / "output").open("wb") as out:
             self._child = subprocess.Popen(self._command, stdout=out, stderr=out)

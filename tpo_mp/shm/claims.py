@@ -4,7 +4,7 @@
 
     0     header   magic u64 | layout u64 | pad to 64
     64    sets x 8 lines of 32 bytes
-          +0 name (16)   +16 claim u64: seat << 48 | epoch << 16 | the name's last two bytes
+          +0 name (16)   +16 claim u64: seat << 48 | epoch << 16 | two bytes of the name
           +24 unused
     locks bytes of the ledger's lock file behind its rows; byte ``set % 64`` of them is held by
           whoever gives a line of the set away
@@ -176,4 +176,4 @@ class SharedClaims:
 
 
 def _tag(name: bytes) -> int:
-    return name[14] | name[15] << 8
+    return name[2] | name[3] << 8
