@@ -36,23 +36,14 @@ from tpo_mp.pipeline.poison import Poison
 from tpo_mp.pipeline.replay import Replayer
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
-from tpo_mp.shm.cache import SharedCache
-from tpo_mp.shm.claims import ClaimSegment, SharedClaims
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.handoff import Handoff
-from tpo_mp.shm.journal import JournalSegment, SharedJournal
-from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.lifeline import last_words
-from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
-from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
-from tpo_mp.shm.rows import RowTable
-from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
-from tpo_mp.shm.shares import SharedShares
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.simulator.read_ahead import ReadAhead
 from tpo_mp.store.client import StoreClient
@@ -76,6 +67,7 @@ from .placing import Placing
 from .progress import Progress
 from .replays import ReplayCalls
 from .shared_feeds import SharedFeeds
+from .shared_state import SharedState
 from .sweep import IdleSweep
 from .syncs import Syncs
 from .tiers import given_back, with_tier
@@ -129,7 +121,7 @@ class Shard:
         self.metrics = arena.block(handoff.seat, handoff.epoch)
         self.wheel = Wheel()
         self._build_core(config, arena)
-        table = RowTable.attach(handoff.ledger_fd, handoff.locks_fd, LEDGER_ROWS)
+        shared = SharedState(handoff, self.plane, self.metrics)
         self.env = Env(
             clock=monotonic,
             random=Random(),  # noqa: S311 - spreads load, guards nothing
@@ -138,33 +130,20 @@ class Shard:
             store=self.store,
             timers=self.wheel,
             rooms=self._make_edges(config),
-            ledger=SharedLedger(table, self.metrics),
-            quotas=SharedQuotas.of_host(
-                handoff.quotas_fd, table, self.plane, handoff.seat, self.metrics
-            ),
-            live=LiveText(LiveSegment.attach(handoff.live_fd), table),
-            journal=SharedJournal(
-                JournalSegment.attach(handoff.journal_fd),
-                table,
-                self.metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
-            ),
-            shares=SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat),
-            scores=SharedScores(
-                ScoreSegment.attach(handoff.scores_fd, handoff.seats),
-                table,
-                handoff.seat,
-                self.metrics.counter(*SCORES_REFUSED),
-            ),
+            ledger=shared.ledger,
+            quotas=shared.quotas,
+            live=shared.live,
+            journal=shared.journal,
+            shares=shared.shares,
+            scores=shared.scores,
             peers=self.peers,
-            cache=SharedCache.of_host(handoff.cache_fd, table, handoff.seat),
+            cache=shared.cache,
         )
         self.owner.poison = Poison(self.env.ledger, monotonic, self.metrics)
         self.mesh.on_death = self.owner.died_with
         self.peers.courier = Courier(
             mesh=self.mesh, plane=self.plane, seat=handoff.seat, check=self.owner.poison.check,
-            claims=SharedClaims.of_host(
-                ClaimSegment.attach(handoff.claims_fd), table, self.plane, handoff.seat
-            ),
+            claims=shared.claims,
         )  # fmt: skip
         self.owner.metrics_arena = BreakerSeries(arena, self.env.ledger, monotonic)
         self.replays = ReplayCalls(Replayer(self.owner, self.env))
