@@ -44,6 +44,8 @@ CROWDED_LAG_BYTES: Final = 1 << 16
 COALESCED: Final = "coalesced"
 _KEPT: Final[Promise[Reply]] = Promise()
 """Stands for promises that were kept: one that holds its rider's reply would be a circle."""
+_NOTHING: Final[list[bytes]] = []
+"""The pieces of what is no stream; nobody adds to them."""
 _OUT_OF_TIME: Final = frozenset({"queue_too_long", "queue_timeout"})
 
 
@@ -173,14 +175,9 @@ class Flight:
         self._cancel: Callable[[], object] | None = None
         self._reply: Reply | None = None
         self._stream: Stream | None = None
-        self._pieces: list[bytes] = []
+        self._pieces = _NOTHING
         self._first = 0
-        self._size = 0
-        self._kept = 0
         self._lingering: _Lingering | None = None
-        self._paused = False
-        self._round: Iterator[Rider] | None = None
-        self._again = False
         self.key = key
         self.riders: list[Rider] = []
         self.waiting = 0
@@ -188,6 +185,16 @@ class Flight:
         self.open = True
         """Whether one may still join."""
         self.ended = False
+
+    def _flows(self, reply: Reply, stream: Stream) -> None:
+        """The reply is a stream: what only streams need is made now."""
+        self._reply, self._stream = reply, stream
+        self._pieces = []
+        self._size = 0
+        self._kept = 0
+        self._paused = False
+        self._round: Iterator[Rider] | None = None
+        self._again = False
         self.error: TpoError | None = None
 
     def add(self, call: Call) -> Promise[Reply]:
@@ -208,11 +215,17 @@ class Flight:
         """Ask, in the name of who has been aboard longest."""
         asks = self._asks = copy_of(self.riders[0].call)
         try:
-            cancel = run(self._proceed(asks), self._answered)
+            asked = self._proceed(asks)
+            cancel: Callable[[], object] | None
+            if isinstance(asked, Promise):
+                asked.then(self._answered)
+                cancel = None if asked.done else asked.cancel
+            else:
+                cancel = run(asked, self._answered)
         except Exception as e:  # noqa: BLE001 - becomes the error of all
             self._answered(None, e)
         else:
-            if self._asks is asks:
+            if cancel is not None and self._asks is asks:
                 self._cancel = cancel
 
     def _answered(self, reply: Reply | None, error: BaseException | None) -> None:
@@ -226,17 +239,30 @@ class Flight:
             self._failed(error or RuntimeError("a stage answered nothing"))
             return
         if reply.stream is None:
-            if self.riders:
+            if len(self.riders) == 1:
+                self._give_one(reply)
+            elif self.riders:
                 self._give_out(reply)
             else:
                 self._reply, self.ended = reply, True
             return
-        self._reply, self._stream = reply, reply.stream
+        self._flows(reply, reply.stream)
         for rider in tuple(self.riders):
             if rider.flight is self:  # one that was answered may have left with others
                 self._answer(rider, reply)
         if self.riders or self._lingering is not None:
             reply.stream.attach(self)
+
+    def _give_one(self, reply: Reply) -> None:
+        """Give a whole reply to the only one that waits, as mostly."""
+        rider = self.riders.pop()
+        if self.open:
+            self.open = False
+            self._flights.close(self)
+        rider.flight = None
+        self._tell(rider, pays=True)
+        out, rider.out = rider.out, _KEPT
+        out.resolve(reply)
 
     def _give_out(self, reply: Reply) -> None:
         """Give everybody a whole reply."""
@@ -350,9 +376,10 @@ class Flight:
     def _give_up(self) -> None:
         """Nobody is left."""
         self.close()
-        self._drop(len(self._pieces))
         cancel, self._cancel = self._cancel, None
         stream, self._stream = self._stream, None
+        if self._pieces:
+            self._drop(len(self._pieces))
         if self.ended:
             return
         if stream is not None:

@@ -73,21 +73,24 @@ class Flights:
         is meant by a third, so none is joined.
         """
         self._submitted.inc()
-        flight = self._open.get(key)
-        if flight is not None and afresh:
+        under_way = self._open
+        flight = under_way.get(key)
+        if flight is None:
+            if len(under_way) >= self._most:
+                self._leave(key)
+                return proceed(call)
+            under_way[key] = flight = Flight(self, key, proceed)
+            self._active.add(1)
+            rider = Rider(flight, call, self.clock())
+            flight.riders.append(rider)
+            out = rider.out  # it is another's once it was kept
+            flight.begin()
+            return out
+        if afresh:
             flight.close()
             return proceed(call)
-        if flight is not None:
-            self._joined.inc()
-            return flight.add(call)
-        if len(self._open) >= self._most:
-            self._leave(key)
-            return proceed(call)
-        flight = self._open[key] = Flight(self, key, proceed)
-        self._active.add(1)
-        out = flight.add(call)
-        flight.begin()
-        return out
+        self._joined.inc()
+        return flight.add(call)
 
     def close(self, flight: Flight) -> None:
         """A flight cannot be joined any more."""

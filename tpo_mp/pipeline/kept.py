@@ -36,7 +36,7 @@ from tpo_mp.types import Call, Dialect, Reply, Sink, Usage
 from .codecs import GENERATES, codec
 from .fingerprint import KEY_BYTES
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SSE: Final = b"text/event-stream; charset=utf-8"
 _ENDS: Final = frozenset(
     {"stop", "tool_calls", "function_call", "end_turn", "stop_sequence", "tool_use", "end",
@@ -45,12 +45,13 @@ _ENDS: Final = frozenset(
 _LIMITS: Final = frozenset({"length", "max_tokens", "MAX_TOKENS"})
 _ID: Final = re.compile(rb'"id":\s?"([A-Za-z][A-Za-z0-9]*[-_])?([A-Za-z0-9_.:-]{1,200})"')
 _ID_WITHIN: Final = 2048
+_UNKNOWN: Final = Usage()
 _COUNTED: Final = frozenset({Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS})
 """Dialects whose streams show usage only when asked to."""
 
 
 class AnswerRecord(Struct, array_like=True, gc=False, frozen=True):
-    """One answer; ``id`` is the upstream's, with its prefix, empty when it had none."""
+    """One answer, with the body as it was sent."""
 
     version: int
     stream: bool
@@ -60,8 +61,6 @@ class AnswerRecord(Struct, array_like=True, gc=False, frozen=True):
     prompt: int
     completion: int
     cached: int
-    prefix: bytes
-    id: bytes
     body: bytes
 
 
@@ -106,14 +105,12 @@ def keep(call: Call, reply: Reply, body: bytes) -> bytes | None:
     """What to keep of a finished reply, of which ``body`` is all bytes; ``None``: nothing."""
     if reply.status != 200 or not _is_whole(call, reply, body):
         return None
-    found = _ID.search(body, 0, _ID_WITHIN)
-    prefix, rest = found.groups(b"") if found is not None else (b"", b"")
-    usage = reply.usage or Usage()
+    usage = reply.usage or _UNKNOWN
     shown = call.usage_wanted or call.dialect not in _COUNTED or not call.stream
     return _encode(
         AnswerRecord(
             _VERSION, call.stream, shown, reply.content_type, reply.finish_reason, usage.prompt,
-            usage.completion, usage.cached, prefix, rest, body,
+            usage.completion, usage.cached, body,
         )
     )  # fmt: skip
 
@@ -134,9 +131,11 @@ def replay(kept: bytes, call: Call) -> Reply | None:
             content_type = _SSE if call.stream else b"application/json"
     except (TpoError, msgspec.MsgspecError, ValueError, KeyError, TypeError):
         return None
-    if answer.id:
-        fresh = answer.prefix + call.id.replace("-", "").encode()
-        body = body.replace(b'"%b%b"' % (answer.prefix, answer.id), b'"%b"' % fresh)
+    found = _ID.search(answer.body, 0, _ID_WITHIN)
+    if found is not None:
+        prefix, rest = found.groups(b"")
+        fresh = prefix + call.id.replace("-", "").encode()
+        body = body.replace(b'"%b%b"' % (prefix, rest), b'"%b"' % fresh)
     stream = KeptStream(body) if call.stream else None
     reply = Reply(200, None if stream else body, stream=stream, content_type=content_type)
     reply.finish_reason = answer.finish_reason
@@ -188,6 +187,8 @@ def _is_whole(call: Call, reply: Reply, body: bytes) -> bool:
         if ended.error is not None:
             return False
         if ended.choices is not None:
+            if len(ended.choices) == 1 and ended.choices[0].finish_reason in _ENDS:
+                return True  # as mostly
             reasons = [choice.finish_reason or "" for choice in ended.choices]
         elif ended.candidates is not None:
             reasons = [candidate.reason or "" for candidate in ended.candidates]

@@ -41,7 +41,9 @@ class Promise(Generic[T]):
             self.done = True
             self.value = value
             self.cancel_with = None
-            self._tell()
+            then = self._then
+            if then is not None:
+                self._tell(then)
 
     def reject(self, error: BaseException) -> None:
         """Give the error instead."""
@@ -49,17 +51,17 @@ class Promise(Generic[T]):
             self.done = True
             self.error = error
             self.cancel_with = None
-            self._tell()
+            then = self._then
+            if then is not None:
+                self._tell(then)
 
-    def _tell(self) -> None:
-        then, self._then = self._then, None
-        if then is None:
-            return
-        if isinstance(then, list):
+    def _tell(self, then: list[Done] | Done) -> None:
+        self._then = None
+        if type(then) is list:
             for callback in then:
                 callback(self.value, self.error)
         else:
-            then(self.value, self.error)
+            then(self.value, self.error)  # type: ignore[operator]  # the other of the two
 
     def then(self, callback: Done) -> None:
         """Call ``callback(value, error)`` now or once known."""

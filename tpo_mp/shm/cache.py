@@ -79,6 +79,7 @@ _TIER: Final = 5
 _LINE: Final = Struct("<16sQIIQQQ")
 _HINT: Final = Struct("<QIIQQ")
 _RECORD: Final = Struct("<I16sQQQ")
+_WHOLE: Final = Struct("<I44s")
 _PIECE: Final = 256
 
 
@@ -166,7 +167,7 @@ class SharedCache:
         words, length, log_bytes = self._words, len(answer), self._log_bytes
         if length > self.most or generation != words[_GENERATION]:
             return False
-        mine = self._mine
+        mine, places = self._mine, self._map
         now_ms = int(self._clock() * 1e3)
         expires_ms = now_ms + int(ttl_s * 1e3)
         size = (HEAD_BYTES + LINE_BYTES - 1 + length) // LINE_BYTES * LINE_BYTES
@@ -181,9 +182,18 @@ class SharedCache:
         self._write(offset, key, answer, expires_ms, generation, size)
         if FENCED:
             fence()
-        at = self._line(key, now_ms)
-        self._map[at : at + _TAKEN_AT] = _LINE.pack(
-            key, place, self._seat, length, expires_ms, generation, now_ms
+        at = self._index_at + (int.from_bytes(key[:4], "little") & self._mask) * SET_BYTES
+        lines = places[at : at + SET_BYTES]
+        line = lines.find(key)
+        if line < 0 or line % LINE_BYTES:  # not its own of before: the next in turn
+            turn = (at + _TAKEN_AT) // 8
+            taken = words[turn]
+            words[turn] = (taken + 1) % _TURNS
+            line = taken % WAYS * LINE_BYTES
+            if self._lives(lines, line, now_ms):
+                words[mine + _EVICTED] += 1
+        _LINE.pack_into(
+            places, at + line, key, place, self._seat, length, expires_ms, generation, now_ms
         )
         words[mine + _KEPT] += 1
         return True
@@ -261,14 +271,15 @@ class SharedCache:
     def _claim(self, end: int, now_ms: int) -> None:
         """Take the log's room before ``end`` from what lies there; count what was not over."""
         words, lap, tail = self._words, end - self._log_bytes, self._tail
-        while tail < lap:
-            _, _, expires_ms, of, room = _RECORD.unpack_from(
-                self._map, self._log_at + tail % self._log_bytes + 4
-            )
-            if expires_ms > now_ms and of == words[_GENERATION]:
-                words[self._mine + _EVICTED] += 1
-            tail += room
-        self._tail = tail
+        if tail < lap:
+            while tail < lap:
+                _, _, expires_ms, of, room = _RECORD.unpack_from(
+                    self._map, self._log_at + tail % self._log_bytes + 4
+                )
+                if expires_ms > now_ms and of == words[_GENERATION]:
+                    words[self._mine + _EVICTED] += 1
+                tail += room
+            self._tail = tail
         words[self._mine] = end
         if FENCED:
             fence()
@@ -276,23 +287,11 @@ class SharedCache:
     def _write(
         self, offset: int, key: bytes, answer: bytes, expires_ms: int, generation: int, size: int
     ) -> None:
-        rest = _RECORD.pack(len(answer), key, expires_ms, generation, size) + answer
+        head = _RECORD.pack(len(answer), key, expires_ms, generation, size)
         at = self._log_at + offset
-        self._map[at : at + 4 + len(rest)] = crc32(rest).to_bytes(4, "little") + rest
-
-    def _line(self, key: bytes, now_ms: int) -> int:
-        """The line that a key gets: its own of before, or the next of its set in turn."""
-        at = self._index_at + (int.from_bytes(key[:4], "little") & self._mask) * SET_BYTES
-        lines = self._map[at : at + SET_BYTES]
-        found = lines.find(key)
-        if found >= 0 and not found % LINE_BYTES:
-            return at + found
-        words, turn = self._words, (at + _TAKEN_AT) // 8
-        line = words[turn] % WAYS * LINE_BYTES
-        words[turn] = (words[turn] + 1) % _TURNS
-        if self._lives(lines, line, now_ms):
-            words[self._mine + _EVICTED] += 1
-        return at + line
+        _WHOLE.pack_into(self._map, at, crc32(answer, crc32(head)), head)
+        at += HEAD_BYTES
+        self._map[at : at + len(answer)] = answer
 
     def _lives(self, lines: bytes, line: int, now_ms: int) -> bool:
         """Whether a line names something that may still be found."""

@@ -118,15 +118,21 @@ class SharedClaims:
         claimed now.
         """
         at = _HEAD + int.from_bytes(name[:2], "little") % SETS * _SET_BYTES
-        seat = self._find(at, name, lost)
-        if seat != NOBODY:
-            return seat
+        places, end = self._map, at + _SET_BYTES
+        if name in places[at:end]:  # mostly a new name is written nowhere
+            seat = self._find(at, name, lost)
+            if seat != NOBODY:
+                return seat
         lock = self._table.rows + at // _SET_BYTES % LOCKS
         if not self._table.acquire(lock, LOCK_NS):
             return NOBODY
         try:
-            seat = self._find(at, name, lost)
-            return self._claim(at, name) if seat == NOBODY else seat
+            if name in places[at:end]:
+                seat = self._find(at, name, lost)
+                if seat != NOBODY:
+                    return seat
+                return self._claim(at, self._line(at, name), name)
+            return self._claim(at, -1, name)
         finally:
             self._table.release(lock)
 
@@ -156,12 +162,13 @@ class SharedClaims:
         seat, epoch = claim >> 48, claim >> 16 & 0xFFFFFFFF
         return claim != 0 and (seat, epoch) != lost and self._serves(seat, epoch)
 
-    def _claim(self, at: int, name: bytes) -> int:
-        """Write a name over where it stands, or over what nobody holds."""
-        words, line = self._words, self._line(at, name)
+    def _claim(self, at: int, line: int, name: bytes) -> int:
+        """Write a name over the line where it stands (-1: none), or over what nobody holds."""
+        words = self._words
         if line < 0:
             for line in range(at, at + _SET_BYTES, LINE_BYTES):
-                if not self._holds(words[(line + NAME_BYTES) // 8], None):
+                claim = words[(line + NAME_BYTES) // 8]
+                if claim == 0 or not self._holds(claim, None):
                     break
             else:
                 return NOBODY
