@@ -32,7 +32,7 @@ from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.options import SimulatorOptions, speech_of
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
-from tpo_mp.simulator.pacing import Alarm, LimitedPace, SchedulePace
+from tpo_mp.simulator.pacing import Alarm, SchedulePace, limited
 from tpo_mp.simulator.prices import cost_line
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, RateLimits
@@ -95,6 +95,7 @@ class SimulatorBackend:
             owner=config.name,
         )
         self._timer = timer_of(env)
+        self._later_on = self._alarm  # bound once, for all the streams that keep it
         self._engines = Engines(config.name, config.engines, env, self._timer)
         self._latency = latency_of(config, env, self._timer, self._engines.offer)
         self._allowance = Allowance(config.requests_per_minute, config.tokens_per_minute)
@@ -276,7 +277,7 @@ class SimulatorBackend:
         sizes = pace.chunks if isinstance(pace, SchedulePace) else None
         if pace is not AT_ONCE and answered.recording is None:
             ends_at = call.upstream_at + self._most_s
-            pace = LimitedPace(pace, self._timer, ends_at, under_way.too_late)
+            pace = limited(pace, self._timer, ends_at, under_way.too_late)
         stream: SimulatedStream | None = None
         if call.stream and refused is None:
             frames = answered.frames(call.usage_wanted, sizes)
@@ -284,7 +285,7 @@ class SimulatorBackend:
             if fault is not None:
                 frames = struck(frames, fault)
                 stall = fault if fault.kind == "stall" else None
-            stream = under_way.stream = SimulatedStream(frames, pace, stall, self._alarm)
+            stream = under_way.stream = SimulatedStream(frames, pace, stall, self._later_on)
             wait, cancel = stream.start, stream.cancel
         else:
             whole = WholeAnswer(pace, used.completion - answered.hidden)

@@ -256,19 +256,18 @@ def _read_call(state: ChoiceState, call: _ToolDelta, out: list[StreamEvent]) -> 
 class ChatEncoder:
     """Events to chunks."""
 
-    __slots__ = ("_head", "_refusals", "_roles", "_text_head", "_text_index", "_tools", "_usage",
+    __slots__ = ("_refusals", "_roles", "_text_head", "_text_index", "_tools", "_usage",
                  "_usage_wanted")  # fmt: skip
 
     def __init__(self, request: ModelRequest) -> None:
         """Only whether ``request`` wants usage matters."""
         self._usage_wanted = request.usage_wanted
         self._usage: TokenUsage | None = None
-        self._tools: dict[tuple[int, int], int] = {}
+        self._tools: dict[tuple[int, int], int] | None = None
         # Tuples: an empty set is 216 bytes, and most streams have one choice and refuse nothing.
         self._refusals: tuple[tuple[int, int], ...] = ()
         self._roles: tuple[int, ...] = ()
         self._text_index = -1
-        self._head = b""
         self._text_head = b""
 
     def encode(self, event: StreamEvent) -> bytes:
@@ -278,7 +277,7 @@ class ChatEncoder:
                 return self._text_head + orjson.dumps(event.text) + _TEXT_TAIL
             return self._text(event)
         if isinstance(event, ToolInputDelta):
-            number = self._tools.get((event.choice, event.index), 0)
+            number = (self._tools or {}).get((event.choice, event.index), 0)
             call = {"index": number, "function": {"arguments": event.json}}
             return self._chunk(event.choice, {"tool_calls": [call]})
         if isinstance(event, ThinkingDelta):
@@ -313,10 +312,14 @@ class ChatEncoder:
             "model": event.model,
         }
         head |= event.extra or {}
-        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
-        self._text_head = self._head + b'{"index":0,"delta":{"content":'
+        self._text_head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":[' + _TEXT_BEGIN
         self._usage = event.usage
         return self._chunk(0, {})
+
+    @property
+    def _head(self) -> bytes:
+        """How every chunk begins; it is kept once, with what a piece of text goes on with."""
+        return self._text_head[: -len(_TEXT_BEGIN)]
 
     def _text(self, event: TextDelta) -> bytes:
         logprobs = None if event.logprobs is None else {"content": event.logprobs}
@@ -329,8 +332,9 @@ class ChatEncoder:
             if not event.choice:
                 self._text_index = event.index
         elif isinstance(block, ToolUseBlock):
-            number = sum(choice == event.choice for choice, _ in self._tools)
-            self._tools[event.choice, event.index] = number
+            tools = self._tools = {} if self._tools is None else self._tools
+            number = sum(choice == event.choice for choice, _ in tools)
+            tools[event.choice, event.index] = number
             function = {"name": block.name, "arguments": block.arguments}
             call = {"index": number, "id": block.id, "type": "function", "function": function}
             return self._chunk(event.choice, {"tool_calls": [call]})
@@ -362,4 +366,5 @@ class ChatEncoder:
         return self._head + b'],"usage":' + orjson.dumps(usage_out(self._usage)) + b"}\n\n" + DONE
 
 
+_TEXT_BEGIN = b'{"index":0,"delta":{"content":'
 _TEXT_TAIL = b'},"finish_reason":null}]}\n\n'

@@ -100,14 +100,24 @@ def _answered(
     if reply.stream is None:
         score.good(took_s, clock())
     else:
-        when_over(reply, partial(_over, score, clock, took_s))
+        when_over(reply, _Streamed(score, clock, took_s))
 
 
-def _over(score: Score, clock: Clock, took_s: float, error: TpoError | None) -> None:
-    if error is None:
-        score.good(took_s, clock())
-    else:
-        _failed(score, clock, error)
+class _Streamed:
+    """Told of a stream's end; a ``partial``, with thousands open, is four times as large."""
+
+    __slots__ = ("_clock", "_score", "_took_s")
+
+    def __init__(self, score: Score, clock: Clock, took_s: float) -> None:
+        self._score = score
+        self._clock = clock
+        self._took_s = took_s
+
+    def __call__(self, error: TpoError | None) -> None:
+        if error is None:
+            self._score.good(self._took_s, self._clock())
+        else:
+            _failed(self._score, self._clock, error)
 
 
 def _failed(score: Score, clock: Clock, error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ second value of a pair says how many tokens the event has, which is what a model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from tpo_mp.dialects.canonical import (
@@ -32,22 +32,39 @@ from tpo_mp.dialects.canonical import (
     ToolUseBlock,
 )
 
-from .tokens import each_piece
+from .tokens import piece_at
 
 Paced: TypeAlias = tuple[StreamEvent, int]
 """An event, and how many tokens it has."""
+_Delta: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta
 
 
 def events_of(
-    reply: ModelReply, extra: dict[str, Any], *, ping: bool, begun: TokenUsage | None = None
+    reply: ModelReply,
+    extra: dict[str, Any],
+    *,
+    ping: bool,
+    begun: TokenUsage | None = None,
+    counted: bool = True,
 ) -> Iterator[Paced]:
     """Every event of a stream of ``reply``.
 
     ``extra`` and ``begun`` are fields and counts of its beginning, ``ping`` puts one behind the
-    first block's.
+    first block's.  Not ``counted``, it tells no usage at its end.
     """
-    yield ReplyStart(reply.id, reply.model, reply.created, begun, extra), 0
-    turns = [_choice(choice, number) for number, choice in enumerate(reply.choices)]
+    start = ReplyStart(reply.id, reply.model, reply.created, begun, extra)
+    usage = (reply.usage or TokenUsage()) if counted else None
+    if len(reply.choices) == 1:
+        return _choice(reply.choices[0], 0, start, usage, ping=ping)
+    return _in_turns(reply.choices, start, usage, ping=ping)
+
+
+def _in_turns(
+    choices: Sequence[ReplyChoice], start: ReplyStart, usage: TokenUsage | None, *, ping: bool
+) -> Iterator[Paced]:
+    """Several choices, an event of each after the other."""
+    yield start, 0
+    turns = [_choice(choice, number) for number, choice in enumerate(choices)]
     while turns:
         for turn in list(turns):
             event = next(turn, None)
@@ -58,33 +75,60 @@ def events_of(
                 if ping:
                     ping = False
                     yield Ping(), 0
-    yield ReplyUsage(reply.usage or TokenUsage()), 0
+    if usage is not None:
+        yield ReplyUsage(usage), 0
     yield ReplyEnd(), 0
 
 
-def _choice(choice: ReplyChoice, number: int) -> Iterator[Paced]:
-    for index, block in enumerate(choice.blocks):
-        yield from _block(block, index, number, choice)
-        yield BlockStop(index, number), 0
-    yield ReplyStop(choice.stop or "end", choice.stop_sequence, number), 0
+def _choice(
+    choice: ReplyChoice,
+    number: int,
+    start: ReplyStart | None = None,
+    usage: TokenUsage | None = None,
+    *,
+    ping: bool = False,
+) -> Iterator[Paced]:
+    """A choice's events; with ``start`` it is the only one, and these are the whole stream's.
 
-
-def _block(block: Block, index: int, number: int, choice: ReplyChoice) -> Iterator[Paced]:
-    if isinstance(block, ToolUseBlock):
-        yield BlockStart(index, ToolUseBlock(block.id, block.name, ""), number), 0
-        for piece in each_piece(block.arguments):
-            yield ToolInputDelta(index, piece, number), 1
-    elif isinstance(block, ThinkingBlock):
-        yield BlockStart(index, ThinkingBlock(""), number), 0
-        for piece in each_piece(block.text):
-            yield ThinkingDelta(index, piece, number), 1
-        if block.signature:
+    One generator, since thousands of streams are open at a time and each one is 200 bytes.
+    """
+    alone = start is not None
+    if start is not None:
+        yield start, 0
+        start = None
+    index = 0
+    while index < len(choice.blocks):
+        block = choice.blocks[index]
+        begun, delta, text = _parts(block)
+        yield BlockStart(index, begun, number), 0
+        if ping:
+            ping = False
+            yield Ping(), 0
+        at = row = 0
+        while piece := piece_at(text, at):
+            at += len(piece)
+            if choice.logprobs is None or delta is not TextDelta:
+                yield delta(index, piece, number), 1
+            else:
+                yield TextDelta(index, piece, number, choice.logprobs[row : row + 1]), 1
+                row += 1
+        if isinstance(block, ThinkingBlock) and block.signature:
             yield SignatureDelta(index, block.signature, number), 0
-    elif isinstance(block, TextBlock | RefusalBlock):
-        yield BlockStart(index, type(block)(""), number), 0
-        rows = choice.logprobs
-        for at, piece in enumerate(each_piece(block.text)):
-            row = None if rows is None else rows[at : at + 1]
-            yield TextDelta(index, piece, number, row), 1
-    else:
-        yield BlockStart(index, block, number), 0
+        yield BlockStop(index, number), 0
+        index += 1
+    yield ReplyStop(choice.stop or "end", choice.stop_sequence, number), 0
+    if alone:
+        if usage is not None:
+            yield ReplyUsage(usage), 0
+        yield ReplyEnd(), 0
+
+
+def _parts(block: Block) -> tuple[Block, type[_Delta], str]:
+    """How a block begins, what its pieces come in, and what they are pieces of."""
+    if isinstance(block, ToolUseBlock):
+        return ToolUseBlock(block.id, block.name, ""), ToolInputDelta, block.arguments
+    if isinstance(block, ThinkingBlock):
+        return ThinkingBlock(""), ThinkingDelta, block.text
+    if isinstance(block, TextBlock | RefusalBlock):
+        return type(block)(""), TextDelta, block.text
+    return block, TextDelta, ""

@@ -54,7 +54,8 @@ class SchedulePace:
     ``chunks`` says how many tokens each event has, none: one each.
     """
 
-    __slots__ = ("_filed", "_next", "_release", "_steps", "_timer", "chunks", "stopped")
+    __slots__ = ("_at", "_ends_at", "_filed", "_late", "_release", "_steps", "_timer", "_tokens",
+                 "chunks", "stopped")  # fmt: skip
 
     def __init__(
         self, timer: MicroTimer, steps: Iterator[Step], chunks: Iterator[int] | None = None
@@ -62,25 +63,36 @@ class SchedulePace:
         self._timer = timer
         self._steps = steps
         self.chunks = chunks
-        self._next = (NEVER, 0)
+        self._at = NEVER
+        self._tokens = 0
+        self._ends_at = NEVER
+        self._late: Callable[[], None] | None = None
         self._release: Callable[[int], None] | None = None
         self._filed = False
         self.stopped = False
+
+    def limit(self, ends_at: float, late: Callable[[], None]) -> None:
+        """Call ``late`` once if it has not let everything go by ``ends_at``; before ``begin``.
+
+        A schedule knows when its next step is, so its end needs no alarm of its own.
+        """
+        self._ends_at, self._late = ends_at, late
 
     def begin(self, release: Callable[[int], None]) -> None:
         """Wait for the first step."""
         self._release = release
         first = next(self._steps, None)
         if first is None:
+            self._late = None
             release(EVERYTHING)
             return
-        self._next = first
+        self._at, self._tokens = first
         self._filed = True
-        self._timer.add(first[0], self)
+        self._timer.add(min(self._at, self._ends_at), self)
 
     def stop(self) -> None:
         """Follow it no further."""
-        self._release = None
+        self._release = self._late = None
         self.stopped = True
         if self._filed:
             self._filed = False
@@ -89,27 +101,38 @@ class SchedulePace:
     def due(self, now: float) -> float:
         """Release what is due, and say when the next step is."""
         self._filed = False
-        deadline, tokens = self._next
+        if self._at > self._ends_at:
+            return self._ended()
+        until = min(now, self._ends_at)
+        deadline, tokens = self._at, self._tokens
         for step in self._steps:
             deadline, more = step
-            if deadline > now:
-                self._next = step
+            if deadline > until:
+                self._at, self._tokens = step
                 break
             tokens += more
         else:
             deadline, tokens = NEVER, EVERYTHING
+            self._late = None  # what is left is up to the client
         if self._release is not None:
             self._release(tokens)
         if self._release is None:
             return NEVER
         self._filed = deadline != NEVER
-        return deadline
+        return min(deadline, self._ends_at) if self._filed else NEVER
+
+    def _ended(self) -> float:
+        """The time is up before the next step is."""
+        late, self._late = self._late, None  # kept once: it holds the whole answer
+        if late is not None:
+            late()
+        return NEVER
 
 
 class LimitedPace:
     """Another pace, and ``late()`` once if that has not let everything go by ``ends_at``."""
 
-    __slots__ = ("_ends_at", "_late", "_pace", "_release", "_silence", "_timer")
+    __slots__ = ("_ends_at", "_filed", "_late", "_pace", "_release", "_timer", "stopped")
 
     def __init__(
         self, pace: Pace, timer: MicroTimer, ends_at: float, late: Callable[[], None]
@@ -119,14 +142,14 @@ class LimitedPace:
         self._ends_at = ends_at
         self._late: Callable[[], None] | None = late
         self._release: Callable[[int], None] | None = None
-        self._silence: Callable[[], None] | None = None
+        self._filed = False
+        self.stopped = False
 
     def begin(self, release: Callable[[int], None]) -> None:
         """Begin the other one, with the alarm set before it may be through."""
         self._release = release
-        late, self._late = self._late, None  # kept once: it holds the whole answer
-        if late is not None:
-            self._silence = Alarm.set(self._timer, self._ends_at, late)
+        self._filed = True
+        self._timer.add(self._ends_at, self)
         self._pace.begin(self._released)
 
     def stop(self) -> None:
@@ -135,6 +158,14 @@ class LimitedPace:
         self._release = None
         self._pace.stop()
 
+    def due(self, now: float) -> float:  # noqa: ARG002 - an end is only late
+        """The time is up."""
+        self._filed = False
+        late, self._late = self._late, None
+        if late is not None:
+            late()
+        return NEVER
+
     def _released(self, tokens: int) -> None:
         if tokens >= EVERYTHING:
             self._quiet()  # what is left is up to the client
@@ -142,9 +173,19 @@ class LimitedPace:
             self._release(tokens)
 
     def _quiet(self) -> None:
-        silence, self._silence = self._silence, None
-        if silence is not None:
-            silence()
+        self._late = None
+        self.stopped = True
+        if self._filed:
+            self._filed = False
+            self._timer.drop()
+
+
+def limited(pace: Pace, timer: MicroTimer, ends_at: float, late: Callable[[], None]) -> Pace:
+    """A pace that calls ``late()`` once if it has not let everything go by ``ends_at``."""
+    if isinstance(pace, SchedulePace):
+        pace.limit(ends_at, late)
+        return pace
+    return LimitedPace(pace, timer, ends_at, late)
 
 
 class FixedTiming:
@@ -159,9 +200,26 @@ class FixedTiming:
         """A token per gap, counted from the first wait's end."""
         first_at = asked.arrived_at + self._first_s * asked.factor
         gap_s = self._gap_s * asked.factor
-        return SchedulePace(self._timer, _steady(first_at, gap_s, asked.tokens or 1))
+        return SchedulePace(self._timer, SteadySteps(first_at, gap_s, asked.tokens or 1))
 
 
-def _steady(first_at: float, gap_s: float, tokens: int) -> Iterator[Step]:
-    for number in range(tokens):
-        yield first_at + gap_s * number, 1
+class SteadySteps:
+    """A token per gap, the first one at ``first_at``; a generator is four times as large."""
+
+    __slots__ = ("_first_at", "_gap_s", "_number", "_tokens")
+
+    def __init__(self, first_at: float, gap_s: float, tokens: int) -> None:
+        self._first_at = first_at
+        self._gap_s = gap_s
+        self._number = 0
+        self._tokens = tokens
+
+    def __iter__(self) -> SteadySteps:
+        return self
+
+    def __next__(self) -> Step:
+        number = self._number
+        if number >= self._tokens:
+            raise StopIteration
+        self._number = number + 1
+        return self._first_at + self._gap_s * number, 1

@@ -18,7 +18,6 @@ from tpo_mp.dialects.body import parse
 from tpo_mp.dialects.canonical import (
     ModelReply,
     ModelRequest,
-    ReplyUsage,
     ThinkingBlock,
     TokenUsage,
 )
@@ -29,23 +28,16 @@ from tpo_mp.types import Dialect, Usage
 from . import dress, prompts, vectors
 from .answers import Composer, Speech
 from .catalog import traits_of
-from .chunks import chunked
-from .events import events_of
 from .fault_frames import Frame
 from .fixed_replies import FixedReplies
 from .orders import ErrorOrder, FaultOrder
 from .recordings import Recording
+from .rendering import CachedTokens, RenderedFrames, told
 from .rules import RuleBook
 from .seeds import key_of, key_of_bytes, stream_of
 from .tokens import prompt_tokens
 
 VECTORS_AT_ONCE: Final = 2
-
-
-class CachedTokens(Struct):
-    """How many of a prompt's tokens were known; it may be told until the first byte is written."""
-
-    tokens: int = 0
 
 
 class Answered(Struct, frozen=True):
@@ -133,18 +125,18 @@ class SimulatedProvider:
         cached = CachedTokens()
 
         def whole() -> bytes:
-            told = _with(reply, cached)
-            plain = dress.plain_chat(told) if dialect is Dialect.OPENAI_CHAT else None
+            spoken = told(reply, cached)
+            plain = dress.plain_chat(spoken) if dialect is Dialect.OPENAI_CHAT else None
             if plain is not None:
                 return plain
-            extra = dress.reply_extra(dialect, request, told)
-            return codec.reply_from_canonical(replace(told, extra=extra), request)
+            extra = dress.reply_extra(dialect, request, spoken)
+            return codec.reply_from_canonical(replace(spoken, extra=extra), request)
 
         def frames(usage_wanted: bool, sizes: Iterator[int] | None) -> Iterator[Frame]:
             asked = request
             if request.usage_wanted != usage_wanted:
                 asked = replace(request, usage_wanted=usage_wanted)
-            return _frames(codec, dialect, asked, reply, sizes, cached)
+            return RenderedFrames(codec, dialect, asked, reply, sizes, cached)
 
         stop = reply.choices[0].stop or "end"
         hidden = 0 if not usage.reasoning or _thoughts_shown(reply) else usage.reasoning
@@ -199,12 +191,6 @@ class SimulatedProvider:
         return Answered(Usage(tokens, 0), "", lambda: answer, lambda _w, _s: iter(()), drawn)
 
 
-def _with(reply: ModelReply, cached: CachedTokens) -> ModelReply:
-    if not cached.tokens or reply.usage is None:
-        return reply
-    return replace(reply, usage=replace(reply.usage, cached=cached.tokens))
-
-
 def _thoughts_shown(reply: ModelReply) -> bool:
     for choice in reply.choices:
         for block in choice.blocks:
@@ -238,27 +224,3 @@ def _check_model(model: str, dialect: Dialect) -> None:
     if kind not in ("any", wanted):
         said = f"the model {model!r} is a model for {kind}s, which this endpoint does not serve"
         raise Rejected(said, reason="model_not_supported", param="model", status=404)
-
-
-def _frames(
-    codec: Codec,
-    dialect: Dialect,
-    request: ModelRequest,
-    reply: ModelReply,
-    sizes: Iterator[int] | None,
-    cached: CachedTokens,
-) -> Iterator[Frame]:
-    """The events of a stream, rendered one at a time; ``sizes`` are the tokens of each."""
-    reply = _with(reply, cached)
-    encoder = codec.StreamEncoder(request)
-    legacy = dialect in dress.OPENAI_LEGACY
-    extra = dress.start_extra(dialect, request, reply)
-    ping = dialect is Dialect.ANTHROPIC_MESSAGES
-    begun = dress.begun_usage(dialect, reply)
-    events = events_of(reply, extra, ping=ping, begun=begun)
-    for event, tokens in events if sizes is None else chunked(events, sizes):
-        if legacy and isinstance(event, ReplyUsage):
-            if request.usage_wanted:
-                yield dress.usage_chunk(dialect, reply), 0
-            continue
-        yield encoder.encode(event), tokens

@@ -31,6 +31,7 @@ from tpo_mp.dialects.canonical import (
 from tpo_mp.types import Dialect
 
 _TOKEN: Final = re.compile(r" ?[A-Za-z0-9]{1,6}| ?[^\W_]{1,2}|\s{1,4}|.", re.DOTALL)
+_match: Final = _TOKEN.match
 LONGEST: Final = 7
 """Characters of the longest token."""
 EXACT: Final = 65_536
@@ -51,11 +52,19 @@ def pieces(text: str) -> list[str]:
 
 def each_piece(text: str) -> Iterator[str]:
     """The same one by one, for whoever holds thousands of texts at a time."""
-    # A running ``finditer`` holds 2 KiB for as long as the stream lasts, a position nothing.
-    match, at = _TOKEN.match, 0
-    while (found := match(text, at)) is not None:
-        at = found.end()
-        yield found[0]
+    at = 0
+    while piece := piece_at(text, at):
+        at += len(piece)
+        yield piece
+
+
+def piece_at(text: str, at: int) -> str:
+    """The token that begins at a place; empty at the end.
+
+    A running ``finditer`` holds 2 KiB for as long as a stream lasts, a position nothing.
+    """
+    found = _match(text, at)
+    return "" if found is None else found[0]
 
 
 def count(text: str) -> int:

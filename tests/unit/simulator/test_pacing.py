@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import pytest
+
 from tests.support.fake_env import FakeWorld, make_call
-from tpo_mp.simulator.pacing import Alarm, FixedTiming, LimitedPace, SchedulePace
+from tpo_mp.simulator.pacing import Alarm, FixedTiming, SchedulePace, SteadySteps, limited
 from tpo_mp.simulator.timer import timer_of
-from tpo_mp.simulator.timing import EVERYTHING, Asked
+from tpo_mp.simulator.timing import EVERYTHING, Asked, Pace
 
 
 def asked(world: FakeWorld, tokens: int, factor: float = 1.0) -> Asked:
@@ -76,19 +79,59 @@ def test_last_step_lets_everything_go() -> None:
     assert released == [EVERYTHING] * 2
 
 
-def test_limited_pace_tells_once_that_it_was_not_through() -> None:
-    """Neither when all was let go in time, nor when it was stopped before."""
-    for first_s, stop_at, told in ((2.0, None, ["late"]), (0.9, None, []), (2.0, 0.5, [])):
-        world, heard, released = FakeWorld(), list[str](), list[int]()
+class Through:
+    """Some other pace than a schedule, which lets everything go in the end."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.begin = pace.begin
+        self.stop = pace.stop
+
+
+@pytest.mark.parametrize("wrap", [Through, lambda pace: pace], ids=["another", "schedule"])
+@pytest.mark.parametrize(
+    ("first_s", "stop_at", "heard", "let_go"),
+    [(2.0, None, 1, False), (0.9, None, 0, True), (2.0, 0.5, 0, False), (1.0, None, None, None)],
+)
+def test_limited_pace_tells_once_that_it_was_not_through(
+    wrap: Callable[[Pace], Pace],
+    first_s: float,
+    stop_at: float | None,
+    heard: int | None,
+    let_go: bool | None,
+) -> None:
+    """Neither when all was let go in time, nor when it was stopped before; once in any case."""
+    for look_s in (0.01, 7.0):  # also when nobody looked for a long time
+        world, released, told = FakeWorld(), list[int](), list[str]()
         timer = timer_of(world.env)
-        inner = FixedTiming(timer, first_s, 0.0).pace(asked(world, 1))
-        pace = LimitedPace(inner, timer, world.now + 1.0, partial(heard.append, "late"))
+        inner = wrap(FixedTiming(timer, first_s, 0.0).pace(asked(world, 1)))
+        pace = limited(inner, timer, world.now + 1.0, partial(told.append, "late"))
         pace.begin(released.append)
-        world.advance(stop_at or 0.95)
         if stop_at:
+            world.advance(stop_at)
             pace.stop()
-        world.advance(0.1)
+        for _ in range(4):
+            world.advance(look_s)
+        world.advance(1.0)
         world.advance(5)
-        assert heard == told
-        assert bool(released) is (stop_at is None)
+        assert heard is None or len(told) == heard
+        assert let_go is None or (bool(released) and not told) is let_go
+        assert len(told) + bool(released) <= 2
         pace.stop()
+
+
+def test_limited_schedule_lets_nothing_go_after_its_end() -> None:
+    """A late look releases what was due before the end, and tells of the end then."""
+    world, told = FakeWorld(), list[int | str]()
+    timer = timer_of(world.env)
+    steps = SteadySteps(world.now + 0.3, 0.3, 5)
+    pace = limited(SchedulePace(timer, steps), timer, world.now + 1.0, partial(told.append, "late"))
+    pace.begin(told.append)
+    world.advance(9)
+    world.advance(9)
+    assert told == [3, "late"]
+
+
+def test_steady_steps_are_as_many_as_the_tokens() -> None:
+    """Each at its own instant, counted from the first."""
+    assert list(SteadySteps(5.0, 0.25, 3)) == [(5.0, 1), (5.25, 1), (5.5, 1)]
+    assert list(SteadySteps(5.0, 0.25, 0)) == []
