@@ -1,34 +1,60 @@
 """A command group whose sub-commands are files of this folder, imported when one is asked for.
 
 ``simulate_load.py`` is ``tpo-mp simulate load``: it exports ``COMMAND``, a click command or group
-that answers an exit code.
+that answers an exit code.  An installed package adds a command of the program by an entry point
+in the group ``tpo_mp.commands``; it cannot replace one of ours.
 
-Invariants: running a group without a sub-command imports none of them.
+Invariants: running a group without a sub-command imports none of them; installed packages are
+looked at for help and for names that are not ours only.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 FILES = ("keys", "replay")
 """Files that are a command of the program, under their own name."""
 
 
+def _outside() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group="tpo_mp.commands")}
+
+
+def _loaded(point: EntryPoint) -> click.Command:
+    """Import a command that an installed package brings; whatever is wrong with it is one line."""
+    about = f"command {point.name!r} ({point.value})"
+    try:
+        command = point.load()
+    except Exception as e:
+        raise click.ClickException(f"{about} cannot be loaded: {type(e).__name__}: {e}") from e
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"{about} is no command, but {type(command).__name__}")
+    return command
+
+
 class WithFiles(click.Group):
-    """The program itself: its own commands, and those that are whole files of this folder."""
+    """The program itself: its own commands, files of this folder, and those from outside."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name both kinds."""
-        return sorted([*super().list_commands(ctx), *FILES])
+        """Name all kinds."""
+        return sorted({*super().list_commands(ctx), *FILES, *_outside()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one that is a file."""
+        """Import one that is a file or comes from outside."""
         if cmd_name not in FILES:
-            return super().get_command(ctx, cmd_name)
+            command = super().get_command(ctx, cmd_name)
+            if command is None and (point := _outside().get(cmd_name)):
+                command = _loaded(point)
+            return command
         command = getattr(importlib.import_module(f"tpo_mp.commands.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command

@@ -11,15 +11,22 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import psutil
 
-UNPINNED = -1
+from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, unpinned
+
+__all__ = [
+    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "can_pin", "cgroup_folders", "cores",
+    "cores_first", "deal", "parse_cpu_list", "pin", "plan", "portable", "quota_cpus", "siblings",
+]  # fmt: skip
 
 _CPU_DIR = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def portable() -> bool:
@@ -71,16 +78,74 @@ def cores_first(cpus: list[int], shared: dict[int, tuple[int, ...]]) -> tuple[in
     return tuple(sorted(cpus, key=lambda cpu: (rank[cpu], cpu)))
 
 
-def quota_cpus(root: Path = _CGROUP) -> float | None:
-    """Return the cgroup's CPU quota in CPUs, or None when there is none (versions 2 and 1)."""
+def cores(folder: Path = _CPU_DIR) -> tuple[Core, ...]:
+    """The cores of the allowed CPUs, with their memory node and last-level cache."""
+    allowed = set(allowed_cpus())
+    found: dict[tuple[int, ...], Core] = {}
+    for cpu in sorted(allowed):
+        threads = tuple(other for other in siblings(cpu) if other in allowed) or (cpu,)
+        if threads not in found:
+            here = folder / f"cpu{cpu}"
+            found[threads] = Core(threads, _node(here), _last_cache(here, cpu))
+    return tuple(found.values())
+
+
+def _node(folder: Path) -> int:
+    node = next(iter(folder.glob("node[0-9]*")), None)
+    return int(node.name.removeprefix("node")) if node else 0
+
+
+def _last_cache(folder: Path, cpu: int) -> int:
+    """The lowest CPU that shares the largest cache: the name of that cache."""
+    levels: list[tuple[int, int]] = []
+    for index in folder.glob("cache/index[0-9]*"):
+        try:
+            shared = parse_cpu_list((index / "shared_cpu_list").read_text())
+            levels.append((int((index / "level").read_text()), min(shared, default=cpu)))
+        except (OSError, ValueError):
+            continue
+    return max(levels, default=(0, 0))[1]
+
+
+def quota_cpus(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> float | None:
+    """Return the CPU quota in CPUs, or None when there is none (cgroup versions 2 and 1).
+
+    The least of those from this process's own group up to the root, since each of them holds.
+    """
+    quotas = [quota for folder in cgroup_folders(root, own, "cpu") if (quota := _quota(folder))]
+    return min(quotas, default=None)
+
+
+def cgroup_folders(root: Path, own: Path, controller: str) -> list[Path]:
+    """Where a controller's files of this process's group and of those above it may lie."""
+    folders: list[Path] = [root, root / controller]
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        lines = own.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            bases = [root, root / "unified"]
+        elif controller in controllers.split(","):
+            bases = [root / controller, root / controllers]
+        else:
+            continue
+        steps = [part for part in path.split("/") if part not in {"", ".."}]
+        # A container may see its own group as the root: then the longer paths are not there.
+        folders += [base.joinpath(*steps[:n]) for base in bases for n in range(len(steps) + 1)]
+    return list(dict.fromkeys(folders))
+
+
+def _quota(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
-        micros = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        micros = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
     return micros / period_us if micros > 0 and period_us > 0 else None
@@ -94,17 +159,22 @@ def auto_workers() -> int:
 
 
 def plan(workers: int) -> tuple[int, ...]:
-    """Return the CPU of each slot, or ``UNPINNED`` for all.
+    """Return the CPU of each slot, or ``UNPINNED`` for all."""
+    return deal(workers).slots
+
+
+def deal(workers: int, engines: Sequence[EngineNeed] = ()) -> PinningPlan:
+    """Deal this machine's cores out to workers and engines.
 
     A quota means a container: it sees every CPU of the host, and so do its neighbours, which
     would all pick the same ones.
     """
-    cpus = allowed_cpus()
     quota = quota_cpus()
-    confined = quota is not None and quota < len(cpus)
-    if not can_pin() or confined or workers > len(cpus):
-        return (UNPINNED,) * workers
-    return cpus[:workers]
+    if not can_pin():
+        return unpinned(workers, engines, "cannot pin here")
+    if quota is not None and quota < len(allowed_cpus()):
+        return unpinned(workers, engines, "off: a CPU quota, so others may be on any of the CPUs")
+    return assign(cores(), workers, engines)
 
 
 def pin(pid: int, cpu: int) -> bool:

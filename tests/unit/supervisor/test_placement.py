@@ -9,13 +9,14 @@ import psutil
 import pytest
 
 from tpo_mp.supervisor import placement
-from tpo_mp.supervisor.placement import UNPINNED
+from tpo_mp.supervisor.pinning import UNPINNED, Core
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four CPUs, no quota, pinning possible."""
     monkeypatch.setattr(placement, "allowed_cpus", lambda: (0, 2, 1, 3))
+    monkeypatch.setattr(placement, "cores", lambda: (Core((0, 1)), Core((2, 3))))
     monkeypatch.setattr(placement, "quota_cpus", lambda: None)
     monkeypatch.setattr(placement, "can_pin", lambda: True)
 
@@ -86,7 +87,39 @@ def test_the_quota_is_read_from_either_cgroup_version(
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert placement.quota_cpus(tmp_path) == quota
+    assert placement.quota_cpus(tmp_path, tmp_path / "none") == quota
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/web.slice/us.service\n",
+         {"web.slice/us.service/cpu.max": "300000 100000\n", "web.slice/cpu.max": "max 100000\n"},
+         3.0),
+        ("0::/web.slice/us.service\n",
+         {"web.slice/us.service/cpu.max": "300000 100000\n",
+          "web.slice/cpu.max": "150000 100000\n"},
+         1.5),
+        ("4:cpu,cpuacct:/docker/abc\n0::/\n",
+         {"cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "250000\n",
+          "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000\n"},
+         2.5),
+        ("4:cpu,cpuacct:/docker/abc\n",  # sees its own group as the root
+         {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+         0.5),
+        ("nonsense\n", {"cpu.max": "100000 0\n"}, None),
+    ],
+)  # fmt: skip
+def test_the_least_quota_of_all_groups_above_holds(
+    tmp_path: Path, own: str, files: dict[str, str], quota: float | None
+) -> None:
+    """A service in a slice is held by both."""
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert placement.quota_cpus(tmp_path / "cgroup", tmp_path / "own") == quota
 
 
 def test_a_process_is_pinned_inside_the_mask() -> None:
