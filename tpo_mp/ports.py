@@ -195,6 +195,8 @@ class Route(Protocol):
 
     A route that may ask several backends for one call is ``async (call, backends) -> Reply``.
     One that only chooses leaves ``__call__`` out and has ``pick(call, backends) -> Backend``.
+    ``meet(backends)``, where there is one, is told the config of its backends before any call; one
+    whose class has ``counts_load = True`` finds in ``pipeline.loads`` how much each has to do.
     """
 
     async def __call__(self, call: Call, backends: Sequence[Backend], /) -> Reply: ...

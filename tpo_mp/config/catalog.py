@@ -26,7 +26,8 @@ SHIPPED: Final = frozenset({"idempotency", "cache", "dedup", "admission", "retry
 """Stages that run when no list is given and nothing is configured."""
 
 ROUTES: Final = (
-    "weighted", "least_loaded", "failover", "arbitrage", "tournament", "by_class", "bandit",
+    "weighted", "round_robin", "least_loaded", "consistent_hash", "resource_aware", "prefix",
+    "failover", "arbitrage", "tournament", "by_class", "bandit",
 )  # fmt: skip
 SURFACES: Final = (
     "openai_api", "responses_api", "anthropic_api", "native_api", "stream_api", "results_api",

@@ -25,8 +25,7 @@ KINDS: Final = {
 """Other names of backend kinds."""
 
 STRATEGIES: Final = {
-    "round_robin": "weighted", "weighted_round_robin": "weighted",
-    "least_connections": "least_loaded", "resource_aware": "least_loaded",
+    "weighted_round_robin": "weighted", "least_connections": "least_loaded",
 }  # fmt: skip
 """Other names of route strategies."""
 

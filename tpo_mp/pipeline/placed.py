@@ -7,17 +7,28 @@ whole, or its stream ends or is left.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from tpo_mp.errors import TpoError
 from tpo_mp.ports import Proceed
 from tpo_mp.types import Call, Reply
 
 from .endings import when_over
-from .places import Door
+from .place_limit import PlaceLimit
 from .promise import Promise, run
 
 
-def through(door: Door, call: Call, proceed: Proceed, clock: Callable[[], float]) -> Promise[Reply]:
+class Left(Protocol):
+    """What a try is counted at; ``auto`` measures how long it takes, where somebody does."""
+
+    @property
+    def auto(self) -> PlaceLimit | None: ...
+
+    def leave(self) -> None:
+        """The try is over."""
+
+
+def through(door: Left, call: Call, proceed: Proceed, clock: Callable[[], float]) -> Promise[Reply]:
     """One try that has its place, which is given back when it is over."""
     leaving = _Leaving(door) if door.auto is None else _Measured(door, clock, call.stream)
     try:
@@ -58,7 +69,7 @@ class _Leaving:
 
     __slots__ = ("_door",)
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Left) -> None:
         self._door = door
 
     def answered(self, reply: Reply | None, error: BaseException | None) -> None:  # noqa: ARG002
@@ -77,7 +88,7 @@ class _Measured(_Leaving):
 
     __slots__ = ("_clock", "_since", "_stream")
 
-    def __init__(self, door: Door, clock: Callable[[], float], stream: bool) -> None:
+    def __init__(self, door: Left, clock: Callable[[], float], stream: bool) -> None:
         super().__init__(door)
         self._clock = clock
         self._since = clock()

@@ -18,6 +18,7 @@ from tpo_mp.config.prices import Prices
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
+from tpo_mp.pipeline.loads import counted
 from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, wrap
 from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
@@ -82,24 +83,28 @@ def build(
             stage.meet_routes(config.routes)
     entries = {b.name: b for b in config.backends}
     routers: list[Router] = []
+    strategies = {rule.strategy: registry.find("routes", rule.strategy) for rule in config.routes}
+    loaded = any(getattr(found.build, "counts_load", False) for found in strategies.values())
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
         targets = {
-            name: _target(entry, backends[name], attempt, env) for name, entry in entries.items()
+            name: _target(entry, backends[name], attempt, env, loaded=loaded)
+            for name, entry in entries.items()
         }
         for _, stage in stages:
             if hasattr(stage, "meet_targets"):
                 stage.meet_targets(targets)
         rules = []
         for rule in config.routes:
-            feature = registry.find("routes", rule.strategy)
+            feature = strategies[rule.strategy]
             unknown = [name for name in rule.backends if name not in targets]
             if unknown:
                 raise ConfigError(f"routes: no backend named {unknown[0]!r}")
             chosen = tuple(targets[name] for name in rule.backends)
-            rules.append(
-                Rule(rule.models, feature.build(rule.options or feature.Config(), env), chosen)
-            )
+            strategy = feature.build(rule.options or feature.Config(), env)
+            if hasattr(strategy, "meet"):
+                strategy.meet([entries[name] for name in rule.backends])
+            rules.append(Rule(rule.models, strategy, chosen))
         routers.append(Router(rules))
         return routers[0].serve
 
@@ -108,7 +113,10 @@ def build(
     return Pipeline(epoch, config, chain, routers[0], models, backends, prices)
 
 
-def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env) -> Target:
+def _target(
+    entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env, *, loaded: bool
+) -> Target:
+    tried = wrap(backend, attempt, partial(scored, entry=entry, env=env))
     return Target(
         entry.name,
         backend,
@@ -116,7 +124,7 @@ def _target(entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env
         entry.model_map,
         entry.apis,
         entry.weight,
-        wrap(backend, attempt, partial(scored, entry=entry, env=env)),
+        counted(tried, entry.name, env) if loaded else tried,
         guards_of(attempt),
         advice_of(attempt),
     )

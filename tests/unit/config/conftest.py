@@ -103,7 +103,7 @@ def refused(load_text: Load) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def only_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that anthropic, echo, openai and weighted are the only features."""
+    """Pretend that a few backends and routes are the only features."""
     _pretend(monkeypatch, {})
 
 
@@ -117,7 +117,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, stages: Mapping[str, Feature]) -> 
     names, find = registry.names, registry.find
     core = {
         "backends": ["anthropic", "echo", "openai"],
-        "routes": ["weighted"],
+        "routes": ["resource_aware", "round_robin", "weighted"],
         "stages": sorted(stages),
     }
 

@@ -144,7 +144,7 @@ def test_admin_key_becomes_an_admin_entry(load_text: Callable[..., Config]) -> N
 @pytest.mark.parametrize(
     ("text", "strategy"),
     [
-        ("load_balancing:\n  strategy: round_robin\n", "weighted"),
+        ("load_balancing:\n  strategy: round_robin\n", "round_robin"),
         ("load_balancing:\n  strategy: least_connections\n", "weighted"),
     ],
 )

@@ -77,9 +77,9 @@ def test_gateway_sample_opens_no_public_port_to_everybody() -> None:
     (backend,) = config.backends
     assert isinstance(backend, OpenAIConfig)
     assert (backend.name, backend.base_url) == ("mac-studio-m1-1", "http://10.0.1.10:8000/v1")
-    assert config.routes[0].strategy == "weighted"
+    assert config.routes[0].strategy == "resource_aware"
     assert (config.server.host, config.server.port, config.server.workers) == ("0.0.0.0", 8000, 1)
-    assert any("least_loaded" in line for line in config.warnings)
+    assert not any("strategy" in line for line in config.warnings)
     assert not any("create_admin_key" in line for line in config.warnings)
 
 
