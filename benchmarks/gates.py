@@ -92,6 +92,7 @@ def _ratio(target: str, base: str, field: str) -> Callable[[Report], float | Non
 PLAIN, GOVERNED, ECHO, MESSAGES = "tpo", "tpo-governed", "tpo-echo", "tpo-messages"
 BOTH = (PLAIN, GOVERNED)
 SIMULATOR, PACED = "tpo-simulator", "tpo-simulator-paced"
+BOOT, ARRIVALS = "tpo-simulator-boot", "tpo-simulator-arrivals"
 
 GATES = (
     Gate(
@@ -177,6 +178,14 @@ GATES = (
     Gate(
         "memory of a simulated stream", "simulator", _median(PACED, "kib_each"), 10, "KiB",
         (PACED,), enough=("streams", 5_000),
+    ),
+    Gate("simulator with one worker ready after", "simulator", _median(BOOT, "boot_s"), 1, "s",
+         (BOOT,), enough=("starts", 5)),
+    Gate(
+        "arrival minus schedule of simulated tokens, p99 of 1,000 streams",
+        "simulator",
+        _median(ARRIVALS, "arrival_p99_ms"), 2, "ms", (ARRIVALS,),
+        enough=("arrival_streams", 1_000),
     ),
     Gate(
         "answers at twice the capacity", "overload", _median("2x", "share"), 0.9, "of it", ("2x",),

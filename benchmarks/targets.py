@@ -45,6 +45,8 @@ LABELS = {
     "tpo-overload": "tpo-mp, overloaded",
     "tpo-simulator": "tpo-mp simulate, no latency",
     "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
+    "tpo-simulator-boot": "tpo-mp simulate, its start",
+    "tpo-simulator-arrivals": "tpo-mp simulate, seen by a client",
     "vllm-router": "vLLM router",
     "sglang-router": "sglang router",
     "litellm": "LiteLLM",

@@ -1,4 +1,4 @@
-"""The simulated provider: how fast without latency, how punctual with thousands of streams."""
+"""The simulated provider: how soon it is there, how fast, how punctual, how large."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def run(bench: Bench) -> dict[str, Series]:
     # Two workers take both cores, the client what it needs of either: it reads nothing.
     spread = replace(bench.place, cores=Cores(0, 0, pinned=False))
     wide = replace(bench, place=spread, options=replace(bench.options, rounds=1))
-    with on_cores(bench.cores.for_both()):
-        return found | wide.compare(
+    both = bench.cores.for_both()
+    with on_cores(both):
+        found |= wide.compare(
             ["tpo-simulator-paced"], lambda live: punctual(wide, live), workers=WORKERS
         )
+    found |= wide.repeat("tpo-simulator-boot", "benchmarks.booting", both)
+    return found | wide.repeat("tpo-simulator-arrivals", "benchmarks.arriving", both)
 
 
 def speed(bench: Bench, live: Live) -> Row:
@@ -130,6 +133,9 @@ SCENARIO = Scenario(
         Column("tokens/s at that", "lag_tokens_per_s"),
         Column("cores at that", "lag_cores"),
         Column("KiB each", "kib_each"),
+        Column("ready after s", "boot_s"),
+        Column("arrival p50 ms", "arrival_p50_ms"),
+        Column("arrival p99 ms", "arrival_p99_ms"),
         Column("failed", "failed"),
     ),
     run=run,

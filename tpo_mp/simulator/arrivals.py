@@ -21,6 +21,9 @@ from .seeds import key_of
 
 WORD: Final = "word"
 TIMEOUT_S: Final = 120.0
+BETWEEN_STARTS_S: Final = 0.02
+"""Clients begin one after the other: ten that connect at one instant wait for each other, and are a
+hundredth of a thousand requests."""
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ async def measure(asking: Asking, progress: Callable[[int], None] = lambda _: No
     seen = Arrivals()
     numbers = iter(range(asking.requests))
 
-    async def ask_on() -> None:
+    async def ask_on(client: int) -> None:
+        await asyncio.sleep(client * BETWEEN_STARTS_S)
         for number in numbers:
             key = f"selfcheck-{number}"
             due = schedule(asking, key)
@@ -79,8 +83,8 @@ async def measure(asking: Asking, progress: Callable[[int], None] = lambda _: No
             )
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(asking.at_once):
-            group.create_task(ask_on())
+        for client in range(asking.at_once):
+            group.create_task(ask_on(client))
     return seen
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tpo_mp.simulator.arrivals import Arrivals, Asking, measure, schedule
+from tpo_mp.simulator import arrivals
+from tpo_mp.simulator.arrivals import BETWEEN_STARTS_S, Arrivals, Asking, measure, schedule
 from tpo_mp.simulator.distributions import Fixed, Uniform
 from tpo_mp.simulator.profiles import Profile, ProfileSchedule
 
@@ -74,3 +75,26 @@ def test_schedule_is_the_keys() -> None:
     asking = Asking("h", 1, "m", MINE, 6, 1, 1)
     assert schedule(asking, "a") == schedule(asking, "a") != schedule(asking, "b")
     assert schedule(asking, "a")[0] == pytest.approx(0.0175, abs=0.0126)
+
+
+def test_clients_do_not_begin_at_one_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst of connects would be measured as lateness."""
+    began: list[float] = []
+
+    async def asked(_asking: Asking, _key: str) -> tuple[float, list[float]]:
+        began.append(asyncio.get_running_loop().time())
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def story() -> None:
+        first_at = asyncio.get_running_loop().time()
+        running = asyncio.create_task(measure(Asking("h", 1, "m", MINE, 6, 9, 4)))
+        while len(began) < 4:
+            await asyncio.sleep(0.005)
+        running.cancel()
+        # A loop may be late, and wakes up to its clock's resolution early.
+        for number, at in enumerate(began):
+            assert at - first_at >= number * BETWEEN_STARTS_S - 0.002
+
+    monkeypatch.setattr(arrivals, "_stream", asked)
+    asyncio.run(asyncio.wait_for(story(), 30))
