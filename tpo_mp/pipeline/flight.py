@@ -279,7 +279,8 @@ class Flight:
         for rider in riders[at : at + AT_ONCE]:
             if not rider.out.done:  # else it left since
                 self._tell(rider, pays=rider is riders[0])
-                rider.resolve(reply if rider is riders[0] else _whole(reply))
+                # Whoever is given one may write on it, before the next is made.
+                rider.resolve(reply if len(riders) == 1 else _whole(reply))
         at += AT_ONCE
         if at < len(riders):
             asyncio.get_running_loop().call_soon(self._give, riders, at, reply)

@@ -211,6 +211,25 @@ def test_a_whole_answer_goes_to_a_crowd_in_several_turns_of_the_loop() -> None:
     asyncio.run(tell())
 
 
+def test_what_one_writes_on_a_whole_answer_no_other_reads() -> None:
+    """Who is told first may write on it before the next is told."""
+    flights, asked = Flights(FakeWorld().env, 10), Promise[Reply]()
+    seen: list[tuple[bytes | None, bytes]] = []
+
+    def told(reply: Reply | None, _error: BaseException | None) -> None:
+        assert reply is not None
+        seen.append((reply.body, reply.headers))
+        reply.headers += b"x-mine: 1\r\n"
+        reply.body = b"mine"
+
+    for _ in range(3):
+        out = flights.join(b"key", make_call(b"{}"), lambda _call: asked)
+        assert isinstance(out, Promise)
+        out.then(told)
+    asked.resolve(Reply(200, b"all", headers=b"x-all: 1\r\n"))
+    assert seen == [(b"all", b"x-all: 1\r\n")] * 3
+
+
 def test_a_copy_is_the_call_but_for_its_own_course() -> None:
     """Every slot: who adds one to ``Call`` must say what a shared call has there."""
     call = make_call(b"{}")
