@@ -38,6 +38,8 @@ from .redis_link import RedisAway, RedisLink
 GENERATION: Final = b"tpo:1:g"
 ANSWER: Final = b"tpo:1:a:"
 MOST_ASKED: Final = 1024
+AT_ONCE: Final = 16
+"""Calls that are told of one lookup in one turn of the loop."""
 MOST_WAITING: Final = 256
 MOST_WAITING_BYTES: Final = 8 << 20
 WRITE_S: Final = 0.25
@@ -147,10 +149,22 @@ class RedisTier:
         if not task.cancelled() and task.exception() is None:
             found = task.result()
             result = TierResult.MISS if found is None else TierResult.HIT
-        for whose, tell in self._asked.pop(key):
-            answer = unseal(found[0], key, whose, found[2]) if found else None
+        self._tell(key, self._asked.pop(key), result, found, {})
+
+    def _tell(
+        self, key: bytes, those: list[tuple[bytes, Tell]], result: TierResult, found: Found | None,
+        seen: dict[bytes, bytes | None],
+    ) -> None:  # fmt: skip
+        """Tell some, and the rest in the loop's next turn; what is ``seen`` is not read again."""
+        for whose, tell in those[:AT_ONCE]:
+            if found and whose not in seen:
+                seen[whose] = unseal(found[0], key, whose, found[2])
+            answer = seen.get(whose)
             self._told(TierResult.BAD if found and answer is None else result)
             tell((answer, found[1]) if found and answer is not None else None)
+        if rest := those[AT_ONCE:]:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._tell, key, rest, result, found, seen)
 
     def _read(self, generation: Any, left_ms: Any, value: Any) -> Found | None:
         if not isinstance(generation, bytes) or len(generation) != _MARK:

@@ -15,7 +15,7 @@ from tests.support.fake_env import SilentMetrics
 from tests.support.redis import RedisServer
 from tests.support.wait import until
 from tpo_mp.errors import Shed
-from tpo_mp.store import redis_link
+from tpo_mp.store import answer_tier, redis_link
 from tpo_mp.store.answer_tier import ANSWER, GENERATION, RedisTier
 from tpo_mp.types import TierResult
 
@@ -106,6 +106,44 @@ def test_one_host_finds_what_another_kept(server: RedisServer) -> None:
         assert int(server.ask("INFO", "commandstats")["cmdstat_getrange"]["calls"]) <= 10
 
     server.ask("CONFIG", "RESETSTAT")
+    run(test, lambda: Host(server), lambda: Host(server))
+
+
+def test_a_crowd_is_told_in_several_turns_of_one_answer_that_is_read_once(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has other things to do, and an answer may be long."""
+    read: list[bytes] = []
+
+    def unseal(value: bytes, key: bytes, whose: bytes, generation: bytes) -> bytes | None:
+        read.append(whose)
+        return answer_tier_unseal(value, key, whose, generation)
+
+    answer_tier_unseal = answer_tier.unseal
+    monkeypatch.setattr(answer_tier, "unseal", unseal)
+
+    async def test(a: Host, b: Host) -> None:
+        await a.keep(server, key_of(1), b"said")
+        told: list[tuple[int, Found]] = []
+        turn = [0]
+
+        async def tick() -> None:
+            while True:
+                turn[0] += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        crowd = 4 * answer_tier.AT_ONCE
+        for n in range(crowd):
+            whose = WHOSE if n % 2 else b"tenant b"
+            b.tier.find(key_of(1), whose, lambda found: told.append((turn[0], found)))
+        await until(lambda: len(told) == crowd, 10, "all to be told")
+        ticking.cancel()
+        assert max(Counter(at for at, _ in told).values()) <= answer_tier.AT_ONCE
+        assert sum(found is not None and found[0] == b"said" for _, found in told) == crowd // 2
+        assert sorted(read) == [WHOSE, b"tenant b"]
+        assert b.counts == {TierResult.HIT: crowd // 2, TierResult.BAD: crowd // 2}
+
     run(test, lambda: Host(server), lambda: Host(server))
 
 
