@@ -90,34 +90,23 @@ class Folders:
         known = await self._on_store(rag_files.known)
         if known is None:
             return  # the store is away, and says so itself
-        seen = _Seen()
-        for folder in plan.folders:
-            try:
-                found = await asyncio.to_thread(scan, _place(folder), plan.folder_max_files)
-            except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or type(error).__name__
-                found = Found(left_out={".": f"the folder cannot be read: {why}"}, unseen=[""])
-            seen.add(folder, found, self._clock(), known)
-        self._odd = {key: odd for key, odd in self._odd.items() if key in seen.files}
-        for key in [key for key in known if not seen.may_have(key)]:
+        odd = dict(self._odd)
+        seen = await asyncio.to_thread(_look_at, plan, self._clock, known, odd)
+        if self._plan is plan:
+            self._odd = odd
+        for key in seen.gone:
             await self._forget(key, known)
         await self._read(plan, seen, known)
-        self._tell(plan, seen, known)
+        await self._tell(plan, seen, known)
 
     async def _read(self, plan: Config, seen: _Seen, known: dict[FileKey, str]) -> None:
         """Read what is new or changed, until there is no room for more."""
         full = False
-        for key, file in seen.files.items():
+        for key, file in seen.unread:
             if self._plan is not plan:
                 return
-            if known.get(key) == file.stamp:
-                continue
-            odd = self._odd.get(key)
-            if odd is None or odd[0] != file.stamp:
-                why = _NO_ROOM if full else await self._keep(plan, key, file, known)
-                full = full or why == _NO_ROOM
-            else:
-                why = odd[1]
+            why = _NO_ROOM if full else await self._keep(plan, key, file, known)
+            full = full or why == _NO_ROOM
             if why:
                 seen.left_out[file.folder.name, file.path] = why
 
@@ -169,23 +158,21 @@ class Folders:
         self._keeper.submit(job, done, cost=cost, writes=True)
         return await over
 
-    def _tell(self, plan: Config, seen: _Seen, known: dict[FileKey, str]) -> None:
+    async def _tell(self, plan: Config, seen: _Seen, known: dict[FileKey, str]) -> None:
         """Say what is left out, each once for as long as it stays so."""
-        news = [one for one, why in seen.left_out.items() if self._said.get(one) != why]
-        for folder, path in news[:MOST_WARNINGS]:
+        told = await asyncio.to_thread(_sum_up, seen, known, self._said)
+        for folder, path in told.news[:MOST_WARNINGS]:
             why = seen.left_out[folder, path]
             self._log.warning("rag_file_left_out", folder=folder, file=path, why=why)
-        if len(news) > MOST_WARNINGS:
-            self._log.warning("rag_files_left_out", more=len(news) - MOST_WARNINGS)
+        if len(told.news) > MOST_WARNINGS:
+            self._log.warning("rag_files_left_out", more=len(told.news) - MOST_WARNINGS)
         self._said = seen.left_out
         self._shown.update(folder.name for folder in plan.folders)
-        have = Counter(key.id.partition("/")[0] for key in known)
-        lack = Counter(folder for folder, _ in seen.left_out)
         for name in self._shown:
             gauge = partial(self._metrics.gauge, folder=name)
-            gauge("tpo_rag_folder_documents", "Documents read from a folder.").set(have[name])
+            gauge("tpo_rag_folder_documents", "Documents read from a folder.").set(told.have[name])
             gauge("tpo_rag_folder_left_out", "Files of a folder that are no documents.").set(
-                lack[name]
+                told.lack[name]
             )
 
 
@@ -198,13 +185,17 @@ class _File(NamedTuple):
 
 
 class _Seen:
-    """What all folders have: the ``files`` to be documents, and what may be there unseen."""
+    """What all folders have, against what is ``known``, and what may be there unseen."""
 
     def __init__(self) -> None:
         self.files: dict[FileKey, _File] = {}
+        self.unread: list[tuple[FileKey, _File]] = []
+        """Those of them that are new or changed, and may be documents."""
+        self.gone: list[FileKey] = []
+        """What is known and there no more."""
         self.left_out: dict[tuple[str, str], str] = {}
         self._unsettled: set[FileKey] = set()
-        self._unseen: list[FileKey] = []
+        self._unseen: set[FileKey] = set()
 
     def add(self, folder: Folder, found: Found, now: float, known: dict[FileKey, str]) -> None:
         """Take in what was found in one."""
@@ -215,14 +206,70 @@ class _Seen:
                 self._unsettled.add(key)
             else:
                 self.files[key] = _File(folder, path, stamp)
-        self._unseen += [FileKey(folder.tenant, start + inside) for inside in found.unseen]
+        self._unseen |= {FileKey(folder.tenant, start + inside) for inside in found.unseen}
         self.left_out |= {(folder.name, path): why for path, why in found.left_out.items()}
 
-    def may_have(self, key: FileKey) -> bool:
+    def compare(self, known: dict[FileKey, str], odd: dict[FileKey, tuple[str, str]]) -> None:
+        """Find what is gone and what is to be read; ``odd`` keeps those that are there."""
+        self.gone = [key for key in known if not self._may_have(key)]
+        for key in [key for key in odd if key not in self.files]:
+            del odd[key]
+        for key, file in self.files.items():
+            if known.get(key) == file.stamp:
+                continue
+            stamp, why = odd.get(key, ("", ""))
+            if stamp != file.stamp:
+                self.unread.append((key, file))
+            elif why:
+                self.left_out[file.folder.name, file.path] = why
+
+    def _may_have(self, key: FileKey) -> bool:
         """Whether this file is there, for all we know."""
         if key in self.files or key in self._unsettled:
             return True
-        return any(key.tenant == one.tenant and key.id.startswith(one.id) for one in self._unseen)
+        # There may be thousands of either, so the folders above a file are looked up.
+        at = key.id.find("/") if self._unseen else -1
+        while at >= 0:
+            if FileKey(key.tenant, key.id[: at + 1]) in self._unseen:
+                return True
+            at = key.id.find("/", at + 1)
+        return False
+
+
+class _Sums(NamedTuple):
+    """What is left out and was not said before; documents, and files left out, of each folder."""
+
+    news: list[tuple[str, str]]
+    have: Counter[str]
+    lack: Counter[str]
+
+
+def _look_at(
+    plan: Config,
+    clock: Callable[[], float],
+    known: dict[FileKey, str],
+    odd: dict[FileKey, tuple[str, str]],
+) -> _Seen:
+    """Look at all folders, on a thread: there may be many files."""
+    seen = _Seen()
+    for folder in plan.folders:
+        try:
+            found = scan(_place(folder), plan.folder_max_files)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            found = Found(left_out={".": f"the folder cannot be read: {why}"}, unseen=[""])
+        seen.add(folder, found, clock(), known)
+    seen.compare(known, odd)
+    return seen
+
+
+def _sum_up(seen: _Seen, known: dict[FileKey, str], said: dict[tuple[str, str], str]) -> _Sums:
+    """Count, on a thread as well."""
+    return _Sums(
+        [one for one, why in seen.left_out.items() if said.get(one) != why],
+        Counter(key.id.partition("/")[0] for key in known),
+        Counter(folder for folder, _ in seen.left_out),
+    )
 
 
 def _place(folder: Folder) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.support.fake_env import FakeWorld
 from tests.unit.control.test_jobs import NowKeeper
 from tpo_mp.control import folders as module
+from tpo_mp.control.folder_scan import Found
 from tpo_mp.control.folders import Folders
 from tpo_mp.stages.rag import Config, Folder
 from tpo_mp.store import rag_table
@@ -156,6 +158,31 @@ def test_what_cannot_be_seen_is_kept_as_it_was(
         house.look()
     assert house.found() == []
     assert house.said[1:] == [("rag_file_left_out", "a.md")] * 2, "each reason once"
+
+
+def test_only_what_lies_in_a_folder_that_cannot_be_looked_into_may_be_there_still(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However deep; and what thousands of files are compared with is not the loop's to do."""
+    for path in ("a/b/c.md", "a/bb.md", "ab/c.md"):
+        house.write(path)
+    house.look()
+    threads: list[int] = []
+
+    def scan(root: Path, most_files: int) -> Found:
+        return Found(unseen=["a/b/"])
+
+    class Seen(module._Seen):
+        def compare(self, *args: Any) -> None:
+            threads.append(threading.get_ident())
+            super().compare(*args)
+
+    monkeypatch.setattr(module, "scan", scan)
+    monkeypatch.setattr(module, "_Seen", Seen)
+    house.look()
+    assert house.found() == ["f/a/b/c.md"]
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 def test_there_is_room_for_no_more_than_the_caps(house: House) -> None:
