@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support import toml
 from tests.support.gateway import Gateway
 from tests.support.raw import RawReply, chat, sse_data
 from tpo_mp.simulator import recordings
@@ -21,6 +23,14 @@ GEMINI = "/v1beta/models/gemini-2.5-flash"
 RECORDED: dict[str, Any] = chat("recorded", model="gpt-4o")
 PLAYED = ['{"object":"chat.completion","choices":[{"message":{"content":"first"}}]}',
           '{"object":"chat.completion","choices":[{"message":{"content":"second"}}]}']  # fmt: skip
+COLD_S = 0.4
+WAKING = {
+    "first_token_ms": {"shape": "fixed", "value": 0},
+    "cold_start": {
+        "after_idle_s": 1e9,
+        "first_token_ms": {"shape": "fixed", "value": COLD_S * 1e3},
+    },
+}
 CONFIG = """
 [[backends]]
 name = "sim"
@@ -28,6 +38,13 @@ kind = "simulator"
 strategy = "echo"
 replay = "{replay}"
 replay_speed = 0
+latency = {{ "gpt-4-turbo" = "waking" }}
+profiles = {{ waking = {waking} }}
+
+[[backends.rules]]
+match = {{ contains = "only once" }}
+reply = {{ text = "the first time" }}
+times = 1
 
 [[backends.rules]]
 match = {{ contains = "weather", turn = 1 }}
@@ -56,6 +73,18 @@ models = ["other-*"]
 error = "503; retry_after=0"
 sequence = {{ first = 3 }}
 
+[[backends]]
+name = "third"
+kind = "simulator"
+models = ["third-*"]
+latency = {{ "third-idle" = "waking" }}
+profiles = {{ waking = {waking} }}
+
+[[backends.rules]]
+match = {{ contains = "only once" }}
+reply = {{ text = "the first time" }}
+times = 1
+
 [surfaces.gemini_api]
 
 [stages.retry]
@@ -80,7 +109,9 @@ def gateway(short_tmp: Path) -> Iterator[Gateway]:
             content_type="application/json", chunks=((0.0, text),),
         )) + b"\n" for text in PLAYED
     ))  # fmt: skip
-    with Gateway(folder, config=CONFIG.format(replay=replay), workers=2) as running:
+    with Gateway(
+        folder, config=CONFIG.format(replay=replay, waking=toml.value(WAKING)), workers=2
+    ) as running:
         yield running
 
 
@@ -151,3 +182,19 @@ def test_gemini_is_spoken_with_the_same_rules(gateway: Gateway) -> None:
     assert count == events[-1]["usageMetadata"]["promptTokenCount"]
     refused = gateway.ask(f"{GEMINI}:generateContent", echoed, {"x-sim-error": "429"})
     assert (refused.status, refused.json()["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
+
+
+def test_two_simulators_share_no_state(gateway: Gateway) -> None:
+    """Of a profile's idleness and of a rule's number of times; each has its own first call."""
+
+    def took_s(model: str) -> float:
+        began = time.monotonic()
+        assert gateway.ask(CHAT, chat("hello", model=model)).status == 200
+        return time.monotonic() - began
+
+    for model in ("gpt-4-turbo", "third-idle"):
+        assert took_s(model) >= COLD_S, model
+    for model in ("gpt-4", "third-any"):
+        replies = [gateway.ask(CHAT, chat("only once", model=model)).json() for _ in range(3)]
+        said = [reply["choices"][0]["message"]["content"] for reply in replies]
+        assert [text == "the first time" for text in said] == [True, False, False], (model, said)

@@ -32,6 +32,7 @@ from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.options import SimulatorOptions, speech_of
 from tpo_mp.simulator.orders import NOTHING, ErrorOrder, FaultOrder, Orders, orders_of
+from tpo_mp.simulator.own_ledger import OwnLedger
 from tpo_mp.simulator.pacing import Alarm, SchedulePace, limited
 from tpo_mp.simulator.prices import cost_line
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
@@ -82,6 +83,7 @@ class SimulatorBackend:
         self._env = env
         self._most_s = config.request_timeout_s
         self._models = [m for m in config.models if not set(m) & set("*?[")]
+        own = OwnLedger(env.ledger, config.name)
         self._draws = Occurrences(config.repeats, partial(env.ledger.ordinal, crowd=True))
         self._trouble = Troubles(
             env,
@@ -112,16 +114,16 @@ class SimulatorBackend:
             )  # fmt: skip
         self._provider = SimulatedProvider(
             speech_of(config),
-            RuleBook(config.rules, config.strict, env.ledger.ordinal)
+            RuleBook(config.rules, config.strict, own.ordinal)
             if config.rules or (config.strict and not config.replay)
             else None,
         )
-        own = PricesSection(builtin=False, models=config.prices)
-        self._prices = Prices(own) if config.cost else None
+        priced = PricesSection(builtin=False, models=config.prices)
+        self._prices = Prices(priced) if config.cost else None
         self._replay: Replay | None = None
         if config.replay:
             speed, strict = config.replay_speed, config.strict and not config.rules
-            self._replay = Replay(Path(config.replay), speed, env.ledger, self._timer, strict)
+            self._replay = Replay(Path(config.replay), speed, own, self._timer, strict)
         self._fixed: FixedReplies | None = None
         if self._limits is None and self._replay is None and config.repeats != "vary":
             self._fixed = self._provider.fixed

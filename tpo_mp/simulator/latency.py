@@ -16,6 +16,7 @@ from tpo_mp.ports import BackendConfig, Env
 
 from . import profiles
 from .engine_options import EngineOptions, all_engines, engine_problems
+from .own_ledger import OwnLedger
 from .pacing import FixedTiming
 from .presets import PRESETS
 from .profiles import Profile
@@ -65,12 +66,16 @@ class LatencyOptions(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fi
 def latency_of(
     options: LatencyOptions, env: Env, timer: MicroTimer, engines: Offer | None = None
 ) -> Latency:
-    """When the tokens of each model come; the operator's own names win over presets."""
+    """When the tokens of each model come; the operator's own names win over presets.
+
+    Load and idleness are the host's, but of this simulator: another may use the same profile.
+    """
     layer = {name: make for name, make in (engines or {}).items() if name not in options.profiles}
+    ledger = OwnLedger(env.ledger, options.name)
     first_s, gap_s = options.first_token_ms / 1e3, options.token_ms / 1e3
     return Latency(
         options.latency,
-        [layer, profiles.offer(options.known_profiles(), env, timer)],
+        [layer, profiles.offer(options.known_profiles(), ledger, timer)],
         otherwise=FixedTiming(timer, first_s, gap_s) if first_s or gap_s else None,
         factor=options.latency_multiplier,
     )

@@ -16,6 +16,7 @@ same schedule in any process (but for load and idleness, which are the host's).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from random import Random
@@ -24,7 +25,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from tpo_mp.errors import Shed
-from tpo_mp.ports import Cells, Env, Ledger
+from tpo_mp.ports import Cells, Ledger
 
 from .degradation import Degradation, HostRate
 from .distributions import Distribution, Empirical, Fixed
@@ -202,7 +203,7 @@ class ProfileTiming(ProfileSchedule):
         return SchedulePace(self._timer, steps, self.chunks(asked.key))
 
     def _idle_s(self, now: float) -> float:
-        """How long this host had no call of this profile."""
+        """How long this host had no call of this profile; for ever before the first."""
         was = 0.0
 
         def change(cells: Cells) -> Cells:
@@ -214,7 +215,7 @@ class ProfileTiming(ProfileSchedule):
             self._ledger.update(f"latency:used:{self._name}", change)
         except Shed:
             return 0.0
-        return now - was
+        return now - was if was else math.inf
 
 
 def _sizes(draws: Draws, least: int, most: int) -> Iterator[int]:
@@ -223,11 +224,11 @@ def _sizes(draws: Draws, least: int, most: int) -> Iterator[int]:
         yield draws.between(least, most)
 
 
-def offer(profiles: Mapping[str, Profile], env: Env, timer: MicroTimer) -> Offer:
-    """The timings of profiles, by name."""
+def offer(profiles: Mapping[str, Profile], ledger: Ledger, timer: MicroTimer) -> Offer:
+    """The timings of profiles, by name; ``ledger`` counts their calls."""
 
     def maker(name: str, profile: Profile) -> Timing:
-        return ProfileTiming(name, profile, timer, env.ledger)
+        return ProfileTiming(name, profile, timer, ledger)
 
     return {name: partial(maker, name, profile) for name, profile in profiles.items()}
 

@@ -116,6 +116,10 @@ def test_cold_starts_are_a_share_of_calls_or_follow_idleness() -> None:
         pace = workers[worker].pace(Asked(make_call(b"{}"), b"k", world.now, 1, 1))
         waits.append(next(pace._steps)[0] - world.now)
     assert [round(wait, 3) for wait in waits] == [9, 0.1, 0.1, 9, 0.1]
+    world.now = 5  # a host that has just booted
+    fresh = ProfileTiming("another", idle, timer_of(world.env), world.env.ledger)
+    pace = fresh.pace(Asked(make_call(b"{}"), b"k", world.now, 1, 1))
+    assert next(pace._steps)[0] - world.now == 9
 
 
 def test_load_of_all_workers_slows_a_call_down() -> None:
@@ -143,7 +147,7 @@ def test_answers_may_have_a_length_of_their_own() -> None:
 def test_timings_are_made_once_and_pace_on_the_workers_timer() -> None:
     """An offer names what it can make; the pace lets everything go at its end."""
     world = FakeWorld()
-    made = offer({"mine": MINE}, world.env, timer_of(world.env))["mine"]()
+    made = offer({"mine": MINE}, world.env.ledger, timer_of(world.env))["mine"]()
     released: list[int] = []
     pace = made.pace(Asked(make_call(b"{}"), b"k", world.now, 1, 20))
     pace.begin(released.append)
