@@ -6,6 +6,8 @@ budget, deduplication and cache lookup of deterministic calls, breaker, retry, t
 payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``echo`` answers from inside the gateway.
 ``overload`` is two tenants and a backend of 16 places, a simulator that takes 50 ms.
+``mixed``, ``batched`` and ``grouped`` are an engine of the simulator that remembers few prompts,
+without the stage ``batch``, with it, and with it by the prompts' first bytes.
 ``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
@@ -13,7 +15,12 @@ from __future__ import annotations
 
 from .peers import KEY, SECOND_KEY
 
-MODES = ("plain", "governed", "echo", "overload", "simulator", "paced")
+BATCHES = {
+    "mixed": "",
+    "batched": "[stages.batch]",
+    "grouped": "[stages.batch]\ngroup_by_prefix_len = 64\nmax_wait_s = 0.5",
+}
+MODES = ("plain", "governed", "echo", "overload", "simulator", "paced", *BATCHES)
 SIMULATED = ("simulator", "paced")
 PACED_TOKENS = 250
 """Tokens of a paced stream: 25 seconds, and less than a socket holds unread."""
@@ -94,6 +101,26 @@ first_token_ms = 50
 max_concurrent = 16
 """
 
+# About 120 blocks hold a prompt: six of them fit.
+_ENGINE = """
+[[backends]]
+name = "engine"
+kind = "simulator"
+models = ["*"]
+
+[simulator]
+min_tokens = 4
+max_tokens = 4
+latency = {{ "*" = "small" }}
+
+[simulator.engines.small]
+preset = "nim-8b"
+max_num_seqs = 8
+block_size = 16
+max_model_len = 4096
+num_gpu_blocks = 800
+"""
+
 GOVERNED_EXTRA = {"temperature": 0}
 """What makes a call deterministic, so that deduplication and cache take part."""
 
@@ -103,6 +130,8 @@ def toml(mode: str, upstream: str) -> str:
     if mode in SIMULATED:
         latency = "first_token_ms = 100\ntoken_ms = 100" if mode == "paced" else ""
         return _SIMULATOR.format(text=" ".join(["word"] * 500), latency=latency)
+    if mode in BATCHES:
+        return _ENGINE.format() + BATCHES[mode] + "\n"
     if mode == "overload":
         return _OVERLOAD.format(key=KEY, second_key=SECOND_KEY)
     backend = _ECHO if mode == "echo" else _OPENAI

@@ -10,7 +10,8 @@ from .bench import Bench
 from .report import Report, Series
 
 NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
-         "memory", "saturation", "simulator", "retrieval", "overload", "savings")  # fmt: skip
+         "memory", "saturation", "simulator", "retrieval", "overload", "savings",
+         "batching")  # fmt: skip
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")

@@ -34,12 +34,16 @@ from .procs import Cores, NotReadyError, Process, free_port
 READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
 OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain",
         "tpo-overload": "overload", "tpo-simulator": "simulator",
-        "tpo-simulator-paced": "paced"}  # fmt: skip
+        "tpo-simulator-paced": "paced", "tpo-mixed": "mixed", "tpo-batched": "batched",
+        "tpo-grouped": "grouped"}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
     "tpo": "tpo-mp, plain",
     "tpo-governed": "tpo-mp, governed",
+    "tpo-mixed": "each call at once",
+    "tpo-batched": "`batch`",
+    "tpo-grouped": "`batch` by the first 64 bytes, waits of 0.5 s",
     "tpo-echo": "tpo-mp, echo backend",
     "tpo-messages": "tpo-mp, Anthropic clients",
     "tpo-overload": "tpo-mp, overloaded",

@@ -141,6 +141,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     rules.failover(routes, stages, problems)
     rules.near(stages, problems)
     rules.rerank(stages, backends, problems)
+    rules.collected(stages, backends, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
     if not (server and supervisor and pipeline and rings and store and observability):

@@ -207,5 +207,16 @@ def rerank(
         problems.add_value("stages.rag.rerank.model", wanted.model, said)
 
 
+def collected(
+    stages: Mapping[str, Any], backends: Sequence[BackendConfig], problems: Problems
+) -> None:
+    """Calls are collected for backends that are there."""
+    names = [one.name for one in backends]
+    for i, name in enumerate(getattr(stages.get("batch"), "backends", ())):
+        if name not in names:
+            said = f"no such backend; {suggestion(name, names)}"
+            problems.add_value(f"stages.batch.backends[{i}]", name, said)
+
+
 def _local(host: str) -> bool:
     return is_loopback(host) or host in {"0.0.0.0", "::"}

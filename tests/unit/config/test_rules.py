@@ -267,3 +267,11 @@ def test_a_hidden_redis_url_is_none(load_text: Loads) -> None:
     assert config.distributed is not None
     assert config.distributed.redis == ""
     assert [line.partition(":")[0] for line in config.warnings] == ["distributed.redis_url"]
+
+
+def test_calls_are_collected_for_backends_that_are_there(refused: Refused) -> None:
+    """A name that is none is told where it stands."""
+    text = '[[backends]]\nname = "alpha"\nkind = "echo"\n[stages.batch]\nbackends = ["alhpa"]\n'
+    (line,) = refused(text)
+    said = "stages.batch.backends[0] = 'alhpa': no such backend; did you mean 'alpha'?"
+    assert line == said
