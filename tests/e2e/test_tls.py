@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.support import certificates
 from tests.support.certificates import Authority, common_name
 from tests.support.gateway import Gateway
 from tests.support.host import metric
-from tests.support.messages import BODY, CHAT, CHUNKED, LENGTH, chunked, post
+from tests.support.messages import BODY, CHAT, CHUNKED, LENGTH, chunked, get, post
 from tests.support.raw import ClosedEarlyError, RawClient, chat
 from tests.support.toml import section
 from tests.support.wait import wait_for
@@ -217,6 +219,51 @@ def test_tls_is_not_turned_off_by_a_reload(
     assert refused.returncode == 1
     assert "server.tls changes at a restart only" in refused.stderr
     assert shown(gateway, authority) == "first"
+
+
+def test_a_handshake_under_way_is_ended_before_a_gateway_leaves(
+    authority: Authority, tmp_path: Path, start_gateway: StartGateway
+) -> None:
+    """And the one request behind it is answered."""
+    gateway = start_gateway(workers=2, config=Pair(tmp_path, authority, "first").toml)
+    came, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = authority.client().wrap_bio(came, sent, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+
+        def shake() -> bool:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            return True
+
+        assert not shake()
+        sock.sendall(sent.read())
+        came.write(sock.recv(1 << 16))
+        gateway.send_signal(signal.SIGTERM)
+        wait_for(lambda: not accepts(gateway.port), 10, "the port is closed")
+        while not shake():
+            came.write(sock.recv(1 << 16))
+        tls.write(get())
+        sock.sendall(sent.read())
+        said = b""
+        while b"\r\n\r\n" not in said:
+            got = sock.recv(1 << 16)
+            assert got, "the gateway left"
+            came.write(got)
+            with suppress(ssl.SSLWantReadError):
+                said += tls.read(1 << 16)
+        assert said.startswith(b"HTTP/1.1 200 ")
+    assert gateway.wait() == 0
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_check_names_the_missing_file(tmp_path: Path) -> None:

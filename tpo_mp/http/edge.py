@@ -84,6 +84,8 @@ class ClientEdge:
         self.count_bad = count_bad
         self.connections: set[Closable] = set()
         self.closing = False
+        self.fresh_s = float("inf")
+        """How long a new connection may say nothing: less in a drain, when handshakes end."""
         self._date_line = b""
         self.stamp: Callable[[], bytes] | None = None
         """Further header lines of every answer, if any."""
@@ -188,7 +190,7 @@ class ClientEdge:
         would otherwise see a reset.  Those that never sent one were opened for it just now: they
         have ``fresh_s``, and in any case no longer than the header timeout.
         """
-        self.closing = True
+        self.closing, self.fresh_s = True, fresh_s
         for connection in list(self.connections):
             connection.close_when_idle(linger_s, fresh_s)
         self.drain_full_lane()

@@ -34,8 +34,9 @@ class FastConnection(asyncio.Protocol):
     """A client connection; also the ``Exchange`` of its current request."""
 
     __slots__ = (
-        "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_pending", "body", "deadline",
-        "filed_at", "head", "on_disconnect", "open", "peer", "requests", "source", "transport",
+        "__weakref__", "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_pending",
+        "body", "deadline", "filed_at", "head", "on_disconnect", "open", "peer", "requests",
+        "source", "transport",
     )  # fmt: skip
 
     def __init__(self, edge: ClientEdge) -> None:
@@ -61,7 +62,7 @@ class FastConnection(asyncio.Protocol):
         self.peer = _address(self.transport)
         self._edge.connections.add(self)
         now = monotonic()
-        self.deadline = now + self._edge.header_timeout_s
+        self.deadline = now + min(self._edge.header_timeout_s, self._edge.fresh_s)
         self._edge.wheel.add(self, now)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

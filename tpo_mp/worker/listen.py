@@ -21,6 +21,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from tpo_mp.shm.plane import Plane
 
@@ -66,6 +67,13 @@ class Listening:
         self._servers: dict[int, asyncio.Server] = {}
         self.version = -1
         self._busy = False
+        self._taken: WeakSet[asyncio.Protocol] = WeakSet()
+        """Behind TLS: what was accepted; what comes to nothing is dropped by the loop."""
+
+    @property
+    def handshakes(self) -> int:
+        """Clients that were accepted and whose TLS handshake is under way."""
+        return sum(getattr(taken, "transport", None) is None for taken in self._taken)
 
     @property
     def accepting(self) -> bool:
@@ -115,7 +123,10 @@ class Listening:
         if not self._paused and self._descriptors_left() < RESERVED_FDS:
             # The loop takes one connection per turn: this comes before the next.
             self._loop.call_soon(self._pause)
-        return self._protocol()
+        taken = self._protocol()
+        if self._tls:
+            self._taken.add(taken)
+        return taken
 
     def _pause(self) -> None:
         if not self._paused and self._servers:

@@ -548,7 +548,7 @@ class Shard:
         """Whether nothing is left to do here."""
         jobs = self.job_calls.busy or self.replays.busy
         busy = self.owner.open or self.mesh.busy or self.feeds.busy or jobs
-        return not busy and not self.edge.open_connections
+        return not busy and not self.edge.open_connections and not self.listening.handshakes
 
     async def _stop(self) -> None:
         """End what is open with an error its client can read, account for it, leave."""

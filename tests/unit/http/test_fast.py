@@ -522,6 +522,10 @@ def test_connections_just_opened_have_time_for_their_first_request(
     assert not silent.closed
     clock.advance(0.7)
     assert silent.closed
+    late = front.connect()  # its handshake was under way
+    clock.advance(1.2)
+    assert late.closed
+    front.edge.drain(0.2)
     patient = front.connect()
     front.edge.drain(0.2)
     clock.advance(5.0)
