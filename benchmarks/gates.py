@@ -223,4 +223,12 @@ GATES = (
         "requests to a failing backend per call", "overload",
         _median("outage", "amplification"), 1.2, "", (), 1.1,
     ),
+    Gate(
+        "hashing a prompt for the prefix index, per KiB", "prefixes",
+        _median("index", "hash_us_per_kib"), 2, "µs", ("index",),
+    ),
+    Gate(
+        "a lookup among 100,000 blocks of the prefix index", "prefixes",
+        _median("index", "lookup_us"), 5, "µs", ("index",),
+    ),
 )  # fmt: skip

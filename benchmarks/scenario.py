@@ -10,7 +10,7 @@ from .bench import Bench
 from .report import Report, Series
 
 NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
-         "memory", "saturation", "simulator", "retrieval", "overload", "savings",
+         "memory", "saturation", "simulator", "retrieval", "prefixes", "overload", "savings",
          "batching")  # fmt: skip
 """All scenarios in the order of the report."""
 

@@ -26,7 +26,9 @@ from .services import (
     Ledger,
     Live,
     Metrics,
+    NoPrefixes,
     Peers,
+    Prefixes,
     PriceList,
     Quotas,
     Score,
@@ -64,7 +66,9 @@ __all__ = [
     "Ledger",
     "Live",
     "Metrics",
+    "NoPrefixes",
     "Peers",
+    "Prefixes",
     "PriceList",
     "Proceed",
     "Quotas",
@@ -91,8 +95,9 @@ Door: TypeAlias = Literal["stages", "routes", "backends", "controllers", "surfac
 class Env:
     """All a feature gets of the world; ``rooms`` are the stages' waiting rooms by stage name.
 
-    ``ledger``, ``quotas``, ``live``, ``journal``, ``shares``, ``scores`` and ``cache`` are the
-    host's: every process sees the same; ``tier`` is that of several hosts, where there is one.
+    ``ledger``, ``quotas``, ``live``, ``journal``, ``shares``, ``scores``, ``prefixes`` and
+    ``cache`` are the host's: every process sees the same; ``tier`` is that of several hosts, where
+    there is one.
     ``epoch`` is that of the configuration which the feature is built for.
     """
 
@@ -109,6 +114,7 @@ class Env:
     journal: Journal
     shares: Shares
     scores: Scores = field(default_factory=Unscored)
+    prefixes: Prefixes = field(default_factory=NoPrefixes)
     peers: Peers = field(default_factory=Alone)
     epoch: int = 0
     cache: AnswerCache = field(default_factory=NoCache)

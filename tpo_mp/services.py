@@ -282,6 +282,37 @@ class Unscored:
         return None
 
 
+class Prefixes(Protocol):
+    """Which backends were sent the beginnings of which prompts, on the whole host; a hint."""
+
+    def number(self, name: str) -> int:
+        """The number of a backend; 0: there is none for it."""
+        ...
+
+    def find(self, blocks: Sequence[bytes]) -> tuple[int, tuple[int, ...]]:
+        """How many blocks from the first on are known, and the numbers of who was sent them."""
+        ...
+
+    def record(self, blocks: Sequence[bytes], number: int, known: int = 0) -> None:
+        """A backend is sent these blocks; ``known`` of them were found with it just now."""
+        ...
+
+
+class NoPrefixes:
+    """The ``Prefixes`` of a process that keeps none."""
+
+    def number(self, name: str) -> int:  # noqa: ARG002
+        """Nobody has one."""
+        return 0
+
+    def find(self, blocks: Sequence[bytes]) -> tuple[int, tuple[int, ...]]:  # noqa: ARG002
+        """Nothing is known."""
+        return 0, ()
+
+    def record(self, blocks: Sequence[bytes], number: int, known: int = 0) -> None:
+        """It is forgotten."""
+
+
 class Peers(Protocol):
     """The processes of this host that serve, by seat, and small messages between their features.
 

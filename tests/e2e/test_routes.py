@@ -21,7 +21,7 @@ from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
-STRATEGIES = ("least_loaded", "resource_aware", "consistent_hash", "round_robin")
+STRATEGIES = ("least_loaded", "resource_aware", "consistent_hash", "round_robin", "prefix")
 
 
 @dataclass(slots=True)
@@ -174,3 +174,27 @@ def test_turns_are_taken_on_every_worker(bench: Bench) -> None:
         session = session_on(bench.gateway.url, shard, "turns")
         found = [bench.answered_by("round_robin", session) for _ in range(4)]
         assert found in (["a", "b"] * 2, ["b", "a"] * 2)
+
+
+def test_a_beginning_is_known_to_both_workers_and_outlives_one(bench: Bench) -> None:
+    """Ten conversations without a session, whose turns come to one worker, the other, a new one.
+
+    A worker that knew only what it sent itself would find each by luck.
+    """
+    talks = [f"conversation {n}: " + "words " * 600 for n in range(10)]
+
+    def turn(number: int, shard: int) -> list[str]:
+        with connect_to(bench.gateway.url, shard) as client:
+            replies = [
+                client.post_json(CHAT, chat(talk + "and so on " * 200 * number, "prefix"))
+                for talk in talks
+            ]
+        assert {(r.status, r.headers["x-tpo-shard"]) for r in replies} == {(200, str(shard))}
+        return [str(reply.headers["x-tpo-backend"]) for reply in replies]
+
+    homes = turn(0, 0)
+    assert set(homes) == {"a", "b"}
+    assert turn(1, 1) == homes
+    os.kill(bench.gateway.status()["slots"][0]["pid"], signal.SIGKILL)
+    wait_for(bench.whole, 30, "both workers to serve")
+    assert turn(2, 0) == homes

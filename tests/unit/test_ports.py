@@ -17,7 +17,7 @@ def test_environment_is_all_a_feature_gets() -> None:
     assert {field.name for field in dataclasses.fields(Env)} == {
         "clock", "random", "metrics", "log", "store", "timers", "rooms",
         "ledger", "quotas", "live", "journal", "shares", "peers", "prices", "epoch", "scores",
-        "cache", "tier",
+        "cache", "tier", "prefixes",
     }  # fmt: skip
     with pytest.raises(dataclasses.FrozenInstanceError):
         FakeWorld().env.clock = None  # type: ignore[misc,assignment]

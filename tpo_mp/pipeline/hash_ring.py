@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
-from hashlib import md5
+from hashlib import blake2b, md5
 from typing import Final
 
-from .loads import Pickable
+from tpo_mp.types import Call
+
+from .loads import REMEMBERED, Pickable
 
 POINTS: Final = 150
 _MOST: Final = 15_000
 """Places of a ring in all, whatever the weights."""
+_KEYS: Final = 4096
 
 
 class HashRing:
@@ -46,6 +49,41 @@ class HashRing:
             if len(found) == self._count:
                 break
         return list(found)
+
+
+class HashRings:
+    """Rings by their targets, and where keys were found on them lately."""
+
+    def __init__(self) -> None:
+        self._rings: dict[tuple[tuple[str, int], ...], HashRing] = {}
+        self._orders: dict[tuple[bytes, HashRing], list[str]] = {}
+
+    def order(self, key: bytes, targets: Sequence[Pickable]) -> list[str]:
+        """All names in the order in which the key would go to them."""
+        among = tuple((target.name, target.weight) for target in targets)
+        ring = self._rings.get(among)
+        if ring is None:
+            if len(self._rings) >= REMEMBERED:
+                self._rings.clear()
+                self._orders.clear()
+            ring = self._rings[among] = HashRing(targets)
+        order = self._orders.get((key, ring))
+        if order is None:
+            if len(self._orders) >= _KEYS:
+                self._orders.clear()
+            order = self._orders[key, ring] = ring.order(key)
+        return order
+
+
+def session_key(call: Call) -> bytes:
+    """What calls of one session have in common; sessions of two tenants are two.
+
+    A call without a session is one of its own: the same request has the same key.
+    """
+    if call.affinity:
+        text = f"{call.tenant}\0{call.affinity}".encode("utf-8", "surrogatepass")
+        return blake2b(text, digest_size=16).digest()
+    return blake2b(call.body, digest_size=16).digest()
 
 
 def _place(key: bytes) -> int:

@@ -74,6 +74,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     scores_fd: int
     cache_fd: int
     claims_fd: int
+    prefixes_fd: int
     doorbells: list[tuple[int, int]]
     """Per seat: read and write descriptor."""
     listeners: list[int]

@@ -17,6 +17,7 @@ from tpo_mp.shm.ledger import LEDGER_ROWS
 from tpo_mp.shm.live import LiveSegment
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, Plane
+from tpo_mp.shm.prefixes import PrefixSegment
 from tpo_mp.shm.quotas import QuotaSegment
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
@@ -61,6 +62,7 @@ class HostMemory:
         self.scores = ScoreSegment.create(seats)
         self.cache = CacheSegment.create(seats - 1, cache_bytes)  # control answers no calls
         self.claims = ClaimSegment.create()
+        self.prefixes = PrefixSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
@@ -113,6 +115,7 @@ class HostMemory:
         self.scores.close()
         self.cache.close()
         self.claims.close()
+        self.prefixes.close()
         self.ledger.close()
         for bell in self.doorbells:
             bell.close()

@@ -181,6 +181,7 @@ class Nursery:
             scores_fd=memory.scores.fd,
             cache_fd=memory.cache.fd,
             claims_fd=memory.claims.fd,
+            prefixes_fd=memory.prefixes.fd,
             doorbells=[bell.fds for bell in memory.doorbells],
             listeners=self._listener_fds if role == "shard" else [],
             ops_listener=listeners.ops.fileno() if role == "control" else -1,
@@ -199,7 +200,7 @@ def _descriptors(handoff: Handoff) -> tuple[int, ...]:
         handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
         handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd, handoff.journal_fd,
         handoff.quotas_fd, handoff.shares_fd, handoff.scores_fd, handoff.cache_fd,
-        handoff.claims_fd, handoff.ops_listener, handoff.lifeline_fd,
+        handoff.claims_fd, handoff.prefixes_fd, handoff.ops_listener, handoff.lifeline_fd,
     )  # fmt: skip
     bells = (fd for pair in handoff.doorbells for fd in pair)
     return tuple({fd for fd in (*singles, *bells, *handoff.listeners) if fd >= 0})

@@ -136,6 +136,7 @@ class Shard:
             journal=shared.journal,
             shares=shared.shares,
             scores=shared.scores,
+            prefixes=shared.prefixes,
             peers=self.peers,
             cache=shared.cache,
         )

@@ -13,6 +13,7 @@ from tpo_mp.shm.journal import JournalSegment, SharedJournal
 from tpo_mp.shm.ledger import LEDGER_ROWS, SharedLedger
 from tpo_mp.shm.live import LiveSegment, LiveText
 from tpo_mp.shm.plane import Plane
+from tpo_mp.shm.prefixes import PrefixSegment, SharedPrefixes
 from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
@@ -44,3 +45,4 @@ class SharedState:
             ClaimSegment.attach(handoff.claims_fd), table, plane, seat
         )
         self.cache = SharedCache.of_host(handoff.cache_fd, table, seat)
+        self.prefixes = SharedPrefixes(PrefixSegment.attach(handoff.prefixes_fd), table)

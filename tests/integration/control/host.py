@@ -224,7 +224,7 @@ class ControlHost:
             "config_fd": memory.config.fd, "locks_fd": memory.ledger.locks_fd,
             "ledger_fd": memory.ledger.fd, "live_fd": -1, "journal_fd": -1,
             "quotas_fd": memory.quotas.fd, "shares_fd": -1, "scores_fd": -1, "cache_fd": -1,
-            "claims_fd": -1,
+            "claims_fd": -1, "prefixes_fd": -1,
             "doorbells": [bell.fds for bell in memory.doorbells], "listeners": [],
             "ops_listener": listener.fileno(), "lifeline_fd": self._lifeline[0],
             "state_dir": str(self.state_dir), "registry_path": str(memory.registry_path),

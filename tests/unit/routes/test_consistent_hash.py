@@ -75,7 +75,7 @@ def test_memory_is_bounded() -> None:
     host = RoutedHost("consistent_hash")
     for n in range(6000):
         host.pick(0, TARGETS, affinity=str(n))
-    assert len(host.routes[0]._orders) <= 4096
+    assert len(host.routes[0]._rings._orders) <= 4096
 
 
 def test_a_bound_below_the_fair_share_is_refused() -> None:
