@@ -32,6 +32,7 @@ from .reruns import Sender
 AGED_AT_ONCE: Final = 500
 TIDY_S: Final = 60.0
 AGE_S: Final = 1.0
+_DONE: Final = frozenset({"replayed", "dropped"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,9 @@ class Replays:
 
     def _begun(self, tables: Tables, seat: int, epoch: int, call_id: str, attempt: int) -> bytes:
         if not attempt:
-            now = self._clock()
+            found, now = tables.indexed(call_id), self._clock()
+            if found is not None and found[0].status in _DONE:
+                return b""  # since the worker looked at it
             attempt = replay_table.begin(tables, call_id, now, self._run, seat, epoch)
         elif not replay_table.under_way(tables, call_id, attempt, self._run, seat, epoch):
             return b""

@@ -226,6 +226,9 @@ class Replayer:
             except BaseException:
                 self._release(name)
                 raise
+            if not number:  # it was answered, or dropped, since we looked at it
+                self._release(name)
+                return await self.ask_again(exchange, call_id, priority=priority)
         word = ReplayWord("failed", number, unclear=True)  # unless we learn more
         asked: ReplayDelivery | None = None
         try:

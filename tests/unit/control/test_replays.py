@@ -157,6 +157,17 @@ def test_somebody_who_asks_by_hand_is_written_down_as_well(house: House) -> None
     assert house.known("a:2") == ("replayed", 2, True)
 
 
+def test_what_was_answered_since_somebody_looked_is_not_begun(house: House) -> None:
+    """Nor what was dropped: who wants to ask by hand looked before it had the lease."""
+    house.drop("x", "y")
+    assert house.tell(0, "x", "begun") == b"1"
+    assert house.tell(0, "x", "answered", 1) == b""
+    assert house.tell(1, "x", "begun") == b""
+    assert house.known("x") == ("replayed", 1, False)
+    house.shelf.letters.set_status("y", "dropped", house.now)
+    assert house.tell(1, "y", "begun") == b""
+
+
 def test_a_word_that_could_not_be_written_is_not_taken(house: House) -> None:
     """So it is told again; of a letter that is gone there is nothing to write."""
     house.drop("x")
