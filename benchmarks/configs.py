@@ -8,6 +8,7 @@ payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``overload`` is two tenants and a backend of 16 places, a simulator that takes 50 ms.
 ``mixed``, ``batched`` and ``grouped`` are an engine of the simulator that remembers few prompts,
 without the stage ``batch``, with it, and with it by the prompts' first bytes.
+``spread`` and ``sticky`` are two such engines, asked in turn, or by session.
 ``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
@@ -20,7 +21,8 @@ BATCHES = {
     "batched": "[stages.batch]",
     "grouped": "[stages.batch]\ngroup_by_prefix_len = 64\nmax_wait_s = 0.5",
 }
-MODES = ("plain", "governed", "echo", "overload", "simulator", "paced", *BATCHES)
+ROUTES = {"spread": "round_robin", "sticky": "consistent_hash"}
+MODES = ("plain", "governed", "echo", "overload", "simulator", "paced", *BATCHES, *ROUTES)
 SIMULATED = ("simulator", "paced")
 PACED_TOKENS = 250
 """Tokens of a paced stream: 25 seconds, and less than a socket holds unread."""
@@ -121,6 +123,37 @@ max_model_len = 4096
 num_gpu_blocks = 800
 """
 
+# Each remembers what about half of the conversations of ``scenarios.affinity`` come to.
+_ENGINES = """
+[[backends]]
+name = "left"
+kind = "simulator"
+models = ["*"]
+
+[[backends]]
+name = "right"
+kind = "simulator"
+models = ["*"]
+
+[[routes]]
+models = ["*"]
+strategy = "{strategy}"
+backends = ["left", "right"]
+
+[simulator]
+min_tokens = 16
+max_tokens = 16
+latency = {{ "*" = "small" }}
+
+[simulator.engines.small]
+preset = "nim-8b"
+max_num_seqs = 8
+block_size = 16
+max_model_len = 4096
+num_gpu_blocks = 1000
+speedup = 4
+"""
+
 GOVERNED_EXTRA = {"temperature": 0}
 """What makes a call deterministic, so that deduplication and cache take part."""
 
@@ -130,6 +163,8 @@ def toml(mode: str, upstream: str) -> str:
     if mode in SIMULATED:
         latency = "first_token_ms = 100\ntoken_ms = 100" if mode == "paced" else ""
         return _SIMULATOR.format(text=" ".join(["word"] * 500), latency=latency)
+    if mode in ROUTES:
+        return _ENGINES.format(strategy=ROUTES[mode])
     if mode in BATCHES:
         return _ENGINE.format() + BATCHES[mode] + "\n"
     if mode == "overload":

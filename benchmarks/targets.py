@@ -35,12 +35,14 @@ READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
 OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain",
         "tpo-overload": "overload", "tpo-simulator": "simulator",
         "tpo-simulator-paced": "paced", "tpo-mixed": "mixed", "tpo-batched": "batched",
-        "tpo-grouped": "grouped"}  # fmt: skip
+        "tpo-grouped": "grouped", "tpo-spread": "spread", "tpo-sticky": "sticky"}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
     "tpo": "tpo-mp, plain",
     "tpo-governed": "tpo-mp, governed",
+    "tpo-spread": "`round_robin`",
+    "tpo-sticky": "`consistent_hash`",
     "tpo-mixed": "each call at once",
     "tpo-batched": "`batch`",
     "tpo-grouped": "`batch` by the first 64 bytes, waits of 0.5 s",

@@ -35,10 +35,11 @@ def test_measurement_of_nothing_is_refused(words):
 
 
 @pytest.mark.parametrize("mode", configs.MODES)
-def test_configurations_are_toml_with_one_backend(mode):
+def test_configurations_are_toml_with_their_backends(mode):
     """Every mode renders, and none leaves a placeholder behind; ``simulate`` brings its own."""
     text = configs.toml(mode, "127.0.0.1:9")
-    assert len(tomllib.loads(text).get("backends", ())) == (mode not in configs.SIMULATED)
+    number = 0 if mode in configs.SIMULATED else 2 if mode in configs.ROUTES else 1
+    assert len(tomllib.loads(text).get("backends", ())) == number
     assert "{" not in text.replace("{ rps", "").replace('{ "*" =', "")
 
 

@@ -1,0 +1,104 @@
+"""What engines need not compute again when a conversation comes back to the one that knows it.
+
+Many conversations take their turns at the same time before two engines, each of which has room for
+the words of about half of them.  The engine says in its usage how much of a prompt it remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import uvloop
+
+from benchmarks.bench import Bench, say, short
+from benchmarks.load import tag
+from benchmarks.payload import PATH
+from benchmarks.report import Row, Series
+from benchmarks.scenario import Column, Scenario
+from benchmarks.targets import LABELS, Live, Skipped
+
+TARGETS = ("tpo-spread", "tpo-sticky")
+SESSIONS, TURNS, WORDS = 20, 10, 80
+THINKS_S = 0.2
+SEED = 7
+
+
+def run(bench: Bench) -> dict[str, Series]:
+    """Hold the same conversations through gateways of one and of two workers."""
+    found: dict[str, Series] = {}
+    turns = 3 if bench.options.quick else TURNS
+    for number in range(bench.options.rounds):
+        for target in bench.wanted(TARGETS):
+            for workers in (1, 2):
+                name = f"{LABELS[target]}, {workers} worker{'s' * (workers > 1)}"
+                series = found.setdefault(name, Series())
+                try:
+                    with bench.place.start(target, workers=workers) as live:
+                        row = uvloop.run(converse(live, SEED + number, turns))
+                except Skipped as reason:
+                    series.skipped = str(reason)
+                    continue
+                series.rows.append({"round": number} | row)
+                say(f"  {number + 1} {name}: {short(series.rows[-1])}")
+    return found
+
+
+async def converse(live: Live, seed: int, turns: int) -> Row:
+    """Hold all conversations at the same time, each turn after the answer to the last."""
+    run_tag = tag()
+    prompts, cached, failed, took = 0, 0, 0, []
+    connector = aiohttp.TCPConnector(limit=SESSIONS)
+    async with aiohttp.ClientSession(live.url, connector=connector) as session:
+
+        async def talk(who: int) -> None:
+            nonlocal prompts, cached, failed
+            rng = Random(seed * 1_000 + who)
+            said: list[dict[str, Any]] = []
+            for turn in range(turns):
+                await asyncio.sleep(rng.uniform(0, 2 * THINKS_S))
+                words = " ".join(f"w{rng.randrange(10_000)}" for _ in range(WORDS))
+                said.append({"role": "user", "content": f"{run_tag} {who} {turn}: {words}"})
+                since = monotonic()
+                head = {"X-Session-Id": f"{run_tag}-{who}"}
+                body = {"model": "m", "messages": said}
+                async with session.post(PATH, json=body, headers=head) as reply:
+                    answer = await reply.json()
+                if reply.status != 200:
+                    failed += 1
+                    return
+                took.append(monotonic() - since)
+                said.append(answer["choices"][0]["message"])
+                if turn:  # the first of a conversation is new to everybody
+                    prompts += answer["usage"]["prompt_tokens"]
+                    cached += answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        await asyncio.gather(*(talk(who) for who in range(SESSIONS)))
+    return {
+        "turns": SESSIONS * turns,
+        "cached_pct": round(100 * cached / max(prompts, 1), 1),
+        "p50_ms": round(median(took) * 1e3, 1) if took else 0.0,
+        "failed": failed,
+    }
+
+
+_CACHED = Column("prompt tokens remembered %", "cached_pct")
+SCENARIO = Scenario(
+    title="Conversations before two engines",
+    method=f"{SESSIONS} conversations of {TURNS} turns at the same time, {WORDS} words a turn, "
+    f"{THINKS_S:g} s of thinking on average (seed {SEED} plus the round), before two simulated "
+    "engines whose memory holds about half of them each; from the second turns on. Remembered is "
+    "what the engines say in their usage.",
+    columns=(
+        Column("turns", "turns"),
+        _CACHED,
+        Column("p50 ms", "p50_ms"),
+        Column("failed", "failed"),
+    ),
+    run=run,
+    plot=_CACHED,
+)
