@@ -93,6 +93,7 @@ PLAIN, GOVERNED, ECHO, MESSAGES = "tpo", "tpo-governed", "tpo-echo", "tpo-messag
 BOTH = (PLAIN, GOVERNED)
 SIMULATOR, PACED = "tpo-simulator", "tpo-simulator-paced"
 BOOT, ARRIVALS = "tpo-simulator-boot", "tpo-simulator-arrivals"
+TWO = "tpo-simulator-two"
 
 GATES = (
     Gate(
@@ -178,6 +179,14 @@ GATES = (
     Gate(
         "memory of a simulated stream", "simulator", _median(PACED, "kib_each"), 10, "KiB",
         (PACED,), enough=("streams", 5_000),
+    ),
+    Gate(
+        "two simulating workers, whole answers", "simulator", _median(TWO, "two_rps"), 10_000, "/s",
+        (TWO,), highest=False,
+    ),
+    Gate(
+        "p99 of two simulating workers at that", "simulator", _median(TWO, "two_p99_ms"), 5, "ms",
+        (TWO,), enough=("two_rps", 10_000),
     ),
     Gate("simulator with one worker ready after", "simulator", _median(BOOT, "boot_s"), 1, "s",
          (BOOT,), enough=("starts", 5)),

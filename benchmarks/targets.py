@@ -33,7 +33,8 @@ from .procs import Cores, NotReadyError, Process, free_port
 
 READY = r"^tpo-mp ready (?P<url>\S+) workers=\d+ pid=\d+ ops=(?P<ops>\S+)"
 OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-messages": "plain",
-        "tpo-overload": "overload", "tpo-simulator": "simulator",
+        "tpo-overload": "overload",
+        "tpo-simulator": "simulator", "tpo-simulator-two": "simulator",
         "tpo-simulator-paced": "paced", "tpo-mixed": "mixed", "tpo-batched": "batched",
         "tpo-grouped": "grouped", "tpo-spread": "spread", "tpo-sticky": "sticky"}  # fmt: skip
 LABELS = {
@@ -50,6 +51,7 @@ LABELS = {
     "tpo-messages": "tpo-mp, Anthropic clients",
     "tpo-overload": "tpo-mp, overloaded",
     "tpo-simulator": "tpo-mp simulate, no latency",
+    "tpo-simulator-two": "tpo-mp simulate, 2 workers, no latency",
     "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
     "tpo-simulator-boot": "tpo-mp simulate, its start",
     "tpo-simulator-arrivals": "tpo-mp simulate, seen by a client",

@@ -23,6 +23,8 @@ SHORT = 10
 LONG = 400
 STREAMS = 5_000
 WORKERS = 2
+TOGETHER = 16
+"""Connections to the two workers; more of them would wait for each other."""
 HELD_S = 8.0
 LAG = "tpo_sim_schedule_lag_seconds"
 
@@ -38,6 +40,9 @@ def run(bench: Bench) -> dict[str, Series]:
         found |= wide.compare(
             ["tpo-simulator-paced"], lambda live: punctual(wide, live), workers=WORKERS
         )
+        found |= wide.compare(
+            ["tpo-simulator-two"], lambda live: together(wide, live), workers=WORKERS
+        )
     found |= wide.repeat("tpo-simulator-boot", "benchmarks.booting", both)
     return found | wide.repeat("tpo-simulator-arrivals", "benchmarks.arriving", both)
 
@@ -52,6 +57,12 @@ def speed(bench: Bench, live: Live) -> Row:
     row["cpu_us_token"] = round(streams["cpu_us"] / LONG, 2)
     row["failed"] += streams["failed"]
     return row
+
+
+def together(bench: Bench, live: Live) -> Row:
+    """Whole answers of two workers, which share both cores with whoever asks."""
+    row = bench.measure(live, Shape(TOGETHER, extra={"max_tokens": SHORT}))
+    return {"two_rps": row["rps"], "two_p99_ms": row["p99_ms"], "failed": row["failed"]}
 
 
 def punctual(bench: Bench, live: Live) -> Row:
@@ -133,6 +144,8 @@ SCENARIO = Scenario(
         Column("tokens/s at that", "lag_tokens_per_s"),
         Column("cores at that", "lag_cores"),
         Column("KiB each", "kib_each"),
+        Column("requests/s of two", "two_rps"),
+        Column("p99 ms of two", "two_p99_ms"),
         Column("ready after s", "boot_s"),
         Column("arrival p50 ms", "arrival_p50_ms"),
         Column("arrival p99 ms", "arrival_p99_ms"),
