@@ -10,13 +10,8 @@ from .bench import Bench
 from .report import Report, Series
 
 NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
-<<<<<<< HEAD
          "memory", "saturation", "simulator", "retrieval", "prefixes", "overload", "savings",
-         "batching")  # fmt: skip
-=======
-         "memory", "saturation", "simulator", "retrieval", "overload", "savings",
          "batching", "affinity")  # fmt: skip
->>>>>>> 362fe93 (A benchmark of conversations before two engines: what they remember, in turn and by session)
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")
