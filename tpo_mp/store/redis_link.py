@@ -183,6 +183,9 @@ class RedisLink:
             await self._wanted.wait()
             self._wanted.clear()
             if self._links >= LINKS:
+                if not self.up:  # those who still wait for a reply give up: look again then
+                    await asyncio.sleep(AGAIN_S)
+                    self._wanted.set()
                 continue
             link = self._pool.make_connection()
             self._links += 1

@@ -275,3 +275,19 @@ def test_late_replies_reach_nobody_else(server: RedisServer) -> None:
         assert none > 100, (right, none)
 
     run(test, lambda: Host(server))
+
+
+def test_redis_is_found_again_when_every_connection_was_still_waiting(server: RedisServer) -> None:
+    """At the time of the next attempt: nobody else would ever make one."""
+
+    async def test(host: Host) -> None:
+        link = host.tier._link
+        held = [await link._take() for _ in range(redis_link.LINKS)]
+        link._falls("it is late")
+        link._wanted.set()
+        await until(lambda: not link._wanted.is_set(), 10, "the next attempt")
+        for one in held:
+            link._give(one)
+        await until(lambda: link.up, 10, "Redis to be found again")
+
+    run(test, lambda: Host(server))
