@@ -51,6 +51,7 @@ class _Vectors(Struct):
 
 
 _decode = msgspec.json.Decoder(_Vectors).decode
+_text = msgspec.json.Decoder(str).decode
 _floats = msgspec.json.Decoder(list[float]).decode
 
 
@@ -144,8 +145,10 @@ def _vector(raw: bytes) -> Sequence[float]:
         vector: Sequence[float] = _floats(raw)
     else:
         packed = array("f")
+        # Some servers escape the slashes of base64.
+        said = _text(raw).encode() if b"\\" in raw else raw.strip(b'"')
         try:
-            packed.frombytes(binascii.a2b_base64(raw.strip(b'"'), strict_mode=True))
+            packed.frombytes(binascii.a2b_base64(said, strict_mode=True))
         except binascii.Error:
             raise ValueError("no base64") from None
         if sys.byteorder == "big":

@@ -115,6 +115,14 @@ def test_numbers_and_base64_say_the_same() -> None:
         assert near == pytest.approx(dot / (length(*vectors[0]) * length(*vector)))
 
 
+def test_slashes_of_base64_may_be_escaped() -> None:
+    """JSON allows it, and some servers do it."""
+    vector = [float(n) for n in array("f", b"\xff\xff\xff\x3f" * 2)]
+    body = listed(*[packed(vector)] * 2)
+    assert b"/" in body
+    assert asyncio.run(similarities(body.replace(b"/", b"\\/"), 1)) == pytest.approx([1.0])
+
+
 @pytest.mark.parametrize(
     "body",
     [
