@@ -27,8 +27,9 @@ from tpo_mp.dialects.canonical import ModelReply, RefusalBlock, TextBlock, TextD
 from tpo_mp.dialects.codec import EventDecoder
 from tpo_mp.dialects.sse import EventCutter
 from tpo_mp.errors import Cancelled, TpoError
-from tpo_mp.types import Call, Reply, Sink, Stream, Tap
+from tpo_mp.types import Call, Reply, Stream, Tap
 
+from .between import Between
 from .codecs import GENERATES, codec
 from .delivery import UnexpectedError
 
@@ -204,14 +205,13 @@ _WATCHES: dict[Tap, Callable[[Call, int], _Watch]] = {
 }
 
 
-class _Tapped:
+class _Tapped(Between):
     """A stream on its way through any number of taps."""
 
-    __slots__ = ("_ended", "_follow", "_origin", "_sink", "_taps")
+    __slots__ = ("_ended", "_follow", "_taps")
 
     def __init__(self, origin: Stream) -> None:
-        self._origin = origin
-        self._sink: Sink | None = None
+        super().__init__(origin)
         self._taps: list[tuple[_Watch, Done]] = []
         self._follow: list[_Watch] = []
         self._ended = False
@@ -221,29 +221,14 @@ class _Tapped:
         self._taps.append((watch, done))
         self._follow.append(watch)
 
-    # -- Stream -------------------------------------------------------------------------------
-
-    def attach(self, sink: Sink) -> None:
-        self._sink = sink
-        self._origin.attach(self)
-
-    def pause(self) -> None:
-        self._origin.pause()
-
-    def resume(self) -> None:
-        self._origin.resume()
-
     def cancel(self) -> None:
-        self._sink = None
-        self._origin.cancel()
+        super().cancel()
         try:
             self._tell(Cancelled("nobody wanted the rest"))
         except Exception as e:  # noqa: BLE001 - the call is over: only the log can be told
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "defect in a tap", "exception": e}
             )
-
-    # -- Sink of the origin ---------------------------------------------------------------------
 
     def data(self, chunk: bytes) -> None:
         sink = self._sink
