@@ -172,6 +172,29 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
     assert len(queue.cried.refused) == 1
 
 
+def test_those_for_whom_it_came_too_late_tell_how_late_places_may_be() -> None:
+    """Nobody else does, when all who waited through a stall had to go."""
+    for stall_s, refused in ((0.0, 0), (4.0, 1)):
+        queue = Queue(limit=1)
+        for number in range(35):
+            queue.ask(number)
+        queue.keep(0)
+        served(queue, range(1, 35), 0.1)
+        for number in range(36, 41):
+            queue.ask(number, deadline=queue.now + (1 if stall_s else 99))
+        served(queue, range(36, 37), 0.1)
+        queue.now += stall_s
+        queue.queue.tick(queue.now)
+        assert len(queue.cried.refused) == 4 * refused
+        if not stall_s:
+            served(queue, range(37, 41), 0.1)
+        queue.cried.refused.clear()
+        for number in range(100, 110):
+            queue.ask(number, deadline=queue.now + 99)
+        queue.ask(200, deadline=queue.now + 2.3)
+        assert len(queue.cried.refused) == refused, stall_s
+
+
 def test_a_few_slow_replies_refuse_nobody() -> None:
     """A hundred calls, and the machine was slow while the first came back: it is no rate yet."""
     queue = Queue(limit=4)
