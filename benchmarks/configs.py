@@ -8,7 +8,8 @@ payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``overload`` is two tenants and a backend of 16 places, a simulator that takes 50 ms.
 ``mixed``, ``batched`` and ``grouped`` are an engine of the simulator that remembers few prompts,
 without the stage ``batch``, with it, and with it by the prompts' first bytes.
-``spread`` and ``sticky`` are two such engines, asked in turn, or by session.
+``spread``, ``sticky`` and ``prefixed`` are two such engines, asked in turn, by session, and by what
+they saw before.
 ``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
@@ -21,7 +22,7 @@ BATCHES = {
     "batched": "[stages.batch]",
     "grouped": "[stages.batch]\ngroup_by_prefix_len = 64\nmax_wait_s = 0.5",
 }
-ROUTES = {"spread": "round_robin", "sticky": "consistent_hash"}
+ROUTES = {"spread": "round_robin", "sticky": "consistent_hash", "prefixed": "prefix"}
 MODES = ("plain", "governed", "echo", "overload", "simulator", "paced", *BATCHES, *ROUTES)
 SIMULATED = ("simulator", "paced")
 PACED_TOKENS = 250

@@ -36,7 +36,8 @@ OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-mes
         "tpo-overload": "overload",
         "tpo-simulator": "simulator", "tpo-simulator-two": "simulator",
         "tpo-simulator-paced": "paced", "tpo-mixed": "mixed", "tpo-batched": "batched",
-        "tpo-grouped": "grouped", "tpo-spread": "spread", "tpo-sticky": "sticky"}  # fmt: skip
+        "tpo-grouped": "grouped", "tpo-spread": "spread", "tpo-sticky": "sticky",
+        "tpo-prefixed": "prefixed"}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
@@ -44,6 +45,7 @@ LABELS = {
     "tpo-governed": "tpo-mp, governed",
     "tpo-spread": "`round_robin`",
     "tpo-sticky": "`consistent_hash`",
+    "tpo-prefixed": "`prefix`",
     "tpo-mixed": "each call at once",
     "tpo-batched": "`batch`",
     "tpo-grouped": "`batch` by the first 64 bytes, waits of 0.5 s",

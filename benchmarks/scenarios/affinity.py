@@ -22,7 +22,7 @@ from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
 from benchmarks.targets import LABELS, Live, Skipped
 
-TARGETS = ("tpo-spread", "tpo-sticky")
+TARGETS = ("tpo-spread", "tpo-sticky", "tpo-prefixed")
 SESSIONS, TURNS, WORDS = 20, 10, 80
 THINKS_S = 0.2
 SEED = 7
