@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from .errors import TpoError
@@ -359,6 +360,15 @@ class TryTally(NamedTuple):
             self.refused - other.refused,
             tuple(a - b for a, b in zip(self.times, other.times, strict=True)),
         )
+
+    def mean_s(self) -> float | None:
+        """The mean time of the answered ones: each counts as the middle of its bucket."""
+        answered = sum(self.times)
+        if not answered:
+            return None
+        bounds = (0.0, *TOOK_S, TOOK_S[-1])
+        middles = ((a + b) / 2 for a, b in pairwise(bounds))
+        return sum(n * m for n, m in zip(self.times, middles, strict=True)) / answered
 
     def quantile_s(self, share: float) -> float | None:
         """The time within which that share was answered, as near as the buckets tell."""

@@ -134,6 +134,10 @@ def test_a_worker_sees_what_the_other_has_under_way(bench: Bench, strategy: str)
     for _ in range(3):
         bench.begin(1, strategy)
     assert bench.open() == (3, 3)
+    for shard in (0, 1):
+        with connect_to(bench.gateway.url, shard) as client:
+            told = client.request("GET", "/api/v1/load-balancer/stats").json()
+        assert {n: told["by_endpoint"][n]["in_flight"] for n in "ab"} == {"a": 3, "b": 3}
 
 
 def test_what_a_killed_worker_had_under_way_is_forgotten(bench: Bench) -> None:

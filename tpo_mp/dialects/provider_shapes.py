@@ -71,3 +71,27 @@ class ProviderList(Struct):
 
     providers: list[ProviderRecord]
     count: int
+
+
+class BalancerEndpoint(Struct):
+    """Tries of one backend since the host started; its mean time is of the last ten minutes or so.
+
+    It is as near as the buckets of its histogram tell.  ``consecutive_failures`` is null, and
+    ``is_healthy`` goes by its last try, when the pipeline has no breaker.  ``in_flight`` is null
+    when no route goes by load.
+    """
+
+    requests: int
+    failures: int
+    consecutive_failures: int | None
+    avg_latency_ms: float | None
+    is_healthy: bool
+    in_flight: int | None
+
+
+class BalancerStats(Struct):
+    """What routes gave to which backends."""
+
+    total_requests: int
+    unhealthy_count: int
+    by_endpoint: dict[str, BalancerEndpoint]

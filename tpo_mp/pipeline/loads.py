@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
-from tpo_mp.ports import Env, Share, Shares
+from tpo_mp.ports import Env, Feature, Share, Shares
 from tpo_mp.types import Call
 
 from .chain import Serve
@@ -83,6 +83,11 @@ def counted(serve: Serve, name: str, env: Env) -> Serve:
         return through(load, call, serve, clock)
 
     return attempt  # type: ignore[return-value]  # a promise is what is awaited
+
+
+def counts_load(route: Feature) -> bool:
+    """Whether a kind of route goes by load."""
+    return bool(getattr(route.build, "counts_load", False))
 
 
 def left_for(call: Call, targets: Sequence[T]) -> Sequence[T]:

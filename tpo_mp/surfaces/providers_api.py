@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from tpo_mp import registry
 from tpo_mp.dialects import provider_shapes as shapes
 from tpo_mp.errors import NotFound
 from tpo_mp.http.endpoints import Endpoint, Outcome
@@ -25,6 +26,7 @@ from tpo_mp.pipeline.breaker_board import BreakerBoard, BreakerView
 from tpo_mp.pipeline.circuit import State
 from tpo_mp.pipeline.ejection import row_of, unpack_ejection
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.loads import Loads, counts_load
 from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
 from tpo_mp.pipeline.usual_times import UsualTimes, times_of
@@ -47,7 +49,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProvidersApi:
-    """``/api/v1/providers``."""
+    """``/api/v1/providers`` and ``/api/v1/load-balancer/stats``."""
 
     def __init__(self, config: Config, env: Env) -> None:
         self._env = env
@@ -63,6 +65,8 @@ class ProvidersApi:
             Endpoint("GET", path + "/{provider}", self.provider, "native", access="admin",
                      example_path=path + "/echo",
                      outcomes=(Outcome("its state and its numbers", shapes.ProviderRecord),)),
+            Endpoint("GET", "/api/v1/load-balancer/stats", self.balance, "native", access="admin",
+                     outcomes=(Outcome("each backend's share", shapes.BalancerStats),)),
         ]  # fmt: skip
 
     async def providers(self, exchange: Exchange) -> None:
@@ -79,6 +83,12 @@ class ProvidersApi:
             said = f"no provider {name[:120]!r}"
             raise NotFound(said, reason="provider_not_found", param="provider")
         told = (await self._read(chosen))[0]
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+
+    async def balance(self, exchange: Exchange) -> None:
+        """Show what each backend was given, how it did, and what it has to do."""
+        records = await self._read(self._gateway.config.backends)
+        told = await asyncio.get_running_loop().run_in_executor(None, self._balance, records)
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
     # -- inside ---------------------------------------------------------------------------------
@@ -128,6 +138,32 @@ class ProvidersApi:
             places=self._places(entry),
             models=models,
             **_fields(tries),
+        )
+
+    def _balance(self, records: Sequence[shapes.ProviderRecord]) -> shapes.BalancerStats:
+        config, now = self._gateway.config, self._env.clock()
+        board, loads = Scoreboard(self._env.scores, config.backends), Loads(self._env.shares)
+        strategies = {route.strategy for route in config.routes}
+        counted = any(counts_load(registry.find("routes", name)) for name in strategies)
+        found: dict[str, shapes.BalancerEndpoint] = {}
+        for record in records:
+            name = record.name
+            tally = board.total(name)
+            recent = (score.recent(now, LATENCY_SLICES) for _, score in board.of(name))
+            mean_s = sum_up(recent).mean_s()
+            well = board.last_bad(name)[0] <= board.last_good_at(name)
+            found[name] = shapes.BalancerEndpoint(
+                requests=tally.good + tally.bad + tally.busy + tally.refused,
+                failures=tally.bad,
+                consecutive_failures=record.consecutive_failures,
+                avg_latency_ms=None if mean_s is None else round(mean_s * 1e3, 1),
+                is_healthy=well if record.breaker is None else record.breaker != "open",
+                in_flight=loads.of(name).total() if counted else None,
+            )
+        return shapes.BalancerStats(
+            total_requests=sum(one.requests for one in found.values()),
+            unhealthy_count=sum(not one.is_healthy for one in found.values()),
+            by_endpoint=found,
         )
 
     def _model(self, name: str, model: str, score: Score, now: float) -> shapes.ProviderModel:

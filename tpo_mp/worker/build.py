@@ -18,7 +18,7 @@ from tpo_mp.config.prices import Prices
 from tpo_mp.config.tree import Config
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
-from tpo_mp.pipeline.loads import counted
+from tpo_mp.pipeline.loads import counted, counts_load
 from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, wrap
 from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
@@ -84,7 +84,7 @@ def build(
     entries = {b.name: b for b in config.backends}
     routers: list[Router] = []
     strategies = {rule.strategy: registry.find("routes", rule.strategy) for rule in config.routes}
-    loaded = any(getattr(found.build, "counts_load", False) for found in strategies.values())
+    loaded = any(counts_load(found) for found in strategies.values())
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
         targets = {

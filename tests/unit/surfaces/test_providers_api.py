@@ -12,6 +12,7 @@ from tpo_mp.config import load
 from tpo_mp.pipeline.attribution import Blame
 from tpo_mp.pipeline.breaker_rows import BreakerRow, BreakerRows
 from tpo_mp.pipeline.circuit import Rules, failed
+from tpo_mp.pipeline.loads import Loads
 from tpo_mp.pipeline.usual_times import times_of
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.surfaces.providers_api import FEATURE
@@ -150,3 +151,30 @@ def test_what_is_not_there_is_404(arena: MetricsArena) -> None:
     """It names the part of the path."""
     error = Board(arena).surface.refusal("GET", "/api/v1/providers/nobody")
     assert (error.status, error.reason, error.param) == (404, "provider_not_found", "provider")
+
+
+def test_the_balancers_numbers_are_the_hosts(arena: MetricsArena) -> None:
+    """Tries of another process count, and so does what it has under way where a route asks."""
+    balanced = {"routes": [{"models": ["*"], "strategy": "least_loaded", "backends": ["a", "b"]}]}
+    board = Board(arena, pipeline={"stages": ["retry"]}, **balanced)
+    board.tries("a:m", good=6, bad=2, took_s=0.3)
+    board.tries("b:*", good=0, bad=3)
+    Loads(board.world.env.shares.other(1)).of("a").enter()  # type: ignore[attr-defined]
+    told = board.surface.ask("GET", "/api/v1/load-balancer/stats").json()
+    assert (told["total_requests"], told["unhealthy_count"]) == (11, 1)
+    a, b = told["by_endpoint"]["a"], told["by_endpoint"]["b"]
+    assert (a["requests"], a["failures"], a["in_flight"]) == (8, 2, 1)
+    assert 200 < a["avg_latency_ms"] < 400
+    assert (b["requests"], b["failures"], b["avg_latency_ms"]) == (3, 3, None)
+    assert (a["is_healthy"], b["is_healthy"]) == (True, False)
+    board.world.advance(1)
+    board.tries("b:*", good=1)
+    told = board.surface.ask("GET", "/api/v1/load-balancer/stats").json()
+    assert told["by_endpoint"]["b"]["is_healthy"]
+
+
+def test_without_a_route_by_load_nobody_counts_it(arena: MetricsArena) -> None:
+    """It is null, not 0."""
+    told = Board(arena).surface.ask("GET", "/api/v1/load-balancer/stats").json()
+    assert told["by_endpoint"]["a"]["in_flight"] is None
+    assert told["unhealthy_count"] == 0
