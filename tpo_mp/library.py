@@ -8,8 +8,9 @@
         async for piece in pipeline.stream("and once more"):
             print(piece, end="")
 
-Stages, routes and backends are the gateway's own, from the same config; there is no process, port
-or shared file.  Calls run in the task that makes them: cancelling the task cancels the call.
+Stages, routes and backends are the gateway's own, from the same config, and so is the Redis in
+which hosts share answers; there is no process, port or shared file.  Calls run in the task that
+makes them: cancelling the task cancels the call.
 
 Invariants: a call is checked as the HTTP surface checks it; errors are ``tpo_mp.errors``; a stream
 that is left early is cancelled upstream, and one that is read slowly pauses it.
@@ -55,8 +56,9 @@ from tpo_mp.shm.quotas import QUOTAS_REFUSED, QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
 from tpo_mp.shm.shares import SharedShares, ShareSegment
-from tpo_mp.types import EVERYBODY, Call, Reply, Stream, Terminal, Usage
+from tpo_mp.types import EVERYBODY, AnswerTier, Call, Reply, Stream, Terminal, Usage
 from tpo_mp.worker.build import Pipeline, build
+from tpo_mp.worker.tiers import given_back, with_tier
 
 Prompt: TypeAlias = str | bytes | Sequence[Mapping[str, Any]]
 """One user message, a list of chat messages, or a whole chat body as JSON."""
@@ -136,6 +138,7 @@ class LocalPipeline:
         self._shares: ShareSegment
         self._scores: ScoreSegment
         self._cache: CacheSegment
+        self._env: Env
         self._pipeline: Pipeline
         self._serve: Callable[[Call], Awaitable[Reply]] = _not_entered
         self._model = "default"
@@ -183,6 +186,7 @@ class LocalPipeline:
         )
         for room in rooms.values():
             room.open()
+        self._env = env = with_tier(env, self._config)
         self._pipeline = build(self._config, env, 0, given=self._given)
         self._model = self._pipeline.models.first() or self._model
         self._serve = self._pipeline.chain.admit(self._pipeline.chain.serve)
@@ -202,6 +206,11 @@ class LocalPipeline:
             with suppress(asyncio.CancelledError):
                 await self._ticking
         self._pipeline.close()
+        if self._env.tier is not None:
+            given_back(self._env)
+            from tpo_mp.store.redis_link import let_go
+
+            await let_go()
         self._quotas.close()
         self._live.close()
         self._journal.close()
@@ -210,6 +219,11 @@ class LocalPipeline:
         self._cache.close()
         self._rows.close()
         self._arena.close()
+
+    @property
+    def tier(self) -> AnswerTier | None:
+        """The Redis in which answers are shared, if the config names one."""
+        return self._env.tier
 
     async def infer(
         self,

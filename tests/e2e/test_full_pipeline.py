@@ -9,8 +9,11 @@ import pytest
 
 from tests.support.dialects import REPLIES
 from tests.support.gateway import ROOT, Gateway
-from tests.support.raw import chat
+from tests.support.host import metric
+from tests.support.raw import ask, chat
+from tests.support.redis import RedisServer
 from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
 
 FULL = (ROOT / "tests/e2e/pipelines/full.toml").read_text()
 CHAT = "/v1/chat/completions"
@@ -18,9 +21,10 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def full(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
-    """The full configuration, its upstream's address filled in."""
-    with Upstream() as upstream:
+    """The full configuration, its upstream's address filled in, and that of a Redis."""
+    with Upstream() as upstream, RedisServer(short_tmp / "full-redis") as redis:
         config = FULL.replace("http://127.0.0.1:1/v1", upstream.base_url)
+        config = config.replace("redis://127.0.0.1:1/0", redis.url)
         with Gateway(short_tmp / "full", config=config, workers=2) as gateway:
             yield gateway, upstream
 
@@ -54,6 +58,25 @@ def test_models_are_literal_names_and_what_globs_report(full: tuple[Gateway, Ups
     gateway, upstream = full
     listed = {model["id"] for model in gateway.ask("/v1/models").json()["data"]}
     assert listed == {"echo", "up-first", "up-race", *upstream.models}
+
+
+def test_answers_are_looked_for_and_kept_in_redis(full: tuple[Gateway, Upstream]) -> None:
+    """What no worker's memory has may lie there, and goes there."""
+    gateway, _ = full
+
+    def told(name: str, result: str) -> float:
+        return metric(ask(gateway.ops, "/metrics").body.decode(), name, result=result)
+
+    asked = iter(range(1000))
+
+    def written() -> bool:
+        """A Redis that is late leaves a call alone: ask another."""
+        body = chat(f"for Redis {next(asked)}", model="echo", temperature=0)
+        assert gateway.ask(CHAT, body).status == 200
+        looked = told("tpo_cache_tier_lookups_total", "miss")
+        return looked > 0 and told("tpo_cache_tier_writes_total", "kept") > 0
+
+    wait_for(written, 20, "an answer in Redis")
 
 
 def test_weights_share_a_model_between_backends(

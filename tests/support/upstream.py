@@ -51,6 +51,8 @@ class Script:
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
     text: str = ""
+    numbered: bool = False
+    """The text tells which request it answers, and everything that was said in it."""
     chunks: int = 5
     cut_after: int = 2
     first_s: float = 0.0
@@ -322,8 +324,11 @@ def _event(value: Any) -> bytes:
     return _chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
 
 
-def _reply_text(script: Script, body: dict[str, Any]) -> str:
+def _reply_text(script: Script, body: dict[str, Any], number: int) -> str:
     text = script.text
+    if script.numbered:
+        said = " | ".join(str(m.get("content")) for m in body.get("messages", ()))
+        text = f"#{number}# {said}"
     if not text:
         messages = body.get("messages") or [{"content": ""}]
         text = f"answer to {messages[-1].get('content')}"
@@ -331,7 +336,7 @@ def _reply_text(script: Script, body: dict[str, Any]) -> str:
 
 
 def _completion(script: Script, body: dict[str, Any], number: int) -> dict[str, Any]:
-    text = _reply_text(script, body)
+    text = _reply_text(script, body, number)
     message = {"role": "assistant", "content": text}
     return {
         "id": f"chatcmpl-up-{number}",
@@ -457,7 +462,7 @@ async def _events(script: Script, body: dict[str, Any], number: int) -> AsyncIte
             yield _chunk(event)
         yield _chunk(b"")
         return
-    text = _reply_text(script, body)
+    text = _reply_text(script, body, number)
     size = max(1, -(-len(text) // script.chunks))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     sent = 0

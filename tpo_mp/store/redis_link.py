@@ -115,6 +115,7 @@ class RedisLink:
         self._gauge.set(0)
         for task in list(self._tasks):
             task.cancel()
+            _close_with(task)
 
     # -- connections --------------------------------------------------------------------------
 
@@ -171,9 +172,7 @@ class RedisLink:
 
     def _drop(self, link: Any) -> None:
         self._links -= 1
-        task = asyncio.get_running_loop().create_task(link.disconnect(nowait=True))
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        _close_with(asyncio.get_running_loop().create_task(link.disconnect(nowait=True)))
         if self._waiting:
             self._wanted.set()
 
@@ -243,5 +242,17 @@ class RedisLink:
             self._on_up()
 
 
-_closing: set[asyncio.Task[None]] = set()
-"""Connections that are being closed; their owners may be gone."""
+_closing: set[asyncio.Task[Any]] = set()
+"""What lets go of connections; its owners may be gone."""
+
+
+def _close_with(task: asyncio.Task[Any]) -> None:
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def let_go() -> None:
+    """Wait until this loop has no more connection that a link dropped or was closed with."""
+    loop = asyncio.get_running_loop()
+    while tasks := [task for task in _closing if task.get_loop() is loop]:
+        await asyncio.wait(tasks)
