@@ -228,13 +228,14 @@ def test_deadline_of_a_call_for_later_ends_it(bench: Bench) -> None:
     wait_for(lambda: bench.upstream.counters.aborted == aborted + 2, 5, "both cancelled")
 
 
-def test_large_results_are_found_from_everywhere(bench: Bench) -> None:
+@pytest.mark.parametrize("size", [700_000, 9_000_000])
+def test_large_results_are_found_from_everywhere(bench: Bench, size: int) -> None:
     """Longer than any ring record: the asking shard reads it from the store."""
-    bench.upstream.play(pad_bytes=700_000)
-    call_id = infer(bench.clients[0], "much")
+    bench.upstream.play(pad_bytes=size)
+    call_id = infer(bench.clients[0], f"much {size}")
     for client in bench.clients:
-        reply = wait_for(partial(found, client, call_id), 10, "the result")
-        assert reply.json()["result"] == "answer to much" + "x" * 700_000
+        reply = wait_for(partial(found, client, call_id), 30, "the result")
+        assert reply.json()["result"] == f"answer to much {size}" + "x" * size
 
 
 def found(client: RawClient, call_id: str) -> RawReply | None:

@@ -26,6 +26,11 @@ LETTERS: Final = "letters"
 REPLAYS: Final = "replays"
 RESULTS: Final = "results"
 RESPONSES: Final = "responses"
+VALUE_BYTES: Final = 36 << 20
+"""Longest value of a keyed table: an answer of the longest that is read, told as JSON.
+
+What is longer is never taken: who has such a value must not put it again and again.
+"""
 STATUSES: Final = frozenset({"open", "replayed", "dropped", "aged_out"})
 DEFAULT_LIMIT: Final = 1000
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .questions import VALUE_BYTES
 from .segment_files import Place
 from .segments import Durability
 
@@ -132,7 +133,7 @@ class TableCaps:
     rows: int = 100_000
     bytes: int = 256 << 20
     age_s: float = 7 * 86400.0
-    value_bytes: int = 8 << 20
+    value_bytes: int = VALUE_BYTES
 
 
 @dataclass(slots=True)

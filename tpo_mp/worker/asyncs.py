@@ -33,7 +33,7 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.plane import Plane
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.client import StoreClient
-from tpo_mp.store.questions import RESULTS
+from tpo_mp.store.questions import RESULTS, VALUE_BYTES
 from tpo_mp.types import Call
 
 from .links import Links
@@ -105,12 +105,20 @@ class Asyncs:
             raise
         if self._records.get(call_id) is record:
             # Should this worker die, whoever asks meanwhile learns that the call was accepted.
-            self._put(call_id, record)
+            self._puts.put(call_id, orjson.dumps(record), self._ttl_s)
         return record
 
     def _finished(self, call_id: str, record: dict[str, Any]) -> None:
+        told = orjson.dumps(record)
+        if len(told) > VALUE_BYTES:
+            # Every worker says the same of it, so this one does not show what the store refused.
+            large = Shed("the result is too large to be kept", reason="result_too_large")
+            error = native.error_object(large, call_id)
+            record = native.record(call_id, record.get("session_id"), "failed", error=error,
+                                   model=str(record.get("model", "")))  # fmt: skip
+            told = orjson.dumps(record)
         self._remember(call_id, record)
-        self._put(call_id, record)
+        self._puts.put(call_id, told, self._ttl_s)
         waiter = self._waiters.pop(call_id, None)
         if waiter is not None:
             waiter.set()
@@ -119,9 +127,6 @@ class Asyncs:
         self._records[call_id] = record
         if len(self._records) > MAX_KEPT:
             self._records.popitem(last=False)
-
-    def _put(self, call_id: str, record: dict[str, Any]) -> None:
-        self._puts.put(call_id, orjson.dumps(record), self._ttl_s)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

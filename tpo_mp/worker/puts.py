@@ -1,8 +1,9 @@
 """Values that must reach the store, however long control is away.
 
 Invariants: one put at a time per key and the newest value last, so that a late first value never
-overwrites the final one.  A value waits as long as it is to be kept, and of all that wait there are
-no more than ``MAX_VALUES`` and ``MAX_BYTES``: then the oldest is given up, and counted.
+overwrites the final one; a long value is given the time that it takes to write.  A value waits as
+long as it is to be kept, and of all that wait there are no more than ``MAX_VALUES`` and
+``MAX_BYTES``: then the oldest is given up, and counted.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import asyncio
 from time import monotonic
 
 from tpo_mp.ports import Metrics, Store
+from tpo_mp.store.client import DEADLINE_S
 
 RETRY_S = 0.1
 LONGEST_S = 5.0
 MAX_BYTES = 32 << 20
 MAX_VALUES = 8192
+SLOWEST_BYTES_S = 4 << 20
+"""Of a disk under load: a value that was sent is not sent again while it is being written."""
 
 
 class Puts:
@@ -44,7 +48,8 @@ class Puts:
     async def _surely(self, key: str) -> None:
         wait_s, began_at = RETRY_S, monotonic()
         while (value := self._newest.get(key)) is not None:
-            if await self._store.put(self._table, key, *value):
+            wait_for_s = DEADLINE_S + len(value[0]) / SLOWEST_BYTES_S
+            if await self._store.put(self._table, key, *value, wait_for_s):
                 if self._newest.get(key) is value:
                     self._forget(key)
             elif monotonic() - began_at >= value[1]:

@@ -371,3 +371,22 @@ def test_orphan_nobody_has_room_for_fails_readably(host: FakeHost) -> None:
         assert record["error"]["code"] == "too_many_open_calls"
 
     tell(host, story)
+
+
+def test_result_that_no_store_takes_is_the_same_failure_everywhere(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not put again and again, and its own worker tells what the others do."""
+    monkeypatch.setattr(asyncs, "VALUE_BYTES", 250)
+    large = COMPLETION.replace(b"said", b"s" * 300)
+
+    async def story(told: Story) -> None:
+        call_id, _ = told.accept(host.shards[0])
+        host.shards[0].up.answer(Reply(200, large))
+        for shard in host.shards:
+            record = await told.result(shard, call_id, 60.0)
+            assert (record["status"], record["error"]["code"]) == ("failed", "result_too_large")
+        await told.turns()
+        assert json.loads(told.control.kept[RESULTS, call_id]) == record
+
+    tell(host, story)

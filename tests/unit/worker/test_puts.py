@@ -19,6 +19,7 @@ class FlakyStore:
         self.refusals = refusals
         self.asked = 0
         self.kept: list[tuple[str, str, bytes, float]] = []
+        self.waits: list[float] = []
 
     async def get(self, table: str, key: str, wait_s: float = 0.05) -> bytes | None:
         """Nobody asks."""
@@ -29,6 +30,7 @@ class FlakyStore:
     ) -> bool:
         """Take or refuse."""
         self.asked += 1
+        self.waits.append(wait_s)
         await asyncio.sleep(0)
         if self.asked <= self.refusals:
             return False
@@ -132,3 +134,19 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.Mon
 
     asyncio.run(story())
     assert [(key, value) for _, key, value, _ in store.kept] == [("a", b"2"), ("e", b"123456789")]
+
+
+def test_long_value_has_the_time_that_it_takes_to_be_written() -> None:
+    """Else it would be sent again, whole, while control still writes it."""
+    store = FlakyStore()
+
+    async def story() -> None:
+        waiting = Puts(store, "t", Counted())
+        waiting.put("a", b"1", 5.0)
+        waiting.put("b", bytes(2 * puts.SLOWEST_BYTES_S), 5.0)
+        await settle()
+
+    asyncio.run(story())
+    short, long = sorted(store.waits)
+    assert short < 0.1
+    assert long > 2
