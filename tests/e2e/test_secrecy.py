@@ -7,7 +7,9 @@ Each call carries a word of its own, so a failure names the call that leaked.
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.support.gateway import Gateway
 from tests.support.messages import CHAT, post
 from tests.support.raw import RawClient, chat
 from tests.support.rfc6455 import RawSocket
-from tests.support.toml import ECHO, backend, section
+from tests.support.toml import ECHO, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -184,3 +186,55 @@ def test_no_text_of_a_call_is_written_down(
 def size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_no_prompt_is_written_down_where_letters_are_redacted(
+    start_gateway: StartGateway, upstream: Upstream
+) -> None:
+    """By calls that fail and calls whose worker is killed, with the open calls synced meanwhile."""
+    config = ECHO + backend("up", upstream.base_url) + NO_RETRIES
+    config += section("[store]", dead_letter_bodies="redacted", durability="always")
+    gateway = start_gateway(config=config, workers=2)
+    words = Words()
+    upstream.play("status", status=500)
+    for stream in (False, True):
+        body = chat(words.of("chat"), model="up", stream=stream, max_tokens=77)
+        assert gateway.ask(CHAT, body).status >= 500
+    asked = {"prompt": words.of("native"), "model": "up", "session_id": "s"}
+    gateway.ask("/v1/prompt", asked)
+    upstream.play("hang")
+    with RawClient(gateway.url) as client:
+        body = chat(words.of("killed"), model="up", max_tokens=77)
+        client.send(post(length(body), body=encoded(body)))
+        wait_for(lambda: upstream.counters.open, 20, "the call at the upstream")
+        wait_for(lambda: list(gateway.state_dir.rglob("registry.synced-*")), 20, "the copy")
+        held = written(gateway)
+        for pid in gateway.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+    entries = wait_for(lambda: open_letters(gateway, 4), 30, "the letters")
+    for entry in entries:
+        told = gateway.ask(f"/api/v1/dlq/{entry['request_id']}").json()
+        assert told["redacted"], told
+        assert told["payload"]["max_tokens"] in (77, 256), "its numbers are there"
+        with RawClient(gateway.url) as client:
+            refused = client.request(
+                "POST", f"/api/v1/dlq/{entry['request_id']}/replay", {"Content-Length": "0"}
+            )
+        assert (refused.status, refused.json()["error"]["code"]) == (409, "letter_redacted")
+    held += written(gateway)
+    gateway.stop()
+    held += written(gateway)
+    assert any(b"max_tokens" in data for data in held), "the letters are searched"
+    assert not words.found(b"".join(held))
+
+
+def written(gateway: Gateway) -> list[bytes]:
+    """What a loss of power would leave of it now."""
+    return [data for name, data in files(gateway) if "store/" in name or "synced" in name]
+
+
+def open_letters(gateway: Gateway, least: int) -> list[dict[str, Any]]:
+    """The open letters, once there are so many."""
+    reply = gateway.ask("/api/v1/dlq")
+    entries: list[dict[str, Any]] = reply.json()["entries"] if reply.status == 200 else []
+    return entries if len(entries) >= least else []

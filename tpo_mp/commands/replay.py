@@ -191,6 +191,9 @@ def _one(gateway: AskedGateway, number: int, line: bytes, tally: Tally, *, dry_r
     elif told.status == 404 and body == b"":
         _say(number, "the gateway has no letter of it")
         tally.skip += 1
+    elif told.status == 409 and _code(told) == "letter_redacted":
+        _say(number, "the text of its request was not kept: there is nothing to ask")
+        tally.skip += 1
     else:
         _say(number, _reason(told))
         tally.fail += 1
@@ -222,6 +225,13 @@ def _reason(told: Told) -> str:
         return f"{told.status} {error['message']}"
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return f"status {told.status}"
+
+
+def _code(told: Told) -> str:
+    try:
+        return str(orjson.loads(told.body)["error"]["code"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
 
 
 def _pause(retry_after: str | None, attempt: int) -> float:

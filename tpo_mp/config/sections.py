@@ -385,6 +385,14 @@ class StoreSection(Section, frozen=True, kw_only=True):
     dead_letter_age_s: Annotated[
         float, Meta(ge=60, le=315_360_000, description="Age at which dead letters are dropped.")
     ] = 604_800.0
+    dead_letter_bodies: Annotated[
+        Literal["whole", "redacted"],
+        Meta(
+            description="What a dead letter holds of its request: all of it, or its numbers alone, "
+            "so that no prompt is written to disk for a letter, nor with the open calls; such a "
+            "letter cannot be asked again."
+        ),
+    ] = "whole"
     results: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Finished asynchronous results kept.")
     ] = 100_000

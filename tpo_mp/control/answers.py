@@ -110,6 +110,7 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
         "tenant": header.tenant,
         "path": header.path,
         "truncated": letter.truncated,
+        "redacted": letter.redacted,
         "bytes_sent": letter.bytes_sent if letter.bytes_sent >= 0 else None,
         "attempts": tried.attempts,
         "repeated": tried.repeated,

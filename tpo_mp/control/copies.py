@@ -56,11 +56,12 @@ class Copies:
         self._adding = False
         self._asked: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    def configure(self, durability: Durability, cap_bytes: int) -> None:
-        """Take another level from now on."""
+    def configure(self, durability: Durability, cap_bytes: int, *, bodies: bool = True) -> None:
+        """Take another level from now on; without ``bodies`` no text of a call is copied."""
         self._durability = durability
         self.copyist.cap_bytes = cap_bytes
-        if durability == "no":
+        before, self.copyist.bodies = self.copyist.bodies, bodies
+        if durability == "no" or before != bodies:  # what was copied otherwise must go
             self._keeper.submit(lambda _: self.copyist.remove())
 
     def tick(self) -> None:

@@ -5,7 +5,7 @@ more.  The file is written anew when less than half of it is still true.
 
 Invariants: while nothing changes nothing is written; the bodies that count stay below
 ``cap_bytes``, and the file below twice that and ``SLACK_BYTES``.  A call beyond the cap is copied
-without its body, flagged TRUNCATED and counted.
+without its body, flagged TRUNCATED and counted; without ``bodies`` all are copied so.
 Weakness: after a failed write the file on disk is an older truth, until one succeeds.
 """
 
@@ -35,6 +35,7 @@ class Copyist:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cap_bytes = cap_bytes
+        self.bodies = True
         self.cut = 0
         self.errors = 0
         self.broken = False
@@ -134,7 +135,10 @@ class Copyist:
         self._forget(place)
         body, flags = call.body, call.flags
         size = _RECORD_BYTES + len(call.meta) + len(body)
-        if body and self._live + size > self.cap_bytes:
+        if body and not self.bodies:
+            size -= len(body)
+            body, flags = b"", flags | SlotFlag.TRUNCATED
+        elif body and self._live + size > self.cap_bytes:
             size -= len(body)
             body, flags = b"", flags | SlotFlag.TRUNCATED
             self.cut += call.started_ns not in self._cut

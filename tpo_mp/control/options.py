@@ -63,7 +63,9 @@ def _options(
         durability=store.durability,
         calls=LogLimits(store.segment_bytes, store.records_bytes, store.records_age_s),
         letters=LogLimits(store.segment_bytes, store.dead_letter_bytes, store.dead_letter_age_s),
-        letter_caps=LetterCaps(rows=store.dead_letters),
+        letter_caps=LetterCaps(
+            rows=store.dead_letters, redact=store.dead_letter_bodies == "redacted"
+        ),
         tables=TableCaps(rows=store.results, age_s=store.result_age_s),
         jobs=JobCaps(jobs=store.jobs, bytes=store.job_bytes, age_s=store.job_age_s),
     )

@@ -320,7 +320,9 @@ class ControlProcess:
         self.folders.configure(options.rag)
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
-        self.copies.configure(options.shelf.durability, options.open_copy_bytes)
+        shelf = options.shelf
+        whole = not shelf.letter_caps.redact
+        self.copies.configure(shelf.durability, options.open_copy_bytes, bodies=whole)
 
     def _configure_log(self) -> FilteringBoundLogger:
         observability = self.options.observability

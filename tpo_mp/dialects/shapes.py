@@ -332,7 +332,8 @@ class DeadLetterRecord(LetterEntry):
     """One dead letter with the request that was not answered.
 
     ``bytes_sent`` is how much of a stream its client was sent, 0 when nothing was; null when that
-    is not known.  ``attempts`` is how often it was asked again; ``repeated``: its backend may have
+    is not known.  ``redacted``: of the request only its numbers were kept, so that it cannot be
+    asked again.  ``attempts`` is how often it was asked again; ``repeated``: its backend may have
     done the work more than once, for the end of an attempt is not known.
     """
 
@@ -341,6 +342,7 @@ class DeadLetterRecord(LetterEntry):
     tenant: str
     path: str
     truncated: bool
+    redacted: bool
     bytes_sent: int | None
     attempts: int
     repeated: bool

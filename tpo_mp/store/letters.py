@@ -18,7 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
+from .redaction import parameters_of
 from .segment_files import Place
 from .segments import SegmentError, SegmentLog
 from .tables import LetterHeader, Tables
@@ -43,6 +45,7 @@ class Letter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     body: bytes
     truncated: bool = False
     bytes_sent: int = -1
+    redacted: bool = False
 
 
 class StatusChange(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
@@ -67,6 +70,8 @@ class LetterCaps:
     rows: int = 100_000
     waiting: int = 1024
     waiting_bytes: int = 16 << 20
+    redact: bool = False
+    """Whether a letter's body is left out, but for what ``redaction`` keeps."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -118,6 +123,8 @@ class DeadLetters:
     def add(self, letters: Iterable[Letter]) -> int:
         """Keep letters whose call id is new; answers how many were."""
         fresh = [letter for letter in letters if not self.known(letter.call_id)]
+        if self.caps.redact:
+            fresh = [redacted(letter) for letter in fresh]
         for letter in fresh:
             self._wait(letter, _encode(letter))
         if fresh:
@@ -296,6 +303,13 @@ class DeadLetters:
             else:
                 tables.set_status(record.call_id, record.status)
         self._set_mark(tables)
+
+
+def redacted(letter: Letter) -> Letter:
+    """The letter without what anybody said."""
+    if letter.redacted:
+        return letter
+    return replace(letter, body=parameters_of(letter.body), redacted=True)
 
 
 def _header(letter: Letter) -> LetterHeader:

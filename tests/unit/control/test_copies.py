@@ -176,3 +176,21 @@ def test_copies_of_earlier_runs_are_found(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert copies_in(tmp_path, own=1) == {2: tmp_path / copy_name(2)}
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_copy_holds_no_bodies_where_none_may_be_kept(house: House) -> None:
+    """What an earlier copy held is gone at once."""
+    house.open(1)
+    house.copies.configure("everysec", 1 << 20)
+    house.copies.tick()
+    house.work()
+    assert b"body" in house.path.read_bytes()
+    house.copies.configure("everysec", 1 << 20, bodies=False)
+    house.work()
+    assert not house.path.exists()
+    house.now += 2
+    house.copies.tick()
+    house.work()
+    assert b"meta" in house.path.read_bytes()
+    assert b"body" not in house.path.read_bytes()
+    assert house.copies.copyist.cut == 0

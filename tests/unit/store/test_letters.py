@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tpo_mp.store.letters import DeadLetters, Letter, LetterCaps
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.segments import SegmentLog
@@ -248,3 +250,23 @@ def test_without_a_database_letters_wait(tmp_path: Path) -> None:
     assert (letters.waiting, letters.depth()) == (0, 1)
     log.close()
     tables.close()
+
+
+def test_redacted_letters_hold_no_text_in_memory_nor_on_disk(tmp_path: Path) -> None:
+    """From their first moment: also while the disk refuses them."""
+    office = Office(tmp_path, LetterCaps(redact=True))
+    office.disk.broken = True
+    secret = replace(letter("a"), body=b'{"prompt": "secret", "max_tokens": 3}')
+    office.letters.add([secret])
+    office.commit()
+    for _ in range(2):
+        found = office.letters.read("a")
+        assert found is not None
+        assert (found[1].body, found[1].redacted) == (b'{"max_tokens":3}', True)
+        office.disk.broken = False
+        office.letters.flush()
+        office.commit()
+    assert office.letters.stored("a")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"max_tokens" in path.read_bytes() for path in files)
+    assert not any(b"secret" in path.read_bytes() for path in files)
