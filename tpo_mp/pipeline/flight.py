@@ -307,14 +307,24 @@ class Flight:
             self.close()
         for rider in riders:
             rider.flight = None
-            self._tell(rider, pays=rider is riders[0])
-            rider.out.reject(error)
+        if riders:
+            self._refuse(riders, 0, error, asked)
         if self.riders:
             self.begin()
 
-    def _tell(self, rider: Rider, *, pays: bool) -> None:
-        """Say on a rider's call what became of it."""
-        asked, call = self._asks, rider.call
+    def _refuse(self, riders: list[Rider], at: int, error: BaseException, asked: Call) -> None:
+        """Tell some riders of a failure, and the rest in the loop's next turn."""
+        for rider in riders[at : at + AT_ONCE]:
+            if not rider.out.done:  # else it left since
+                self._tell(rider, pays=rider is riders[0], of=asked)
+                rider.out.reject(error)
+        at += AT_ONCE
+        if at < len(riders):
+            asyncio.get_running_loop().call_soon(self._refuse, riders, at, error, asked)
+
+    def _tell(self, rider: Rider, *, pays: bool, of: Call | None = None) -> None:
+        """Say on a rider's call what became of it, or of an earlier try that failed."""
+        asked, call = of or self._asks, rider.call
         assert asked is not None
         call.backend, call.note, call.seen = asked.backend, asked.note, asked.seen
         call.unclear = call.unclear or asked.unclear

@@ -211,6 +211,29 @@ def test_a_whole_answer_goes_to_a_crowd_in_several_turns_of_the_loop() -> None:
     asyncio.run(tell())
 
 
+def test_a_failure_goes_to_a_crowd_in_several_turns_of_the_loop() -> None:
+    """To each once, and the first pays."""
+
+    async def tell() -> None:
+        flights, asked = Flights(FakeWorld().env, 10), Promise[Reply]()
+        calls = [make_call(b"{}") for _ in range(2 * flight_module.AT_ONCE)]
+
+        def ask(call: Call) -> Promise[Reply]:
+            call.attempts = 2
+            return asked
+
+        outs = [flights.join(b"key", call, ask) for call in calls]
+        asked.reject(BackendFailure("gone"))
+        done = [out.done for out in outs if isinstance(out, Promise)]
+        assert done.count(True) == flight_module.AT_ONCE
+        for out in outs:
+            with pytest.raises(BackendFailure):
+                await out
+        assert [call.attempts for call in calls] == [2] + [0] * (len(calls) - 1)
+
+    asyncio.run(tell())
+
+
 def test_what_one_writes_on_a_whole_answer_no_other_reads() -> None:
     """Who is told first may write on it before the next is told."""
     flights, asked = Flights(FakeWorld().env, 10), Promise[Reply]()
