@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.support.fake_env import SilentMetrics
 from tests.support.redis import RedisServer
@@ -40,11 +42,11 @@ def empty(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
 class Host:
     """The tier of one process, and what it counted."""
 
-    def __init__(self, server: RedisServer, wait_s: float = 2.0) -> None:
+    def __init__(self, server: RedisServer, wait_s: float = 2.0, url: str = "") -> None:
         self.counts: Counter[TierResult] = Counter()
         self.said: list[str] = []
         self.tier = RedisTier(
-            server.url, wait_s=wait_s, most=1 << 16, random=random.Random(1),
+            url or server.url, wait_s=wait_s, most=1 << 16, random=random.Random(1),
             metrics=SilentMetrics(), count=self._count, warn=self._warn,
         )  # fmt: skip
 
@@ -218,6 +220,108 @@ def test_nobody_waits_for_a_redis_that_is_away(server: RedisServer, ill: str) ->
         assert (found[0] if found else None) == (b"said" if ill == "stopped" else None)
 
     run(test, lambda: Host(server, wait_s=0.1))
+
+
+def test_a_redis_that_is_paused_or_slow_is_left_alone_till_it_answers_in_time(
+    server: RedisServer,
+) -> None:
+    """Whoever waits is let go; what is answered too late is nobody's."""
+
+    async def test(host: Host) -> None:
+        await host.keep(server, key_of(1), b"said")
+        server.ask("CLIENT", "PAUSE", "4000", "ALL")
+        for n in range(2, 30):
+            assert await host.find(key_of(n)) is None
+        assert not host.tier.up
+        assert host.counts[TierResult.FAILED] <= 10, host.counts
+        assert host.counts[TierResult.SKIPPED] >= 18, host.counts
+        await host.ready()
+        assert (await host.find(key_of(1)) or (b"",))[0] == b"said"
+        assert host.counts[TierResult.BAD] == 0
+
+    run(test, lambda: Host(server, wait_s=0.2))
+
+
+@pytest.mark.parametrize("refusal", ["NOAUTH", "WRONGPASS"])
+def test_a_redis_that_wants_another_password_is_away(server: RedisServer, refusal: str) -> None:
+    """The log says why; once it wants none any more it is asked again."""
+
+    async def test() -> None:
+        url = server.url if refusal == "NOAUTH" else f"unix://:wrong@{server.socket}"
+        server.ask("CONFIG", "SET", "requirepass", "secret")
+        host = Host(server, url=url)
+        try:
+            await until(lambda: host.said, 10, "a word why")
+            for n in range(10):
+                assert await host.find(key_of(n)) is None
+            assert host.counts == {TierResult.SKIPPED: 10}
+            assert not host.tier.up
+            assert any("assword" in line or "uthentic" in line for line in host.said), host.said
+            assert not any("wrong@" in line for line in host.said)
+        finally:
+            locked = redis.Redis(unix_socket_path=str(server.socket), password="secret")
+            locked.config_set("requirepass", "")
+            locked.close()
+        if refusal == "NOAUTH":  # the other one still brings a password that nobody set
+            await host.ready()
+            assert await host.find(key_of(1)) is None
+            assert host.counts[TierResult.MISS] == 1
+        host.tier.close()
+        await redis_link.let_go()
+
+    asyncio.run(test())
+
+
+def test_a_redis_that_refuses_on_a_connection_that_stood_is_left_alone(
+    server: RedisServer, short_tmp: Path
+) -> None:
+    """As one does that loads its data: each refusal is a failure, then nobody asks for a while."""
+    path = short_tmp / "loading.sock"
+    loading = False
+    served_now: set[asyncio.StreamWriter] = set()
+    generation = b"$16\r\n" + b"g" * 16 + b"\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served_now.add(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                words = int((await reader.readuntil(b"\r\n"))[1:])
+                asked = []
+                for _ in range(words):
+                    size = int((await reader.readuntil(b"\r\n"))[1:])
+                    asked.append((await reader.readexactly(size + 2))[:-2])
+                reply = {b"GET": generation, b"PTTL": b":-2\r\n", b"GETRANGE": b"$0\r\n\r\n"}
+                said = reply.get(asked[0].upper(), b"+OK\r\n")
+                writer.write(b"-LOADING Redis is loading the dataset in memory\r\n"
+                             if loading else said)  # fmt: skip
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        served_now.discard(writer)
+
+    async def test() -> None:
+        nonlocal loading
+        served = await asyncio.start_unix_server(serve, path)
+        host = Host(server, url=f"unix://{path}")
+        await host.ready()
+        assert await host.find(key_of(1)) is None
+        loading = True
+        for n in range(20):
+            assert await host.find(key_of(n)) is None
+        assert not host.tier.up
+        assert host.counts[TierResult.FAILED] <= 10, host.counts
+        assert any("oading" in line for line in host.said), host.said
+        loading = False
+        await host.ready()
+        assert await host.find(key_of(1)) is None
+        assert host.counts[TierResult.MISS] == 2, host.counts
+        host.tier.close()
+        await redis_link.let_go()
+        await until(lambda: not served_now, 10, "the connections to end")
+        served.close()
+        await served.wait_closed()
+
+    asyncio.run(test())
 
 
 def test_a_full_redis_is_still_read(server: RedisServer) -> None:
