@@ -25,6 +25,7 @@ base_url = "{url}/v1"
 models = ["*"]
 """
 SYNC_S = 1.0
+CHAT = "/v1/chat/completions"
 FAULTS = {
     "TPO_TEST": "1",
     "TPO_FAILPOINTS": "dlq.half=drop:0.3;dlq.before_fsync=drop:0.5",
@@ -102,6 +103,30 @@ def test_a_full_disk_stops_nothing_and_loses_no_letter(
         assert ids <= set(letters)
         assert set(letters.values()) == {1}
         assert metric(metrics(host), "tpo_dlq_dropped_total") == 0
+        host.stop()
+
+
+def test_with_always_a_call_that_cannot_be_on_disk_is_refused(
+    start_host: StartHost, upstream: Upstream, slack: float
+) -> None:
+    """It does not reach the upstream; when there is room again, calls pass."""
+    require(can_mount(), "the right to mount")
+    config = RELAY.format(url=upstream.url) + '[store]\ndurability = "always"\n'
+    host = start_host(start=False, config=config)
+    question = {"model": "up-1", "messages": [{"role": "user", "content": "x" * 20_000}]}
+    with tmpfs(host.state_dir, "192m"):
+        host.start()
+        host.warm()
+        assert ask(host.url, CHAT, question).status == 200
+        filler = fill(host.state_dir)
+        wait_for(lambda: ask(host.url, CHAT, question).status == 507, 10 * slack, "a refusal")
+        asked = upstream.counters.requests
+        reply = ask(host.url, CHAT, question)
+        assert (reply.status, upstream.counters.requests) == (507, asked)
+        assert reply.json()["error"]["code"] == "not_on_disk"
+        assert float(reply.headers["retry-after"]) > 0
+        filler.unlink()
+        wait_for(lambda: ask(host.url, CHAT, question).status == 200, 20 * slack, "an answer")
         host.stop()
 
 

@@ -345,7 +345,8 @@ class StoreSection(Section, frozen=True, kw_only=True):
         Literal["no", "everysec", "always"],
         Meta(
             description="When open calls are synced to disk, against loss of power: never, once a "
-            "second, or before the call goes upstream (it waits for that at most 50 ms)."
+            "second, or before the call goes upstream (it waits for that at most 50 ms, and is "
+            "refused with 507 while the disk takes nothing)."
         ),
     ] = "everysec"
     open_calls_bytes: Annotated[

@@ -1,10 +1,12 @@
 """When the open calls are copied to disk, and who is told.
 
 ``no``: there is no copy.  ``everysec``: once a second, if something changed.  ``always``: also
-whenever a worker asks, with the slots it has just opened; it is answered once they are synced.
+whenever a worker asks, with the slots it has just opened; it is answered once they are synced, or
+once the disk refused them.
 What is asked during a sync waits for the next one, which serves all who came meanwhile.
 
-Invariants: the loop never waits for the disk; a sync that failed is never answered.
+Invariants: the loop never waits for the disk; a sync that failed is never answered as one that did
+not.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class Copies:
         """A worker holds the calls in these slots until it gets ``number`` back."""
         self._asked.append((seat, self._plane.seat(seat).epoch, number, slots))
         if self._durability != "always":
-            self._answer(self._asked)  # the worker has not read the new configuration yet
+            self._answer(
+                self._asked, Kind.SYNCED
+            )  # the worker has not read the new configuration yet
             self._asked = []
         elif not self._adding:
             self._add()
@@ -104,17 +108,17 @@ class Copies:
 
         def done(synced: bool | None) -> None:
             self._adding = False
-            if synced:
-                self._answer(asked)
+            if synced is not None:  # else there is nobody who could say
+                self._answer(asked, Kind.SYNCED if synced else Kind.UNSYNCED)
             if self._asked:
                 self._add()
 
         self._keeper.submit(lambda shelf: self.copyist.add(places, shelf.records_end), done)
 
-    def _answer(self, asked: list[tuple[int, int, int, tuple[int, ...]]]) -> None:
+    def _answer(self, asked: list[tuple[int, int, int, tuple[int, ...]]], how: Kind) -> None:
         for seat, epoch, number, _ in asked:
             if self._plane.seat(seat).epoch == epoch:
-                self._mail.send(seat, [HEAD.pack(Kind.SYNCED, number)])
+                self._mail.send(seat, [HEAD.pack(how, number)])
 
     def _update(self, shelf: Shelf) -> bool:
         """On the keeper's thread."""

@@ -9,9 +9,9 @@
 unique while the call lives.  In FOLLOW and its kin it numbers a subscription of the follower.
 Data frames carry raw body bytes so that no codec touches them; all others carry one msgpack struct
 of this file, but for two.  SYNC, worker→control: the calls in these registry slots (u32 LE each)
-wait until they are on disk; SYNCED answers it and is empty.  Their stream is the worker's number of
-the question.  PEER carries what a feature says to itself in another worker; its stream is the
-topic's CRC-32 and its bytes are the feature's own.
+wait until they are on disk; SYNCED answers it, or UNSYNCED when the disk refused them, and both are
+empty.  Their stream is the worker's number of the question.  PEER carries what a feature says to
+itself in another worker; its stream is the topic's CRC-32 and its bytes are the feature's own.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
 is pickled.  Control frames (credit, cancel, end, error, bounce, broken) use the ring's reserved
@@ -56,6 +56,7 @@ class Kind(IntEnum):
     RERUN = 25
     SYNC = 26
     SYNCED = 27
+    UNSYNCED = 33
     CANCEL_CALL = 28
     CANCEL_ANSWER = 29
     JOB_CALL = 30

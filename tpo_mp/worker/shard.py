@@ -448,6 +448,8 @@ class Shard:
                 self.store.on_answer(_decode_answer(payload))
             elif kind == Kind.SYNCED:
                 self.syncs.done(number)
+            elif kind == Kind.UNSYNCED:
+                self.syncs.refused(number)
         except Exception as e:  # noqa: BLE001 - one bad record must not stop the others
             self._crashed(e)
 

@@ -3,8 +3,11 @@
 The calls of one turn of the loop ask together, with one record that names their slots; one answer
 lets them go on.
 
-Invariants: no call waits longer than ``WAIT_S``; one that was not synced by then goes on and is
-counted.  With any other durability nothing here is called.
+A call whose copy the disk refused (it is full, or broken) is refused with 507: who chose ``always``
+wants no call that a loss of power would lose.
+
+Invariants: no call waits longer than ``WAIT_S``; one that was not synced by then, because the disk
+is slow, goes on and is counted.  With any other durability nothing here is called.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import asyncio
 from array import array
 from collections.abc import Awaitable, Callable
 
+from tpo_mp.errors import Shed
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Metrics
 from tpo_mp.shm.frames import HEAD, Kind
@@ -20,6 +24,8 @@ from tpo_mp.types import Call, Reply
 
 WAIT_S = 0.05
 MAX_ASKED = 512
+RETRY_AFTER_S = 5.0
+"""As long as control leaves a disk alone that refused."""
 
 
 class Syncs:
@@ -52,6 +58,18 @@ class Syncs:
         """Control has synced what was asked under this number."""
         for promise in self._asked.pop(number, ()):
             promise.resolve(None)
+
+    def refused(self, number: int) -> None:
+        """The disk took none of what was asked under this number."""
+        for promise in self._asked.pop(number, ()):
+            promise.reject(
+                Shed(
+                    "this gateway must have calls on its disk, and the disk takes none now",
+                    reason="not_on_disk",
+                    status=507,
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            )
 
     def _wait(self, slot: int) -> Promise[None]:
         promise: Promise[None] = Promise()

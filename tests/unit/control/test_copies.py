@@ -127,15 +127,15 @@ def test_who_asks_is_answered_after_the_sync(house: House) -> None:
     assert house.jobs == []
 
 
-def test_a_failed_sync_is_never_answered(house: House) -> None:
-    """The worker's own patience ends the wait."""
+def test_a_sync_that_the_disk_refused_is_answered_as_such(house: House) -> None:
+    """No call may pass for one that is on disk."""
     house.copies.configure("always", 1 << 20)
     house.work()
     house.path.mkdir()
     (house.path / "in the way").touch()
     house.copies.ask(0, 7, (house.open(1),))
     house.work()
-    assert house.sent == []
+    assert house.sent == [(0, (Kind.UNSYNCED, 7))]
     assert house.copies.copyist.errors == 1
 
 

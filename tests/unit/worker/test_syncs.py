@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.support.fake_env import SilentMetrics, SilentSeries, make_call
 from tests.support.fake_net import FakeLoop
+from tpo_mp.errors import Shed
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.types import Call, Reply
@@ -44,6 +45,7 @@ class Desk:
         metrics.counter = lambda *_a, **_k: self.late  # type: ignore[method-assign,assignment]
         self.syncs = Syncs(self._send, self.loop, metrics)  # type: ignore[arg-type]
         self.served: list[int] = []
+        self.errors: list[BaseException | None] = []
         self.serve = self.syncs.first(self._core)
 
     def _send(self, record: bytes) -> bool:
@@ -59,7 +61,7 @@ class Desk:
     def ask(self, *slots: int) -> None:
         """Calls arrive."""
         for slot in slots:
-            run(self.serve(make_call(b"", slot=slot)), lambda _r, _e: None)
+            run(self.serve(make_call(b"", slot=slot)), lambda _r, e: self.errors.append(e))
 
     def asked(self) -> list[tuple[int, list[int]]]:
         """Number and slots of each record sent."""
@@ -121,3 +123,19 @@ def test_records_stay_small() -> None:
     desk.ask(*range(MAX_ASKED + 10))
     desk.loop.run()
     assert [len(slots) for _, slots in desk.asked()] == [MAX_ASKED, 10]
+
+
+def test_a_call_that_the_disk_refused_is_refused() -> None:
+    """It goes nowhere, and its client is told when to come again."""
+    desk = Desk()
+    desk.ask(1, 2)
+    desk.loop.run()
+    ((number, _),) = desk.asked()
+    desk.syncs.refused(number)
+    assert desk.served == []
+    for error in desk.errors:
+        assert isinstance(error, Shed)
+        assert (error.status, error.reason, error.retry_after_s) == (507, "not_on_disk", 5.0)
+    assert len(desk.errors) == 2
+    desk.loop.late()
+    assert (desk.served, desk.late.value) == ([], 0)
