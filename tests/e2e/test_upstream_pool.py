@@ -18,7 +18,7 @@ from tests.conftest import StartGateway, require
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.messages import error_of
-from tests.support.raw import RawClient, RawReply, chat
+from tests.support.raw import RawClient, RawReply, ask, chat
 from tests.support.raw_upstream import DELTA, EVENTS, RawUpstream, chunk, whole
 from tests.support.shards import CHAT, render
 from tests.support.toml import NO_RETRIES, backend, section
@@ -45,6 +45,8 @@ def test_one_connection_serves_call_after_call(
             body = chat(f"call {number}", "up", stream=bool(number % 2))
             assert client.post_json(CHAT, body).status == 200
     assert (upstream.counters.requests, upstream.counters.connections) == (20, 1)
+    text = ask(gateway.ops, "/metrics").body.decode()
+    assert metric(text, "tpo_upstream_connections_total", backend="up") == 1
     upstream.play(first_s=0.1)
     at_once(gateway, [chat(str(n), "up") for n in range(8)])
     assert 4 <= upstream.counters.connections <= 9

@@ -15,6 +15,7 @@ import asyncio
 import ssl
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import cast
@@ -165,7 +166,10 @@ class Origin:
         max_idle: int = 1024,
         max_connections: int = 0,
         room: WaitingRoom | None = None,
+        dialled: Callable[[], object] | None = None,
     ) -> None:
+        """``dialled`` is called for each connection that is tried."""
+        self._dialled = dialled
         self.host, self.port, self.tls = host, port, tls
         self.deadlines = deadlines
         self.loop, self.wheel = loop, wheel
@@ -198,6 +202,8 @@ class Origin:
     def dial(self, exchange: UpstreamExchange) -> None:
         """Open a connection for ``exchange``."""
         self.count += 1
+        if self._dialled is not None:
+            self._dialled()
         task = self.loop.create_task(self._dial(exchange))
         self._dials.add(task)
         task.add_done_callback(self._dials.discard)

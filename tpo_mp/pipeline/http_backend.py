@@ -120,6 +120,11 @@ class HttpBackend:
             max_idle=config.max_idle,
             max_connections=0 if config.max_concurrent == "auto" else config.max_concurrent,
             room=self._env.rooms["inference"],
+            dialled=self._env.metrics.counter(
+                "tpo_upstream_connections_total",
+                "Connections tried to a backend; the fewer for its calls, the more are used again.",
+                backend=self.name,
+            ).inc,
         )
         return self._origin
 
