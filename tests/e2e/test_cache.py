@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -132,6 +133,26 @@ def test_whole_and_stream_answer_for_each_other(gateway: Gateway) -> None:
             assert two.events[-2].count(b'"total_tokens":12') == 1
         assert b"answer" in b"".join(stream.events)
         assert any(b'"total_tokens"' in e for e in two.events) is (second is usage)
+
+
+def test_one_worker_and_two_find_the_same_answers(
+    gateway: Gateway, origin: Upstream, start_gateway: StartGateway, rng: Random
+) -> None:
+    """Each question costs one upstream call, and each repeat is a hit with its own answer."""
+    asked = [f"subject {min(int(rng.paretovariate(0.7)), 60)}" for _ in range(200)]
+    alone = start_gateway(config=backend("up", origin.base_url, "*") + NO_RETRIES, workers=1)
+    told: list[list[tuple[str, str]]] = []
+    for one in (alone, gateway):
+        before = origin.counters.requests
+        first: dict[str, Any] = {}
+        replies = [ask(one, text) for text in asked]
+        for text, reply in zip(asked, replies, strict=True):
+            first.setdefault(text, reply.json()["choices"])
+        assert origin.counters.requests - before == len(set(asked))
+        assert all(r.json()["choices"] == first[q] for q, r in zip(asked, replies, strict=True))
+        told.append([(q, r.headers["x-tpo-cache"]) for q, r in zip(asked, replies, strict=True)])
+    assert told[0] == told[1]
+    assert {how for _, how in told[0]} == {"hit", "miss"}
 
 
 def test_sessions_of_another_shard_are_answered_too(gateway: Gateway, origin: Upstream) -> None:
