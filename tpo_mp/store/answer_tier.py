@@ -44,6 +44,7 @@ MOST_WAITING: Final = 256
 MOST_WAITING_BYTES: Final = 8 << 20
 WRITE_S: Final = 0.25
 FLUSH_S: Final = 1.0
+WAITS_S: Final = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 REST_S: Final = 1.0
 """Nothing is written for so long after Redis refused to: it is full, or a copy."""
 _MAGIC: Final = b"TA1\0"
@@ -109,6 +110,9 @@ class RedisTier:
         self._lookups = [
             metrics.counter(name, text, result=result.name.lower()) for result in TierResult
         ]
+        self._waits = metrics.histogram(
+            "tpo_cache_tier_wait_seconds", "How long lookups in Redis kept their calls.", WAITS_S
+        )
         text = "Answers to be kept in Redis."
         name = "tpo_cache_tier_writes_total"
         self._kept, self._dropped, self._refused = (
@@ -134,7 +138,7 @@ class RedisTier:
             self._asked[key] = [(whose, tell)]
             task = self._link.spawn(self._look(key))
             # Told from here even if the task is ended before it began.
-            task.add_done_callback(partial(self._looked, key))
+            task.add_done_callback(partial(self._looked, key, monotonic()))
 
     async def _look(self, key: bytes) -> Found | None:
         name = ANSWER + key.hex().encode()
@@ -144,7 +148,8 @@ class RedisTier:
         )
         return self._read(*said)
 
-    def _looked(self, key: bytes, task: asyncio.Task[Found | None]) -> None:
+    def _looked(self, key: bytes, since: float, task: asyncio.Task[Found | None]) -> None:
+        self._waits.observe(monotonic() - since)
         result, found = TierResult.FAILED, None
         if not task.cancelled() and task.exception() is None:
             found = task.result()
