@@ -173,4 +173,4 @@ def test_no_answer_goes_to_two_tenants(gateway: Gateway, rng: Random) -> None:
     assert {"hit", "miss", "coalesced", "semantic", "none"} <= set(ways), ways
     assert sum("idempotency-replayed" in a.headers for a in attempts) > 50
     assert {a.slot for a in attempts} == {0, 1}
-    assert len(asked_by) < CALLS // 2
+    assert len(asked_by) < CALLS * 3 // 4  # the rest had the answers of others
