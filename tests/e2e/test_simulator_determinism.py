@@ -49,9 +49,10 @@ def say(gateway: Gateway, text: str, headers: dict[str, str] | None = None) -> t
 
 def test_a_sequence_of_requests_is_answered_alike(alone: Gateway, two: Gateway) -> None:
     """Each repetition says something else, and the same on both hosts."""
-    asked = [f"sequence {number % 3}" for number in range(TIMES)]
-    first = [say(alone, text)[0] for text in asked]
-    answered = [say(two, text) for text in asked]
+    # Sessions spread them over both workers, however connections are accepted.
+    asked = [(f"sequence {n % 3}", {"x-session-id": f"s{n}"}) for n in range(TIMES)]
+    first = [say(alone, text, head)[0] for text, head in asked]
+    answered = [say(two, text, head) for text, head in asked]
     assert [said for said, _ in answered] == first
     assert len(set(first)) == TIMES
     assert {shard for _, shard in answered} == {"0", "1"}
