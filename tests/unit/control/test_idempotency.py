@@ -21,6 +21,7 @@ from tpo_mp.store.key_questions import (
     decode_answer,
     encode,
 )
+from tpo_mp.store.questions import VALUE_BYTES
 from tpo_mp.store.shelf import Shelf, ShelfOptions
 
 FIRST, SECOND = CallIds(0, 7).new(), CallIds(1, 7).new()
@@ -136,6 +137,6 @@ def test_what_cannot_be_read_or_kept_is_not_granted(host: Host) -> None:
     host.shelf.put(KEYS, "k", b"nonsense", 60.0)
     assert host.claim(FIRST) == "yours"
     large = EndKey(
-        FIRST, b"p", 60.0, True, KeptAnswer(FIRST, 200, b"", b"", b"x" * (9 << 20), stream=False)
+        FIRST, b"p", 60.0, True, KeptAnswer(FIRST, 200, b"", b"", bytes(VALUE_BYTES), stream=False)
     )
     assert host.desk.answer(host.shelf, "k", encode(large)) == (False, None)
