@@ -126,6 +126,8 @@ def test_what_one_gateway_was_answered_the_other_knows(
     assert now["total_hits"] == stats["total_hits"] + 32
     assert said(two, "shared", "b") == "miss"
     assert origin.counters.requests == before + 1
+    text = ask(one.ops, "/metrics").body.decode()
+    assert metric(text, "tpo_cache_tier_wait_seconds_count") > 0
 
 
 def test_a_lie_in_redis_is_no_answer(
