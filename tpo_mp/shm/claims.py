@@ -33,7 +33,7 @@ from typing import Final
 from .fence import FENCED, fence
 from .plane import Plane, SeatState
 from .rows import RowTable
-from .segment import Segment
+from .structure import FixedStructure
 
 MAGIC: Final = int.from_bytes(b"TPOCLAIM", "little")
 LAYOUT: Final = 1
@@ -50,28 +50,12 @@ _SERVING: Final = (SeatState.READY, SeatState.DRAINING)
 _SIZE: Final = _HEAD + SETS * _SET_BYTES
 
 
-class ClaimSegment:
+class ClaimSegment(FixedStructure):
     """The memory; see ``SharedClaims`` for what a process does with it."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.map = segment.map
-        self.words = segment.words
-
-    @classmethod
-    def create(cls) -> ClaimSegment:
-        """Make the host's (supervisor only)."""
-        return cls(Segment.create("tpo-claims", _SIZE).signed(MAGIC, LAYOUT))
-
-    @classmethod
-    def attach(cls, fd: int) -> ClaimSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        return cls(Segment.attach(fd, _SIZE).checked("claims", MAGIC, LAYOUT))
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
+    NAME = "claims"
+    HEAD = (MAGIC, LAYOUT)
+    SIZE = _SIZE
 
 
 class SharedClaims:

@@ -28,7 +28,7 @@ from zlib import crc32
 
 from tpo_mp.errors import ConfigError
 
-from .segment import Segment
+from .structure import FixedStructure
 
 MAGIC = int.from_bytes(b"TPOCNFG1", "little")
 LAYOUT = 1
@@ -40,29 +40,12 @@ _EPOCH, _LENGTH, _CRC = 0, 1, 2
 _SIGNED = Layout("=QQ")
 
 
-class ConfigBuffer:
+class ConfigBuffer(FixedStructure):
     """The double buffer; one writer, any number of readers."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-
-    @staticmethod
-    def size() -> int:
-        """Bytes of the buffer."""
-        return DATA_AT + 2 * HALF_BYTES
-
-    @classmethod
-    def create(cls) -> ConfigBuffer:
-        """Make the host's buffer (supervisor only)."""
-        segment = Segment.create("tpo-config", cls.size()).signed(MAGIC, LAYOUT, HALF_BYTES)
-        return cls(segment)
-
-    @classmethod
-    def attach(cls, fd: int) -> ConfigBuffer:
-        """Map an inherited buffer; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size()).checked("config buffer", MAGIC, LAYOUT, HALF_BYTES)
-        return cls(segment)
+    NAME = "config-buffer"
+    HEAD = (MAGIC, LAYOUT, HALF_BYTES)
+    SIZE = DATA_AT + 2 * HALF_BYTES
 
     def newest(self) -> int:
         """Highest epoch published, 0 for none."""
@@ -98,10 +81,6 @@ class ConfigBuffer:
                 blob = self._segment.map[at : at + length]
                 return blob if _crc(epoch, blob) == crc else None
         return None
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
 
 
 def _head(half: int) -> int:

@@ -32,7 +32,7 @@ from tpo_mp.ports import Counter
 
 from .ledger import PATIENCE_NS
 from .rows import RowTable
-from .segment import Segment
+from .structure import FixedStructure
 
 MAGIC = int.from_bytes(b"TPOJRNL1", "little")
 LAYOUT = 1
@@ -46,35 +46,12 @@ _ENTRY = Layout("=II")
 _SKIP = 0xFFFFFFFF
 
 
-class JournalSegment:
+class JournalSegment(FixedStructure):
     """The memory of the log; see ``SharedJournal`` for what a process does with it."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.words = segment.words
-        self.map = segment.map
-
-    @staticmethod
-    def size() -> int:
-        """Bytes of the segment."""
-        return DATA_AT + DATA_BYTES
-
-    @classmethod
-    def create(cls) -> JournalSegment:
-        """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-journal", cls.size()).signed(MAGIC, LAYOUT, DATA_BYTES)
-        return cls(segment)
-
-    @classmethod
-    def attach(cls, fd: int) -> JournalSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size()).checked("journal", MAGIC, LAYOUT, DATA_BYTES)
-        return cls(segment)
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
+    NAME = "journal"
+    HEAD = (MAGIC, LAYOUT, DATA_BYTES)
+    SIZE = DATA_AT + DATA_BYTES
 
 
 class SharedJournal:

@@ -34,7 +34,7 @@ from tpo_mp.errors import TooLarge
 from . import failpoints
 from .fence import FENCED, fence
 from .rows import RowTable
-from .segment import Segment
+from .structure import FixedStructure
 
 MAGIC = int.from_bytes(b"TPOLIVE1", "little")
 LAYOUT = 1
@@ -48,35 +48,12 @@ _VERSION, _LENGTH, _CRC = 0, 1, 2
 _SIGNED = Layout("=QQ")
 
 
-class LiveSegment:
+class LiveSegment(FixedStructure):
     """The memory of the text; see ``LiveText`` for what a process does with it."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.words = segment.words
-        self.map = segment.map
-
-    @staticmethod
-    def size() -> int:
-        """Bytes of the segment."""
-        return DATA_AT + 2 * HALF_BYTES
-
-    @classmethod
-    def create(cls) -> LiveSegment:
-        """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-live", cls.size()).signed(MAGIC, LAYOUT, HALF_BYTES)
-        return cls(segment)
-
-    @classmethod
-    def attach(cls, fd: int) -> LiveSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size()).checked("live text", MAGIC, LAYOUT, HALF_BYTES)
-        return cls(segment)
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
+    NAME = "live-text"
+    HEAD = (MAGIC, LAYOUT, HALF_BYTES)
+    SIZE = DATA_AT + 2 * HALF_BYTES
 
 
 class LiveText:

@@ -38,7 +38,7 @@ from time import monotonic
 from typing import Final
 
 from .rows import RowTable
-from .segment import Segment
+from .structure import FixedStructure
 
 MAGIC: Final = int.from_bytes(b"TPOPREFX", "little")
 LAYOUT: Final = 1
@@ -62,28 +62,12 @@ _HIGH: Final = SETS - 256
 _ENTRY: Final = (1 << 48) - 1
 
 
-class PrefixSegment:
+class PrefixSegment(FixedStructure):
     """The memory; see ``SharedPrefixes`` for what a process does with it."""
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.map = segment.map
-        self.words = segment.words
-
-    @classmethod
-    def create(cls) -> PrefixSegment:
-        """Make the host's (supervisor only)."""
-        return cls(Segment.create("tpo-prefixes", _SIZE).signed(MAGIC, LAYOUT))
-
-    @classmethod
-    def attach(cls, fd: int) -> PrefixSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        return cls(Segment.attach(fd, _SIZE).checked("prefixes", MAGIC, LAYOUT))
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
+    NAME = "prefixes"
+    HEAD = (MAGIC, LAYOUT)
+    SIZE = _SIZE
 
 
 class SharedPrefixes:

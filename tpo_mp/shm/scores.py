@@ -45,6 +45,7 @@ from tpo_mp.types import TOOK_S, TryTally
 
 from .rows import RowTable
 from .segment import Segment
+from .structure import SeatStructure
 
 SCORES_REFUSED: Final = (
     "tpo_scores_refused_total",
@@ -70,38 +71,25 @@ _NOBODY: Final = bytes(NAME_BYTES)
 _NAMING_NS: Final = 50_000_000
 
 
-class ScoreSegment:
+class ScoreSegment(SeatStructure):
     """The memory of all lines; see ``SharedScores`` for what a process does with it."""
 
+    NAME = "scores"
+    HEAD = (MAGIC, LAYOUT)
+
     def __init__(self, segment: Segment, seats: int) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.words = segment.words
+        super().__init__(segment, seats)
         self.times = segment.buf.cast("d")
-        self.map = segment.map
-        self.seats = seats
 
     @staticmethod
     def size(seats: int) -> int:
         """Bytes of the segment."""
         return (_FIRST + seats * LINES * _LINE) * 8
 
-    @classmethod
-    def create(cls, seats: int) -> ScoreSegment:
-        """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-scores", cls.size(seats)).signed(MAGIC, LAYOUT, seats)
-        return cls(segment, seats)
-
-    @classmethod
-    def attach(cls, fd: int, seats: int) -> ScoreSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size(seats)).checked("scores", MAGIC, LAYOUT, seats)
-        return cls(segment, seats)
-
     def close(self) -> None:
         """Unmap."""
         self.times.release()
-        self._segment.close()
+        super().close()
 
 
 class SharedScores:

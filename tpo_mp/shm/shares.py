@@ -42,7 +42,7 @@ from tpo_mp.errors import ConfigError
 
 from .plane import Plane
 from .rows import RowTable
-from .segment import Segment
+from .structure import SeatStructure
 
 MAGIC: Final = int.from_bytes(b"TPOSHARE", "little")
 LAYOUT: Final = 2
@@ -56,36 +56,16 @@ _HEAD: Final = 2
 _NAMING_NS: Final = 50_000_000
 
 
-class ShareSegment:
+class ShareSegment(SeatStructure):
     """The memory of all lines; see ``SharedShares`` for what a process does with it."""
 
-    def __init__(self, segment: Segment, seats: int) -> None:
-        self._segment = segment
-        self.fd = segment.fd
-        self.words = segment.words
-        self.map = segment.map
-        self.seats = seats
+    NAME = "shares"
+    HEAD = (MAGIC, LAYOUT)
 
     @staticmethod
     def size(seats: int) -> int:
         """Bytes of the segment."""
         return (_EPOCHS + seats + LINES * (_HEAD + seats)) * 8
-
-    @classmethod
-    def create(cls, seats: int) -> ShareSegment:
-        """Make the host's (supervisor only)."""
-        segment = Segment.create("tpo-shares", cls.size(seats)).signed(MAGIC, LAYOUT, seats)
-        return cls(segment, seats)
-
-    @classmethod
-    def attach(cls, fd: int, seats: int) -> ShareSegment:
-        """Map an inherited one; raises ``Fault`` when it is not ours."""
-        segment = Segment.attach(fd, cls.size(seats)).checked("shares", MAGIC, LAYOUT, seats)
-        return cls(segment, seats)
-
-    def close(self) -> None:
-        """Unmap."""
-        self._segment.close()
 
 
 class SharedShares:

@@ -25,11 +25,11 @@ from typing import Annotated, ClassVar, Final
 from msgspec import Meta, Struct
 
 from tpo_mp.dialects.prompt_start import start_of
-from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.grouping import NAME_BYTES, Grouping, Later, Timer, Told
-from tpo_mp.pipeline.placed import Passing
+from tpo_mp.pipeline.loads import BackendLoad
+from tpo_mp.pipeline.placed import Passing, through
 from tpo_mp.pipeline.promise import Promise, run
-from tpo_mp.ports import Env, Feature, Proceed, Share
+from tpo_mp.ports import Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply
 
 MOST_GROUPS: Final = 1024
@@ -67,7 +67,7 @@ class Batch:
         self._only = frozenset(config.backends)
         self._later = later or _by_the_loop
         self._groups: dict[bytes, _Group] = {}
-        self._under_way: dict[str, Share] = {}
+        self._under_way: dict[str, BackendLoad] = {}
         self._grouping = Grouping(
             env.peers, "batch", size=config.max_batch_size, wait_s=config.max_wait_s,
             go=self.go, later=self._later,
@@ -90,16 +90,16 @@ class Batch:
         """Send it now, or with others."""
         if self._only and call.backend not in self._only:
             return proceed(call)
-        share = self._share(call.backend)
+        load = self._load(call.backend)
         name = self._name(call)
         group = self._groups.get(name)
         if group is None:
-            idle = self._config.eager and not share.total()
+            idle = self._config.eager and not load.total()
             if idle or len(self._groups) >= MOST_GROUPS:
                 self._sent(1)
-                return _send(call, proceed, share)
+                return self.send(call, proceed, load)
             timer = self._later(self._config.max_wait_s, lambda: self._due(name))
-            group = self._groups[name] = _Group(self, name, share, timer)
+            group = self._groups[name] = _Group(self, name, load, timer)
         waiting = _Waiting(group, call, proceed)
         group.waiting.append(waiting)
         self._pending.add(1)
@@ -118,7 +118,12 @@ class Batch:
         for one in waiting:
             one.out.cancel_with = None  # what one does may make another leave
         for one in waiting:
-            one.go(group.share)
+            one.go()
+
+    def send(self, call: Call, proceed: Proceed, load: BackendLoad) -> Awaitable[Reply]:
+        """One try that counts as under way until its reply is complete."""
+        load.enter()
+        return through(load, call, proceed, self._env.clock)
 
     def _due(self, name: bytes) -> None:
         """A group waited long enough here, whatever is known of it elsewhere."""
@@ -141,12 +146,12 @@ class Batch:
         if number == 1:
             self._alone.inc()
 
-    def _share(self, backend: str) -> Share:
-        """How many calls each process has under way there."""
-        share = self._under_way.get(backend)
-        if share is None:
-            share = self._under_way[backend] = self._env.shares.of(f"batch {backend}")
-        return share
+    def _load(self, backend: str) -> BackendLoad:
+        """How many calls the host has under way there, those not counted that wait here."""
+        load = self._under_way.get(backend)
+        if load is None:
+            load = self._under_way[backend] = BackendLoad(self._env.shares.of(f"batch {backend}"))
+        return load
 
     def _name(self, call: Call) -> bytes:
         most = self._config.group_by_prefix_len
@@ -159,12 +164,12 @@ class Batch:
 class _Group:
     """Calls of one group that wait in this worker."""
 
-    __slots__ = ("name", "share", "stage", "timer", "told", "waiting")
+    __slots__ = ("load", "name", "stage", "timer", "told", "waiting")
 
-    def __init__(self, stage: Batch, name: bytes, share: Share, timer: Timer) -> None:
+    def __init__(self, stage: Batch, name: bytes, load: BackendLoad, timer: Timer) -> None:
         self.stage = stage
         self.name = name
-        self.share = share
+        self.load = load
         self.timer = timer
         self.told: Told | None = None
         self.waiting: list[_Waiting] = []
@@ -181,13 +186,13 @@ class _Waiting:
         self._proceed = proceed
         self.out: Promise[Reply] = Promise(self._left)
 
-    def go(self, share: Share) -> None:
+    def go(self) -> None:
         """Send it, unless its client left a moment ago."""
-        out = self.out
+        out, group = self.out, self._group
         if out.done:
             return
         try:
-            cancel = run(_send(self._call, self._proceed, share), Passing(out))
+            cancel = run(group.stage.send(self._call, self._proceed, group.load), Passing(out))
         except Exception as e:  # noqa: BLE001 - becomes the call's error
             out.reject(e)
             return
@@ -199,29 +204,6 @@ class _Waiting:
         group = self._group
         group.waiting.remove(self)
         group.stage.left(group)
-
-
-def _send(call: Call, proceed: Proceed, share: Share) -> Promise[Reply]:
-    """One try that counts as under way until its reply is complete."""
-    share.add(1)
-
-    def answered(reply: Reply | None, error: BaseException | None) -> None:  # noqa: ARG001
-        if reply is None:
-            share.give(1)
-        else:
-            when_over(reply, lambda _error: share.give(1))
-
-    try:
-        trying = proceed(call)
-    except BaseException:
-        share.give(1)
-        raise
-    out: Promise[Reply] = Promise()
-    out.then(answered)
-    cancel = run(trying, Passing(out))
-    if not out.done:
-        out.cancel_with = cancel
-    return out
 
 
 def _by_the_loop(seconds: float, do: Callable[[], object]) -> Timer:

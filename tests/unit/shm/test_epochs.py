@@ -97,7 +97,7 @@ def test_a_publisher_that_dies_leaves_the_epoch_before(buffer: ConfigBuffer) -> 
 
 def test_a_foreign_segment_is_refused() -> None:
     """Another layout behind the descriptor is a fault, not a guess."""
-    segment = Segment.create("foreign", ConfigBuffer.size())
+    segment = Segment.create("foreign", ConfigBuffer.SIZE)
     with pytest.raises(Fault):
         ConfigBuffer.attach(os.dup(segment.fd))
     segment.close()

@@ -244,7 +244,7 @@ def test_the_backends_work_is_left_with_its_call() -> None:
     assert len(host.sent) == 1
     out.cancel()
     assert host.left == 1
-    assert host.stages[0]._share("b").total() == 0
+    assert host.stages[0]._load("b").total() == 0
 
 
 def test_nobody_waits_for_an_idle_backend() -> None:
