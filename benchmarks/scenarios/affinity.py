@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from statistics import median
-from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -17,7 +15,7 @@ import uvloop
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.load import tag
-from benchmarks.payload import PATH
+from benchmarks.remembering import CACHED, FAILED, P50, Remembered
 from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
 from benchmarks.targets import LABELS, Live, Skipped
@@ -51,42 +49,28 @@ def run(bench: Bench) -> dict[str, Series]:
 async def converse(live: Live, seed: int, turns: int) -> Row:
     """Hold all conversations at the same time, each turn after the answer to the last."""
     run_tag = tag()
-    prompts, cached, failed, took = 0, 0, 0, []
     connector = aiohttp.TCPConnector(limit=SESSIONS)
     async with aiohttp.ClientSession(live.url, connector=connector) as session:
+        asked = Remembered(session)
 
         async def talk(who: int) -> None:
-            nonlocal prompts, cached, failed
             rng = Random(seed * 1_000 + who)
             said: list[dict[str, Any]] = []
             for turn in range(turns):
                 await asyncio.sleep(rng.uniform(0, 2 * THINKS_S))
                 words = " ".join(f"w{rng.randrange(10_000)}" for _ in range(WORDS))
                 said.append({"role": "user", "content": f"{run_tag} {who} {turn}: {words}"})
-                since = monotonic()
+                # The first of a conversation is new to everybody.
                 head = {"X-Session-Id": f"{run_tag}-{who}"}
-                body = {"model": "m", "messages": said}
-                async with session.post(PATH, json=body, headers=head) as reply:
-                    answer = await reply.json()
-                if reply.status != 200:
-                    failed += 1
+                answer = await asked.ask(said, head, counts=turn > 0)
+                if answer is None:
                     return
-                took.append(monotonic() - since)
-                said.append(answer["choices"][0]["message"])
-                if turn:  # the first of a conversation is new to everybody
-                    prompts += answer["usage"]["prompt_tokens"]
-                    cached += answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+                said.append(answer)
 
         await asyncio.gather(*(talk(who) for who in range(SESSIONS)))
-    return {
-        "turns": SESSIONS * turns,
-        "cached_pct": round(100 * cached / max(prompts, 1), 1),
-        "p50_ms": round(median(took) * 1e3, 1) if took else 0.0,
-        "failed": failed,
-    }
+    return {"turns": SESSIONS * turns} | asked.row()
 
 
-_CACHED = Column("prompt tokens remembered %", "cached_pct")
 SCENARIO = Scenario(
     title="Conversations before two engines",
     method=f"{SESSIONS} conversations of {TURNS} turns at the same time, {WORDS} words a turn, "
@@ -95,10 +79,10 @@ SCENARIO = Scenario(
     "what the engines say in their usage.",
     columns=(
         Column("turns", "turns"),
-        _CACHED,
-        Column("p50 ms", "p50_ms"),
-        Column("failed", "failed"),
+        CACHED,
+        P50,
+        FAILED,
     ),
     run=run,
-    plot=_CACHED,
+    plot=CACHED,
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from statistics import median
 from time import monotonic
 
 import aiohttp
@@ -17,7 +16,7 @@ import uvloop
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.load import tag
-from benchmarks.payload import PATH
+from benchmarks.remembering import CACHED, FAILED, P50, Remembered
 from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
 from benchmarks.targets import Live, Skipped
@@ -50,40 +49,22 @@ async def ask_all(live: Live, rng: Random, calls: int) -> Row:
     run_tag = tag()
     openings = [f"{run_tag} {n}:" + f" word{n}" * WORDS for n in range(INSTRUCTIONS)]
     order = iter([rng.randrange(INSTRUCTIONS) for _ in range(calls)])
-    prompts, cached, failed, took = 0, 0, 0, []
     began = monotonic()
     connector = aiohttp.TCPConnector(limit=CLIENTS)
     async with aiohttp.ClientSession(live.url, connector=connector) as session:
+        asked = Remembered(session)
 
         async def client(name: int) -> None:
-            nonlocal prompts, cached, failed
             for number, which in enumerate(order):
-                body = {"model": "m", "messages": [
+                await asked.ask((
                     {"role": "system", "content": openings[which]},
                     {"role": "user", "content": f"question {number} of client {name}"},
-                ]}  # fmt: skip
-                since = monotonic()
-                async with session.post(PATH, json=body) as reply:
-                    said = await reply.json()
-                if reply.status != 200:
-                    failed += 1
-                    continue
-                took.append(monotonic() - since)
-                usage = said["usage"]
-                prompts += usage["prompt_tokens"]
-                cached += usage["prompt_tokens_details"]["cached_tokens"]
+                ))  # fmt: skip
 
         await asyncio.gather(*(client(name) for name in range(CLIENTS)))
-    return {
-        "calls": calls,
-        "cached_pct": round(100 * cached / max(prompts, 1), 1),
-        "rps": round(calls / (monotonic() - began), 1),
-        "p50_ms": round(median(took) * 1e3, 1) if took else 0.0,
-        "failed": failed,
-    }
+    return {"calls": calls, "rps": round(calls / (monotonic() - began), 1)} | asked.row()
 
 
-_CACHED = Column("prompt tokens remembered %", "cached_pct")
 SCENARIO = Scenario(
     title="Calls sent together",
     method=f"{CALLS} chats of {CLIENTS} clients, each under one of {INSTRUCTIONS} instructions of "
@@ -91,12 +72,12 @@ SCENARIO = Scenario(
     "holds about six of them; two workers. Remembered is what the engine says in its usage.",
     columns=(
         Column("calls", "calls"),
-        _CACHED,
+        CACHED,
         Column("over each at once", "cached_pct", over="tpo-mixed"),
         Column("calls/s", "rps"),
-        Column("p50 ms", "p50_ms"),
-        Column("failed", "failed"),
+        P50,
+        FAILED,
     ),
     run=run,
-    plot=_CACHED,
+    plot=CACHED,
 )
