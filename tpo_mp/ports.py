@@ -70,6 +70,7 @@ __all__ = [
     "Peers",
     "Prefixes",
     "PriceList",
+    "Probe",
     "Proceed",
     "Quotas",
     "Route",
@@ -122,6 +123,24 @@ class Env:
     prices: PriceList = field(default_factory=Unpriced)
 
 
+class Probe(Struct, frozen=True, kw_only=True):
+    """How control asks whether a backend is well; ``headers`` may hold its key.
+
+    ``models`` and ``model_map`` are the backend's, to find its scores by.
+    """
+
+    name: str
+    url: str
+    models: tuple[str, ...] = ()
+    model_map: dict[str, str] = {}
+    headers: tuple[tuple[str, str], ...] = ()
+    ca_file: str | None = None
+    interval_s: float = 5.0
+    timeout_s: float = 2.0
+    rise: int = 1
+    fall: int = 3
+
+
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every ``[[backends]]`` entry has."""
 
@@ -145,6 +164,10 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with options that are each in bounds: path within the entry, and why."""
         return ()
+
+    def probe(self) -> Probe | None:
+        """How it is asked whether it is well; ``None``: it is not."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

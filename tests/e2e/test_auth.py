@@ -39,6 +39,7 @@ ADMIN = {
     "/api/v1/circuit-breakers", "/api/v1/circuit-breakers/{breaker}", "/v1/circuit-breaker/reset",
     "/api/v1/providers", "/api/v1/providers/{provider}", "/api/v1/rate-limiter/stats",
     "/api/v1/load-balancer/stats",
+    "/api/v1/providers/{provider}/drain", "/api/v1/providers/{provider}/undrain",
     "/api/v1/circuit-breakers/{breaker}/reset", "/api/v1/circuit-breakers/{breaker}/trip",
 }  # fmt: skip
 NOBODYS_ID = "00000000-0001-8000-8000-000000000000"

@@ -112,6 +112,15 @@ class Seen:
         return json.loads(self.body)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer to a GET; a string is plain text, anything else JSON."""
+
+    body: Any
+    status: int = 200
+    after_s: float = 0.0
+
+
 class Upstream:
     """The server; a context manager.  Its methods may be called from any thread."""
 
@@ -124,6 +133,9 @@ class Upstream:
         self.models = models
         self._tls = tls
         self.counters = Counters()
+        self.pages: dict[str, Page] = {}
+        """What is answered to a GET of a path, instead of anything else; it is not counted."""
+        self.pages_asked: list[Seen] = []
         self.seen: deque[Seen] = deque(maxlen=10_000)
         self.aborted_at: deque[float] = deque(maxlen=10_000)
         """When each request was aborted, on the machine's monotonic clock."""
@@ -225,6 +237,17 @@ class Upstream:
         """Answer one request; say whether the connection lives on."""
         if request.path == "/control":
             return await self._control(request, writer)
+        page = self.pages.get(request.path.partition("?")[0]) if request.method == "GET" else None
+        if page is not None:
+            self.pages_asked.append(request)
+            await asyncio.sleep(page.after_s)
+            if isinstance(page.body, str):
+                body = page.body.encode()
+                head = _head(page.status, "text/plain", f"Content-Length: {len(body)}")
+                await _send(writer, head + body)
+            else:
+                await _send(writer, _unary(page.body, page.status))
+            return True
         if request.path.startswith("/v1/models"):
             listed = [
                 {"id": m, "object": "model", "created": 1, "owned_by": "upstream"}

@@ -8,7 +8,7 @@ forwarded, the configured version stands in when the client named none.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -26,6 +26,8 @@ DEFAULT_APIS = ("messages", "count_tokens")
 
 class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of a backend of kind ``anthropic``."""
+
+    AUTH: ClassVar[tuple[str, str]] = ("x-api-key", "{}")
 
     base_url: Annotated[str, Meta(description="Where the API lives, version path included.")] = (
         "https://api.anthropic.com/v1"

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from tpo_mp import registry
 from tpo_mp.errors import ConfigError
-from tpo_mp.ports import BackendConfig
+from tpo_mp.ports import BackendConfig, Probe
 
 from .api_keys import digest
 from .prices import PricesSection
@@ -76,6 +76,7 @@ class _Features(Struct, frozen=True, kw_only=True):
     auth: AuthSection
     prices: PricesSection
     backends: tuple[tuple[str, Raw], ...]
+    probes: tuple[Probe, ...]
     routes: tuple[_Route, ...]
     stages: tuple[tuple[str, Raw], ...]
     surfaces: tuple[tuple[str, Raw], ...]
@@ -124,6 +125,7 @@ def to_blob(config: Config) -> bytes:
         auth=_digests_only(config.auth),
         prices=config.prices,
         backends=tuple((b.kind, _raw(b)) for b in config.backends),
+        probes=tuple(probe for b in config.backends if (probe := b.probe()) is not None),
         routes=tuple(
             _Route(r.models, r.strategy, r.backends, _raw(r.options)) for r in config.routes
         ),
@@ -157,6 +159,11 @@ def process_view(blob: bytes | memoryview) -> ProcessView:
 def pipeline_view(blob: bytes | memoryview) -> PipelineSection:
     """Read the pipeline's own section of a blob; imports no feature."""
     return _decode(_open(blob).features, _Features).pipeline
+
+
+def probes(blob: bytes | memoryview) -> tuple[Probe, ...]:
+    """How control asks backends whether they are well; imports no feature."""
+    return _decode(_open(blob).features, _Features).probes
 
 
 def stage_options(blob: bytes | memoryview, name: str) -> Any:

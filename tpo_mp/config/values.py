@@ -90,6 +90,36 @@ class Timeouts(Section, frozen=True, kw_only=True):
     ] = 3600.0
 
 
+class HealthCheck(Section, frozen=True, kw_only=True):
+    """How control asks a backend whether it is well."""
+
+    enabled: Annotated[
+        bool | None,
+        Meta(description="Ask it regularly [an engine or a cluster node: yes; a provider: no]."),
+    ] = None
+    path: Annotated[
+        str,
+        Meta(
+            max_length=1024,
+            pattern=r"^[!-~]*$(?!\n)",
+            description="What is asked for; with a slash first it is the server's, without it lies "
+            "below base_url; empty: /health of an engine, models of any other.",
+        ),
+    ] = ""
+    interval_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="Seconds between two questions.")
+    ] = 5.0
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=300, description="Seconds an answer may take; none is a bad one.")
+    ] = 2.0
+    rise: Annotated[
+        int, Meta(ge=1, le=100, description="Good answers in a row after which it is up again.")
+    ] = 1
+    fall: Annotated[
+        int, Meta(ge=1, le=100, description="Bad answers in a row after which it is down.")
+    ] = 3
+
+
 def read_secret(raw: object, env: Mapping[str, str], base: Path | None) -> Secret:
     """Resolve a secret as written in a config; raises ``ValueError`` without naming its value.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tpo_mp.config.blob import pipeline_view, process_view, stage_options
+from tpo_mp.config.blob import pipeline_view, probes, process_view, stage_options
 from tpo_mp.config.certificate import expires_at
 from tpo_mp.config.sections import (
     ObservabilitySection,
@@ -15,6 +15,7 @@ from tpo_mp.config.sections import (
     StoreSection,
 )
 from tpo_mp.pipeline.edges import places
+from tpo_mp.ports import Probe
 from tpo_mp.store.job_table import JobCaps
 from tpo_mp.store.letters import LetterCaps
 from tpo_mp.store.segment_files import LogLimits
@@ -40,6 +41,9 @@ class ControlOptions:
     """Capacity of the waiting room in front of each stage."""
     rag: RagConfig | None
     """Folders of documents, and how many these may be; ``None`` without the stage."""
+    backends: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    """How the backends are asked whether they are well; not all of them are."""
 
 
 def read_options(blob: bytes | None) -> ControlOptions:
@@ -49,7 +53,9 @@ def read_options(blob: bytes | None) -> ControlOptions:
         return _options(*sections, None)
     view = process_view(blob)
     rag = stage_options(blob, "rag")
-    return _options(view.server, view.store, view.observability, pipeline_view(blob), rag)
+    options = _options(view.server, view.store, view.observability, pipeline_view(blob), rag)
+    names = tuple(backend.name for backend in view.backends)
+    return replace(options, backends=names, probes=probes(blob))
 
 
 def _options(

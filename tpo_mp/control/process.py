@@ -3,7 +3,8 @@
 Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
 **mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
 **harvest** (calls of dead workers, the copy of the open ones and the counts on disk; every 250 ms),
-**folders** (documents in configured folders, looked at on a thread of its own).
+**folders** (documents in configured folders, looked at on a thread of its own),
+**probing** (backends are asked whether they are well, each in its own time).
 They end together when ``ending`` is set: by the command STOP, by DRAIN once no worker is left, by
 the lifeline, or by an error nobody expected.
 
@@ -36,6 +37,7 @@ from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
+from tpo_mp.shm.scores import ScoreSegment, SharedScores
 from tpo_mp.store.shelf import Shelf
 
 from .accesslog import AccessLog
@@ -52,6 +54,7 @@ from .keeper import Keeper
 from .mail import Mail
 from .ops import OpsPort
 from .options import ControlOptions, read_options
+from .probing import Probing
 from .replays import Replays
 from .reruns import Reruns
 
@@ -117,6 +120,10 @@ class ControlProcess:
         self.replays = self.desk.replays = Replays(self.plane, self.keeper, self.mail, registry.run)
         self.desk.keys = KeyDesk(registry.run, self._lives)
         self.folders = Folders(self.keeper, self.log, metrics)
+        scores = SharedScores(
+            ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
+        )
+        self.probing = Probing(ledger, scores, metrics, time.monotonic, self.log)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -143,6 +150,7 @@ class ControlProcess:
                 group.create_task(self._mail(), name="mail"),
                 group.create_task(self._harvest(), name="harvest"),
                 group.create_task(self.folders.run(), name="folders"),
+                group.create_task(self.probing.run(), name="probing"),
             ]
             await self.ending.wait()
             for task in tasks:
@@ -318,6 +326,8 @@ class ControlProcess:
         self.jobs.concurrency = options.job_concurrency
         self.replays.options = options.replay
         self.folders.configure(options.rag)
+        self.probing.log = self.log
+        self.probing.configure(options.probes, options.backends)
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
         shelf = options.shelf
@@ -339,6 +349,7 @@ class ControlProcess:
     def _show(self) -> None:
         if self.keeper.state is not None:
             self._gauges.show(self.keeper.state)
+        self.probing.show()
         copy = self.copies.copyist
         self._gauges.show_copy(calls=copy.calls, file_bytes=copy.file_bytes, broken=copy.broken)
         self._gauges.show_jobs(open=self.jobs.open, running=self.jobs.running)

@@ -53,11 +53,18 @@ class ProviderPlaces(Struct):
 
 
 class ProviderRecord(ProviderTries):
-    """One backend; its breaker's fields are null when the pipeline has no breaker."""
+    """One backend; its breaker's fields are null when the pipeline has no breaker.
+
+    ``state`` is what control found by asking it, or `draining`; ``state_for_secs`` is null while
+    that is unknown, and ``state_reason`` while there is nothing wrong.
+    """
 
     name: str
     kind: str
     status: Literal["healthy", "degraded", "unhealthy", "unknown"]
+    state: Literal["unknown", "starting", "ready", "draining", "down"]
+    state_reason: str | None
+    state_for_secs: float | None
     breaker: Literal["closed", "half_open", "open"] | None
     consecutive_failures: int | None
     ejected: Literal["failures", "slow"] | None
@@ -86,6 +93,7 @@ class BalancerEndpoint(Struct):
     consecutive_failures: int | None
     avg_latency_ms: float | None
     is_healthy: bool
+    state: Literal["unknown", "starting", "ready", "draining", "down"]
     in_flight: int | None
 
 

@@ -28,6 +28,9 @@ READY = 3
 BREAKER_STATES = ("closed", "half_open", "open")
 OPEN = 2
 BREAKER_GAUGE = "orchestrator_circuit_breaker_state"
+STATE_GAUGE = "tpo_backend_state"
+_AWAY = (1, 4)
+"""Starting and down; see ``shm.standing``."""
 
 Body: TypeAlias = dict[str, Any]
 
@@ -210,6 +213,8 @@ def _degraded(plane: PlaneView, levels: _Levels) -> list[str]:
         missing.append("redis")
     broken = (s for s in levels.samples("tpo_store_broken") if s.value)
     missing += ["store-" + dict(sample.labels).get("part", "") for sample in broken]
+    away = (s for s in levels.samples(STATE_GAUGE) if s.value in _AWAY)
+    missing += ["backend-" + dict(sample.labels).get("backend", "") for sample in away]
     shut = (s for s in levels.samples(BREAKER_GAUGE) if s.value >= OPEN)
     return missing + ["breaker-" + dict(sample.labels).get("worker", "") for sample in shut]
 

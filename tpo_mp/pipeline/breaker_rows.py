@@ -17,10 +17,10 @@ Known weakness: a worker killed between change and count leaves the count one sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from tpo_mp.errors import Shed
-from tpo_mp.ports import BackendConfig, Cells, Counter, Env, Watch
+from tpo_mp.ports import Cells, Counter, Env, Watch
 
 from .attribution import Blame
 from .circuit import Circuit, pack, unpack
@@ -54,10 +54,21 @@ class BreakerRow(NamedTuple):
         return f"breaker:{self.fault.value}:{self.name}"
 
 
+class Serving(Protocol):
+    """What is asked of a backend's config here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def models(self) -> tuple[str, ...]: ...
+    @property
+    def model_map(self) -> dict[str, str]: ...
+
+
 class KnownTargets:
     """Which models the config names."""
 
-    def __init__(self, entries: Sequence[BackendConfig] = ()) -> None:
+    def __init__(self, entries: Sequence[Serving] = ()) -> None:
         self.models = {
             entry.name: [m for m in entry.models if not set(m) & set("*?[")] + [*entry.model_map]
             for entry in entries

@@ -14,18 +14,18 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from tpo_mp import __version__
-from tpo_mp.config.values import Secret, Timeouts
+from tpo_mp.config.values import HealthCheck, Secret, Timeouts
 from tpo_mp.dialects import openai_wire
 from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
 from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
-from tpo_mp.ports import BackendConfig, Env
+from tpo_mp.ports import BackendConfig, Env, Probe
 from tpo_mp.types import Call, Dialect, Reply
 
 from .answer import Answer
@@ -39,6 +39,12 @@ _ASKS_USAGE = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
 
 class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of every backend behind HTTP."""
+
+    CHECKED: ClassVar[bool] = False
+    """Whether one of this kind is asked if it is well unless its config says no."""
+    HEALTH_PATH: ClassVar[str] = "models"
+    AUTH: ClassVar[tuple[str, str]] = ("authorization", "Bearer {}")
+    """The header that carries the key."""
 
     base_url: Annotated[str, Meta(description="Where the API lives, version path included.")]
     api_key: Annotated[
@@ -58,6 +64,37 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
     max_idle: Annotated[
         int, Meta(ge=0, le=65_536, description="Idle connections kept per shard.")
     ] = 1024
+    health: HealthCheck = HealthCheck()
+
+    def probe(self) -> Probe | None:
+        """How it is asked whether it is well: with the headers and the key that calls have."""
+        check = self.health
+        if not (self.CHECKED if check.enabled is None else check.enabled):
+            return None
+        headers = dict(self.headers)
+        if self.api_key is not None and not self.api_key.from_client:
+            name, value = self.AUTH
+            headers[name] = value.format(self.api_key.reveal())
+        return Probe(
+            name=self.name,
+            url=self.url_of(check.path or self.HEALTH_PATH),
+            models=self.models,
+            model_map=self.model_map,
+            headers=tuple(headers.items()),
+            ca_file=self.ca_file,
+            interval_s=check.interval_s,
+            timeout_s=check.timeout_s,
+            rise=check.rise,
+            fall=check.fall,
+        )
+
+    def url_of(self, path: str) -> str:
+        """A page of the server (with a slash first), or one below ``base_url``."""
+        url = urlsplit(self.base_url)
+        if path.startswith("/"):
+            return f"{url.scheme}://{url.netloc}{path}"
+        query = f"?{urlencode(self.query)}" if self.query else ""
+        return f"{self.base_url.rstrip('/')}/{path}{query}"
 
 
 class HttpBackend:

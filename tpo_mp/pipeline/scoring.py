@@ -19,7 +19,7 @@ from tpo_mp.ports import BackendConfig, Env, Score, Scores
 from tpo_mp.types import Call, Reply, TryTally
 
 from .attribution import Blame, blame
-from .breaker_rows import ANY, KnownTargets
+from .breaker_rows import ANY, KnownTargets, Serving
 from .endings import when_over
 from .promise import Promise, run
 
@@ -133,7 +133,7 @@ def _failed(score: Score, clock: Clock, error: BaseException | None) -> None:
 class Scoreboard:
     """Reads the scores of a config's backends, of a whole one or by model."""
 
-    def __init__(self, scores: Scores, entries: Sequence[BackendConfig]) -> None:
+    def __init__(self, scores: Scores, entries: Sequence[Serving]) -> None:
         self._scores = scores
         self.known = KnownTargets(entries)
 

@@ -222,7 +222,7 @@ class HostLoop:
         """Describe the host and the last reload."""
         shown = status(
             self._house, self.desired, self._plane, self._parts.listeners,
-            self._reloader.view.backends, self._started_at, now,
+            self._reloader.view.backends, self._parts.memory.state_of, self._started_at, now,
         )  # fmt: skip
         reloader = self._reloader
         fixed = [f"server.{name} changed" for name in reloader.restart_for]

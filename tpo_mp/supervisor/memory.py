@@ -7,13 +7,14 @@ plane and the config buffer, and of a dead seat's structures only what their doc
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 
 from tpo_mp.shm.cache import CacheSegment
 from tpo_mp.shm.claims import ClaimSegment
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.journal import JournalSegment
-from tpo_mp.shm.ledger import LEDGER_ROWS
+from tpo_mp.shm.ledger import LEDGER_ROWS, look_at
 from tpo_mp.shm.live import LiveSegment
 from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import Command, Plane
@@ -24,6 +25,7 @@ from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import ScoreSegment
 from tpo_mp.shm.shares import ShareSegment
+from tpo_mp.shm.standing import drain_row, health_row, read_standing
 
 from .state import Child, Intent
 
@@ -103,6 +105,11 @@ class HostMemory:
         """Say whether every call of this run is finished or harvested (no process lives now)."""
         self.registry.orphan_all()
         return next(iter(self.registry.orphans()), None) is None
+
+    def state_of(self, backend: str) -> str:
+        """How a backend stands."""
+        health, drain = (look_at(self.ledger, row(backend)) for row in (health_row, drain_row))
+        return read_standing(health, drain).standing(monotonic()).name.lower()
 
     def close(self) -> None:
         """Close every segment; the memory goes when the last process has."""

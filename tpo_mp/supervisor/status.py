@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tpo_mp
@@ -22,6 +22,7 @@ def status(
     plane: Plane,
     listeners: Listeners,
     backends: Sequence[BackendView],
+    state_of: Callable[[str], str],
     started_at: float,
     now: float,
 ) -> dict[str, Any]:
@@ -44,7 +45,12 @@ def status(
             _child(child, plane, now) for child in house.children if id(child) not in filling
         ],
         "backends": [
-            {"name": backend.name, "kind": backend.kind, "models": list(backend.models)}
+            {
+                "name": backend.name,
+                "kind": backend.kind,
+                "models": list(backend.models),
+                "state": state_of(backend.name),
+            }
             for backend in backends
         ],
         "rolling": desired.rolling,

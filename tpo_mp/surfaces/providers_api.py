@@ -30,7 +30,15 @@ from tpo_mp.pipeline.loads import Loads, counts_load
 from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
 from tpo_mp.pipeline.usual_times import UsualTimes, times_of
-from tpo_mp.ports import BackendConfig, Env, Feature, Score
+from tpo_mp.ports import BackendConfig, Cells, Env, Feature, Score
+from tpo_mp.shm.standing import (
+    AWAY,
+    Standing,
+    drain_cells,
+    drain_row,
+    health_row,
+    read_standing,
+)
 from tpo_mp.types import TryTally
 
 BREAKER: Final = "breaker"
@@ -60,6 +68,12 @@ class ProvidersApi:
         self._gateway = gateway
         path = "/api/v1/providers"
         return [
+            Endpoint("POST", path + "/{provider}/drain", self.drain, "native", access="admin",
+                     takes_json=False, example_path=path + "/echo/drain",
+                     outcomes=(Outcome("it gets no new calls", shapes.ProviderRecord),)),
+            Endpoint("POST", path + "/{provider}/undrain", self.undrain, "native", access="admin",
+                     takes_json=False, example_path=path + "/echo/undrain",
+                     outcomes=(Outcome("it takes part again", shapes.ProviderRecord),)),
             Endpoint("GET", path, self.providers, "native", access="admin",
                      outcomes=(Outcome("all of them", shapes.ProviderList),)),
             Endpoint("GET", path + "/{provider}", self.provider, "native", access="admin",
@@ -77,13 +91,15 @@ class ProvidersApi:
 
     async def provider(self, exchange: Exchange) -> None:
         """Show how one backend is."""
-        name = exchange.head.params["provider"]
-        chosen = [entry for entry in self._gateway.config.backends if entry.name == name]
-        if not chosen:
-            said = f"no provider {name[:120]!r}"
-            raise NotFound(said, reason="provider_not_found", param="provider")
-        told = (await self._read(chosen))[0]
-        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
+        await self._show(exchange, self._named(exchange))
+
+    async def drain(self, exchange: Exchange) -> None:
+        """Give a backend no new calls, on any worker; those it has go on."""
+        await self._turn(exchange, draining=True)
+
+    async def undrain(self, exchange: Exchange) -> None:
+        """Give a drained backend calls again."""
+        await self._turn(exchange, draining=False)
 
     async def balance(self, exchange: Exchange) -> None:
         """Show what each backend was given, how it did, and what it has to do."""
@@ -92,6 +108,30 @@ class ProvidersApi:
         exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _named(self, exchange: Exchange) -> BackendConfig:
+        name = exchange.head.params["provider"]
+        for entry in self._gateway.config.backends:
+            if entry.name == name:
+                return entry
+        said = f"no provider {name[:120]!r}"
+        raise NotFound(said, reason="provider_not_found", param="provider")
+
+    async def _turn(self, exchange: Exchange, *, draining: bool) -> None:
+        entry = self._named(exchange)
+        cells = drain_cells(self._env.clock(), on=draining)
+
+        def change(before: Cells) -> Cells:
+            return before if draining and before[0] else cells
+
+        self._env.ledger.update(drain_row(entry.name), change)
+        said = "backend_drained" if draining else "backend_undrained"
+        self._env.log.warning(said, backend=entry.name)
+        await self._show(exchange, entry)
+
+    async def _show(self, exchange: Exchange, entry: BackendConfig) -> None:
+        told = (await self._read([entry]))[0]
+        exchange.respond(200, _encode(told), extra=id_line(exchange.head))
 
     async def _read(self, entries: Sequence[BackendConfig]) -> list[shapes.ProviderRecord]:
         """Look beside the loop: with many workers and backends that are milliseconds."""
@@ -126,11 +166,18 @@ class ProvidersApi:
         own = State.OPEN if shut else states.get(name)
         ejection = unpack_ejection(self._env.ledger.look(row_of(name)))
         left_s = ejection.left_s(now) if OUTLIER in self._gateway.config.stage_order else 0.0
+        look = self._env.ledger.look
+        stands = read_standing(look(health_row(name)), look(drain_row(name)))
+        state = stands.standing(now)
+        since = stands.draining_since or stands.since
         models = [self._model(name, model, score, now) for model, score in scores]
         return shapes.ProviderRecord(
             name=name,
             kind=entry.kind,
-            status=_status(own, list(states.values()), tries, ejected=left_s > 0),
+            status=_status(own, list(states.values()), tries, state, ejected=left_s > 0),
+            state=state.name.lower(),  # type: ignore[arg-type]  # Standing's names
+            state_reason=(stands.why or None) if state in AWAY else None,
+            state_for_secs=round(max(now - since, 0.0), 1) if state else None,
             breaker=None if own is None else own.value,
             consecutive_failures=max((v.worst(now).failures for v in mine), default=None),
             ejected=ejection.why if left_s else None,  # type: ignore[arg-type]  # REASONS
@@ -157,7 +204,9 @@ class ProvidersApi:
                 failures=tally.bad,
                 consecutive_failures=record.consecutive_failures,
                 avg_latency_ms=None if mean_s is None else round(mean_s * 1e3, 1),
-                is_healthy=well if record.breaker is None else record.breaker != "open",
+                is_healthy=(well if record.breaker is None else record.breaker != "open")
+                and record.state not in ("starting", "down"),
+                state=record.state,
                 in_flight=loads.of(name).total() if counted else None,
             )
         return shapes.BalancerStats(
@@ -228,17 +277,25 @@ def _fields(tries: shapes.ProviderTries) -> dict[str, Any]:
 
 
 def _status(
-    own: State | None, states: Sequence[State], tries: shapes.ProviderTries, *, ejected: bool
+    own: State | None,
+    states: Sequence[State],
+    tries: shapes.ProviderTries,
+    stands: Standing,
+    *,
+    ejected: bool,
 ) -> Literal["healthy", "degraded", "unhealthy", "unknown"]:
-    """A shut one is unhealthy; one partly shut, left out, or failing often is degraded."""
+    """A shut one and one that is down or loads are unhealthy.
+
+    One partly shut, left out, drained or failing often is degraded.
+    """
     tried = tries.successes + tries.failures
-    if own is State.OPEN or (tries.failures >= ENOUGH and not tries.successes):
+    if own is State.OPEN or stands in AWAY or (tries.failures >= ENOUGH and not tries.successes):
         return "unhealthy"
-    if ejected or any(state is not State.CLOSED for state in states):
+    if ejected or stands is Standing.DRAINING or any(state is not State.CLOSED for state in states):
         return "degraded"
     if tried >= ENOUGH and tries.success_rate is not None and tries.success_rate < DEGRADED_BELOW:
         return "degraded"
-    return "healthy" if tried else "unknown"
+    return "healthy" if tried or stands is Standing.READY else "unknown"
 
 
 FEATURE = Feature(Config, ProvidersApi)

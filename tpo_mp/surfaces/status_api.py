@@ -24,6 +24,7 @@ from tpo_mp.observe.rooms import DEPTH_GAUGE, rooms
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
+from tpo_mp.shm.standing import drain_row, health_row, read_standing
 from tpo_mp.store.questions import LETTERS, LetterQuery
 
 
@@ -39,6 +40,7 @@ class StatusApi:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._config = config
+        self._env = env
         self._gateway: Gateway
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
@@ -160,7 +162,13 @@ class StatusApi:
             "routing": {"workers": gateway.plane.workers, "map_version": gateway.plane.map_version},
             "inference_engine": {
                 "backends": [
-                    {"name": b.name, "kind": b.kind, "models": b.models, "weight": b.weight}
+                    {
+                        "name": b.name,
+                        "kind": b.kind,
+                        "models": b.models,
+                        "weight": b.weight,
+                        "state": self._state(b.name),
+                    }
                     for b in config.backends
                 ]
             },
@@ -184,6 +192,11 @@ class StatusApi:
         gateway = self._gateway
         room = places(gateway.config.pipeline.edges)
         return health.health(gateway.plane, gateway.metrics_arena, room)
+
+    def _state(self, backend: str) -> str:
+        look = self._env.ledger.look
+        row = read_standing(look(health_row(backend)), look(drain_row(backend)))
+        return row.standing(self._env.clock()).name.lower()
 
     def _open_calls(self) -> int:
         plane = self._gateway.plane

@@ -22,6 +22,7 @@ from tpo_mp.pipeline.loads import counted, counts_load
 from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, wrap
 from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
+from tpo_mp.pipeline.standings import Standings
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Reply
 
@@ -85,10 +86,11 @@ def build(
     routers: list[Router] = []
     strategies = {rule.strategy: registry.find("routes", rule.strategy) for rule in config.routes}
     loaded = any(counts_load(found) for found in strategies.values())
+    standings = Standings(env, list(entries))
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
         targets = {
-            name: _target(entry, backends[name], attempt, env, loaded=loaded)
+            name: _target(entry, backends[name], attempt, env, standings, loaded=loaded)
             for name, entry in entries.items()
         }
         for _, stage in stages:
@@ -114,9 +116,17 @@ def build(
 
 
 def _target(
-    entry: BackendConfig, backend: Any, attempt: Sequence[Any], env: Env, *, loaded: bool
+    entry: BackendConfig,
+    backend: Any,
+    attempt: Sequence[Any],
+    env: Env,
+    standings: Standings,
+    *,
+    loaded: bool,
 ) -> Target:
     tried = wrap(backend, attempt, partial(scored, entry=entry, env=env))
+    if loaded:
+        tried = counted(tried, entry.name, env)
     return Target(
         entry.name,
         backend,
@@ -124,9 +134,9 @@ def _target(
         entry.model_map,
         entry.apis,
         entry.weight,
-        counted(tried, entry.name, env) if loaded else tried,
-        guards_of(attempt),
-        advice_of(attempt),
+        standings.guarded(tried, entry.name),
+        (standings.refuses, *guards_of(attempt)),
+        (standings.advises, *advice_of(attempt)),
     )
 
 

@@ -1,0 +1,165 @@
+"""Asks backends whether they are well, and tells the whole host; see ``shm.standing``.
+
+Each backend has a task of its own, so one that hangs delays no other.  A status below 500 is a good
+answer, whatever it says: who refuses a key is there.  503 is that of a server that loads.  Each
+question has a connection of its own, so that a server that takes no connections is noticed.
+
+Invariants: control alone asks, so a host asks once, however many workers it has, and no call waits
+for it; a time-out is no bad answer while calls are answered well: who is busy is not down.
+Known weakness: a server that answers its health page and nothing else is ready; breakers notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import aiohttp
+from structlog.typing import FilteringBoundLogger
+
+from tpo_mp.errors import Shed
+from tpo_mp.observe.health import STATE_GAUGE
+from tpo_mp.pipeline.scoring import Scoreboard
+from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Watch
+from tpo_mp.shm.standing import Standing, drain_row, health_cells, health_row, read_standing
+
+from .verdicts import LOADING, Verdict
+
+_STATE_HELP: Final = "How a backend stands: 0 unknown, 1 starting, 2 ready, 3 draining, 4 down."
+_LAPSE: Final = 3
+"""Rounds without an answer of control's after which nobody believes what it found."""
+_JITTER: Final = 0.1
+_SERVER_ERROR: Final = 500
+_UNAVAILABLE: Final = 503
+
+
+class Probing:
+    """All backends of one configuration after the other."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        scores: Scores,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.log = log
+        self._ledger = ledger
+        self._scores = scores
+        self._metrics = metrics
+        self._clock = clock
+        self._plan: tuple[Probe, ...] = ()
+        self._names: tuple[str, ...] = ()
+        self._shown: set[str] = set()
+        self._watch: Watch | None = None
+        self._seen: tuple[Cells, ...] = ()
+        self._changed = asyncio.Event()
+
+    def configure(self, probes: Sequence[Probe], names: Sequence[str]) -> None:
+        """Ask these from now on; ``names`` are all backends, the others may still be drained."""
+        if (tuple(probes), tuple(names)) == (self._plan, self._names):
+            return
+        self._plan, self._names = tuple(probes), tuple(names)
+        self._watch = None
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            self._changed.clear()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._keep_on(p), name=p.name) for p in self._plan]
+                await self._changed.wait()
+                for task in tasks:
+                    task.cancel()
+
+    def show(self) -> None:
+        """Bring the gauges to what the host believes."""
+        now, names = self._clock(), self._names
+        if self._watch is None:
+            rows = (*map(health_row, names), *map(drain_row, names))
+            self._watch = self._ledger.watch(*rows)
+            for gone in self._shown.difference(names):
+                self._gauge(gone, Standing.UNKNOWN)
+            self._shown = set(names)
+        seen = self._watch.peek()
+        for at, name in enumerate(names):
+            row = read_standing(seen[at], seen[at + len(names)])
+            self._gauge(name, row.standing(now))
+
+    def _gauge(self, name: str, state: Standing) -> None:
+        self._metrics.gauge(STATE_GAUGE, _STATE_HELP, backend=name).set(int(state))
+
+    async def _keep_on(self, probe: Probe) -> None:
+        while True:
+            try:
+                await self._ask_on(probe)
+            except Exception as error:  # noqa: BLE001 - one backend's files must not end control
+                self.log.error("backend_not_asked", backend=probe.name, why=repr(error)[:200])
+            await asyncio.sleep(probe.interval_s)
+
+    async def _ask_on(self, probe: Probe) -> None:
+        verdict = Verdict(probe.rise, probe.fall)
+        found = read_standing(self._ledger.look(health_row(probe.name)), (0.0, 0.0, 0.0, 0.0))
+        if found.standing(self._clock()):
+            verdict.resume(found.state, found.since, found.why)
+        board = Scoreboard(self._scores, [probe])
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, ssl=await _trust(probe)),
+            timeout=aiohttp.ClientTimeout(total=probe.timeout_s),
+            headers=dict(probe.headers),
+            trust_env=False,
+        ) as session:
+            while True:
+                asked_at = self._clock()
+                why = await _ask(session, probe.url)
+                if why == "timeout" and board.last_good_at(probe.name) >= asked_at:
+                    why = ""
+                self._heard(probe, verdict, why)
+                stray = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads questions
+                await asyncio.sleep(probe.interval_s * stray)
+
+    def _heard(self, probe: Probe, verdict: Verdict, why: str) -> None:
+        now, before = self._clock(), verdict.state
+        if verdict.heard(why, now):
+            tell = self.log.info if verdict.state is Standing.READY else self.log.warning
+            tell(
+                "backend_state", backend=probe.name, state=verdict.state.name.lower(),
+                before=before.name.lower(), why=verdict.why or None,
+            )  # fmt: skip
+        until = now + _LAPSE * (probe.interval_s + probe.timeout_s)
+        cells = health_cells(verdict.state, verdict.since, until, verdict.why)
+        try:
+            self._ledger.update(health_row(probe.name), lambda _: cells)
+        except Shed as error:  # another process was stopped in the same row: next time
+            self.log.warning("backend_state_not_told", backend=probe.name, why=str(error))
+        self._metrics.counter(
+            "tpo_backend_probes_total", "Questions to backends whether they are well, by outcome.",
+            backend=probe.name, outcome=why or "good",
+        ).inc()  # fmt: skip
+
+
+async def _ask(session: aiohttp.ClientSession, url: str) -> str:
+    """Ask once; answers why it is not well, empty when it is."""
+    try:
+        async with session.get(url, allow_redirects=False) as reply:
+            status = reply.status
+    except TimeoutError:
+        return "timeout"
+    except aiohttp.ClientConnectionError:
+        return "connect"
+    except (aiohttp.ClientError, OSError, ValueError):
+        return "bad_answer"
+    if status == _UNAVAILABLE:
+        return LOADING
+    return "status" if status >= _SERVER_ERROR else ""
+
+
+async def _trust(probe: Probe) -> ssl.SSLContext | bool:
+    if not probe.url.startswith("https:"):
+        return True
+    return await asyncio.to_thread(ssl.create_default_context, cafile=probe.ca_file)
