@@ -109,6 +109,8 @@ def test_line_of_the_page_answers(gateway: Gateway, line: str) -> None:
     check(BY_LINE[line], *run(gateway, line))
     if line.endswith("/trip"):  # the lines after it ask that backend
         assert run(gateway, line.removesuffix("trip") + "reset")[0] == 200
+    if line.endswith("/drain"):
+        assert run(gateway, line.removesuffix("drain") + "undrain")[0] == 200
 
 
 @pytest.mark.parametrize(

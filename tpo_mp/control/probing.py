@@ -24,9 +24,9 @@ from tpo_mp.errors import Shed
 from tpo_mp.observe.health import STATE_GAUGE
 from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Watch
-from tpo_mp.shm.standing import Standing, drain_row, health_cells, health_row, read_standing
+from tpo_mp.shm.standing import Fitness, drain_row, health_cells, health_row, read_standing
 
-from .verdicts import LOADING, Verdict
+from .verdicts import LOADING, Judgement
 
 _STATE_HELP: Final = "How a backend stands: 0 unknown, 1 starting, 2 ready, 3 draining, 4 down."
 _LAPSE: Final = 3
@@ -84,14 +84,14 @@ class Probing:
             rows = (*map(health_row, names), *map(drain_row, names))
             self._watch = self._ledger.watch(*rows)
             for gone in self._shown.difference(names):
-                self._gauge(gone, Standing.UNKNOWN)
+                self._gauge(gone, Fitness.UNKNOWN)
             self._shown = set(names)
         seen = self._watch.peek()
         for at, name in enumerate(names):
             row = read_standing(seen[at], seen[at + len(names)])
             self._gauge(name, row.standing(now))
 
-    def _gauge(self, name: str, state: Standing) -> None:
+    def _gauge(self, name: str, state: Fitness) -> None:
         self._metrics.gauge(STATE_GAUGE, _STATE_HELP, backend=name).set(int(state))
 
     async def _keep_on(self, probe: Probe) -> None:
@@ -103,10 +103,10 @@ class Probing:
             await asyncio.sleep(probe.interval_s)
 
     async def _ask_on(self, probe: Probe) -> None:
-        verdict = Verdict(probe.rise, probe.fall)
+        judgement = Judgement(probe.rise, probe.fall)
         found = read_standing(self._ledger.look(health_row(probe.name)), (0.0, 0.0, 0.0, 0.0))
         if found.standing(self._clock()):
-            verdict.resume(found.state, found.since, found.why)
+            judgement.resume(found.state, found.since, found.why)
         board = Scoreboard(self._scores, [probe])
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, ssl=await _trust(probe)),
@@ -119,20 +119,20 @@ class Probing:
                 why = await _ask(session, probe.url)
                 if why == "timeout" and board.last_good_at(probe.name) >= asked_at:
                     why = ""
-                self._heard(probe, verdict, why)
+                self._heard(probe, judgement, why)
                 stray = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads questions
                 await asyncio.sleep(probe.interval_s * stray)
 
-    def _heard(self, probe: Probe, verdict: Verdict, why: str) -> None:
-        now, before = self._clock(), verdict.state
-        if verdict.heard(why, now):
-            tell = self.log.info if verdict.state is Standing.READY else self.log.warning
+    def _heard(self, probe: Probe, judgement: Judgement, why: str) -> None:
+        now, before = self._clock(), judgement.state
+        if judgement.heard(why, now):
+            tell = self.log.info if judgement.state is Fitness.READY else self.log.warning
             tell(
-                "backend_state", backend=probe.name, state=verdict.state.name.lower(),
-                before=before.name.lower(), why=verdict.why or None,
+                "backend_state", backend=probe.name, state=judgement.state.name.lower(),
+                before=before.name.lower(), why=judgement.why or None,
             )  # fmt: skip
         until = now + _LAPSE * (probe.interval_s + probe.timeout_s)
-        cells = health_cells(verdict.state, verdict.since, until, verdict.why)
+        cells = health_cells(judgement.state, judgement.since, until, judgement.why)
         try:
             self._ledger.update(health_row(probe.name), lambda _: cells)
         except Shed as error:  # another process was stopped in the same row: next time

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from tpo_mp.shm.standing import Standing
+from tpo_mp.shm.standing import Fitness
 
 LOADING: Final = "loading"
 
 
-class Verdict:
+class Judgement:
     """One backend, as its answers came in."""
 
     def __init__(self, rise: int, fall: int) -> None:
-        self.state = Standing.UNKNOWN
+        self.state = Fitness.UNKNOWN
         self.since = 0.0
         self.why = ""
         self._rise = rise
@@ -35,7 +35,7 @@ class Verdict:
         self._good = 0
         self._bad = 0
 
-    def resume(self, state: Standing, since: float, why: str) -> None:
+    def resume(self, state: Fitness, since: float, why: str) -> None:
         """Go on where the process before stopped."""
         self.state, self.since, self.why = state, since, why
 
@@ -47,17 +47,17 @@ class Verdict:
             self.state, self.why = self._after_bad(why), why
         else:
             self._good, self._bad = self._good + 1, 0
-            if before is not Standing.DOWN or self._good >= self._rise:
-                self.state, self.why = Standing.READY, ""
+            if before is not Fitness.DOWN or self._good >= self._rise:
+                self.state, self.why = Fitness.READY, ""
         if self.state is before:
             return False
         self.since = now
         return True
 
-    def _after_bad(self, why: str) -> Standing:
+    def _after_bad(self, why: str) -> Fitness:
         fell = self._bad >= self._fall
         if why == LOADING:
-            return Standing.STARTING if fell or self.state is not Standing.READY else self.state
-        if self.state is Standing.UNKNOWN and not fell:
-            return Standing.STARTING
-        return Standing.DOWN if fell else self.state
+            return Fitness.STARTING if fell or self.state is not Fitness.READY else self.state
+        if self.state is Fitness.UNKNOWN and not fell:
+            return Fitness.STARTING
+        return Fitness.DOWN if fell else self.state

@@ -14,7 +14,7 @@ from typing import Final
 
 from tpo_mp.errors import CircuitOpen
 from tpo_mp.ports import Cells, Env
-from tpo_mp.shm.standing import AWAY, Standing, drain_row, health_row, read_standing
+from tpo_mp.shm.standing import AWAY, Fitness, drain_row, health_row, read_standing
 from tpo_mp.types import Call, Reply
 
 from .chain import Serve
@@ -76,6 +76,6 @@ class Standings:
         }
         states = {name: row.standing(now) for name, row in rows.items()}
         self._out = frozenset(name for name, state in states.items() if state in AWAY)
-        self._drained = frozenset(n for n, state in states.items() if state is Standing.DRAINING)
+        self._drained = frozenset(n for n, state in states.items() if state is Fitness.DRAINING)
         # What is not renewed lapses.
         self._due = min((rows[name].until for name in self._out), default=float("inf"))

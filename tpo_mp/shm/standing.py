@@ -3,7 +3,7 @@
 Two rows of the ledger for each backend, so every process of a host sees the same, and what was
 found is still there when the process that found it is dead::
 
-    health:BACKEND   cells 0  state   a number of ``Standing``; written by control only
+    health:BACKEND   cells 0  state   a number of ``Fitness``; written by control only
                            1  since   CLOCK_MONOTONIC when it became that
                            2  until   the same, until when it may be believed
                            3  why     the place of a reason in ``REASONS``
@@ -30,7 +30,7 @@ REASONS: Final = (
 )  # fmt: skip
 
 
-class Standing(IntEnum):
+class Fitness(IntEnum):
     """What a backend is fit for."""
 
     UNKNOWN = 0
@@ -43,25 +43,25 @@ class Standing(IntEnum):
     DOWN = 4
 
 
-AWAY: Final = frozenset({Standing.STARTING, Standing.DOWN})
+AWAY: Final = frozenset({Fitness.STARTING, Fitness.DOWN})
 """Those that are asked only when no other is left."""
 
 
 class HealthRow(NamedTuple):
     """One backend's two rows in words."""
 
-    state: Standing = Standing.UNKNOWN
+    state: Fitness = Fitness.UNKNOWN
     since: float = 0.0
     until: float = 0.0
     why: str = ""
     draining_since: float = 0.0
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float) -> Fitness:
         """What it is fit for now; what is bad and old is not believed."""
         if self.draining_since:
-            return Standing.DRAINING
-        if self.state != Standing.READY and now > self.until:
-            return Standing.UNKNOWN
+            return Fitness.DRAINING
+        if self.state != Fitness.READY and now > self.until:
+            return Fitness.UNKNOWN
         return self.state
 
 
@@ -78,12 +78,12 @@ def drain_row(backend: str) -> str:
 def read_standing(health: Cells, drain: Cells) -> HealthRow:
     """Read both rows."""
     state = int(health[0])
-    known = Standing(state) if 0 <= state <= Standing.DOWN else Standing.UNKNOWN
+    known = Fitness(state) if 0 <= state <= Fitness.DOWN else Fitness.UNKNOWN
     why = REASONS[int(health[3]) % len(REASONS)]
     return HealthRow(known, health[1], health[2], why, drain[1] if drain[0] else 0.0)
 
 
-def health_cells(state: Standing, since: float, until: float, why: str) -> Cells:
+def health_cells(state: Fitness, since: float, until: float, why: str) -> Cells:
     """Write what was found."""
     return (float(state), since, until, float(REASONS.index(why)))
 

@@ -33,7 +33,7 @@ from tpo_mp.pipeline.usual_times import UsualTimes, times_of
 from tpo_mp.ports import BackendConfig, Cells, Env, Feature, Score
 from tpo_mp.shm.standing import (
     AWAY,
-    Standing,
+    Fitness,
     drain_cells,
     drain_row,
     health_row,
@@ -175,7 +175,7 @@ class ProvidersApi:
             name=name,
             kind=entry.kind,
             status=_status(own, list(states.values()), tries, state, ejected=left_s > 0),
-            state=state.name.lower(),  # type: ignore[arg-type]  # Standing's names
+            state=state.name.lower(),  # type: ignore[arg-type]  # Fitness's names
             state_reason=(stands.why or None) if state in AWAY else None,
             state_for_secs=round(max(now - since, 0.0), 1) if state else None,
             breaker=None if own is None else own.value,
@@ -280,7 +280,7 @@ def _status(
     own: State | None,
     states: Sequence[State],
     tries: shapes.ProviderTries,
-    stands: Standing,
+    stands: Fitness,
     *,
     ejected: bool,
 ) -> Literal["healthy", "degraded", "unhealthy", "unknown"]:
@@ -291,11 +291,11 @@ def _status(
     tried = tries.successes + tries.failures
     if own is State.OPEN or stands in AWAY or (tries.failures >= ENOUGH and not tries.successes):
         return "unhealthy"
-    if ejected or stands is Standing.DRAINING or any(state is not State.CLOSED for state in states):
+    if ejected or stands is Fitness.DRAINING or any(state is not State.CLOSED for state in states):
         return "degraded"
     if tried >= ENOUGH and tries.success_rate is not None and tries.success_rate < DEGRADED_BELOW:
         return "degraded"
-    return "healthy" if tried or stands is Standing.READY else "unknown"
+    return "healthy" if tried or stands is Fitness.READY else "unknown"
 
 
 FEATURE = Feature(Config, ProvidersApi)

@@ -4,48 +4,48 @@ from __future__ import annotations
 
 import pytest
 
-from tpo_mp.control.verdicts import LOADING, Verdict
-from tpo_mp.shm.standing import Standing
+from tpo_mp.control.verdicts import LOADING, Judgement
+from tpo_mp.shm.standing import Fitness
 
 GOOD, BAD = "", "status"
 
 
-def after(*answers: str, rise: int = 2, fall: int = 3) -> Standing:
+def after(*answers: str, rise: int = 2, fall: int = 3) -> Fitness:
     """The state after these."""
-    verdict = Verdict(rise, fall)
+    judgement = Judgement(rise, fall)
     for at, why in enumerate(answers):
-        verdict.heard(why, float(at))
-    return verdict.state
+        judgement.heard(why, float(at))
+    return judgement.state
 
 
 @pytest.mark.parametrize(
     ("answers", "state"),
     [
-        ((), Standing.UNKNOWN),
-        ((GOOD,), Standing.READY),
-        ((BAD,), Standing.STARTING),
-        ((BAD, BAD, BAD), Standing.DOWN),
-        ((LOADING,) * 9, Standing.STARTING),
-        ((BAD, GOOD), Standing.READY),
-        ((GOOD, BAD, BAD, GOOD, BAD, BAD), Standing.READY),
-        ((GOOD, BAD, BAD, BAD), Standing.DOWN),
-        ((GOOD, LOADING, LOADING), Standing.READY),
-        ((GOOD, LOADING, LOADING, LOADING), Standing.STARTING),
-        ((GOOD, BAD, BAD, BAD, LOADING), Standing.STARTING),
-        ((GOOD, BAD, BAD, BAD, GOOD), Standing.DOWN),
-        ((GOOD, BAD, BAD, BAD, GOOD, GOOD), Standing.READY),
+        ((), Fitness.UNKNOWN),
+        ((GOOD,), Fitness.READY),
+        ((BAD,), Fitness.STARTING),
+        ((BAD, BAD, BAD), Fitness.DOWN),
+        ((LOADING,) * 9, Fitness.STARTING),
+        ((BAD, GOOD), Fitness.READY),
+        ((GOOD, BAD, BAD, GOOD, BAD, BAD), Fitness.READY),
+        ((GOOD, BAD, BAD, BAD), Fitness.DOWN),
+        ((GOOD, LOADING, LOADING), Fitness.READY),
+        ((GOOD, LOADING, LOADING, LOADING), Fitness.STARTING),
+        ((GOOD, BAD, BAD, BAD, LOADING), Fitness.STARTING),
+        ((GOOD, BAD, BAD, BAD, GOOD), Fitness.DOWN),
+        ((GOOD, BAD, BAD, BAD, GOOD, GOOD), Fitness.READY),
     ],
 )
-def test_states(answers: tuple[str, ...], state: Standing) -> None:
+def test_states(answers: tuple[str, ...], state: Fitness) -> None:
     """Two good answers bring one back that was down, three bad ones take a ready one away."""
     assert after(*answers) is state
 
 
 def test_it_goes_on_where_the_process_before_stopped() -> None:
     """And says since when it is so."""
-    verdict = Verdict(1, 3)
-    verdict.resume(Standing.DOWN, 5.0, "connect")
-    assert not verdict.heard("connect", 9.0)
-    assert (verdict.state, verdict.since) == (Standing.DOWN, 5.0)
-    assert verdict.heard("", 10.0)
-    assert (verdict.state, verdict.since, verdict.why) == (Standing.READY, 10.0, "")
+    judgement = Judgement(1, 3)
+    judgement.resume(Fitness.DOWN, 5.0, "connect")
+    assert not judgement.heard("connect", 9.0)
+    assert (judgement.state, judgement.since) == (Fitness.DOWN, 5.0)
+    assert judgement.heard("", 10.0)
+    assert (judgement.state, judgement.since, judgement.why) == (Fitness.READY, 10.0, "")

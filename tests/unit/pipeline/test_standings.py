@@ -7,7 +7,7 @@ import pytest
 from tests.support.fake_env import FakeWorld
 from tpo_mp.errors import CircuitOpen
 from tpo_mp.pipeline.standings import LOOK_S, Standings
-from tpo_mp.shm.standing import Standing, drain_cells, drain_row, health_cells, health_row
+from tpo_mp.shm.standing import Fitness, drain_cells, drain_row, health_cells, health_row
 
 
 class Case:
@@ -17,7 +17,7 @@ class Case:
         self.world = FakeWorld()
         self.standings = Standings(self.world.env, ["a", "b"])
 
-    def say(self, name: str, state: Standing, for_s: float = 60.0) -> None:
+    def say(self, name: str, state: Fitness, for_s: float = 60.0) -> None:
         """What control finds."""
         now = self.world.now
         cells = health_cells(state, now, now + for_s, "")
@@ -33,17 +33,17 @@ def test_only_what_is_starting_or_down_is_left_out() -> None:
     """What nobody asked is not."""
     case = Case()
     assert case.out() == []
-    case.say("a", Standing.DOWN)
-    case.say("b", Standing.STARTING)
+    case.say("a", Fitness.DOWN)
+    case.say("b", Fitness.STARTING)
     assert case.out() == ["a", "b"]
-    case.say("b", Standing.READY)
+    case.say("b", Fitness.READY)
     assert case.out() == ["a"]
 
 
 def test_what_nobody_renews_lapses() -> None:
     """Control may be away for long."""
     case = Case()
-    case.say("a", Standing.DOWN, for_s=5.0)
+    case.say("a", Fitness.DOWN, for_s=5.0)
     case.world.advance(4.9)
     assert case.out() == ["a"]
     case.world.advance(0.2)
