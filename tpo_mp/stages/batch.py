@@ -18,18 +18,18 @@ Known weakness: a call holds its place at the backend (stage ``admission``) whil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta, Struct
 
 from tpo_mp.dialects.prompt_start import start_of
-from tpo_mp.pipeline.grouping import NAME_BYTES, Grouping, Later, Timer, Told
+from tpo_mp.pipeline.grouping import NAME_BYTES, Later, Timer, Told, grouping_of
 from tpo_mp.pipeline.loads import BackendLoad
 from tpo_mp.pipeline.placed import Passing, through
 from tpo_mp.pipeline.promise import Promise, run
-from tpo_mp.ports import Env, Feature, Proceed
+from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply
 
 MOST_GROUPS: Final = 1024
@@ -68,10 +68,8 @@ class Batch:
         self._later = later or _by_the_loop
         self._groups: dict[bytes, _Group] = {}
         self._under_way: dict[str, BackendLoad] = {}
-        self._grouping = Grouping(
-            env.peers, "batch", size=config.max_batch_size, wait_s=config.max_wait_s,
-            go=self.go, later=self._later,
-        )  # fmt: skip
+        self._grouping = grouping_of(env.peers, self._later)
+        self._grouping.join(self)
         metrics = env.metrics
         self._requests = metrics.counter(
             "orchestrator_batch_requests_total", "Calls that the stage batch has sent."
@@ -85,6 +83,12 @@ class Batch:
         self._pending = metrics.gauge(
             "orchestrator_batch_pending", "Calls that wait for others to be sent with."
         )
+
+    def meet(self, backends: Sequence[BackendConfig]) -> None:
+        """Know them; raises ``ConfigError`` when the host knows too many names."""
+        for entry in backends:
+            if not self._only or entry.name in self._only:
+                self._load(entry.name)
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Send it now, or with others."""
@@ -103,7 +107,10 @@ class Batch:
         waiting = _Waiting(group, call, proceed)
         group.waiting.append(waiting)
         self._pending.add(1)
-        group.told = self._grouping.came(name, len(group.waiting), group.told)
+        group.told = self._grouping.came(
+            name, len(group.waiting), group.told,
+            size=self._config.max_batch_size, wait_s=self._config.max_wait_s,
+        )  # fmt: skip
         return waiting.out
 
     def go(self, name: bytes) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from tests.support.fake_env import FakeShares, FakeWorld, make_call
 from tests.support.fake_peers import FakeWire
-from tpo_mp.errors import BackendFailure
+from tpo_mp.errors import BackendFailure, ConfigError
 from tpo_mp.pipeline import grouping
 from tpo_mp.pipeline.promise import Promise
+from tpo_mp.ports import BackendConfig
 from tpo_mp.stages.batch import MOST_GROUPS, Batch, Config
 from tpo_mp.types import Call, Reply
 
@@ -325,3 +326,27 @@ def test_every_call_is_sent_once_whatever_happens() -> None:
         clock.strike()
     assert sorted(host.texts) == sorted(expected), f"seed {seed}"
     assert not any(stage._groups for stage in host.stages), f"seed {seed}"
+
+
+def test_a_config_that_was_refused_leaves_the_running_one_its_messages() -> None:
+    """Its stages were made, and heard in the place of those that run, but are never used."""
+    host = Host(max_batch_size=2)
+    for stage in host.stages:
+        Batch(Config(max_batch_size=9), stage._env, Clock().later)
+    for seat in range(2):
+        host.send(f"round {seat}: one", seat)
+        host.send(f"round {seat}: two", 1 - seat)
+    assert len(host.sent) == 4
+
+
+def test_names_that_a_host_cannot_know_refuse_the_config() -> None:
+    """And no call, later."""
+
+    class Full(FakeShares):
+        def of(self, name: str) -> Any:
+            raise ConfigError(f"no line for {name}")
+
+    stage = Batch(Config(backends=("b",)), replace(FakeWorld().env, shares=Full()))
+    stage.meet([BackendConfig(name="a", kind="echo")])
+    with pytest.raises(ConfigError, match="no line"):
+        stage.meet([BackendConfig(name="b", kind="echo")])
