@@ -5,7 +5,8 @@ is what calls are grouped by.  Names of roles count; what only says how the answ
 delivered does not.
 
 Invariants: never more than ``most`` bytes; a body that cannot be read, or is longer than
-``MAX_BODY_BYTES``, has no beginning; equal prompts in one dialect have equal ones.
+``MAX_BODY_BYTES``, has no beginning; equal prompts in one dialect have equal ones; what is nested
+deeper than ``MOST_DEEP`` or comes after ``MOST_PARTS`` parts is not looked at.
 Known weakness: tools, which some templates put in front of everything, are not seen.
 """
 
@@ -18,9 +19,12 @@ import orjson
 
 MAX_BODY_BYTES: Final = 128 << 10
 """Reading more would hold the loop for a millisecond."""
+MOST_DEEP: Final = 16
+MOST_PARTS: Final = 4096
 
 _INSTRUCTIONS: Final = ("system", "instructions", "systemInstruction", "system_instruction")
 _SAID: Final = ("messages", "input", "contents", "prompt")
+_PARTS: Final = ("text", "content", "parts")
 
 
 def start_of(body: bytes, most: int) -> bytes:
@@ -43,26 +47,26 @@ def start_of(body: bytes, most: int) -> bytes:
 
 
 def _texts(asked: dict[str, Any]) -> Iterator[str]:
-    for name in _INSTRUCTIONS:
-        if name in asked:
-            yield from _words(asked[name])
-    for name in _SAID:
-        said = asked.get(name)
-        if said is not None:
-            yield from _words(said)
+    """The texts of messages and parts, in order."""
+    levels = [_told(asked, _INSTRUCTIONS + _SAID)]
+    for _ in range(MOST_PARTS):
+        found: Any = next(levels[-1], levels)
+        if found is levels:
+            levels.pop()
+            if not levels:
+                return
+        elif type(found) is str:
+            yield found
+        elif len(levels) == MOST_DEEP:
+            continue
+        elif type(found) is list:
+            levels.append(iter(found))
+        elif type(found) is dict:
+            role = found.get("role")
+            if type(role) is str:
+                yield role
+            levels.append(_told(found, _PARTS))
 
 
-def _words(given: Any) -> Iterator[str]:
-    """The texts of a message, a part, or a list of either, in order."""
-    if type(given) is str:
-        yield given
-    elif type(given) is list:
-        for one in given:
-            yield from _words(one)
-    elif type(given) is dict:
-        role = given.get("role")
-        if type(role) is str:
-            yield role
-        for name in ("text", "content", "parts"):
-            if name in given:
-                yield from _words(given[name])
+def _told(given: dict[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
+    return iter([found for name in names if (found := given.get(name)) is not None])
