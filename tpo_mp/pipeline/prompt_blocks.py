@@ -1,7 +1,8 @@
 """The beginning of a prompt as a chain of digests, each over all that comes before it.
 
 A prompt begins where the body's first conversation key does (``messages``, ``system``, ``tools``,
-``prompt``, ``input``, ``contents``), and is taken as the bytes that the client sent: those of a
+``prompt``, ``input``, ``contents``) within the first ``LOOKED``
+bytes, else where the body does, and is taken as the bytes that the client sent: those of a
 conversation that goes on begin as they did before.  Blocks are of 1 KiB, at most ``MOST`` of them;
 what is left beyond the last whole block is not looked at, so a shorter prompt has none.
 
@@ -24,6 +25,8 @@ from tpo_mp.types import Call
 
 MOST: Final = 64
 BLOCK: Final = 1024
+LOOKED: Final = 1 << 15
+"""A search through a large body would hold the loop for as long as somebody likes."""
 _BEGINS: Final = re.compile(rb'"(?:messages|system|tools|prompt|input|contents)"\s*:')
 _DIGEST: Final = 8
 
@@ -31,7 +34,7 @@ _DIGEST: Final = 8
 def blocks_of(call: Call) -> list[bytes]:
     """The digests of a call's blocks, the first one first; none of a short prompt."""
     body = call.body
-    found = _BEGINS.search(body)
+    found = _BEGINS.search(body, 0, LOOKED)
     start = found.start() if found else 0
     count = min((len(body) - start) // BLOCK, MOST)
     if not count:

@@ -4,7 +4,8 @@ The key is what names the session or the user (it also chose the worker), else t
 A session leaves its backend while that has more than ``spill`` times its fair share of the host's
 load, for the next on the ring, and comes back afterwards (``pipeline.hash_ring``,
 ``pipeline.loads``).
-Known weakness: of requests without a session only equal ones meet; ``prefix`` looks for more.
+Known weakness: of requests without a session only those of one length and with the same first
+64 KiB meet; ``prefix`` looks for more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec import Meta, Struct
 
 from tpo_mp.pipeline.hash_ring import HashRings, session_key
 from tpo_mp.pipeline.loads import Loads, T, left_for, within_bound
-from tpo_mp.ports import Env, Feature
+from tpo_mp.ports import BackendConfig, Env, Feature
 from tpo_mp.types import Call
 
 
@@ -43,16 +44,16 @@ class ConsistentHashRoute:
         self._loads = Loads(env.shares)
         self._rings = HashRings()
 
+    def meet(self, backends: Sequence[BackendConfig]) -> None:
+        """Put all of them on the ring: one that is away moves nobody else's sessions."""
+        self._rings.meet(backends)
+
     def pick(self, call: Call, targets: Sequence[T]) -> T:
         """Choose one target."""
         open_ = left_for(call, targets)
         if len(open_) == 1:
             return open_[0]
-        by_name = {target.name: target for target in open_}
-        # Of all targets: one that is away for a moment moves nobody else's sessions.
-        ring = self._rings.order(session_key(call), targets)
-        ordered = [by_name[name] for name in ring if name in by_name]
-        return within_bound(ordered, self._loads, self._spill)
+        return within_bound(self._rings.order(session_key(call), open_), self._loads, self._spill)
 
 
 FEATURE = Feature(Config, ConsistentHashRoute)

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from tpo_mp.pipeline.hash_ring import HashRings, session_key
 from tpo_mp.pipeline.loads import Loads, T, left_for, within_bound
 from tpo_mp.pipeline.prompt_blocks import blocks_of
-from tpo_mp.ports import Counter, Env, Feature
+from tpo_mp.ports import BackendConfig, Counter, Env, Feature
 from tpo_mp.types import Call
 
 
@@ -53,6 +53,12 @@ class PrefixRoute:
         self._counters: dict[str, Counter] = {}
         self._turn = env.peers.here
 
+    def meet(self, backends: Sequence[BackendConfig]) -> None:
+        """Put all of them on the ring: one that is away moves nobody else's sessions."""
+        self._rings.meet(backends)
+        for entry in backends:
+            self._index.number(entry.name)  # rather now than in a call's way
+
     def pick(self, call: Call, targets: Sequence[T]) -> T:
         """Choose one target, and record what it is sent."""
         open_ = left_for(call, targets)
@@ -61,24 +67,20 @@ class PrefixRoute:
         had = {t.name for t in open_ if holders and self._index.number(t.name) in holders}
         if not had or known < self._config.min_match * len(blocks):
             had = set()
-        ordered = self._ordered(call, targets, open_, had)
+        ordered = self._ordered(call, open_, had)
         chosen = within_bound(ordered, self._loads, self._config.spill)
         number = self._index.number(chosen.name)
         self._index.record(blocks, number, known if number in holders else 0)
         self._count("hit" if chosen.name in had else "spilled" if had else "miss")
         return chosen
 
-    def _ordered(
-        self, call: Call, targets: Sequence[T], open_: Sequence[T], had: set[str]
-    ) -> list[T]:
+    def _ordered(self, call: Call, open_: Sequence[T], had: set[str]) -> list[T]:
         """Who has the beginning, by load; then the session's ring, or the others by load."""
         if len(open_) == 1:
             return list(open_)
         loads = {t.name: self._loads.of(t.name).total() / t.weight for t in open_}
         if call.affinity:
-            by_name = {t.name: t for t in open_}
-            ring = self._rings.order(session_key(call), targets)
-            ordered = [by_name[name] for name in ring if name in by_name]
+            ordered = self._rings.order(session_key(call), open_)
             return sorted(
                 ordered, key=lambda t: (t.name not in had, (t.name in had) * loads[t.name])
             )

@@ -61,3 +61,10 @@ def test_tenants_and_models_have_nothing_in_common(field: str) -> None:
 def test_short_prompts_have_no_blocks_and_long_ones_not_too_many(size: int, blocks: int) -> None:
     """Whatever the body is."""
     assert len(blocks_of(make_call(b"\xff" * size))) == blocks
+
+
+def test_a_prompt_that_begins_late_is_not_searched_for() -> None:
+    """Nobody holds the loop with what comes before it."""
+    quotes = rb'{"metadata":{"a":"' + rb"\"" * (1 << 20) + b'"},'
+    whole = quotes + b'"messages":[' + b" " * 5000 + b"]}"
+    assert len(blocks_of(make_call(whole))) == MOST  # of all that there is
