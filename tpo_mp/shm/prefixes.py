@@ -56,7 +56,6 @@ _SETS_AT: Final = -(-(_NAMES_AT + NAMES * NAME_BYTES) // 64) * 64
 _SET_BYTES: Final = WAYS * 8
 _SIZE: Final = _SETS_AT + SETS * _SET_BYTES
 _NOBODY: Final = bytes(NAME_BYTES)
-_NAMING_NS: Final = 50_000_000
 _HIGH: Final = SETS - 256
 """The bits of a set's number that byte 5 of a digest gives; byte 6 gives the others."""
 _ENTRY: Final = (1 << 48) - 1
@@ -83,12 +82,16 @@ class SharedPrefixes:
         self._numbers: dict[str, int] = {}
 
     def number(self, name: str) -> int:
-        """The number of a backend, given when first asked for; 0: there is none for it now."""
+        """The number of a backend, given when first asked for; 0: there is none for it now.
+
+        Who cannot have the lock at once is told 0, and asks again with the next call.
+        """
         number = self._numbers.get(name)
         if number is None:
-            number = self._named(name)
-            if number:
-                self._numbers[name] = number
+            with self._table.lock(LOCK_ROW) as held:
+                if held is None:
+                    return 0
+                number = self._numbers[name] = self._named(name)
         return number
 
     def find(self, blocks: Sequence[bytes]) -> tuple[int, tuple[int, ...]]:
@@ -154,16 +157,14 @@ class SharedPrefixes:
         return True
 
     def _named(self, name: str) -> int:
+        """Find or give a number under the lock; 0 when all are given, which stays so."""
         digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
-        with self._table.lock(LOCK_ROW, wait_ns=_NAMING_NS) as held:
-            if held is None:
-                return 0
-            for number in range(1, NAMES + 1):
-                at = _NAMES_AT + (number - 1) * NAME_BYTES
-                found = self._map[at : at + NAME_BYTES]
-                if found == digest:
-                    return number
-                if found == _NOBODY:
-                    self._map[at : at + NAME_BYTES] = digest
-                    return number
+        for number in range(1, NAMES + 1):
+            at = _NAMES_AT + (number - 1) * NAME_BYTES
+            found = self._map[at : at + NAME_BYTES]
+            if found == digest:
+                return number
+            if found == _NOBODY:
+                self._map[at : at + NAME_BYTES] = digest
+                return number
         return 0

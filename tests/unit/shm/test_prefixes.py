@@ -136,3 +136,24 @@ def test_other_memory_is_refused(host: Host) -> None:
     host.segment.words[0] = 7
     with pytest.raises(Fault, match="another layout"):
         PrefixSegment.attach(host.segment.fd)
+
+
+def test_names_beyond_the_last_number_are_not_looked_for_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call would read all numbers under the host's lock, for every backend."""
+    index = host.process()
+    for n in range(NAMES):
+        assert index.number(f"b{n}") == n + 1
+    assert index.number("more") == 0
+    monkeypatch.setattr(host.rows, "lock", None)
+    assert index.number("more") == 0
+
+
+def test_a_name_waits_for_nobody(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pick asks for it: without the lock there is no number now, and one the next time."""
+    index = host.process()
+    with monkeypatch.context() as patched:
+        patched.setattr(host.rows, "acquire", lambda row, wait_ns: wait_ns > 1_000_000)
+        assert index.number("a") == 0
+    assert index.number("a") == 1
