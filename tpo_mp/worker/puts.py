@@ -13,10 +13,12 @@ from time import monotonic
 
 from tpo_mp.ports import Metrics, Store
 from tpo_mp.store.client import DEADLINE_S
+from tpo_mp.store.questions import VALUE_BYTES
 
 RETRY_S = 0.1
 LONGEST_S = 5.0
-MAX_BYTES = 32 << 20
+MAX_BYTES = 2 * VALUE_BYTES
+"""More than the longest value, or it and whatever waits beside it would push each other out."""
 MAX_VALUES = 8192
 SLOWEST_BYTES_S = 4 << 20
 """Of a disk under load: a value that was sent is not sent again while it is being written."""

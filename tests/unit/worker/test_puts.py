@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.fake_env import SilentMetrics, SilentSeries
 from tests.support.wait import until
+from tpo_mp.store.questions import VALUE_BYTES
 from tpo_mp.worker import puts
 from tpo_mp.worker.puts import Puts
 
@@ -150,3 +151,19 @@ def test_long_value_has_the_time_that_it_takes_to_be_written() -> None:
     short, long = sorted(store.waits)
     assert short < 0.1
     assert long > 2
+
+
+def test_the_longest_value_leaves_room_for_others() -> None:
+    """Neither it nor one that waits beside it is given up."""
+    store, metrics = FlakyStore(refusals=10), Counted()
+
+    async def story() -> None:
+        waiting = Puts(store, "t", metrics)
+        waiting.put("a", b"1", 5.0)
+        waiting.put("b", bytes(VALUE_BYTES), 5.0)
+        waiting.put("c", b"3", 5.0)
+        await settle()
+
+    asyncio.run(story())
+    assert metrics.lost.value == 0
+    assert {key for _, key, _, _ in store.kept} == {"a", "b", "c"}
