@@ -12,6 +12,7 @@ import importlib
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def by_nvml(root: Path) -> tuple[Gpu, ...]:
     except Exception:  # noqa: BLE001
         return ()
     finally:
-        nvml.nvmlShutdown()
+        with suppress(Exception):
+            nvml.nvmlShutdown()
 
 
 def _by_handle(nvml: Any, index: int, root: Path) -> Gpu:

@@ -71,13 +71,17 @@ def _cores(
 ) -> tuple[Core, ...]:
     last = max((cache.level for cache in caches), default=0)
     shared = {cpu: min(c.cpus) for c in caches if c.level == last for cpu in c.cpus}
-    found: dict[tuple[int, ...], Core] = {}
+    left = set(mine)
+    found: list[Core] = []
     for cpu in sorted(mine):
-        topology = folders.get(cpu, Path("/nowhere")) / "topology"
-        listed = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
-        threads = tuple(c for c in placement.parse_cpu_list(listed) if c in mine) or (cpu,)
-        found.setdefault(threads, Core(threads, node_of.get(cpu, 0), shared.get(cpu, 0)))
-    return tuple(found.values())
+        if cpu in left:
+            topology = folders.get(cpu, Path("/nowhere")) / "topology"
+            listed = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
+            threads = tuple(c for c in placement.parse_cpu_list(listed) if c in left)
+            threads = threads if cpu in threads else (cpu,)
+            left.difference_update(threads)
+            found.append(Core(threads, node_of.get(cpu, 0), shared.get(cpu, 0)))
+    return tuple(found)
 
 
 def _sockets(folders: Iterable[Path]) -> int | None:

@@ -58,17 +58,21 @@ def siblings(cpu: int) -> tuple[int, ...]:
     """List the hardware threads that share a core with ``cpu``, itself included."""
     try:
         text = (_CPU_DIR / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
-    except OSError:
+        found = parse_cpu_list(text)
+    except (OSError, ValueError):
         return (cpu,)
-    return parse_cpu_list(text) or (cpu,)
+    return found if cpu in found else (cpu,)
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """Read the kernel's list form, ``0-3,8``."""
+    """Read the kernel's list form, ``0-3,8``; what is no such list is an empty one."""
     cpus: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        cpus.extend(range(int(first), int(last or first) + 1))
+    try:
+        for part in filter(None, text.strip().split(",")):
+            first, _, last = part.partition("-")
+            cpus.extend(range(int(first), int(last or first) + 1))
+    except ValueError:
+        return ()
     return tuple(cpus)
 
 
@@ -80,14 +84,15 @@ def cores_first(cpus: list[int], shared: dict[int, tuple[int, ...]]) -> tuple[in
 
 def cores(folder: Path = _CPU_DIR) -> tuple[Core, ...]:
     """The cores of the allowed CPUs, with their memory node and last-level cache."""
-    allowed = set(allowed_cpus())
-    found: dict[tuple[int, ...], Core] = {}
-    for cpu in sorted(allowed):
-        threads = tuple(other for other in siblings(cpu) if other in allowed) or (cpu,)
-        if threads not in found:
+    left = set(allowed_cpus())
+    found: list[Core] = []
+    for cpu in sorted(left):
+        if cpu in left:
+            threads = tuple(other for other in siblings(cpu) if other in left)
+            left.difference_update(threads)
             here = folder / f"cpu{cpu}"
-            found[threads] = Core(threads, _node(here), _last_cache(here, cpu))
-    return tuple(found.values())
+            found.append(Core(threads, _node(here), _last_cache(here, cpu)))
+    return tuple(found)
 
 
 def _node(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +125,31 @@ def test_the_supervisors_plan_and_the_description_know_the_same_cores() -> None:
     assert set(machine.cpus) == set(placement.allowed_cpus())
     assert {core.cpus for core in machine.cores} == {core.cpus for core in placement.cores()}
     assert {core.node for core in machine.cores} == {core.node for core in placement.cores()}
+
+
+def test_a_machine_that_contradicts_itself_has_every_cpu_once(tmp_path: Path) -> None:
+    """Sandboxes and emulators write what they like."""
+    for cpu, text in enumerate(("0-1", "1", "1-2", "(null)", "0")):
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(text)
+    machine = linux.read(tmp_path)
+    assert machine.cpus == (0, 1, 2, 3, 4)
+    assert [core.cpus for core in machine.cores] == [(0, 1), (2,), (3,), (4,)]
+
+
+def test_a_driver_that_breaks_in_the_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other ways are tried."""
+
+    class Broken:
+        @staticmethod
+        def nvmlInit() -> None:
+            """It begins well."""
+
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            raise OSError(f"{name}: the library was unloaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", Broken())  # type: ignore[arg-type]
+    assert gpus.by_nvml(tmp_path) == ()

@@ -136,3 +136,29 @@ def test_a_process_is_pinned_inside_the_mask() -> None:
 def test_pinning_a_dead_process_is_no_error() -> None:
     """It may die between spawn and pin."""
     assert not placement.pin(2**22 + 1, 0)
+
+
+@pytest.mark.parametrize("text", ["0,2\n", "0-1", "(null)\n", "2-x", "", "\0"])
+def test_siblings_that_make_no_sense_are_none(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sandboxes and emulators write what they like: a CPU is its own sibling at least."""
+    folder = tmp_path / "cpu2" / "topology"
+    folder.mkdir(parents=True)
+    (folder / "thread_siblings_list").write_text(text)
+    monkeypatch.setattr(placement, "_CPU_DIR", tmp_path)
+    found = placement.siblings(2)
+    assert 2 in found
+    assert placement.cores_first([2], {2: found}) == (2,)
+
+
+def test_no_cpu_is_in_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the machine contradicts itself."""
+    for cpu, text in {0: "0-1", 1: "1", 2: "1-2", 3: "0-3"}.items():
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(text)
+    monkeypatch.setattr(placement, "_CPU_DIR", tmp_path)
+    monkeypatch.setattr(placement, "allowed_cpus", lambda: (0, 1, 2, 3))
+    dealt = [cpu for core in placement.cores(tmp_path) for cpu in core.cpus]
+    assert sorted(dealt) == [0, 1, 2, 3]
