@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from msgspec import Meta, Struct
 
@@ -188,7 +197,8 @@ class Stage(Protocol):
     ``after(call, reply)``, which the chain runs in line.
 
     ``meet(backends)``, where there is one, is told what backends the config has, once and before
-    any call, and then ``meet_routes(routes)`` what routes; ``inside(proceed)`` what lies deeper, as
+    any call, and then ``meet_routes(routes)`` what routes; ``behind(stage)`` which stage of its
+    phase lies directly outside; ``inside(proceed)`` what lies deeper, as
     ``join(key, call)`` serves calls that the same stage brought from another process (see
     ``Peers.bring``); ``blocked(call, backend)`` of an ATTEMPT stage says without a change that it
     would refuse that backend now, so that routes take another.
@@ -199,6 +209,23 @@ class Stage(Protocol):
     phase: ClassVar[Phase]
 
     async def __call__(self, call: Call, proceed: Proceed, /) -> Reply: ...
+
+
+@runtime_checkable
+class AnswerKeeper(Protocol):
+    """A stage that keeps answers, as the stage directly inside it sees it."""
+
+    def entrust(self) -> None:
+        """From now on the inner stage says what it asks, to be kept: this one watches no call."""
+        ...
+
+    def keeping(self, call: Call, asked: Awaitable[Reply]) -> Awaitable[Reply]:
+        """Keep what ``asked`` answers before whoever waits for it is told."""
+        ...
+
+    def again(self, call: Call) -> Reply | None:
+        """Look once more for an answer to a call, which may have come meanwhile."""
+        ...
 
 
 class Backend(Protocol):

@@ -361,7 +361,8 @@ class Peers(Protocol):
         A key lives where it was first asked for, until that seat leaves it.  There it meets the
         ``join(key, call)`` of the stage that has one, under config ``epoch``.  It is brought again
         when that seat dies: to the next, or to ``here``.  ``sure`` says that the answer is the same
-        each time, so that a stream may go on where it broke off.
+        each time, so that a stream may go on where it broke off.  ``here`` also serves a call whose
+        key lived elsewhere, or here, until a moment ago.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.conftest import StartGateway
@@ -24,6 +26,7 @@ from tests.support.wait import wait_for
 CHAT = "/v1/chat/completions"
 STATS, FLUSH = "/api/v1/cache/stats", "/api/v1/cache"
 PRICES = "[prices.models]\nup-1 = { input = 1, output = 2 }\n"
+CALLS, QUESTIONS = (100_000, 20_000) if os.environ.get("TPO_LONG") == "1" else (1_000, 300)
 KEYS = {"a": "key-of-team-a-0123", "b": "key-of-team-b-0123"}
 
 
@@ -153,6 +156,37 @@ def test_one_worker_and_two_find_the_same_answers(
         told.append([(q, r.headers["x-tpo-cache"]) for q, r in zip(asked, replies, strict=True)])
     assert told[0] == told[1]
     assert {how for _, how in told[0]} == {"hit", "miss"}
+
+
+def test_no_question_is_asked_by_both_workers(
+    gateway: Gateway, origin: Upstream, rng: Random
+) -> None:
+    """Sixty-four clients, few questions asked often and many once, on whichever worker."""
+    asked = [f"rank {min(int(rng.paretovariate(1)), QUESTIONS)}" for _ in range(CALLS)]
+    before = origin.counters.requests
+    told = asyncio.run(asked_at_once(gateway, asked, rng))
+    assert origin.counters.requests - before == len(set(asked)), told
+    assert told["miss"] == len(set(asked))
+    assert told.keys() <= {"miss", "hit", "coalesced"}
+
+
+async def asked_at_once(gateway: Gateway, asked: list[str], rng: Random) -> Counter[str]:
+    """Ask everything, each in a session of its own; what the answers say of the cache."""
+    told: Counter[str] = Counter()
+    rest = iter(asked)
+    async with aiohttp.ClientSession(gateway.url) as client:
+
+        async def some() -> None:
+            for text in rest:
+                body = chat(text, "up-1", temperature=0)
+                head = {"x-session-id": f"s{rng.randrange(1 << 30)}"}
+                async with client.post(CHAT, json=body, headers=head) as reply:
+                    said = (await reply.json())["choices"][0]["message"]["content"]
+                    assert said == f"answer to {text}"
+                    told[reply.headers["x-tpo-cache"]] += 1
+
+        await asyncio.gather(*(some() for _ in range(64)))
+    return told
 
 
 def test_sessions_of_another_shard_are_answered_too(gateway: Gateway, origin: Upstream) -> None:

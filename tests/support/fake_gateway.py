@@ -43,6 +43,7 @@ class FakeExchange:
     ended: bool = False
     aborted: bool = False
     hard: bool = False
+    source: Stream | None = None
 
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
@@ -56,6 +57,7 @@ class FakeExchange:
         """Record a head."""
         assert not self.status, "answered twice"
         self.status, self.content_type, self.extra = status, content_type, extra
+        self.source = source
 
     def write(self, data: bytes) -> None:
         """Record body bytes."""

@@ -33,6 +33,7 @@ from tpo_mp.pipeline.poison import Poison
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Env
 from tpo_mp.shm import frames
+from tpo_mp.shm.cache import CacheSegment, SharedCache
 from tpo_mp.shm.claims import ClaimSegment, SharedClaims
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.frames import HEAD, Kind
@@ -79,6 +80,7 @@ class FakeHost:
         self.registry = Registry(Segment.create("registry", geometry.size), geometry)
         self.ledger = FakeLedger()
         self.claims, self.rows = ClaimSegment.create(), RowTable.create(1)
+        self.cache = CacheSegment.create(workers, 1 << 18)
         self.bells = [Doorbell.create() for _ in range(self.seats)]
         for seat in range(self.seats):
             self.plane.seat(seat).occupy(seat if seat < workers else -1, Command.RUN)
@@ -95,7 +97,8 @@ class FakeHost:
             shard.links.close()
         for bell in self.bells:
             bell.close()
-        for part in (self.plane, self.rings, self.arena, self.registry, self.claims, self.rows):
+        for part in (self.plane, self.rings, self.arena, self.registry, self.claims, self.rows,
+                     self.cache):  # fmt: skip
             part.close()
 
     def pump(self, *only: FakeShard) -> None:
@@ -266,6 +269,7 @@ class FakeShard:
             store=self.store, timers=self.wheel, rooms={stage: FakeRoom() for stage in STAGES},
             ledger=host.ledger, quotas=FakeQuotas(), live=FakeLive(),
             journal=FakeJournal(), shares=FakeShares(), peers=self.peers,
+            cache=SharedCache(host.cache, host.rows, seat=seat, clock=monotonic),
         )  # fmt: skip
         self._env, self._tables = env, tables
         self.owner.poison = Poison(host.ledger, monotonic, self.metrics)

@@ -50,6 +50,9 @@ def check_order(stages: Sequence[Named]) -> None:
 
 def fold(stages: Sequence[Any], core: Serve) -> Serve:
     """Wrap ``core`` in ``stages``, outermost first."""
+    for outer, stage in pairwise(stages):
+        if hasattr(stage, "behind"):
+            stage.behind(outer)
     serve = core
     flat: list[Any] = []
     for stage in reversed(stages):

@@ -5,7 +5,7 @@
     0     header   magic u64 | layout u64 | pad to 64
     64    sets x 8 lines of 32 bytes
           +0 name (16)   +16 claim u64: seat << 48 | epoch << 16 | two bytes of the name
-          +24 unused
+          +24 in a set's first line: how many lines were taken
     locks bytes of the ledger's lock file behind its rows; byte ``set % 64`` of them is held by
           whoever gives a line of the set away
 
@@ -18,7 +18,11 @@ without the lock: nobody else writes a line that is held.
 What others see if a process dies between any two lines: before 5 a line that nobody holds; after it
 a claim of an epoch that is over, which counts for nothing.
 
-Memory order: the name before its claim; a claim that is seen before its name says another name.
+Lines of a set are taken in turn, so that a name stays written for a while after it was given back:
+who claims it then is told that it was ``known``, and looks for what its last holder left.
+
+Memory order: the name before its claim; a claim that is seen before its name says another name;
+what a holder left for others before its claim is zero.
 
 Invariants: at one instant one living process holds a name; nothing waits for longer than the lock
 (``LOCK_NS``).
@@ -36,7 +40,7 @@ from .rows import RowTable
 from .structure import FixedStructure
 
 MAGIC: Final = int.from_bytes(b"TPOCLAIM", "little")
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 SETS: Final = 4096
 WAYS: Final = 8
 LINE_BYTES: Final = 32
@@ -46,6 +50,8 @@ LOCK_NS: Final = 500_000
 NOBODY: Final = -1
 _SET_BYTES: Final = WAYS * LINE_BYTES
 _HEAD: Final = 64
+_TAKEN_AT: Final = 24
+_TURNS: Final = WAYS << 32
 _SERVING: Final = (SeatState.READY, SeatState.DRAINING)
 _SIZE: Final = _HEAD + SETS * _SET_BYTES
 
@@ -77,6 +83,8 @@ class SharedClaims:
         self._serves = serves
         self._own = seat << 48 | (epoch & 0xFFFFFFFF) << 16
         self._held: dict[bytes, int] = {}
+        self.known = False
+        """Whether the name that was last asked for had been claimed before."""
 
     @classmethod
     def of_host(
@@ -103,7 +111,8 @@ class SharedClaims:
         """
         at = _HEAD + int.from_bytes(name[:2], "little") % SETS * _SET_BYTES
         places, end = self._map, at + _SET_BYTES
-        if name in places[at:end]:  # mostly a new name is written nowhere
+        self.known = name in places[at:end]  # mostly a new name is written nowhere
+        if self.known:
             seat = self._find(at, name, lost)
             if seat != NOBODY:
                 return seat
@@ -113,6 +122,7 @@ class SharedClaims:
         try:
             if name in places[at:end]:
                 seat = self._find(at, name, lost)
+                self.known = True
                 if seat != NOBODY:
                     return seat
                 return self._claim(at, self._line(at, name), name)
@@ -124,6 +134,8 @@ class SharedClaims:
         """Give a name back, if this process holds it."""
         word = self._held.pop(name, -1)
         if word >= 0 and self._words[word] == self._own | _tag(name):
+            if FENCED:
+                fence()
             self._words[word] = 0
 
     def _find(self, at: int, name: bytes, lost: tuple[int, int] | None) -> int:
@@ -150,12 +162,16 @@ class SharedClaims:
         """Write a name over the line where it stands (-1: none), or over what nobody holds."""
         words = self._words
         if line < 0:
-            for line in range(at, at + _SET_BYTES, LINE_BYTES):
+            turn = (at + _TAKEN_AT) // 8
+            taken = words[turn]
+            for number in range(taken, taken + WAYS):
+                line = at + number % WAYS * LINE_BYTES
                 claim = words[(line + NAME_BYTES) // 8]
                 if claim == 0 or not self._holds(claim, None):
                     break
             else:
                 return NOBODY
+            words[turn] = (number + 1) % _TURNS
         word = (line + NAME_BYTES) // 8
         words[word] = 0
         self._map[line : line + NAME_BYTES] = name

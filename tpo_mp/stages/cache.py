@@ -11,6 +11,10 @@ A client opts out with ``X-TPO-Cache: no-store`` (nothing kept, nothing given ag
 (asked afresh, and kept); ``Cache-Control`` counts likewise.  A call that was looked up says so in
 ``X-TPO-Cache: hit`` or ``miss``.
 
+When a stage directly inside shares calls (``ports.AnswerKeeper``), what it asks is kept before it says
+that it is answered, whoever waits for it; and it looks here again where an answer may have come
+since a call was first looked up.  So no worker asks what another was just answered.
+
 Invariants: an answer never leaves its tenant, nor the credential it was asked with; errors and
 answers that were cut are not kept; a hit asks no backend and uses nothing of a token budget.
 Known weakness: an answer that the upstream would give differently by now is old for up to
@@ -65,6 +69,7 @@ class Cache:
         self.ttl_s = config.ttl_s
         self.max_answer = min(config.max_answer_bytes, env.cache.most)
         self._salt = 0
+        self.entrusted = False
 
     def meet(self, backends: Sequence[BackendConfig]) -> None:
         """What other backends would answer is another answer."""
@@ -92,7 +97,38 @@ class Cache:
                 return _Farther(self, self.tier, call, key, proceed).look()
         call.cache = "miss"
         cache.count(hit=False)
+        if self.entrusted:
+            return proceed(call)
         return _Keeping(self, call, key, cache.generation).watch(proceed(call))
+
+    # -- AnswerKeeper ---------------------------------------------------------------------------------
+
+    def entrust(self) -> None:
+        self.entrusted = True
+
+    def keeping(self, call: Call, asked: Awaitable[Reply]) -> Awaitable[Reply]:
+        if call.cache != "miss":
+            return asked
+        key = fingerprint(call, self._match)
+        if key is None:
+            return asked
+        key = kept.answer_key(key, self._salt)
+        return _Keeping(self, call, key, self.cache.generation).watch(asked)
+
+    def again(self, call: Call) -> Reply | None:
+        if call.reuse != _ANY or len(call.body) > self._max_request:
+            return None
+        key = fingerprint(call, self._match)
+        if key is None:
+            return None
+        found = self.cache.find(kept.answer_key(key, self._salt))
+        reply = None if found is None else kept.replay(found, call)
+        if reply is None:
+            call.cache = "miss"
+        else:
+            call.cache = "hit"
+            self.cache.count(hit=True)
+        return reply
 
 
 class _Farther:
@@ -125,8 +161,14 @@ class _Farther:
 
     def _ask(self) -> Awaitable[Reply]:
         stage, call = self._stage, self._call
-        call.cache = "miss"
+        reply = stage.again(call)  # looking farther took its time
+        if reply is not None:
+            answered: Promise[Reply] = Promise()
+            answered.resolve(reply)
+            return answered
         stage.cache.count(hit=False)
+        if stage.entrusted:
+            return self._proceed(call)
         keeping = _Keeping(stage, call, self._key, self._generation)
         return keeping.watch(self._proceed(call))
 

@@ -4,6 +4,10 @@ Calls with one key (``pipeline.fingerprint``: tenant, model, the whole body) are
 shard where that key lives, which is the first that was asked, and share what the first of them gets
 (``pipeline.flight``).  When that shard dies, the first of those that waited for it begins anew.
 
+An answer that the stage ``cache`` keeps, when that lies directly outside, is kept before its key is
+given up.  So who finds that a key was given up a moment ago, or is brought to where it is no more,
+looks there again before it asks.
+
 By default only calls that are certain to get the same answer share one: embeddings, temperature 0,
 a seed.
 
@@ -27,7 +31,8 @@ from msgspec import Meta, Struct
 
 from tpo_mp.pipeline.fingerprint import Match, fingerprint
 from tpo_mp.pipeline.flights import Flights
-from tpo_mp.ports import Env, Feature, Proceed
+from tpo_mp.pipeline.promise import Promise
+from tpo_mp.ports import Env, Feature, AnswerKeeper, Proceed
 from tpo_mp.types import Call, Phase, Reply
 
 _OF_ONE_CALL: Final = b"\0one"
@@ -66,11 +71,22 @@ class Dedup:
         self._epoch = env.epoch
         self._flights = Flights(env, config.max_entries, config.linger_s)
         self._sdk_retries = config.enabled and config.sdk_retries
-        self._inner: Proceed
+        self._keeper: AnswerKeeper | None = None
+        self._ask: Proceed
+
+    def behind(self, stage: object) -> None:
+        """Have what is asked kept by the stage outside, if it keeps answers."""
+        if self._enabled and isinstance(stage, AnswerKeeper):
+            self._keeper = stage
+            stage.entrust()
 
     def inside(self, proceed: Proceed) -> None:
         """Learn what lies deeper: calls that come from another shard go on there."""
-        self._inner = proceed
+        keeper = self._keeper
+        if keeper is None:
+            self._ask = proceed
+        else:
+            self._ask = lambda call: keeper.keeping(call, proceed(call))
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Ask, or wait for who asks."""
@@ -78,28 +94,34 @@ class Dedup:
         if found is not None:
             key = found + bytes((call.stream, call.usage_wanted, call.priority))
         elif not self._sdk_retries or call.sdk_try < 0 or call.reuse:
-            return proceed(call)
+            return self._ask(call) if call.cache else proceed(call)
         else:
             found = fingerprint(call, Match.ALL)
             if found is None:
-                return proceed(call)
+                return self._ask(call) if call.cache else proceed(call)
             form = bytes((call.stream, call.usage_wanted, call.priority))
             key = found + form + call.key_id.encode() + _OF_ONE_CALL
         sure: bool = call.fingerprint.sure
         if key in self._flights:
             return self._join(key, call)
-        here = partial(self._join, key)
-        return self._peers.bring(call, key, self._epoch, sure, here) or here(call)
+        here = partial(self.join, key)
+        return self._peers.bring(call, key, self._epoch, sure, here) or self._join(key, call)
 
     def join(self, key: bytes, call: Call) -> Awaitable[Reply]:
-        """Serve a call of another shard here, where its key lives."""
+        """Serve a call here, where its key lives, or lived until a moment ago."""
         if key not in self._flights:
-            self._peers.lead(key)  # what it was brought to is over
+            self._peers.lead(key)  # first: an answer that comes later than this is our own
+            reply = None if self._keeper is None else self._keeper.again(call)
+            if reply is not None:
+                self._peers.leave(key)
+                answered: Promise[Reply] = Promise()
+                answered.resolve(reply)
+                return answered
         return self._join(key, call)
 
     def _join(self, key: bytes, call: Call) -> Awaitable[Reply]:
         afresh = call.sdk_try == 0 and key.endswith(_OF_ONE_CALL)
-        return self._flights.join(key, call, self._inner, afresh=afresh)
+        return self._flights.join(key, call, self._ask, afresh=afresh)
 
 
 FEATURE = Feature(Config, Dedup)

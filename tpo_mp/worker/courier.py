@@ -77,12 +77,14 @@ class Courier:
     def bring(
         self, call: Call, key: bytes, epoch: int, sure: bool, here: Here
     ) -> Awaitable[Reply] | None:
-        """Have a call answered where its key lives; ``None``: that is here."""
+        """Have a call answered where its key lives; ``None``: that is here, and lived nowhere."""
         if self._alone:
             return None
         seat = self.leader(key)
-        if seat == self.seat or seat == NOBODY:
+        if seat == NOBODY:
             return None
+        if seat == self.seat:
+            return here(call) if self._claims.known else None
         errand = _Errand(self, call, key, epoch, sure, here)
         return errand.out if errand.sent(seat) else None
 
