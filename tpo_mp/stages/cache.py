@@ -11,9 +11,9 @@ A client opts out with ``X-TPO-Cache: no-store`` (nothing kept, nothing given ag
 (asked afresh, and kept); ``Cache-Control`` counts likewise.  A call that was looked up says so in
 ``X-TPO-Cache: hit`` or ``miss``.
 
-When a stage directly inside shares calls (``ports.AnswerKeeper``), what it asks is kept before it says
-that it is answered, whoever waits for it; and it looks here again where an answer may have come
-since a call was first looked up.  So no worker asks what another was just answered.
+When a stage directly inside shares calls (``ports.AnswerKeeper``), what it asks is kept before it
+says that it is answered, whoever waits for it; and it looks here again where an answer may have
+come since a call was first looked up.  So no worker asks what another was just answered.
 
 Invariants: an answer never leaves its tenant, nor the credential it was asked with; errors and
 answers that were cut are not kept; a hit asks no backend and uses nothing of a token budget.
@@ -101,7 +101,7 @@ class Cache:
             return proceed(call)
         return _Keeping(self, call, key, cache.generation).watch(proceed(call))
 
-    # -- AnswerKeeper ---------------------------------------------------------------------------------
+    # -- AnswerKeeper ---------------------------------------------------------------------------
 
     def entrust(self) -> None:
         self.entrusted = True

@@ -32,7 +32,7 @@ from msgspec import Meta, Struct
 from tpo_mp.pipeline.fingerprint import Match, fingerprint
 from tpo_mp.pipeline.flights import Flights
 from tpo_mp.pipeline.promise import Promise
-from tpo_mp.ports import Env, Feature, AnswerKeeper, Proceed
+from tpo_mp.ports import AnswerKeeper, Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply
 
 _OF_ONE_CALL: Final = b"\0one"
