@@ -94,6 +94,7 @@ BOTH = (PLAIN, GOVERNED)
 SIMULATOR, PACED = "tpo-simulator", "tpo-simulator-paced"
 BOOT, ARRIVALS = "tpo-simulator-boot", "tpo-simulator-arrivals"
 TWO = "tpo-simulator-two"
+MLX, MLX_LM = "mlx_engine", "mlx_lm-server"
 
 GATES = (
     Gate(
@@ -239,5 +240,19 @@ GATES = (
     Gate(
         "a lookup among 100,000 blocks of the prefix index", "prefixes",
         _median("index", "lookup_us"), 5, "µs", ("index",),
+    ),
+    *(
+        Gate(
+            f"MLX engine, tokens of {clients} at once against mlx_lm's server, same run", "mlx",
+            _ratio(MLX, MLX_LM, f"tokens_per_s_{clients}"), 1, TIMES, (MLX,), highest=False,
+        )
+        for clients in (1, 8, 32)
+    ),
+    *(
+        Gate(
+            f"MLX engine, first token of {clients} at once against mlx_lm's server, same run",
+            "mlx", _ratio(MLX, MLX_LM, f"first_ms_{clients}"), 1, TIMES, (MLX,),
+        )
+        for clients in (1, 8, 32)
     ),
 )  # fmt: skip

@@ -57,6 +57,8 @@ LABELS = {
     "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
     "tpo-simulator-boot": "tpo-mp simulate, its start",
     "tpo-simulator-arrivals": "tpo-mp simulate, seen by a client",
+    "mlx_engine": "our engine process",
+    "mlx_lm-server": "mlx_lm's server",
     "vllm-router": "vLLM router",
     "sglang-router": "sglang router",
     "litellm": "LiteLLM",
