@@ -72,7 +72,8 @@ def assign(cores: Sequence[Core], workers: int, engines: Sequence[EngineNeed] = 
         if count < need.cores:
             short.append(need.name)
         taken = _near(left, count, need.node)
-        left = [core for core in left if core not in taken]
+        gone = frozenset(taken)
+        left = [core for core in left if core not in gone]
         room -= count
         given[need.name] = tuple(cpu for core in taken for cpu in core.cpus)
     slots = _threads_in_order(left)[:workers]
