@@ -257,10 +257,13 @@ def status_text(answer: dict[str, Any]) -> str:
             facts.append(f"{name}: {_cell(value)}")
     for row in processes:
         row.pop("slot", None)
+        row.pop("engine", None)
     return "\n".join([*facts, "", _columns(processes)] if processes else facts)
 
 
 def _title(group: str, row: dict[str, Any]) -> str:
+    if "engine" in row:
+        return f"engine {row['engine']}"
     return f"slot {row['slot']}" if "slot" in row else group
 
 

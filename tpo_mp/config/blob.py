@@ -20,6 +20,7 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.ports import BackendConfig, Probe
 
 from .api_keys import digest
+from .engines import EngineSection
 from .prices import PricesSection
 from .sections import (
     AuthKey,
@@ -62,6 +63,7 @@ class ProcessView(Struct, frozen=True, kw_only=True):
     ops_port_given: bool
     warnings: tuple[str, ...]
     backends: tuple[BackendView, ...]
+    engines: tuple[EngineSection, ...]
 
 
 class _Route(Struct, frozen=True):
@@ -119,6 +121,7 @@ def to_blob(config: Config) -> bytes:
         ops_port_given=config.ops_port_given,
         warnings=config.warnings,
         backends=tuple(BackendView(b.name, b.kind, b.models) for b in config.backends),
+        engines=config.engines,
     )
     features = _Features(
         pipeline=config.pipeline,
@@ -191,6 +194,7 @@ def from_blob(blob: bytes | memoryview) -> Config:
         pipeline=features.pipeline,
         auth=features.auth,
         prices=features.prices,
+        engines=view.engines,
         backends=tuple(_backend(kind, raw) for kind, raw in features.backends),
         routes=tuple(_route(route) for route in features.routes),
         stages={

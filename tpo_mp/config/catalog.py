@@ -44,7 +44,6 @@ _KNOWN: Final[dict[Door, tuple[str, ...]]] = {
 
 UNBUILT: Final = (
     "simulator.providers", "simulator.simulation", "simulator.telemetry",
-    "engines",
     "observability.tracing_endpoint", "observability.monitoring",
     "auth.jwt_secret", "auth.max_key_age_days",
     "health.interval_s",

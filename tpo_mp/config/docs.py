@@ -73,6 +73,7 @@ def render() -> str:
         if "$ref" in properties[name]:
             page.table(f"`[{name}]`", properties[name])
     page.table("`[simulator]`", properties["simulator"])
+    page.table("`[[engines]]`", properties["engines"]["items"])
     backend, route = _shape_of(BackendConfig), _shape_of(RouteTable)
     page.table("`[[backends]]`, every kind", backend)
     for shape in properties["backends"]["items"]["anyOf"]:

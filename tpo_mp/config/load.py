@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from . import aliases, catalog, features, overlay, providers, rules, simulating
+from . import aliases, catalog, engines, features, overlay, providers, rules, simulating
 from .check import Converter
 from .paths import ABSENT, get, take
 from .prices import PricesSection
@@ -92,6 +92,7 @@ def build(
     aliases.report_leftovers(tree, problems)
     _warn_of_unbuilt(tree, problems)
     simulating.resolve(tree, flags, base, problems)
+    engines.resolve(tree, flags.get("engine_ports") or {}, problems)
     _refuse_unknown_sections(tree, problems)
     providers.stand_in(tree, problems)
     if not tree.get("backends"):
@@ -123,6 +124,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         tree.get("stages", {}), pipeline.stages if pipeline else None, converter
     )
     surfaces = features.surfaces(tree.get("surfaces", {}), converter)
+    own = engines.convert(tree.get("engines", []), converter)
     backends = features.backends(tree["backends"], converter)
     names = {str(table["name"]): None for table in tree["backends"] if "name" in table}
     routes = features.routes(tree.get("routes", []), names, converter)
@@ -159,6 +161,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         auth=auth,
         prices=prices,
         backends=backends,
+        engines=own,
         routes=routes,
         stages=stages,
         stage_order=tuple(stages),

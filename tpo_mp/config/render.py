@@ -53,6 +53,8 @@ def canonical(config: Config) -> Tree:
     for name in catalog.SURFACES:
         tree["surfaces"].setdefault(name, {"enabled": False})
     tree["backends"] = [_plain(backend) for backend in config.backends]
+    if config.engines:
+        tree["engines"] = [_plain(engine) for engine in config.engines]
     tree["routes"] = [
         {
             "models": list(rule.models),

@@ -18,6 +18,7 @@ from tpo_mp.errors import ConfigError
 from tpo_mp.ports import Door
 
 from . import catalog, providers, simulating
+from .engines import EngineSection
 from .features import RouteTable
 from .load import SECTIONS
 from .values import Secret
@@ -51,7 +52,12 @@ def build(warn: Callable[[str], object] = lambda _said: None) -> Schema:
     One from outside that cannot be loaded is left out, and ``warn`` told why.
     """
     found = {door: dict(_options(door, warn)) for door in _DOORS}
-    kinds = [*SECTIONS.values(), RouteTable, *(k for of in found.values() for k in of.values())]
+    kinds = [
+        *SECTIONS.values(),
+        EngineSection,
+        RouteTable,
+        *(k for of in found.values() for k in of.values()),
+    ]
     shapes, defs = msgspec.json.schema_components(kinds, schema_hook=_hook, ref_template=_REF)
     by_kind = dict(zip(kinds, shapes, strict=True))
 
@@ -63,6 +69,7 @@ def build(warn: Callable[[str], object] = lambda _said: None) -> Schema:
     properties["stages"] = _stages({n: shape(k) for n, k in found["stages"].items()})
     properties["surfaces"] = _surfaces({n: shape(k) for n, k in found["surfaces"].items()})
     properties["backends"] = _backends({n: shape(k) for n, k in found["backends"].items()})
+    properties["engines"] = {"type": "array", "items": by_kind[EngineSection]}
     properties["routes"] = _routes(
         shape(RouteTable), {n: shape(k) for n, k in found["routes"].items()}
     )

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from tpo_mp.ports import BackendConfig
 
+from .engines import EngineSection
 from .prices import PricesSection
 from .sections import (
     AuthSection,
@@ -50,6 +51,7 @@ class Config(Struct, frozen=True, kw_only=True):
     auth: AuthSection = AuthSection()
     prices: PricesSection = PricesSection()
     backends: tuple[BackendConfig, ...] = ()
+    engines: tuple[EngineSection, ...] = ()
     routes: tuple[RouteRule, ...] = ()
     stages: dict[str, Struct] = {}
     stage_order: tuple[str, ...] = ()

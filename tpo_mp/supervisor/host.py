@@ -18,6 +18,8 @@ from tpo_mp.errors import ExitCode
 from tpo_mp.shm.registry import Registry
 
 from . import placement
+from .engine_records import clear_leftovers
+from .engines import EngineHouse
 from .events import EventLog
 from .hands import Context, RealHands
 from .loop import HostLoop, Parts, limits_of, times_of
@@ -53,6 +55,10 @@ def _run(
     stack.callback(signals.close)
     nursery = Nursery(memory, listeners, state_dir.path)
     stack.callback(nursery.close)
+    for name in clear_leftovers(state_dir.path):
+        events("old_engine_killed", "warning", engine=name)
+    engines = EngineHouse(state_dir.path, events, limits_of(view))
+    stack.callback(engines.close)
     service = ServiceNotifier()
     stack.callback(service.close)
     context = Context(house, times_of(view), RealHands(memory, nursery), events)
@@ -60,7 +66,7 @@ def _run(
     supervisor = HostLoop(
         Parts(
             context, memory, nursery, listeners, signals, service, state_dir, config_path, blob,
-            compile_now,
+            compile_now, engines,
         )
     )  # fmt: skip
     stack.callback(supervisor.close)

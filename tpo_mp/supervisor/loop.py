@@ -24,6 +24,7 @@ from tpo_mp.shm.plane import HostState
 
 from .beats import cpu_sample
 from .ctl import CommandSocket, Respond
+from .engines import EngineHouse
 from .events import Level, write_line
 from .hands import Context
 from .intensity import RestartLimits
@@ -62,6 +63,7 @@ class Parts:
     config_path: Path | None
     blob: bytes
     compile_now: Compile
+    engines: EngineHouse
 
 
 class HostLoop:
@@ -95,6 +97,7 @@ class HostLoop:
         self._context.events.least = view.observability.log_level
         self._parts.listeners.give_up_dead_peers(view.server.dead_peer_s, view.server.slow_reader_s)
         limits = limits_of(view)
+        self._parts.engines.adopt(view.engines, limits)
         for berth in self._house.berths:
             berth.intensity.limits = limits
         path = self._parts.config_path
@@ -112,6 +115,7 @@ class HostLoop:
             self._reap(now)
             judge(self._context, self._plane, cpu_sample, now)
             reconcile(self._context, self.desired, now)
+            self._keep_engines(now)
             self._publish(now)
             ended = self._verdict(now)
             if ended is not None:
@@ -222,7 +226,8 @@ class HostLoop:
         """Describe the host and the last reload."""
         shown = status(
             self._house, self.desired, self._plane, self._parts.listeners,
-            self._reloader.view.backends, self._parts.memory.state_of, self._started_at, now,
+            self._reloader.view.backends, self._parts.memory.state_of, self._parts.engines,
+            self._started_at, now,
         )  # fmt: skip
         reloader = self._reloader
         fixed = [f"server.{name} changed" for name in reloader.restart_for]
@@ -244,6 +249,16 @@ class HostLoop:
             if not child.booted and self._first_failure_at is None:
                 self._first_failure_at = now
         self._parts.nursery.reap_strangers()
+
+    # engines
+
+    def _keep_engines(self, now: float) -> None:
+        engines = self._parts.engines
+        quick = self.desired.phase is HostState.STOPPING
+        # Calls that are let finish may be theirs.
+        if self.desired.phase is not HostState.RUNNING and not self._house.shards:
+            engines.stop(now, quick=quick)
+        engines.turn(now)
 
     # publish
 
@@ -290,7 +305,8 @@ class HostLoop:
 
     def _verdict(self, now: float) -> tuple[ExitCode, str] | None:
         if self.desired.phase is not HostState.RUNNING:
-            return None if self._house.children else (ExitCode.OK, "stopped")
+            ended = not self._house.children and self._parts.engines.empty
+            return (ExitCode.OK, "stopped") if ended else None
         return verdict(self._house, self._first_failure_at, now)
 
 

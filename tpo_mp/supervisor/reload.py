@@ -15,7 +15,7 @@ it is reported, not applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,7 +35,8 @@ SIZED = ("max_open_calls", "cache_bytes")
 """Fields of ``[server]`` that the shared memory was sized by: a change would fit no new child."""
 
 Answer: TypeAlias = dict[str, Any]
-Compile: TypeAlias = Callable[[float], Compilation]
+Compile: TypeAlias = Callable[[float, Mapping[str, int]], Compilation]
+"""Begins to compile at a time, for engines that have these ports."""
 Reply: TypeAlias = Callable[[Answer], None]
 
 
@@ -93,9 +94,13 @@ class Reloader:
             self._serving, self._requests = self._requests, []
             context.events("reloading")
             try:
-                self._compilation = self._compile(now)
+                self._compilation = self._compile(now, self._ports())
             except OSError as error:
                 self._finish(context, ok=False, problems=[f"cannot compile: {error}"])
+
+    def _ports(self) -> dict[str, int]:
+        """Engines that nobody gave a port keep the one they were given by chance."""
+        return {engine.name: engine.port for engine in self.view.engines}
 
     def close(self, why: str) -> None:
         """Drop a run that is under way, and answer whoever waits for one."""

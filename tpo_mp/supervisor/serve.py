@@ -41,8 +41,8 @@ def serve(options: ServeOptions) -> int:
     set_limits()
     config_path = options.config_path and options.config_path.absolute()
 
-    def compile_now(now: float) -> Compilation:
-        return Compilation(config_path, options.flags, now)
+    def compile_now(now: float, ports: Mapping[str, int]) -> Compilation:
+        return Compilation(config_path, {**options.flags, "engine_ports": dict(ports)}, now)
 
     try:
         starting = Compilation(config_path, options.flags, monotonic(), starting=True)

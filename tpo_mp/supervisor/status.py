@@ -11,6 +11,7 @@ from tpo_mp.config.blob import BackendView
 from tpo_mp.shm.lifeline import RESTART_NEEDED
 from tpo_mp.shm.plane import HostState, Plane, SeatState
 
+from .engines import EngineHouse
 from .placement import UNPINNED
 from .sockets import Listeners
 from .state import Berth, Child, Desired, House, Intent
@@ -23,6 +24,7 @@ def status(
     listeners: Listeners,
     backends: Sequence[BackendView],
     state_of: Callable[[str], str],
+    engines: EngineHouse,
     started_at: float,
     now: float,
 ) -> dict[str, Any]:
@@ -53,18 +55,20 @@ def status(
             }
             for backend in backends
         ],
+        "engines": engines.status(now),
         "rolling": desired.rolling,
-        "degraded": degraded(house),
+        "degraded": degraded(house, engines),
         "restart_needed": restart_needed(house),
     }
 
 
-def degraded(house: House) -> list[str]:
-    """Name the berths that should be filled and are not; nothing before the host was ready."""
+def degraded(house: House, engines: EngineHouse) -> list[str]:
+    """Name berths and engines that should serve and do not; nothing before the host is ready."""
     if house.ready_at is None:
         return []
     missing = [berth.name for berth in (*house.slots, house.control) if not berth.served]
     spare = house.spare
+    missing += engines.missing()
     return missing + (["spare"] if spare.child is None and spare.intensity.level else [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -43,7 +44,7 @@ def reload_with(compiled: Compiled | OSError) -> tuple[dict[str, Any], FakeMemor
     """Run one reload whose compiler child answers ``compiled``."""
     world, memory, answers = World(), FakeMemory(), list[dict[str, Any]]()
 
-    def compile_now(_now: float) -> Compilation:
+    def compile_now(_now: float, _ports: Mapping[str, int]) -> Compilation:
         if isinstance(compiled, OSError):
             raise compiled
         return cast("Compilation", FakeCompilation(compiled))  # only ``poll`` is asked

@@ -1,0 +1,209 @@
+"""Model servers that the host starts itself: kept, restarted, stopped whole, never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.wait import free_port, wait_for
+
+FAKE = Path(__file__).parents[1] / "support/fake_engine.py"
+
+
+def engine(name: str, *words: str, **options: Any) -> str:
+    """One ``[[engines]]`` entry of the fake engine."""
+    command = [sys.executable, str(FAKE), "{port}", *words]
+    lines = ["[[engines]]", f'name = "{name}"', f"command = {json.dumps(command)}"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in options.items()]
+    return "\n".join(lines) + "\n"
+
+
+def rows(gateway: Gateway) -> Mapping[str, Mapping[str, Any]]:
+    """What ``status --json`` says of the engines, by name."""
+    return {row["engine"]: row for row in gateway.status()["engines"]}
+
+
+def until(gateway: Gateway, **states: str) -> Mapping[str, Mapping[str, Any]]:
+    """Wait for engines to be in these states; answer their rows."""
+
+    def there() -> Mapping[str, Mapping[str, Any]] | None:
+        found = rows(gateway)
+        return found if all(found[n]["state"] == s for n, s in states.items()) else None
+
+    return wait_for(there, 30, f"engines in states {states}")
+
+
+def words_of(gateway: Gateway, name: str) -> str:
+    """Why an engine does not serve."""
+    return str(rows(gateway)[name]["last_words"] or "")
+
+
+def tree_of(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: Sequence[psutil.Process]) -> bool:
+    """Whether none of them lives."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def chat(gateway: Gateway, model: str = "m", **more: Any) -> Any:
+    """Ask once; answer the reply."""
+    body = {"model": model, "messages": [{"role": "user", "content": os.urandom(4).hex()}]}
+    return gateway.ask("/v1/chat/completions", body | more)
+
+
+def said(reply: Any) -> str:
+    """The text of a whole chat."""
+    assert reply.status == 200, reply.body
+    text: str = json.loads(reply.body)["choices"][0]["message"]["content"]
+    return text
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    """Start gateways; stop what a test left running."""
+    running: list[Gateway] = []
+
+    def begin(config: str, name: str = "host", **options: Any) -> Gateway:
+        gateway = Gateway(tmp_path / name, config=config, **options)
+        gateway.start()
+        running.append(gateway)
+        return gateway
+
+    yield begin
+    for gateway in running:
+        gateway.close()
+
+
+def test_an_engine_serves_is_restarted_and_ends_with_its_group(
+    start: Callable[..., Gateway],
+) -> None:
+    """The whole life: started, asked, killed, started again while others serve, stopped whole."""
+    routed = '[[routes]]\nbackends = ["one", "two"]\nstrategy = "failover"\n'
+    config = engine("one", "child", model="m") + engine("two", model="m") + routed
+    gateway = start(config, workers=2)
+    found = until(gateway, one="ready", two="ready")
+    first, second = found["one"]["pid"], found["two"]["pid"]
+    assert said(chat(gateway)) == f"pid {first}"
+    streamed = chat(gateway, stream=True)
+    assert f"pid {first}".encode() in streamed.body
+    assert b"[DONE]" in streamed.body
+    family = tree_of(first)
+    assert len(family) == 2
+
+    os.kill(first, signal.SIGKILL)
+    assert said(chat(gateway)) in {f"pid {second}", f"pid {rows(gateway)['one']['pid']}"}
+    wait_for(lambda: gone(family), 10, "the killed engine's child to end")
+    again = until(gateway, one="ready")["one"]
+    assert again["pid"] != first
+    assert again["restarts"] == 1
+    wait_for(lambda: said(chat(gateway)) == f"pid {again['pid']}", 20, "traffic to come back")
+
+    family = tree_of(again["pid"]) + tree_of(second)
+    gateway.stop()
+    assert gone(family), family
+    assert not list(gateway.state_dir.glob("engine-*.run"))
+    assert "fake engine is listening" in (gateway.state_dir / "engine-one.log").read_text()
+
+
+def test_an_engine_never_outlives_its_supervisor(start: Callable[..., Gateway]) -> None:
+    """The supervisor is killed: the keeper ends it; both are killed: the next start does."""
+    config = engine("one", "child", "stubborn", model="m")
+    gateway = start(config)
+    found = until(gateway, one="ready")["one"]
+    family = tree_of(found["pid"])
+    gateway.send_signal(signal.SIGKILL)
+    wait_for(lambda: gone(family), 10, "the engine to end after its supervisor")
+    gateway.close()
+
+    gateway = start(config)
+    found = until(gateway, one="ready")["one"]
+    family = tree_of(found["pid"])
+    keeper = family[0].parent()
+    assert keeper is not None
+    record = json.loads((gateway.state_dir / "engine-one.run").read_text())
+    assert record["pid"] == found["pid"]
+    # What is left is the child: the kernel ends the engine itself with its keeper.
+    os.kill(gateway.pid, signal.SIGSTOP)
+    keeper.kill()
+    gateway.send_signal(signal.SIGKILL)
+    gateway.close()
+    assert not gone(family[1:])
+    gateway = start(config)
+    assert gone(family)
+    assert "old_engine_killed" in gateway.stderr
+    until(gateway, one="ready")
+    gateway.stop()
+
+
+def test_what_is_wrong_with_an_engine_is_one_line_and_the_rest_serves(
+    start: Callable[..., Gateway],
+) -> None:
+    """Port taken, no such program, one that ends at once, one over its memory: others serve."""
+    port = free_port()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        config = "".join((
+            engine("well", model="m"),
+            engine("taken", model="x", port=port),
+            '[[engines]]\nname = "absent"\ncommand = ["/no/such/program"]\n',
+            engine("dying", "die=0.2", model="x", health_path="/nothing-yet", restart="never"),
+            engine("greedy", "hog=300", model="x", memory_limit_bytes=100 << 20),
+        ))  # fmt: skip
+        gateway = start(config)
+        until(gateway, well="ready", taken="backing off", absent="backing off", dying="failed")
+        words = {
+            "taken": rf"port {port} is taken",
+            "absent": "cannot run /no/such/program: No such file",
+            "dying": "exit code 7: fake engine is listening",
+            "greedy": r"held \d+ MiB of memory, over its limit of 100 MiB",
+        }
+        for name, expected in words.items():
+            line = wait_for(partial(words_of, gateway, name), 20, f"words of {name}")
+            assert re.search(expected, line), line
+            assert re.search(rf"engine={name}.*{expected}", gateway.stderr), gateway.stderr
+        assert said(chat(gateway)) == f"pid {rows(gateway)['well']['pid']}"
+        ready = json.loads(gateway.ask("/ready").body)
+        assert ready["ready"]
+        degraded = gateway.status()["degraded"]
+        assert set(degraded) >= {f"engine {name}" for name in ("taken", "absent", "dying")}
+        gateway.stop()
+
+
+def test_a_reload_touches_only_what_changed(start: Callable[..., Gateway]) -> None:
+    """One stays, one changes, one goes, one comes; ports nobody chose stay as they are."""
+    kept, gone_soon = engine("kept", model="m"), engine("leaving", model="n")
+    gateway = start(kept + gone_soon + engine("changed", model="x"))
+    before = until(gateway, kept="ready", leaving="ready", changed="ready")
+    assert gateway.config_path is not None
+    text = kept + engine("changed", "load=0.2", model="x") + engine("coming", model="z")
+    gateway.config_path.write_text(text)
+    assert gateway.tpo("reload").returncode == 0
+    wait_for(lambda: "leaving" not in rows(gateway), 20, "the engine that is not wanted to go")
+    wait_for(
+        lambda: rows(gateway)["changed"]["pid"] not in (None, before["changed"]["pid"]),
+        20, "the changed engine to be started anew",
+    )  # fmt: skip
+    after = until(gateway, kept="ready", changed="ready", coming="ready")
+    for key in ("pid", "port", "restarts"):
+        assert after["kept"][key] == before["kept"][key]
+    assert after["changed"]["port"] == before["changed"]["port"]
+    assert said(chat(gateway, "z")) == f"pid {after['coming']['pid']}"
+    assert chat(gateway, "n").status == 404
+    gateway.stop()

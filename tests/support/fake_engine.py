@@ -1,0 +1,96 @@
+"""A model server that is quick to start and easy to break, for tests of how engines are kept.
+
+``python fake_engine.py PORT [WORD …]``; words: ``child`` starts a process that ignores SIGTERM,
+``stubborn`` ignores SIGTERM itself, ``load=S`` answers 503 on ``/health`` for S seconds,
+``die=S`` exits 7 after S seconds, ``hog=MIB`` holds so much memory, ``mute`` answers no health
+question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+STARTED_AT = time.monotonic()
+WORDS = {name: value for name, _, value in (word.partition("=") for word in sys.argv[2:])}
+HELD: list[bytes] = []
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers health questions and chats; a chat says which process answered."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_GET(self) -> None:
+        """Health and models."""
+        Server.asked += 1
+        loading = time.monotonic() - STARTED_AT < float(WORDS.get("load", 0))
+        if "mute" in WORDS and Server.asked > 1:
+            time.sleep(60)
+        self._answer(503 if loading else 200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        """One chat completion, whole or as a stream."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = f"pid {os.getpid()}"
+        if body.get("stream"):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            chunk: dict[str, object]
+            for delta, finish in (({"role": "assistant", "content": text}, None), ({}, "stop")):
+                choice = {"index": 0, "delta": delta, "finish_reason": finish}
+                chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+                chunk |= {"choices": [choice]}
+                self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            self.wfile.write(b"data: [DONE]\n\n")
+            self.close_connection = True
+            return
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        whole = {"id": "c", "object": "chat.completion", "created": 1, "model": body.get("model")}
+        self._answer(200, whole | {"choices": [choice], "usage": usage})
+
+    def _answer(self, status: int, value: object) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+
+def main() -> None:
+    """Serve until killed."""
+    if "stubborn" in WORDS:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "child" in WORDS:
+        subprocess.Popen(
+            [sys.executable, "-c",
+             "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+        )  # fmt: skip
+    if "hog" in WORDS:
+        HELD.append(b"x" * (int(WORDS["hog"]) << 20))
+    if "die" in WORDS:
+        threading.Timer(float(WORDS["die"]), lambda: os._exit(7)).start()
+    for line in range(int(WORDS.get("loud", 0))):
+        print(f"line {line} " + "x" * 100, flush=True)
+    print("fake engine is listening", flush=True)
+    ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Server).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
