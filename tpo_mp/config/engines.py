@@ -4,7 +4,8 @@ An engine becomes an entry of ``[[backends]]`` that is reached on a loopback por
 name which stands there already adds to it (``model_map``, ``weight``, ``timeouts``, …).
 
 What the command line of a kind is, a package says behind the entry point group ``tpo_mp.engines``:
-a callable ``(EngineSection, cpus) -> EngineCommand`` that raises ``EngineRefused``.
+an ``EngineKind``, whose ``build`` is ``(EngineSection, cpus) -> EngineCommand`` and may raise
+``EngineRefused``.
 
 Invariants: a port that nobody chose is the engine's own for as long as the host runs, and lies
 outside the range that the kernel gives to connections: a client of a port nobody listens at could
@@ -16,7 +17,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 GROUP: Final = "tpo_mp.engines"
 KINDS: Final = ("mlx", "llama_cpp", "vllm")
-"""Kinds that have a client of their own, or will have."""
+"""Kinds that ``--backend KIND --model MODEL`` starts."""
 _LOWEST_PORT: Final = 20_000
 _PORTS: Final = 12_000
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -156,10 +157,14 @@ class EngineSection(Section, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How a kind's engine is started: command line, and variables it needs."""
+    """How a kind's engine is started: command line, and variables it needs.
+
+    ``fatal`` is what a line of its log holds when it will not serve and yet lives on.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    fatal: str = ""
 
 
 class EngineRefused(Exception):
@@ -169,6 +174,17 @@ class EngineRefused(Exception):
 Build: TypeAlias = Callable[[EngineSection, Sequence[int]], EngineCommand]
 
 
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """What a package says of a kind: its command, and the name its server knows its model by.
+
+    No such name: the server is told to call it as clients do.
+    """
+
+    build: Build
+    model_name: str = ""
+
+
 @cache
 def _points() -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points
@@ -176,10 +192,19 @@ def _points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def builder(kind: str) -> Build | None:
-    """What builds the command of a kind, if any package says; raises what its import raises."""
+def known_kind(kind: str) -> EngineKind | None:
+    """What some package says of a kind; raises ``EngineRefused`` for one that cannot be loaded."""
     point = _points().get(kind)
-    return None if point is None else point.load()
+    if point is None:
+        return None
+    try:
+        found = point.load()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise EngineRefused(f"kind {kind!r} ({point.value}) cannot be loaded: {said}") from error
+    if not isinstance(found, EngineKind):
+        raise EngineRefused(f"kind {kind!r} ({point.value}) is no EngineKind")
+    return found
 
 
 def known_kinds() -> list[str]:
@@ -192,12 +217,12 @@ def command_of(engine: EngineSection, cpus: Sequence[int] = ()) -> EngineCommand
     if engine.command:
         made = EngineCommand(engine.command)
     else:
-        build = builder(engine.kind)
-        if build is None:
+        kind = known_kind(engine.kind)
+        if kind is None:
             raise EngineRefused(f"kind {engine.kind!r} has no command of its own; set command")
-        made = build(engine, cpus)
+        made = kind.build(engine, cpus)
     words = (*made.argv, *engine.args)
-    return EngineCommand(tuple(_filled(word, engine) for word in words), made.env)
+    return replace(made, argv=tuple(_filled(word, engine) for word in words))
 
 
 def _filled(word: str, engine: EngineSection) -> str:
@@ -271,6 +296,31 @@ def _backend(index: int, table: Tree, backends: list[Any], problems: Problems) -
     entry.setdefault("kind", kind if catalog.is_built("backends", kind) else "openai")
     if "models" not in entry:
         entry["models"] = list(_served(table))
+    if table.get("health_path", "/health"):
+        asked = {"enabled": True, "path": table.get("health_path", "/health"), "interval_s": 1.0}
+        entry.setdefault("health", asked)
+    _name_models(table, entry)
+
+
+def _name_models(table: Tree, entry: Tree) -> None:
+    """Call the model upstream as the engine does, which knows one name only."""
+    names = [n for n in _served(table) if not set(n) & set("*?[")]
+    own = entry.setdefault("model_map", {})
+    if table.get("command") or not isinstance(own, dict) or not names:
+        return
+    upstream = upstream_name(str(table.get("kind", "openai")), names[0])
+    for name in names:
+        if name != upstream:
+            own.setdefault(name, upstream)
+
+
+def upstream_name(kind: str, first: str) -> str:
+    """The name that the server of a kind knows its model by, which is asked for as ``first``."""
+    try:
+        found = known_kind(kind)
+    except EngineRefused:
+        found = None  # said when it is started
+    return (found.model_name if found else "") or first
 
 
 def _served(table: Tree) -> Sequence[str]:

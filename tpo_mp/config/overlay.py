@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from . import catalog, providers
+from . import catalog, engines, providers
 from .paths import get, put
 from .problems import Problems
 from .sections import ObservabilitySection, ServerSection
@@ -100,19 +100,27 @@ def flags(tree: Tree, given: Mapping[str, Any], env: Mapping[str, str], problems
             problems.add(f"--{name}", "holds characters that do not print")
     if kind is None and base_url:
         kind = "openai"
-    if kind is None and not tree.get("backends") and _provider(env):
+    if kind is None and not _serves(tree) and _provider(env):
         kind, model, origin = _provider(env), model or env.get("MODEL"), "PROVIDER"
     if kind:
-        tree["backends"] = [
-            providers.describe(str(providers.kind_of(kind)), env, model=model, base_url=base_url)
-        ]
+        known = str(providers.kind_of(kind))
+        tree.pop("engines", None)
+        if model and not base_url and known in engines.KINDS and not providers.reached(known, env):
+            tree["backends"] = []
+            tree["engines"] = [{"name": known, "kind": known, "model": model}]
+        else:
+            tree["backends"] = [providers.describe(known, env, model=model, base_url=base_url)]
         tree.pop("routes", None)
         problems.origins["backends[0].kind"] = origin
         problems.origins["backends[0].base_url"] = "--base-url"
-    elif model and tree.get("backends"):
+    elif model and (tree.get("backends") or tree.get("engines")):
         problems.add("--model", "needs --backend, because the file names its own backends")
     elif model:
         tree["backends"] = [providers.describe("echo", env, model=model)]
+
+
+def _serves(tree: Tree) -> bool:
+    return bool(tree.get("backends") or tree.get("engines"))
 
 
 def _cap_spending(tree: Tree, dollars: float, problems: Problems) -> None:

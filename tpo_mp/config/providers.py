@@ -78,6 +78,12 @@ def describe(
     return entry
 
 
+def reached(kind: str, env: Mapping[str, str]) -> bool:
+    """Whether the environment says where a kind is reached."""
+    provider = PROVIDERS.get(kind)
+    return provider is not None and bool(provider.url_variable and env.get(provider.url_variable))
+
+
 def _with_path(url: str) -> str:
     scheme, _, rest = url.rstrip("/").partition("://")
     return f"{scheme}://{rest}" if "/" in rest else f"{scheme}://{rest}/v1"

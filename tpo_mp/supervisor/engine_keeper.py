@@ -49,6 +49,7 @@ from tpo_mp.config.engines import (
     EngineSection,
     command_of,
     port_is_free,
+    upstream_name,
 )
 from tpo_mp.config.values import Secret
 from tpo_mp.shm.lifeline import IGNORED, MAX_WORDS, PR_SET_PDEATHSIG
@@ -97,7 +98,8 @@ class EngineKeeper:
     def __init__(self, order: KeeperOrder) -> None:
         self._order = order
         self._engine = order.engine
-        self._log = EngineLog(order.state_dir, order.engine.name, order.engine.log_bytes)
+        asked = f"GET {order.engine.health_path} HTTP" if order.engine.health_path else ""
+        self._log = EngineLog(order.state_dir, order.engine.name, order.engine.log_bytes, asked)
         self._process: subprocess.Popen[bytes] | None = None
         self._output_fd = -1
         self._record: EngineRecord | None = None
@@ -117,6 +119,7 @@ class EngineKeeper:
         """Keep the engine until it ends; answer the exit code."""
         try:
             command = command_of(self._engine, self._order.cpus)
+            self._log.fatal = command.fatal
             self._start(command)
         except EngineRefused as refusal:
             self._say(words=str(refusal))
@@ -224,6 +227,9 @@ class EngineKeeper:
     # watch
 
     def _ask(self, now: float) -> None:
+        if self._log.died_of:
+            self._give_up(self._log.died_of)
+            return
         if self._probe is not None:
             status = self._probe.turn(now)
             if status is None:
@@ -243,8 +249,9 @@ class EngineKeeper:
         engine = self._engine
         if not self._warming:
             return EngineProbe(engine.port, engine.health_path, now + PROBE_S)
+        name = engine.models[0] if engine.models else engine.model
         body = {
-            "model": engine.models[0] if engine.models else engine.model,
+            "model": name if engine.command else upstream_name(engine.kind, name),
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": 1,
         }

@@ -1,7 +1,8 @@
 """What an engine writes: kept in two files of bounded size, and shown while it loads.
 
 ``DIR/engine-NAME.log`` grows to its limit and then becomes ``engine-NAME.log.1``, in place of the
-one before.  Until the engine is ready its lines go to standard error too, as ``engine-NAME | …``:
+one before.  Lines about our own questions are
+left out.  Until the engine is ready its lines go to standard error too, as ``engine-NAME | …``:
 that is where the progress of a load is seen.  Bars that redraw themselves are a line once a second.
 
 Invariants: a disk that is full or a terminal nobody reads costs lines, never time; the end of what
@@ -30,7 +31,10 @@ _SPLIT = re.compile(rb"\r\n|\n|\r")
 class EngineLog:
     """Takes an engine's bytes and makes lines of them."""
 
-    def __init__(self, folder: Path, name: str, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, name: str, limit_bytes: int, unsaid: str = "") -> None:
+        self.fatal = ""
+        self.died_of = ""
+        self._unsaid = unsaid
         self.tail: deque[str] = deque(maxlen=KEPT_LINES)
         self.aloud = True
         self._name = name
@@ -75,8 +79,10 @@ class EngineLog:
 
     def _line(self, raw: bytes, now: float, *, bar: bool) -> None:
         line = _COLOURS.sub("", raw.decode(errors="replace")).rstrip()[:MAX_LINE]
-        if not line:
+        if not line or (self._unsaid and self._unsaid in line):
             return
+        if self.fatal and self.fatal in line:
+            self.died_of = self.died_of or line.partition(self.fatal)[2]
         if bar:
             if now - self._bar_at < BAR_S:
                 return

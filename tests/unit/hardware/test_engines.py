@@ -1,0 +1,111 @@
+"""What is said of a model server before it is started, and how its command line is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hardware import engines, gpus
+from tpo_mp.config.engines import EngineRefused, EngineSection
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that looks like a model."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x" * 5000)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and every package installed."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(engines, "find_spec", lambda _name: object())
+    monkeypatch.setattr(engines.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    monkeypatch.setattr(gpus, "read", lambda _root: ())
+    return tmp_path / "hub"
+
+
+def keep(hub: Path, repo: str) -> Path:
+    """Put a repository into the cache."""
+    folder = hub / f"models--{repo.replace('/', '--')}" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"x")
+    return folder
+
+
+def engine(model: object, **options: object) -> EngineSection:
+    """Settings of one."""
+    return EngineSection(name="e", model=str(model), port=1, **options)  # type: ignore[arg-type]
+
+
+def test_commands_name_model_address_and_threads(model: Path) -> None:
+    """Each kind in its own words; a model that is here needs no network."""
+    made = engines.mlx(engine(model), (2, 3))
+    assert made.argv[:6] == (sys.executable, "-m", "mlx_lm", "server", "--model", str(model))
+    assert made.env["OMP_NUM_THREADS"] == "2"
+    assert made.env["HF_HUB_OFFLINE"] == "1"
+    (model / "a.gguf").write_bytes(b"x")
+    made = engines.llama_cpp(engine(model, models=("small",)), (2, 3))
+    assert made.argv[:5] == ("/bin/llama-server", "--model", str(model / "a.gguf"), "--alias",
+                             "small")  # fmt: skip
+    assert made.argv[-2:] == ("--threads", "2")
+
+
+def test_a_whole_copy_in_the_cache_needs_no_network(hub: Path) -> None:
+    """One that is half fetched does, and one that is not there cannot be had offline."""
+    folder = keep(hub, "org/big")
+    assert engines.mlx(engine("org/big"), ()).env["HF_HUB_OFFLINE"] == "1"
+    (folder.parents[1] / "blobs").mkdir()
+    (folder.parents[1] / "blobs" / "x.incomplete").write_bytes(b"")
+    assert engines.mlx(engine("org/big"), ()).env == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (engines.mlx, {"model": "/absent"}, "no such file or folder"),
+        (engines.mlx, {"model": "absent.gguf"}, "no such file or folder"),
+        (engines.llama_cpp, {"model": "org/m", "gpus": (3,)}, "no GPU 3 here; there are: none"),
+    ],
+)
+def test_what_would_fail_is_said_before(
+    kind: object, options: dict[str, object], said: str
+) -> None:
+    """One line each."""
+    with pytest.raises(EngineRefused, match=said):
+        kind(engine(options.pop("model"), **options), ())  # type: ignore[operator]
+
+
+def test_weights_over_the_limit_and_missing_packages_are_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before minutes of loading, not after."""
+    with pytest.raises(EngineRefused, match="over memory_limit_bytes"):
+        engines.mlx(engine(model, memory_limit_bytes=4096), ())
+    monkeypatch.setattr(engines, "_built_for_cpus", lambda _package: False)
+    monkeypatch.setattr(engines.sys, "platform", "linux")
+    with pytest.raises(EngineRefused, match="needs a GPU, and there is none"):
+        engines.vllm(engine(model), ())
+    monkeypatch.setattr(engines, "find_spec", lambda _name: None)
+    monkeypatch.setattr(engines.shutil, "which", lambda _name, path=None: None)
+    for kind, said in ((engines.mlx, "mlx-lm is not installed"),
+                       (engines.llama_cpp, "llama-server is not in PATH"),
+                       (engines.vllm, "vllm is not installed")):  # fmt: skip
+        with pytest.raises(EngineRefused, match=said):
+            kind(engine(model), ())
+
+
+def test_a_repository_that_is_not_here_cannot_be_had_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The refusal names the cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(EngineRefused, match="HF_HUB_OFFLINE is set"):
+        engines.mlx(engine("org/absent"), ())
