@@ -80,7 +80,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 
     def begin(config: str, name: str = "host", **options: Any) -> Gateway:
-        gateway = Gateway(tmp_path / name, config=config, **options)
+        gateway = Gateway(tmp_path / name, config=config, ready_s=90, **options)
         gateway.start()
         running.append(gateway)
         return gateway

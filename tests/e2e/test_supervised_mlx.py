@@ -77,7 +77,7 @@ def test_one_command_starts_the_engine_and_the_gateway(tiny: Path, tmp_path: Pat
     """``serve --backend mlx --model FOLDER``: answers, streams, is restarted, ends whole."""
     env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
     args = ("--backend", "mlx", "--model", str(tiny))
-    with Gateway(tmp_path / "host", *args, workers=2, env=env) as gateway:
+    with Gateway(tmp_path / "host", *args, workers=2, env=env, ready_s=90) as gateway:
         first = wait_for(partial(ready, gateway, "mlx"), 90, "the engine to load")
         asked = psutil.Process(first["pid"]).environ()
         assert asked["HF_HUB_OFFLINE"] == "1"  # the model is here: nobody looks elsewhere
@@ -106,7 +106,7 @@ def test_what_is_wrong_with_an_engine_is_said_in_one_line(tiny: Path, tmp_path: 
     (wrong / "config.json").write_text(json.dumps(config | {"model_type": "no_such_arch"}))
     text = BAD.format(wrong=wrong, folder=tmp_path, tiny=tiny)
     env = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    with Gateway(tmp_path / "host", config=text, env=env) as gateway:
+    with Gateway(tmp_path / "host", config=text, env=env, ready_s=90) as gateway:
         expected = {
             "wrong": r"Model type no_such_arch not supported\.",
             "missing": r"absent: no such file or folder",
