@@ -103,6 +103,24 @@ def test_what_a_tenant_put_is_told_to_the_model_and_cited(
     assert b"Skagen" not in upstream.seen[-1].body
 
 
+def test_a_picture_beside_the_question_goes_on_as_it_came(
+    library: tuple[Gateway, Upstream],
+) -> None:
+    """Byte for byte, though what was found went into the request."""
+    gateway, upstream = library
+    sent = {"id": "seen", "title": "Skagen", "text": TEXT}
+    assert ask(gateway, "one", "POST", DOCUMENTS, sent).status == 200
+    pixels = "data:image/png;base64," + "iVB+/A==" * 130_000
+    picture = {"type": "image_url", "image_url": {"url": pixels}}
+    asked = {"role": "user", "content": [{"type": "text", "text": ASKED}, picture]}
+    reply = ask(gateway, "one", "POST", CHAT, {"model": "m", "messages": [asked]})
+    assert reply.json()["tpo"]["citations"][0]["document_id"] == "seen"
+    context, last = json.loads(upstream.seen[-1].body)["messages"]
+    assert TEXT in context["content"]
+    assert last == asked
+    assert ask(gateway, "one", "DELETE", f"{DOCUMENTS}/seen").json()["deleted"] is True
+
+
 GEMINI = "/v1beta/models/gemini-m:generateContent"
 ASKED = "When does the lighthouse open?"
 SAID: dict[str, tuple[str, dict[str, Any]]] = {

@@ -18,8 +18,10 @@ from .wait import wait_for
 class RedisServer:
     """One ``redis-server`` without persistence; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        """``options`` are more words of its command line."""
         self.folder = folder
+        self._options = options
         self.socket = folder / "redis.sock"
         self._child: subprocess.Popen[bytes] | None = None
         program = shutil.which("redis-server")
@@ -46,7 +48,8 @@ class RedisServer:
         """Serve, with nothing in it."""
         self._child = subprocess.Popen(
             [self._program, "--port", "0", "--unixsocket", str(self.socket), "--save", "",
-             "--appendonly", "no", "--dir", str(self.folder), "--maxmemory", "64mb"],
+             "--appendonly", "no", "--dir", str(self.folder), "--maxmemory", "64mb",
+             *self._options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_for(self._answers, 20, "Redis to serve")

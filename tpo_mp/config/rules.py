@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from tpo_mp.ports import BackendConfig
 
@@ -28,7 +30,7 @@ _NO_EMBEDDINGS: Final = frozenset({"anthropic", "echo"})
 _HOST: Final = re.compile(r"[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.*]+\]")
 _REDIS: Final = re.compile(
     r"rediss?://(?:[^@/?#\s]*@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-    r"(?:/[0-9]{0,4})?(?:\?ssl_ca_certs=/[^?#&\s]+)?"
+    r"(?:/[0-9]{0,4})?(?:\?ssl_ca_certs=(?P<ca>/[^?#&\s]+))?"
     r"|unix://(?:[^@/?#\s]*@)?/[^?#\s]+(?:\?db=[0-9]{1,4})?"
 )
 
@@ -151,6 +153,12 @@ def redis(distributed: DistributedSection, problems: Problems) -> None:
         if found is None or not 0 < int(found["port"] or 6379) < 65_536:
             expected = "redis://HOST:PORT/DB, rediss:// for TLS, or unix:///PATH is expected"
             problems.add_value(path, url, expected)
+        elif found["ca"] is not None:
+            try:
+                ssl.create_default_context(cafile=unquote(found["ca"]))
+            except (ssl.SSLError, OSError) as error:
+                said = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+                problems.add(path, f"ssl_ca_certs {unquote(found['ca'])!r} cannot be used: {said}")
 
 
 def failover(routes: Sequence[RouteRule], stages: Collection[str], problems: Problems) -> None:

@@ -5,9 +5,10 @@ Question and candidates go in one batch; the nearer a candidate's vector is to t
 places and its score as for anybody's call.
 
 Invariants: whatever goes wrong (late, refused, no vectors) leaves the order of the words, and is
-counted; vectors are compared one at a time, and the loop turns in between.
-Known weakness: the backend is asked once, and every time; its tokens are counted in
-``tpo_rag_rerank_tokens_total`` and belong to no call's record.
+counted; vectors are read and compared one at a time, and the loop turns in between.
+Known weakness: the backend is asked once, and every time; its tokens and what they cost are counted
+in ``tpo_rag_rerank_tokens_total`` and ``tpo_rag_rerank_cost_usd_total`` and belong to no call's
+record.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import math
+import re
 import sys
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +25,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from tpo_mp.ports import Env
 from tpo_mp.store.rag_questions import Hit
@@ -33,6 +35,9 @@ MOST_CHARACTERS: Final = 2_000
 """Of each text; a piece of a document is about half as long."""
 MOST_DIMENSIONS: Final = 8_192
 MOST_BYTES: Final = 8 << 20
+MOST_VECTORS: Final = 1_000
+_EMBEDDING: Final = re.compile(rb'"embedding"\s*:\s*(?=[\["])')
+_BRACKET: Final = ord("[")
 
 
 class Embeds(Protocol):
@@ -43,7 +48,8 @@ class Embeds(Protocol):
 
 class _Item(Struct):
     index: int
-    embedding: Raw
+    embedding: int
+    """Number of a vector that was taken apart."""
 
 
 class _Vectors(Struct):
@@ -71,6 +77,10 @@ class Reranker:
         self._tokens = env.metrics.counter(
             "tpo_rag_rerank_tokens_total", "Tokens that the embeddings of reranks took."
         )
+        self._cost = env.metrics.counter(
+            "tpo_rag_rerank_cost_usd_total", "What those cost, where their model has a price."
+        )
+        self._prices = env.prices
 
     async def order(self, call: Call, question: str, hits: list[Hit], left_s: float) -> list[Hit]:
         """The nearest first, with their similarity; as they came when that is not known in time."""
@@ -94,6 +104,7 @@ class Reranker:
             self._done.inc()
             if reply.usage is not None and reply.usage.prompt > 0:
                 self._tokens.inc(reply.usage.prompt)
+                self._cost.inc(self._prices.cost_usd(self._model, reply.usage.prompt, 0) or 0.0)
             for hit, similarity in zip(hits, near, strict=True):
                 hit.similarity = round(similarity, 4)
             return sorted(hits, key=lambda hit: -(hit.similarity or 0.0))
@@ -125,19 +136,41 @@ async def similarities(body: bytes, candidates: int) -> list[float]:
     """
     if len(body) > MOST_BYTES:
         raise ValueError("too long")
-    items = sorted(_decode(body).data, key=lambda item: item.index)
+    bare, vectors = _apart(body)
+    items = sorted(_decode(bare).data, key=lambda item: item.index)
     if [item.index for item in items] != list(range(candidates + 1)):
         raise ValueError("not one vector for each text")
-    asked = _vector(bytes(items[0].embedding))
+    if any(not 0 <= item.embedding < len(vectors) for item in items):
+        raise ValueError("no vector")
+    asked = _vector(vectors[items[0].embedding])
     length = _length(asked)
     near = []
     for item in items[1:]:
         await asyncio.sleep(0)
-        vector = _vector(bytes(item.embedding))
+        vector = _vector(vectors[item.embedding])
         if len(vector) != len(asked):
             raise ValueError("vectors of several lengths")
         near.append(sum(map(mul, asked, vector)) / (length * _length(vector)))
     return near
+
+
+def _apart(body: bytes) -> tuple[bytes, list[bytes]]:
+    """The body with numbers in the place of its vectors, and these, unread.
+
+    Read whole, fifty long vectors would hold the loop for some milliseconds.
+    """
+    parts: list[bytes] = []
+    vectors: list[bytes] = []
+    done, found = 0, _EMBEDDING.search(body)
+    while found is not None:
+        start = found.end()
+        end = body.find(b"]" if body[start] == _BRACKET else b'"', start + 1) + 1
+        if not end or len(vectors) > MOST_VECTORS:
+            raise ValueError("a vector without an end")
+        parts += (body[done:start], b"%d" % len(vectors))
+        vectors.append(body[start:end])
+        done, found = end, _EMBEDDING.search(body, end)
+    return b"".join((*parts, body[done:])), vectors
 
 
 def _vector(raw: bytes) -> Sequence[float]:

@@ -250,8 +250,7 @@ def test_a_redis_url_is_one(refused: Refused, url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://h", "redis://:pw@h:1/3", "rediss://me:pw@[::1]:6380", "unix:///run/redis.sock?db=2",
-     "rediss://h?ssl_ca_certs=/etc/ca.pem"],
+    ["redis://h", "redis://:pw@h:1/3", "rediss://me:pw@[::1]:6380", "unix:///run/redis.sock?db=2"],
 )  # fmt: skip
 def test_a_redis_may_be_anywhere(load_text: Loads, url: str) -> None:
     """Over TCP, TLS or a socket; redis-py reads what we accept."""
@@ -259,6 +258,16 @@ def test_a_redis_may_be_anywhere(load_text: Loads, url: str) -> None:
     assert config.distributed is not None
     assert (config.distributed.redis, config.warnings) == (url, ())
     assert ConnectionPool.from_url(url).make_connection()
+
+
+@pytest.mark.parametrize(
+    ("file", "why"), [("/none/ca.pem", "No such file"), (__file__, "no certificates")]
+)
+def test_authorities_of_a_redis_are_in_a_file(refused: Refused, file: str, why: str) -> None:
+    """One that can be read; the password is not told."""
+    (said,) = refused(f'[distributed]\nredis_url = "rediss://:pass@h?ssl_ca_certs={file}"\n')
+    assert said.startswith(f"distributed.redis_url: ssl_ca_certs '{file}' cannot be used: {why}")
+    assert "pass" not in said
 
 
 def test_a_hidden_redis_url_is_none(load_text: Loads) -> None:
