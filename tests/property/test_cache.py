@@ -49,7 +49,8 @@ def test_nothing_wrong_is_ever_found(rng: random.Random) -> None:
             doomed = start(segment, 2, next(seeds), 1 << 40)
             running.append(doomed)
             enough = segment.words[KEPT] + rng.randrange(20, 800)
-            wait_for(partial(kept_more, segment, enough), what="answers", every_s=0.001)
+            more = partial(kept_more, segment, enough)
+            wait_for(more, 600 if LONG else 10, "answers", every_s=0.001)
             doomed.kill()
             assert doomed.communicate()[0] == ""
         for process in lasting:
