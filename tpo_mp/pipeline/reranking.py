@@ -6,9 +6,8 @@ places and its score as for anybody's call.
 
 Invariants: whatever goes wrong (late, refused, no vectors) leaves the order of the words, and is
 counted; vectors are read and compared one at a time, and the loop turns in between.
-Known weakness: the backend is asked once, and every time; its tokens and what they cost are counted
-in ``tpo_rag_rerank_tokens_total`` and ``tpo_rag_rerank_cost_usd_total`` and belong to no call's
-record.
+Known weakness: the backend is asked once, and every time; its tokens are counted in
+``tpo_rag_rerank_tokens_total`` and belong to no call's record.
 """
 
 from __future__ import annotations
@@ -77,10 +76,6 @@ class Reranker:
         self._tokens = env.metrics.counter(
             "tpo_rag_rerank_tokens_total", "Tokens that the embeddings of reranks took."
         )
-        self._cost = env.metrics.counter(
-            "tpo_rag_rerank_cost_usd_total", "What those cost, where their model has a price."
-        )
-        self._prices = env.prices
 
     async def order(self, call: Call, question: str, hits: list[Hit], left_s: float) -> list[Hit]:
         """The nearest first, with their similarity; as they came when that is not known in time."""
@@ -104,7 +99,6 @@ class Reranker:
             self._done.inc()
             if reply.usage is not None and reply.usage.prompt > 0:
                 self._tokens.inc(reply.usage.prompt)
-                self._cost.inc(self._prices.cost_usd(self._model, reply.usage.prompt, 0) or 0.0)
             for hit, similarity in zip(hits, near, strict=True):
                 hit.similarity = round(similarity, 4)
             return sorted(hits, key=lambda hit: -(hit.similarity or 0.0))
