@@ -9,14 +9,17 @@ Invariant: an absent fact is left out or "cannot pin here", never an error.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from tpo_mp.config.load import load
 from tpo_mp.errors import ExitCode
 from tpo_mp.supervisor import placement
 from tpo_mp.supervisor.pinning import Core, EngineNeed, PinningPlan
@@ -187,27 +190,34 @@ def needs(engines: Sequence[str], machine: Machine) -> list[EngineNeed]:
     return list(wanted.values())
 
 
-def _beside(engines: Sequence[EngineNeed], cores: int, auto: int) -> int:
-    """How many workers leave room for engines: those that say no number have half of the cores."""
-    if not engines:
-        return auto
-    asked = sum(need.cores for need in engines)
-    open_ended = any(not need.cores for need in engines)
-    kept = (cores - asked) // 2 if open_ended else cores - asked
-    return max(1, min(auto, kept))
-
-
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 4096), help="Plan for so many [as `auto` would].")
 @click.option("--engine", "engines", multiple=True, metavar="NAME[=CORES][@gpuN]",
               help="Plan for an engine beside them; may be given several times.")  # fmt: skip
+@click.option(
+    "--config",
+    "-c",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Plan for the workers and engines of this configuration.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything, as JSON.")
-def topology(workers: int | None, engines: tuple[str, ...], as_json: bool) -> int:
+def topology(
+    workers: int | None, engines: tuple[str, ...], config_path: Path | None, as_json: bool
+) -> int:
     """Draw this machine: cores, caches, memory nodes, GPUs, and who is put where."""
     machine = look()
     wanted = needs(engines, machine)
+    if config_path is not None:
+        config = load(config_path, {}, os.environ)
+        named = {need.name for need in wanted}
+        # What the command line says of an engine comes before what the file says.
+        wanted += [n for n in placement.needs_of(config.engines) if n.name not in named]
+        if workers is None and config.server.workers != "auto":
+            workers = config.server.workers
     if workers is None:
-        workers = _beside(wanted, len(machine.cores), placement.auto_workers())
+        workers = placement.beside(wanted, len(machine.cores), placement.auto_workers())
     seen = Topology(machine, workers, placement.deal(workers, wanted))
     click.echo(json.dumps(seen.as_json(), indent=2) if as_json else draw(seen))
     return ExitCode.OK

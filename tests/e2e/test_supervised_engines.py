@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.wait import free_port, wait_for
+from tpo_mp.supervisor import placement
+from tpo_mp.supervisor.pinning import EngineNeed
 
 FAKE = Path(__file__).parents[1] / "support/fake_engine.py"
 
@@ -206,4 +208,29 @@ def test_a_reload_touches_only_what_changed(start: Callable[..., Gateway]) -> No
     assert after["changed"]["port"] == before["changed"]["port"]
     assert said(chat(gateway, "z")) == f"pid {after['coming']['pid']}"
     assert chat(gateway, "n").status == 404
+    gateway.stop()
+
+
+def test_engines_and_workers_are_on_cores_of_their_own(start: Callable[..., Gateway]) -> None:
+    """What status says is what the kernel says, of the keeper, the engine and its children.
+
+    Where there are too few cores, or none can be chosen, nobody is bound and that is no error.
+    """
+    plan = placement.deal(1, [EngineNeed("one", 1)])
+    gateway = start(engine("one", "child", model="m", cores=1), workers=1)
+    found = until(gateway, one="ready")["one"]
+    slot = gateway.status()["slots"][0]
+    family = tree_of(found["pid"])
+    keeper = family[0].parent()
+    assert keeper is not None
+    assert len(family) == 2
+    if plan.pinned:
+        given = [sorted(process.cpu_affinity()) for process in (keeper, *family)]
+        assert given == [found["cpus"]] * 3
+        assert psutil.Process(slot["pid"]).cpu_affinity() == [slot["cpu"]]
+        assert slot["cpu"] not in found["cpus"]
+        assert tuple(found["cpus"]) == plan.engines["one"]
+    else:
+        assert (found["cpus"], slot["cpu"]) == (None, None)
+        assert "engine_gets_fewer_cores engine=one" in gateway.stderr
     gateway.stop()

@@ -153,7 +153,7 @@ class EngineKeeper:
                 command.argv,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 env=self._environment(command, token), start_new_session=True,
-                preexec_fn=_bound_to_us(self._order.cpus),  # noqa: PLW1509 - one thread here
+                preexec_fn=_bound_to_us(),  # noqa: PLW1509 - one thread here
             )  # fmt: skip
         except OSError as error:
             said = f"{command.argv[0]}: {error.strerror or error}"
@@ -357,7 +357,7 @@ def _rss(process: psutil.Process) -> int:
         return 0
 
 
-def _bound_to_us(cpus: tuple[int, ...]) -> Callable[[], None]:
+def _bound_to_us() -> Callable[[], None]:
     """What the engine's process does before it becomes the engine."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     keeper = os.getpid()
@@ -371,9 +371,6 @@ def _bound_to_us(cpus: tuple[int, ...]) -> Callable[[], None]:
             libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             if os.getppid() != keeper:
                 os._exit(ENDED)
-        if cpus and hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, cpus)
 
     return before_exec
 
@@ -387,6 +384,10 @@ def main() -> int:
     setproctitle(f"tpo: engine-{order.engine.name}")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if order.cpus and hasattr(os, "sched_setaffinity"):
+        # The engine and whatever it starts inherit it.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, order.cpus)
     os.set_inheritable(order.state_fd, False)
     os.set_inheritable(order.life_fd, False)
     return EngineKeeper(order).run()

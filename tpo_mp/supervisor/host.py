@@ -24,6 +24,7 @@ from .events import EventLog
 from .hands import Context, RealHands
 from .loop import HostLoop, Parts, limits_of, times_of
 from .memory import HostMemory
+from .pinning import PinningPlan
 from .reload import Compile
 from .sdnotify import ServiceNotifier
 from .signals import SignalQueue
@@ -46,10 +47,9 @@ def _run(
     events = EventLog(view.observability.log_format, view.observability.log_level)
     for warning in view.warnings:
         events("config_warning", "warning", warning=warning)
-    asked = view.server.workers
-    cpus = placement.plan(placement.auto_workers() if asked == "auto" else asked)
-    house = House.build(cpus, limits_of(view))
-    state_dir, listeners = _claim(stack, view, len(cpus), events)
+    plan = _deal(view, events)
+    house = House.build(plan.slots, limits_of(view))
+    state_dir, listeners = _claim(stack, view, len(plan.slots), events)
     memory = _memory(stack, view, house, state_dir, events)
     signals = SignalQueue()
     stack.callback(signals.close)
@@ -57,7 +57,7 @@ def _run(
     stack.callback(nursery.close)
     for name in clear_leftovers(state_dir.path):
         events("old_engine_killed", "warning", engine=name)
-    engines = EngineHouse(state_dir.path, events, limits_of(view))
+    engines = EngineHouse(state_dir.path, events, limits_of(view), plan.engines)
     stack.callback(engines.close)
     service = ServiceNotifier()
     stack.callback(service.close)
@@ -74,6 +74,19 @@ def _run(
     if code is not ExitCode.OK:
         events("giving_up", "error", exit_code=int(code), reason=reason)
     return int(code)
+
+
+def _deal(view: ProcessView, events: EventLog) -> PinningPlan:
+    """Deal the cores out to workers and engines; tell of engines that get fewer than they ask."""
+    needs = placement.needs_of(view.engines)
+    workers = view.server.workers
+    if workers == "auto":
+        cores = len(placement.cores())
+        workers = placement.beside(needs, cores, placement.auto_workers())
+    plan = placement.deal(workers, needs)
+    for name in plan.short:
+        events("engine_gets_fewer_cores", "warning", engine=name, pinning=plan.reason)
+    return plan
 
 
 def _claim(

@@ -38,11 +38,15 @@ class EngineNeed:
 
 @dataclass(frozen=True, slots=True)
 class PinningPlan:
-    """The CPU of each slot, the CPUs of each engine, and one sentence about both."""
+    """The CPU of each slot, the CPUs of each engine, and one sentence about both.
+
+    ``short``: engines that get fewer cores than they ask for.
+    """
 
     slots: tuple[int, ...]
     engines: Mapping[str, tuple[int, ...]]
     reason: str
+    short: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> bool:
@@ -52,7 +56,8 @@ class PinningPlan:
 
 def unpinned(workers: int, engines: Sequence[EngineNeed], reason: str) -> PinningPlan:
     """The plan that leaves everybody where the kernel puts him."""
-    return PinningPlan((UNPINNED,) * workers, {need.name: () for need in engines}, reason)
+    short = tuple(need.name for need in engines if need.cores)
+    return PinningPlan((UNPINNED,) * workers, {n.name: () for n in engines}, reason, short)
 
 
 def assign(cores: Sequence[Core], workers: int, engines: Sequence[EngineNeed] = ()) -> PinningPlan:
@@ -77,7 +82,7 @@ def assign(cores: Sequence[Core], workers: int, engines: Sequence[EngineNeed] = 
         room -= count
         given[need.name] = tuple(cpu for core in taken for cpu in core.cpus)
     slots = _threads_in_order(left)[:workers]
-    return PinningPlan(slots, given, _sentence(workers, len(left), short))
+    return PinningPlan(slots, given, _sentence(workers, len(left), short), tuple(short))
 
 
 def _cores_for(cores: Sequence[Core], workers: int, engines: int) -> int:

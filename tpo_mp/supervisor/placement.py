@@ -17,11 +17,14 @@ from pathlib import Path
 
 import psutil
 
+from tpo_mp.config.engines import EngineSection
+
 from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, unpinned
 
 __all__ = [
-    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "can_pin", "cgroup_folders", "cores",
-    "cores_first", "deal", "parse_cpu_list", "pin", "plan", "portable", "quota_cpus", "siblings",
+    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside", "can_pin", "cgroup_folders",
+    "cores", "cores_first", "deal", "needs_of", "parse_cpu_list", "pin", "plan", "portable",
+    "quota_cpus", "siblings",
 ]  # fmt: skip
 
 _CPU_DIR = Path("/sys/devices/system/cpu")
@@ -161,6 +164,21 @@ def auto_workers() -> int:
     quota = quota_cpus()
     count = len(allowed_cpus())
     return max(1, count if quota is None else min(count, round(quota)))
+
+
+def needs_of(engines: Sequence[EngineSection]) -> list[EngineNeed]:
+    """Say what the engines of a configuration ask for."""
+    return [EngineNeed(engine.name, engine.cores) for engine in engines]
+
+
+def beside(engines: Sequence[EngineNeed], cores: int, auto: int) -> int:
+    """How many workers leave room for engines: those that say no number have half of the cores."""
+    if not engines:
+        return auto
+    asked = sum(need.cores for need in engines)
+    open_ended = any(not need.cores for need in engines)
+    kept = (cores - asked) // 2 if open_ended else cores - asked
+    return max(1, min(auto, kept))
 
 
 def plan(workers: int) -> tuple[int, ...]:

@@ -60,6 +60,24 @@ def test_an_engine_that_cannot_be_read_is_wrong_usage(engine: str) -> None:
     assert "--engine" in told.output
 
 
+@pytest.mark.usefixtures("installed")
+def test_the_engines_of_a_configuration_are_drawn(tmp_path: Path) -> None:
+    """Its workers too; a file that is wrong is refused as anywhere."""
+    file = tmp_path / "tpo.toml"
+    file.write_text(
+        '[server]\nworkers = 1\n[[engines]]\nname = "one"\ncores = 1\ncommand = ["x"]\n'
+    )
+    told = CliRunner().invoke(cli.cli, ["topology", "--json", "--config", str(file)])
+    seen = json.loads(told.output)
+    plan = placement.deal(1, [EngineNeed("one", 1)])
+    assert seen["workers"] == 1
+    assert seen["plan"]["engines"] == {"one": list(plan.engines["one"])}
+    assert seen["plan"]["reason"] == plan.reason
+    file.write_text("[server]\nwokers = 1\n")
+    wrong = CliRunner().invoke(cli.cli, ["topology", "--config", str(file)])
+    assert wrong.exit_code != ExitCode.OK
+
+
 def test_an_engine_is_wanted_near_its_gpu() -> None:
     """By the GPU's number; an engine without one may be anywhere."""
     machine = Machine(system="linux", gpus=(Gpu(0, "a", node=0), Gpu(1, "b", node=1)))

@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tpo_mp.config.engines import EngineSection
 from tpo_mp.supervisor import placement
-from tpo_mp.supervisor.pinning import UNPINNED, Core
+from tpo_mp.supervisor.pinning import UNPINNED, Core, EngineNeed
 
 
 @pytest.fixture
@@ -162,3 +163,37 @@ def test_no_cpu_is_in_two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(placement, "allowed_cpus", lambda: (0, 1, 2, 3))
     dealt = [cpu for core in placement.cores(tmp_path) for cpu in core.cpus]
     assert sorted(dealt) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("machine")
+def test_engines_of_a_configuration_get_cores_that_no_worker_has() -> None:
+    """By their ``cores``; none is said to be short that has what it asked for."""
+    needs = placement.needs_of([EngineSection(name="one", cores=1)])
+    assert needs == [EngineNeed("one", 1)]
+    plan = placement.deal(1, needs)
+    assert plan.pinned
+    assert {*plan.engines["one"], *plan.slots} in ({0, 2, 3}, {0, 1, 2})
+    assert plan.slots[0] not in plan.engines["one"]
+    assert plan.short == ()
+    greedy = placement.deal(1, placement.needs_of([EngineSection(name="greedy", cores=9)]))
+    assert (len(greedy.engines["greedy"]), greedy.short) == (2, ("greedy",))
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_engine_that_cannot_be_bound_here_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be anywhere, and is named if it asked for more."""
+    monkeypatch.setattr(placement, "can_pin", lambda: False)
+    plan = placement.deal(1, [EngineNeed("one", 1), EngineNeed("any")])
+    assert plan.engines == {"one": (), "any": ()}
+    assert (plan.short, plan.reason) == (("one",), "cannot pin here")
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers"), [((), 8), ((3,), 5), ((0,), 4), ((2, 0), 3), ((20,), 1)]
+)
+def test_as_many_workers_as_auto_starts_leave_room_for_engines(
+    asked: tuple[int, ...], workers: int
+) -> None:
+    """Those that say no number have half of what others leave; a worker there is always."""
+    needs = [EngineNeed(str(n), cores) for n, cores in enumerate(asked)]
+    assert placement.beside(needs, 8, 8) == workers
