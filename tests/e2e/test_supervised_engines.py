@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from tests.support.gateway import Gateway
+from tests.support.host import metric
+from tests.support.raw import ask as get
 from tests.support.wait import free_port, wait_for
 from tpo_mp.supervisor import placement
 from tpo_mp.supervisor.pinning import EngineNeed
@@ -233,4 +235,50 @@ def test_engines_and_workers_are_on_cores_of_their_own(start: Callable[..., Gate
     else:
         assert (found["cpus"], slot["cpu"]) == (None, None)
         assert "engine_gets_fewer_cores engine=one" in gateway.stderr
+    gateway.stop()
+
+
+def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -> None:
+    """State and restarts of each, whether an engine dies or control does; gone with a reload."""
+    broken = '[[engines]]\nname = "broken"\ncommand = ["/no/such/program"]\n'
+    gateway = start(engine("one", model="m") + broken, workers=2)
+
+    def tells(**told: tuple[int, int]) -> bool:
+        page = get(gateway.ops, "/metrics").body.decode()
+        names = "tpo_engine_state", "tpo_engine_restarts_total"
+        return all(
+            tuple(metric(page, series, engine=name) for series in names) == numbers
+            for name, numbers in told.items()
+        )
+
+    def lacking() -> list[set[str]]:
+        pages = [get(url, "/ready").json() for url in (gateway.url, gateway.ops)]
+        assert all(page["ready"] for page in pages)
+        return [{w for w in page["degraded"] if w.startswith("engine-")} for page in pages]
+
+    first = until(gateway, one="ready", broken="backing off")["one"]["pid"]
+    wait_for(lambda: tells(one=(3, 0)), 10, "the states")
+    wait_for(lambda: lacking() == [{"engine-broken"}] * 2, 10, "the engine that is broken")
+
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: rows(gateway)["one"]["pid"] not in (None, first), 20, "another process")
+    until(gateway, one="ready")
+    wait_for(lambda: tells(one=(3, 1)), 10, "the restart to be counted")
+
+    control = gateway.status()["control"]["pid"]
+    os.kill(control, signal.SIGKILL)
+
+    def replaced() -> bool:
+        berth = gateway.status()["control"]
+        return berth["state"] == "ready" and berth["pid"] != control
+
+    wait_for(replaced, 20, "another control")
+    wait_for(lambda: tells(one=(3, 1)), 10, "the same numbers")
+    wait_for(lambda: lacking() == [{"engine-broken"}] * 2, 10, "the same engine")
+
+    assert gateway.config_path is not None
+    gateway.config_path.write_text(engine("one", model="m"))
+    assert gateway.tpo("reload").returncode == 0
+    wait_for(lambda: lacking() == [set(), set()], 10, "nothing to be lacking")
+    assert tells(one=(3, 1))
     gateway.stop()

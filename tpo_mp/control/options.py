@@ -42,6 +42,8 @@ class ControlOptions:
     rag: RagConfig | None
     """Folders of documents, and how many these may be; ``None`` without the stage."""
     backends: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    """Those that the host starts itself."""
     probes: tuple[Probe, ...] = ()
     """How the backends are asked whether they are well; not all of them are."""
 
@@ -55,7 +57,8 @@ def read_options(blob: bytes | None) -> ControlOptions:
     rag = stage_options(blob, "rag")
     options = _options(view.server, view.store, view.observability, pipeline_view(blob), rag)
     names = tuple(backend.name for backend in view.backends)
-    return replace(options, backends=names, probes=probes(blob))
+    engines = tuple(engine.name for engine in view.engines)
+    return replace(options, backends=names, engines=engines, probes=probes(blob))
 
 
 def _options(

@@ -44,6 +44,7 @@ from .accesslog import AccessLog
 from .copies import Copies
 from .counts import Counts
 from .desk import Desk
+from .engine_series import EngineSeries
 from .faults import faulty_disk
 from .folders import Folders
 from .gauges import ControlGauges
@@ -124,6 +125,7 @@ class ControlProcess:
             ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
         )
         self.probing = Probing(ledger, scores, metrics, time.monotonic, self.log)
+        self._engines = EngineSeries(ledger, metrics, self._arena)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False
         self._beat_at = loop.time()
@@ -328,6 +330,7 @@ class ControlProcess:
         self.folders.configure(options.rag)
         self.probing.log = self.log
         self.probing.configure(options.probes, options.backends)
+        self._engines.configure(options.engines)
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
         shelf = options.shelf
@@ -350,6 +353,7 @@ class ControlProcess:
         if self.keeper.state is not None:
             self._gauges.show(self.keeper.state)
         self.probing.show()
+        self._engines.show()
         copy = self.copies.copyist
         self._gauges.show_copy(calls=copy.calls, file_bytes=copy.file_bytes, broken=copy.broken)
         self._gauges.show_jobs(open=self.jobs.open, running=self.jobs.running)

@@ -29,6 +29,9 @@ BREAKER_STATES = ("closed", "half_open", "open")
 OPEN = 2
 BREAKER_GAUGE = "orchestrator_circuit_breaker_state"
 STATE_GAUGE = "tpo_backend_state"
+ENGINE_GAUGE = "tpo_engine_state"
+_ENGINE_WELL = (0, 3)
+"""Unknown and ready; see ``shm.engine_rows``."""
 _AWAY = (1, 4)
 """Starting and down; see ``shm.standing``."""
 
@@ -213,6 +216,8 @@ def _degraded(plane: PlaneView, levels: _Levels) -> list[str]:
         missing.append("redis")
     broken = (s for s in levels.samples("tpo_store_broken") if s.value)
     missing += ["store-" + dict(sample.labels).get("part", "") for sample in broken]
+    idle = (s for s in levels.samples(ENGINE_GAUGE) if s.value not in _ENGINE_WELL)
+    missing += ["engine-" + dict(sample.labels).get("engine", "") for sample in idle]
     away = (s for s in levels.samples(STATE_GAUGE) if s.value in _AWAY)
     missing += ["backend-" + dict(sample.labels).get("backend", "") for sample in away]
     shut = (s for s in levels.samples(BREAKER_GAUGE) if s.value >= OPEN)

@@ -60,11 +60,14 @@ _ODD_BITS = int.from_bytes(b"\x01" * PLACES, "little")
 class SharedLedger:
     """The ``Ledger`` of one process; all processes of a host see the same numbers."""
 
-    def __init__(self, table: RowTable, metrics: Metrics) -> None:
+    def __init__(
+        self, table: RowTable, metrics: Metrics, *, patience_ns: int = PATIENCE_NS
+    ) -> None:
         if table.rows < LEAST_ROWS or table.rows % SET_ROWS:
             raise ValueError(f"a ledger of {table.rows} rows")
         sets = table.rows // SET_ROWS - 1
         self._table = table
+        self._patience_ns = patience_ns
         self._named = sets // NAMED_SHARE
         self._crowd = sets - self._named
         self._stuck: set[int] = set()
@@ -108,7 +111,7 @@ class SharedLedger:
     ) -> tuple[int, Cells]:
         """Change a name's numbers; answers its row too."""
         head = self._head(digest, crowd)
-        patience = LOCK_WAIT_NS if head in self._stuck else PATIENCE_NS
+        patience = LOCK_WAIT_NS if head in self._stuck else self._patience_ns
         with self._table.lock(head, wait_ns=patience) as held:
             if held is None:
                 self._stuck.add(head)

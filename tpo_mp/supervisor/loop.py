@@ -24,6 +24,7 @@ from tpo_mp.shm.plane import HostState
 
 from .beats import cpu_sample
 from .ctl import CommandSocket, Respond
+from .engine_board import EngineBoard
 from .engines import EngineHouse
 from .events import Level, write_line
 from .hands import Context
@@ -76,6 +77,7 @@ class HostLoop:
         self._house = parts.context.house
         self._plane = parts.memory.plane
         self._publisher = Publisher(self._plane)
+        self._engine_board = EngineBoard(parts.memory.ledger)
         self._started_at = monotonic()
         self._first_failure_at: float | None = None
         self._restart_replies: list[Respond] = []
@@ -259,6 +261,7 @@ class HostLoop:
         if self.desired.phase is not HostState.RUNNING and not self._house.shards:
             engines.stop(now, quick=quick)
         engines.turn(now)
+        self._engine_board.tell(engines, now)
 
     # publish
 
