@@ -19,7 +19,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from tests.conftest import require
-from tests.support import engines, tiny_model
+from tests.support import engines, mlx_engine, tiny_model
 from tests.support.gateway import Gateway
 from tests.support.toml import section
 
@@ -48,6 +48,14 @@ def mlx_alone(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
+def mlx_own(folder: Path) -> Iterator[tuple[str, str]]:
+    """The same model in our own engine."""
+    require(importlib.util.find_spec("mlx_lm") is not None, "mlx-lm")
+    with mlx_engine.serving(tiny_model.build(folder / "model"), folder / "log") as engine:
+        yield engine.url, mlx_engine.NAME
+
+
+@contextmanager
 def installed(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Whatever is installed here."""
     found = engines.find(kind)
@@ -57,14 +65,15 @@ def installed(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield url, engines.MODEL
 
 
-@pytest.fixture(scope="module", params=["mlx", "llama_cpp", "vllm"])
+@pytest.fixture(scope="module", params=["mlx", "mlx_engine", "llama_cpp", "vllm"])
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, short_tmp: Path
 ) -> Iterator[Engine]:
     """Each in turn."""
     kind: str = request.param
     folder = tmp_path_factory.mktemp(kind)
-    with mlx_alone(folder) if kind == "mlx" else installed(kind, folder) as (url, model):
+    ours = {"mlx": mlx_alone, "mlx_engine": mlx_own}.get(kind)
+    with ours(folder) if ours else installed(kind, folder) as (url, model):
         config = section(
             "[[backends]]", name="up", kind="openai", base_url=f"{url}/v1", models=["*"]
         )

@@ -49,6 +49,12 @@ def build(folder: Path) -> Path:
     return folder
 
 
+def build_tokenizer(folder: Path) -> Path:
+    """Only the tokenizer, which takes no time."""
+    _write_tokenizer(folder)
+    return folder
+
+
 def _write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
