@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.conftest import StartGateway
 from tests.support.gateway import ROOT, Gateway
 from tests.support.messages import CHAT
 from tests.support.raw import RawClient, RawReply
-from tests.support.toml import ECHO, backend
+from tests.support.toml import ECHO, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -148,6 +149,35 @@ def test_a_sessions_letters_are_asked_in_their_order(gateway: Gateway, upstream:
     assert [entry["request_id"] for entry in letters(gateway)] == [names[1]]
     assert gateway.ask("/api/v1/dlq/replay", {"max_age_secs": 0}).json()["letters"] == []
     assert post(gateway, f"/api/v1/dlq/replay/{names[1]}").json()["ran"] is True
+
+
+def test_a_session_is_one_tenants(start_gateway: StartGateway, upstream: Upstream) -> None:
+    """One that fails does not hold back another tenant's session of the same name."""
+    config = backend("up", upstream.base_url) + NO_RETRIES + section("[auth]", enabled=True)
+    keys = {name: f"key-of-{name}-0123456789" for name in ("anna", "bert", "root")}
+    for name, secret in keys.items():
+        admin = name == "root"
+        config += section("[[auth.keys]]", id=name, tenant=name, secret=secret, admin=admin)
+    gateway = start_gateway(config=config, workers=2)
+    heads = {name: {"authorization": f"Bearer {secret}"} for name, secret in keys.items()}
+
+    def entries() -> list[dict[str, Any]]:
+        reply = gateway.ask("/api/v1/dlq", headers=heads["root"])
+        return reply.json()["entries"][::-1] if reply.status == 200 else []
+
+    def there(count: int) -> bool:
+        return len(entries()) == count
+
+    upstream.play("status", status=500)
+    for number, who in enumerate(("anna", "bert", "anna"), 1):
+        body = {"model": "up", "prompt": f"of {who}", "session_id": "same"}
+        assert gateway.ask("/v1/prompt", body, heads[who]).status >= 500
+        wait_for(partial(there, number), 10, "the letter")
+    assert [entry["tenant"] for entry in entries()] == ["anna", "bert", "anna"]
+    upstream.play("answer")
+    upstream.queue("status", status=500)
+    told = gateway.ask("/api/v1/dlq/replay", {}, heads["root"]).json()
+    assert [one["status"] for one in told["letters"]] == ["failed", "replayed", "held"]
 
 
 def test_a_replay_that_is_killed_loses_nothing(gateway: Gateway, upstream: Upstream) -> None:

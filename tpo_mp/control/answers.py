@@ -107,7 +107,6 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
     body = _entry(header) | {
         "status": header.status,
         "model": header.model,
-        "tenant": header.tenant,
         "path": header.path,
         "truncated": letter.truncated,
         "redacted": letter.redacted,
@@ -125,6 +124,7 @@ def _entry(header: LetterHeader) -> dict[str, Any]:
         "session_id": header.session or None,
         "reason": header.reason,
         "dropped_at": header.dropped_at,
+        "tenant": header.tenant,
     }
 
 

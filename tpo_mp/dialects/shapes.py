@@ -317,6 +317,7 @@ class LetterEntry(Struct):
     session_id: str | None
     reason: str
     dropped_at: float
+    tenant: str
 
 
 class LetterPage(Struct):
@@ -339,7 +340,6 @@ class DeadLetterRecord(LetterEntry):
 
     status: str
     model: str
-    tenant: str
     path: str
     truncated: bool
     redacted: bool

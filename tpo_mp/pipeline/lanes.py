@@ -20,9 +20,11 @@ Known weakness: a call counts as one whatever it costs.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 from tpo_mp.types import NO_DEADLINE, Priority
@@ -161,10 +163,14 @@ class _Class:
         heappush(self._ready, (tenant.clock, next(self._turns), tenant))
 
     def _forget(self) -> None:
-        """Drop the clocks of tenants that do not wait: first those others have caught up with."""
-        idle = [name for name, tenant in self._tenants.items() if not tenant.waiting]
-        behind = [name for name in idle if self._tenants[name].clock <= self.clock]
-        for name in behind or idle[: len(idle) // 2 + 1]:
+        """Drop the clocks of tenants that do not wait: first those others have caught up with.
+
+        Never only a few, or the next strangers would each have all of them looked at again.
+        """
+        idle = [(t.clock, name) for name, t in self._tenants.items() if not t.waiting]
+        idle.sort()
+        caught_up = bisect_right(idle, self.clock, key=itemgetter(0))
+        for _, name in idle[: max(caught_up, len(idle) // 8 + 1)]:
             # One still in ``_ready`` is passed over there: it has no calls.
             del self._tenants[name]
 

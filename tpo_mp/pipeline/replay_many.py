@@ -4,8 +4,8 @@ When one is not answered, the later ones of its session are held back: they were
 Letters that only memory has, while the disk refuses, are not chosen.
 
 Invariants: each is asked as by itself (``replay.Replayer``), under the host's lease, so it does not
-matter who else asks; nothing is asked once the store does not answer, or the asker has gone.
-Weakness: sessions of two tenants that have one name hold each other back.
+matter who else asks; nothing is asked once the store does not answer, or the asker has gone; a
+session is one tenant's, whoever else has one of its name.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ async def replay_many(
 ) -> ReplayedLetters:
     """Ask those that are meant; raises ``Shed`` when the store does not say which."""
     told: list[ReplayedLetter] = []
-    stuck: set[str] = set()
+    stuck: set[tuple[str, str | None]] = set()
     for entry in await _chosen(gateway, asked):
-        if entry.session_id in stuck:
+        session = entry.tenant, entry.session_id
+        if session in stuck:
             one = _told(entry, "held")
         else:
             one = await _ask(replayer, exchange, entry)
         told.append(one)
         if one.status == "failed" and entry.session_id:
-            stuck.add(entry.session_id)
+            stuck.add(session)
         if one.error == SILENT:
             break
     counts: list[str] = [one.status for one in told]

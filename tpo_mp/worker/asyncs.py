@@ -3,8 +3,9 @@
 The id names the seat and epoch that accepted the call.  Whoever is asked looks here, asks that seat
 over the mesh, or, when that occupant is gone, asks the store.
 
-Invariants: at most 16 384 records are kept here, finished ones also in the store; a record's last
-word is put to the store before it may be forgotten here; a call that control hands over after its
+Invariants: at most ``MAX_KEPT`` records of ``MAX_KEPT_BYTES`` are kept here, finished ones also in
+the store; a record's last word is put to the store before it may be forgotten here, and for its
+bytes a record is forgotten only once it has been said; a call that control hands over after its
 worker died keeps its id and is run once more.
 Known weakness: between a worker's death and the rerun the store says "processing".
 """
@@ -41,6 +42,8 @@ from .owner import Owner
 from .puts import Puts
 
 MAX_KEPT = 16_384
+MAX_KEPT_BYTES = 64 << 20
+"""Of finished records, as JSON; what is still to be run is bounded by the places for calls."""
 MAX_QUESTIONS = 4096
 _POLL_S = 0.1
 _UNFINISHED = re.compile(rb'"(processing|pending)"')
@@ -75,6 +78,8 @@ class Asyncs:
         self._epoch = epoch
         self._ttl_s = ttl_s
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._said: OrderedDict[str, int] = OrderedDict()
+        self._said_bytes = 0
         self._puts = Puts(store, RESULTS, metrics)
         self._waiters: dict[str, asyncio.Event] = {}
         self._questions: dict[int, asyncio.Future[bytes | None]] = {}
@@ -101,7 +106,7 @@ class Asyncs:
         try:
             self._owner.submit(delivery, SlotFlag.ASYNC, attempts)
         except TpoError:
-            self._records.pop(call_id, None)
+            self._forget(call_id)
             raise
         if self._records.get(call_id) is record:
             # Should this worker die, whoever asks meanwhile learns that the call was accepted.
@@ -117,16 +122,26 @@ class Asyncs:
             record = native.record(call_id, record.get("session_id"), "failed", error=error,
                                    model=str(record.get("model", "")))  # fmt: skip
             told = orjson.dumps(record)
-        self._remember(call_id, record)
+        self._remember(call_id, record, len(told))
         self._puts.put(call_id, told, self._ttl_s)
         waiter = self._waiters.pop(call_id, None)
         if waiter is not None:
             waiter.set()
 
-    def _remember(self, call_id: str, record: dict[str, Any]) -> None:
+    def _remember(self, call_id: str, record: dict[str, Any], size: int = 0) -> None:
+        """Keep a record, a finished one with its bytes as JSON, and forget what is too much."""
         self._records[call_id] = record
-        if len(self._records) > MAX_KEPT:
-            self._records.popitem(last=False)
+        self._said_bytes += size - self._said.pop(call_id, 0)
+        if size:
+            self._said[call_id] = size
+        while len(self._records) > MAX_KEPT:
+            self._forget(next(iter(self._records)))
+        while self._said_bytes > MAX_KEPT_BYTES and len(self._said) > 1:
+            self._forget(next(iter(self._said)))
+
+    def _forget(self, call_id: str) -> None:
+        self._records.pop(call_id, None)
+        self._said_bytes -= self._said.pop(call_id, 0)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -46,7 +46,7 @@ def test_a_page_says_whether_there_is_more(shelf: Shelf) -> None:
     assert (last["count"], last["next"]) == (1, None)
     assert last["entries"] == [
         {"request_id": "c0", "client_request_id": None, "session_id": None, "reason": "shed",
-         "dropped_at": 0.0}
+         "dropped_at": 0.0, "tenant": "t"}
     ]  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tpo_mp.pipeline.lanes import REMEMBERED, RESCUE_EVERY, Lanes, Waiter
+import pytest
+
+from tpo_mp.pipeline.lanes import REMEMBERED, RESCUE_EVERY, Lanes, Waiter, _Class
 from tpo_mp.types import Priority
 
 
@@ -123,3 +125,29 @@ def test_clocks_of_many_tenants_are_forgotten() -> None:
         lanes.pop(0.0)
     lowest: Any = lanes._classes[Priority.LOW]  # nothing else tells what it keeps
     assert len(lowest._tenants) <= REMEMBERED + 8
+
+
+def test_strangers_do_not_each_have_all_clocks_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the others catch up with one of them at a time, and with no light one."""
+    looks = 0
+    forget = _Class._forget
+
+    def counted(lowest: _Class) -> None:
+        nonlocal looks
+        looks += 1
+        forget(lowest)
+
+    monkeypatch.setattr(_Class, "_forget", counted)
+    lanes = lanes_of(*(waiter("stays", tenant="s") for _ in range(2)))
+
+    def pass_by(name: str, weight: float) -> None:
+        lanes.add(waiter(name, tenant=name, weight=weight, deadline=1e6))
+        for _ in range(2):
+            lanes.pop(0.0)
+        lanes.add(waiter("stays", tenant="s"))
+
+    for number in range(REMEMBERED - 4):
+        pass_by(f"light-{number}", 1e-6)
+    for number in range(1000):
+        pass_by(f"stranger-{number}", 1.0)
+    assert looks <= 20

@@ -311,6 +311,29 @@ def test_records_are_bounded(host: FakeHost, monkeypatch: pytest.MonkeyPatch) ->
     tell(host, story)
 
 
+def test_bytes_of_records_are_bounded(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said is the store's alone, the oldest first; a call that still runs stays."""
+    large = COMPLETION.replace(b"said", b"s" * 1000)
+    monkeypatch.setattr(asyncs, "MAX_KEPT_BYTES", 3000)
+
+    async def story(told: Story) -> None:
+        shard = host.shards[0]
+        running, _ = told.accept(shard)
+        ids = []
+        for _ in range(5):
+            ids.append(told.accept(shard)[0])
+            shard.up.answer(Reply(200, large))
+        await told.turns()
+        kept = shard.asyncs._records
+        assert list(kept) == [running, *ids[3:]]
+        assert sum(len(json.dumps(kept[name])) for name in ids[3:]) <= 3000 + 100
+        for call_id in ids:
+            assert (await told.result(shard, call_id))["result"] == "s" * 1000
+        assert (await told.result(shard, running))["status"] == "processing"
+
+    tell(host, story)
+
+
 def rerun(shard: FakeShard, *pieces: bytes, attempts: int = 1) -> str:
     """Control hands a dead worker's call over."""
     call_id = CallIds(1, 1).new()
