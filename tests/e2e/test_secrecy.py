@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartGateway
-from tests.support.gateway import Gateway
+from tests.support.gateway import ROOT, Gateway
 from tests.support.messages import CHAT, post
 from tests.support.raw import RawClient, chat
 from tests.support.rfc6455 import RawSocket
@@ -222,6 +224,13 @@ def test_no_prompt_is_written_down_where_letters_are_redacted(
                 "POST", f"/api/v1/dlq/{entry['request_id']}/replay", {"Content-Length": "0"}
             )
         assert (refused.status, refused.json()["error"]["code"]) == (409, "letter_redacted")
+    command = [sys.executable, "-m", "tpo_mp", "replay", "--all", "--url", gateway.url]
+    told = subprocess.run(
+        [*command, "--delay-ms", "0"], capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (told.returncode, "failed 0, skipped 4" in told.stdout) == (0, True), told
+    assert told.stderr.count("was not kept: there is nothing to ask") == 4
     held += written(gateway)
     gateway.stop()
     held += written(gateway)
