@@ -18,7 +18,7 @@ CONFIG = """
 [simulator]
 requests_per_minute = 10
 tokens_per_minute = 100000
-api_keys = ["sk-known", "sk-other", "sk-third"]
+api_keys = ["sk-known", "sk-other", "sk-third", "sk-fourth", "sk-fifth"]
 limits = { enforce = true }
 """
 
@@ -37,6 +37,7 @@ def ask(gateway: Gateway, key: str) -> RawReply:
 
 def test_the_limit_is_the_hosts(limited: Gateway) -> None:
     """Forty requests from eight sides to two workers: ten pass, and what drained meanwhile."""
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
     began = monotonic()
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda _: ask(limited, "sk-known"), range(40)))
@@ -85,3 +86,43 @@ def test_limits_are_switched_on_and_off_while_it_runs(start_gateway: StartGatewa
     assert sorted(ask(gateway, "k").status for _ in range(2)) == [200, 429]
     assert gateway.ask("/admin/config", {"limits": None}).status == 200
     assert ask(gateway, "k").status == 200
+
+
+def test_beyond_the_limit_they_wait_in_line(limited: Gateway) -> None:
+    """On the host: of eight to two workers, those beyond the limit and the line are refused."""
+    told = {"limits": {"exceed": "queue", "queue": 2, "models": [
+        {"match": "gpt-4o", "requests_per_minute": 2}]}, "request_timeout_s": 0.5}  # fmt: skip
+    assert limited.ask("/admin/config", told).status == 200
+    sent = [ask(limited, "sk-fourth") for _ in range(2)]
+    assert [reply.status for reply in sent] == [200, 200]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: ask(limited, "sk-fourth"), range(4)))
+    # Half a minute is longer than a request may take; the line holds two of the four.
+    assert sorted(reply.status for reply in replies) == [429, 429, 504, 504]
+    quick = {"limits": {"models": [{"match": "gpt-4o", "requests_per_minute": 60}]},
+             "request_timeout_s": 60}  # fmt: skip
+    assert limited.ask("/admin/config", quick).status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    began = monotonic()
+    assert {ask(limited, "sk-fourth").status for _ in range(62)} == {200}
+    assert monotonic() - began > 1.99, "the last two waited until they fitted"
+    assert limited.ask("/admin/config", {"limits": None, "request_timeout_s": None}).status == 200
+
+
+def test_a_quota_is_used_up_on_the_whole_host(limited: Gateway) -> None:
+    """Whatever worker answers; set back it is whole, and another key has its own."""
+    changed = {"limits": {"enforce": False}, "quotas": {"daily_requests": 3, "reset_hour": 7}}
+    assert limited.ask("/admin/config", changed).status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: ask(limited, "sk-fifth"), range(20)))
+    assert sum(reply.status == 200 for reply in replies) == 3
+    refused = next(reply for reply in replies if reply.status == 429)
+    assert refused.json()["error"]["code"] == "quota_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 86_400
+    assert ask(limited, "sk-fourth").status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    assert ask(limited, "sk-fifth").status == 200
+    bad = limited.ask("/admin/config", {"quotas": {"reset_hour": 24}})
+    assert (bad.status, b"reset_hour" in bad.body) == (400, True)
+    assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200

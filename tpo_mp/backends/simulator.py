@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import TypeAlias
 
 from tpo_mp.config.prices import Prices, PricesSection
-from tpo_mp.errors import ConfigError
+from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
@@ -24,6 +26,7 @@ from tpo_mp.simulator.engine_timing import Engines
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.fault_frames import spoilt, struck
 from tpo_mp.simulator.fixed_replies import FixedReplies
+from tpo_mp.simulator.key_quotas import KeyQuotas
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import latency_of
 from tpo_mp.simulator.limits import Allowance, Standing
@@ -106,11 +109,17 @@ class SimulatorBackend:
         if config.journal.enabled:
             self.journal = CallJournal(config.journal, env.journal, env.clock)
         self._limits: RateLimits | None = None
+        self._quotas: KeyQuotas | None = None
+        exceeded = env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit.")
         if config.limits.enforce:
             self._limits = RateLimits(
                 config.name, config.limits, self._allowance, ledger=env.ledger, clock=env.clock,
-                epoch=state.limits_epoch,
-                exceeded=env.metrics.counter(EXCEEDED, "Requests over a simulated rate limit."),
+                epoch=state.limits_epoch, exceeded=exceeded,
+            )  # fmt: skip
+        if config.quotas.spans():
+            self._quotas = KeyQuotas(
+                config.name, config.quotas, self._allowance, ledger=env.ledger, wall=time,
+                epoch=state.limits_epoch, exceeded=exceeded,
             )  # fmt: skip
         self._provider = SimulatedProvider(
             speech_of(config),
@@ -125,7 +134,8 @@ class SimulatorBackend:
             speed, strict = config.replay_speed, config.strict and not config.rules
             self._replay = Replay(Path(config.replay), speed, own, self._timer, strict)
         self._fixed: FixedReplies | None = None
-        if self._limits is None and self._replay is None and config.repeats != "vary":
+        unlimited = self._limits is None and self._quotas is None
+        if unlimited and self._replay is None and config.repeats != "vary":
             self._fixed = self._provider.fixed
 
     def infer(self, call: Call) -> Awaitable[Reply]:
@@ -167,8 +177,14 @@ class SimulatorBackend:
         said.resolve(reply)
         return said
 
-    def _obeying(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
-        """Wait, refuse or break off as ordered, or else answer."""
+    def _obeying(
+        self,
+        call: Call,
+        begin: Beginning,
+        answer: Answering,
+        waited: Callable[[], None] | None = None,
+    ) -> Awaitable[Reply]:
+        """Wait, refuse or break off as ordered, or else answer; ``waited``: the wait is over."""
         if not begin.wait_s:
             return self._obey(call, begin, answer)
         said: Promise[Reply] = Promise()
@@ -176,7 +192,7 @@ class SimulatorBackend:
         def done(reply: Reply, error: BaseException | None) -> None:
             said.resolve(reply) if error is None else said.reject(error)
 
-        said.cancel_with = run(self._obey_later(call, begin, answer), done)
+        said.cancel_with = run(self._obey_later(call, begin, answer, waited), done)
         return said
 
     def _obey(self, call: Call, begin: Beginning, answer: Answering) -> Awaitable[Reply]:
@@ -186,10 +202,20 @@ class SimulatorBackend:
             raise refusal(begin.left.error, call, self._allowance)
         return answer(call, begin.left)
 
-    async def _obey_later(self, call: Call, begin: Beginning, answer: Answering) -> Reply:
+    async def _obey_later(
+        self,
+        call: Call,
+        begin: Beginning,
+        answer: Answering,
+        waited: Callable[[], None] | None,
+    ) -> Reply:
         rung: Promise[None] = Promise()
         rung.cancel_with = self._alarm(begin.wait_s, lambda: rung.resolve(None))
-        await rung
+        try:
+            await rung
+        finally:
+            if waited is not None:
+                waited()
         return await self._obey(call, begin, answer)
 
     def _composed(self, call: Call, answered: Answered, orders: Orders) -> Awaitable[Reply]:
@@ -261,11 +287,39 @@ class SimulatorBackend:
         answered = await self._provider.embed(call.dialect, call.body)
         return await self._later(call, answered, orders)
 
-    def _later(self, call: Call, answered: Answered, orders: Orders) -> Promise[Reply]:
+    def _later(self, call: Call, answered: Answered, orders: Orders) -> Awaitable[Reply]:
+        """The reply within the caller's limits: now, or when it is its turn."""
+        standing, limits = self._charged(call, answered), self._limits
+        if standing is None or limits is None or not standing.wait_s:
+            return self._timed(call, answered, orders, standing)
+        left = replace(orders, delay_s=orders.delay_s + standing.wait_s)
+        begin = in_time(Beginning(standing.wait_s, None, left), self._left_s(call))
+
+        async def answer(call: Call, left: Orders) -> Reply:
+            return await self._timed(call, answered, left, standing)
+
+        return self._obeying(call, begin, answer, partial(limits.leave, call))
+
+    def _charged(self, call: Call, answered: Answered) -> Standing | None:
+        """Where the caller stands with this answer; raises the 429 of a limit or a quota."""
+        used, charged = answered.usage, []
+        if self._quotas is not None:
+            charged = self._quotas.charge(call, used.prompt + max(used.completion, 0))
+        if self._limits is None:
+            return None
+        chance = partial(self._draws.chance, call, answered.key)
+        try:
+            return self._limits.charge(call, used.prompt, used.completion, chance)
+        except TpoError:
+            if self._quotas is not None:
+                self._quotas.give_back(charged)
+            raise
+
+    def _timed(
+        self, call: Call, answered: Answered, orders: Orders, standing: Standing | None
+    ) -> Promise[Reply]:
         """The reply when its time has come: with its first token, or whole with its last."""
-        used, standing, fault = answered.usage, None, orders.fault
-        if self._limits is not None:
-            standing = self._limits.charge(call, used.prompt, used.completion)
+        used, fault = answered.usage, orders.fault
         if not self._trouble.quiet:
             self._trouble.spend(used.prompt + max(used.completion, 0))
         under_way = _UnderWay(call, self._allowance)

@@ -67,10 +67,12 @@ class Standing:
     """How much of its limits a caller has used: requests, tokens (of prompts), tokens of answers.
 
     The third is Anthropic's alone; for others the second holds all tokens.
+    ``wait_s`` is how long the answer waits for its turn, ``used`` what is used by then.
     """
 
     limits: tuple[int, int, int]
     used: tuple[float, float, float]
+    wait_s: float = 0.0
 
     def left(self, place: int) -> int:
         """What remains of a limit."""

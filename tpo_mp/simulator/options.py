@@ -18,6 +18,7 @@ from . import dataset
 from .answers import Speech
 from .call_journal import JournalOptions
 from .catalog import MODELS
+from .key_quotas import QuotaOptions
 from .latency import LatencyOptions, lengths_of
 from .rate_limits import LimitOptions
 from .replay import problems as replay_problems
@@ -100,6 +101,9 @@ class SimulatorOptions(LatencyOptions, frozen=True, kw_only=True, forbid_unknown
     limits: Annotated[
         LimitOptions, Meta(description="Whether the limits of these two run out.")
     ] = LimitOptions()
+    quotas: Annotated[
+        QuotaOptions, Meta(description="What a key may use in a day and in a month.")
+    ] = QuotaOptions()
     journal: Annotated[JournalOptions, Meta(description="What is written down of requests.")] = (
         JournalOptions()
     )

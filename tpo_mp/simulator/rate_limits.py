@@ -4,6 +4,10 @@ What was used drains away evenly, a minute's worth in a minute; a request passes
 tokens still fit.  OpenAI and Google count the tokens of both directions together, Anthropic each
 direction by itself.  A caller without a key is known by its address.
 
+A request that does not fit is refused, or waits in line until it does (what those before it will
+use is charged already, so the line is served in order), or is refused by chance only and costs
+nothing when it passes.  One that never fits is refused whatever is said.
+
 The numbers are the ledger's, so they are exact over all workers of the host.  They are charged once
 the answer is made and before it is sent, by what it really uses.
 
@@ -17,8 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from hashlib import blake2b
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from msgspec import Meta, Struct
@@ -28,9 +31,11 @@ from tpo_mp.ports import Cells, Counter, Ledger
 from tpo_mp.types import Call
 
 from .failures import refusal
-from .keys import key_of
+from .keys import hashed_caller
 from .limits import Allowance, Standing, is_anthropic
 from .orders import ErrorOrder
+from .seeds import stream_of
+from .waiting_line import WaitingLine
 
 EXCEEDED: Final = "llm_rate_limit_exceeded_total"
 NEVER_S: Final = 60.0
@@ -60,6 +65,17 @@ class LimitOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     enforce: Annotated[
         bool, Meta(description="Count on the whole host, and answer 429 beyond.")
     ] = False
+    exceed: Annotated[
+        Literal["reject", "queue", "chance"],
+        Meta(description="Beyond: refused, kept waiting until they fit, or refused by `chance`."),
+    ] = "reject"
+    queue: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Most requests of a caller waiting, others are 429."),
+    ] = 100
+    chance: Annotated[
+        float, Meta(ge=0, le=1, description="Share of what does not fit that is refused.")
+    ] = 0.5
     models: Annotated[
         tuple[ModelLimit, ...],
         Meta(max_length=256, description="Models with other numbers; the first that matches."),
@@ -87,9 +103,17 @@ class RateLimits:
         self._ledger = ledger
         self._clock = clock
         self._exceeded = exceeded
+        self._line = WaitingLine(ledger, options.queue) if options.exceed == "queue" else None
+        self._chance = options.chance if options.exceed == "chance" else 1.0
 
-    def charge(self, call: Call, prompt: int, completion: int) -> Standing:
-        """Charge an answer; raises ``RateLimited`` in the call's dialect, charging nothing."""
+    def charge(
+        self, call: Call, prompt: int, completion: int, key: Callable[[], bytes] = bytes
+    ) -> Standing:
+        """Charge an answer; raises ``RateLimited`` in the call's dialect, charging nothing.
+
+        ``key`` is that of the request's chances.  Whoever gets a standing with a wait calls
+        ``leave`` when the wait is over, whatever ended it.
+        """
         allowance = self._of(call.model)
         limits = (allowance.requests, allowance.tokens, allowance.tokens)
         apart = is_anthropic(call.dialect)
@@ -104,12 +128,42 @@ class RateLimits:
             kept = used if over else after
             return (kept[0], kept[1], kept[2], now)
 
-        used = self._ledger.update(self._name(call), take, crowd=True)[:3]
+        name = self._name(call)
+        used = self._ledger.update(name, take, crowd=True)[:3]
         standing = Standing(limits, used)
-        if over:
-            self._exceeded.inc()
-            raise _exceeded(call, allowance, standing, wanted)
-        return standing
+        if not over:
+            return standing
+        self._exceeded.inc()
+        excess = _excess(standing, wanted)
+        if all(n <= most for n, most in zip(wanted, limits, strict=True)):
+            if self._line is not None and self._line.join(name, now, excess.wait_s):
+                return self._in_line(name, limits, wanted, now)
+            if self._chance < 1 and stream_of(key(), "limit").random() >= self._chance:
+                return standing
+        raise _exceeded(call, allowance, standing, wanted, excess)
+
+    def leave(self, call: Call) -> None:
+        """The wait of a call is over."""
+        if self._line is not None:
+            self._line.leave(self._name(call))
+
+    def _in_line(
+        self, name: str, limits: tuple[int, int, int], wanted: tuple[int, int, int], now: float
+    ) -> Standing:
+        """Charge what does not fit yet, and tell when it will."""
+
+        def take(cells: Cells) -> Cells:
+            used = _drained(cells, limits, now)
+            after = [had + more for had, more in zip(used, wanted, strict=True)]
+            return (after[0], after[1], after[2], max(now, cells[3]))
+
+        charged = self._ledger.update(name, take, crowd=True)[:3]
+        wait_s = max((n - most) * 60 / most for n, most in zip(charged, limits, strict=True))
+        wait_s = max(wait_s, 0.0)
+        assert self._line is not None
+        self._line.stay(name, now + wait_s)
+        requests, tokens, more = _drained((*charged, now), limits, now + wait_s)
+        return Standing(limits, (requests, tokens, more), wait_s)
 
     def _of(self, model: str) -> Allowance:
         for pattern, allowance in self._models:
@@ -118,9 +172,7 @@ class RateLimits:
         return self._allowance
 
     def _name(self, call: Call) -> str:
-        who = key_of(call.authorization) or call.peer.encode()
-        caller = blake2b(who, digest_size=16).hexdigest()
-        return f"{self._scope}{call.dialect}:{call.model}:{caller}"
+        return f"{self._scope}{call.dialect}:{call.model}:{hashed_caller(call)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +214,13 @@ def _excess(standing: Standing, wanted: tuple[int, ...]) -> _Excess:
 
 
 def _exceeded(
-    call: Call, allowance: Allowance, standing: Standing, wanted: tuple[int, ...]
+    call: Call,
+    allowance: Allowance,
+    standing: Standing,
+    wanted: tuple[int, ...],
+    excess: _Excess,
 ) -> TpoError:
     """The provider's 429, with true numbers in words and header lines."""
-    excess = _excess(standing, wanted)
     place = excess.place
     error = refusal(ErrorOrder(429, retry_after_s=excess.wait_s), call, allowance)
     error.message = (

@@ -17,10 +17,10 @@ from tpo_mp.types import Call, Dialect
 class Limited:
     """Limits of 3 requests and 600 tokens a minute in a world that stands still."""
 
-    def __init__(self, models: tuple[ModelLimit, ...] = ()) -> None:
+    def __init__(self, models: tuple[ModelLimit, ...] = (), **more: Any) -> None:
         self.world = FakeWorld()
         self.exceeded = SilentSeries()
-        self.options = LimitOptions(enforce=True, models=models)
+        self.options = LimitOptions(enforce=True, models=models, **more)
         self.limits = self.made(0)
 
     def made(self, epoch: int) -> RateLimits:
@@ -149,3 +149,46 @@ def test_a_request_over_the_whole_limit_never_fits() -> None:
         limited.limits.charge(caller(), 601, 0)
     assert refused.value.retry_after_s == 60
     assert limited.limits.charge(caller(), 600, 0).left(1) == 0
+
+
+def test_over_the_limit_they_stand_in_line() -> None:
+    """Each waits a turn longer; beyond the line they are refused; who left is out of it."""
+    limited = Limited(exceed="queue", queue=2)
+    for _ in range(3):
+        assert limited.limits.charge(caller(), 1, 1).wait_s == 0
+    waits = [limited.made(0).charge(caller(), 1, 1) for _ in range(2)]
+    assert [standing.wait_s for standing in waits] == pytest.approx([20, 40])
+    assert [standing.left(0) for standing in waits] == [0, 0]
+    with pytest.raises(RateLimited) as refused:
+        limited.limits.charge(caller(), 1, 1)
+    assert refused.value.retry_after_s == pytest.approx(60)
+    limited.world.now += 20
+    limited.limits.leave(caller())
+    assert limited.limits.charge(caller(), 1, 1).wait_s == pytest.approx(40)
+
+
+def test_what_never_fits_does_not_wait() -> None:
+    """Nor does chance let it pass."""
+    for more in ({"exceed": "queue"}, {"exceed": "chance", "chance": 0.0}):
+        with pytest.raises(RateLimited):
+            Limited(**more).limits.charge(caller(), 601, 0)
+
+
+def test_by_chance_some_over_the_limit_pass_and_cost_nothing() -> None:
+    """Which of them is told by their keys; all or none at the ends."""
+    limited = Limited(exceed="chance", chance=0.5)
+    for _ in range(3):
+        limited.limits.charge(caller(), 1, 1)
+
+    def passes(n: int) -> bool:
+        try:
+            limited.limits.charge(caller(), 1, 1, lambda: n.to_bytes(8, "big"))
+        except RateLimited:
+            return False
+        return True
+
+    first = [passes(n) for n in range(400)]
+    assert 150 < sum(first) < 250
+    assert [passes(n) for n in range(400)] == first
+    limited.world.now += 20
+    assert limited.limits.charge(caller(), 1, 1).left(0) == 0
