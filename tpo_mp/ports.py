@@ -135,6 +135,7 @@ class Env:
 class Probe(Struct, frozen=True, kw_only=True):
     """How control asks whether a backend is well; ``headers`` may hold its key.
 
+    Without a ``url`` it is not asked that; without a ``metrics_url`` its load is not read.
     ``models`` and ``model_map`` are the backend's, to find its scores by.
     """
 
@@ -148,6 +149,8 @@ class Probe(Struct, frozen=True, kw_only=True):
     timeout_s: float = 2.0
     rise: int = 1
     fall: int = 3
+    metrics_url: str = ""
+    metrics_every_s: float = 1.0
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,6 +28,12 @@ from tests.support.wait import wait_for
 CHAT = "/v1/chat/completions"
 PROVIDERS = "/api/v1/providers"
 CHECK = {"enabled": True, "path": "/health", "interval_s": 0.1, "timeout_s": 1, "fall": 2}
+METRICS = {"metrics_path": "/metrics", "metrics_every_s": 0.1}
+IDLE = Page('vllm:num_requests_running{engine="0"} 0.0\nvllm:num_requests_waiting 0.0\n')
+BUSY = Page(
+    'vllm:num_requests_running{engine="0"} 7.0\nvllm:num_requests_waiting 2.0\n'
+    "vllm:kv_cache_usage_perc 0.5\n"
+)
 WELL, ILL, LOADING = Page({"status": "ok"}), Page("no", 500), Page({"error": {}}, 503)
 
 
@@ -47,10 +53,10 @@ class Bench:
             for n in range(8)
         ]
 
-    def shares(self) -> tuple[int, int]:
+    def shares(self, model: str = "m") -> tuple[int, int]:
         """How many of eight calls each upstream got; all are answered."""
         before = self.one.counters.requests, self.two.counters.requests
-        assert {reply.status for reply in self.ask()} == {200}
+        assert {reply.status for reply in self.ask(model)} == {200}
         return self.one.counters.requests - before[0], self.two.counters.requests - before[1]
 
     def state(self, name: str) -> str:
@@ -76,9 +82,12 @@ def host(short_tmp: Path) -> Iterator[Bench]:
         config = (
             section("[pipeline]", stages=[])
             + ECHO
-            + backend("one", one.base_url, "m", "alone", health=CHECK)
-            + backend("two", two.base_url, "m", health=CHECK)
+            + backend("one", one.base_url, "m", "alone", "busy", health=CHECK, **METRICS)
+            + backend("two", two.base_url, "m", "busy", health=CHECK, **METRICS)
             + section("[[routes]]", models=["m"], strategy="round_robin", backends=["one", "two"])
+            + section(
+                "[[routes]]", models=["busy"], strategy="least_loaded", backends=["one", "two"]
+            )
             + section("[[routes]]", models=["*"], strategy="weighted")
         )
         gateway = made.enter_context(Gateway(short_tmp / "health", config=config, workers=2))
@@ -87,7 +96,8 @@ def host(short_tmp: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def bench(host: Bench) -> Bench:
-    """Both upstreams are well, and known to be."""
+    """Both upstreams are well and idle, and known to be."""
+    host.one.pages["/metrics"] = host.two.pages["/metrics"] = IDLE
     host.one.pages["/health"] = host.two.pages["/health"] = WELL
     for name in ("one", "two"):
         host.gateway.ask(f"{PROVIDERS}/{name}/undrain", {})
@@ -170,10 +180,29 @@ def test_a_drained_one_gets_no_calls_on_any_worker(bench: Bench) -> None:
     assert bench.gateway.ask(f"{PROVIDERS}/nobody/drain", {}).status == 404
 
 
+def test_an_engine_that_others_keep_busy_is_left_to_them(bench: Bench) -> None:
+    """What its own metrics say counts beside our calls, on both workers, as long as it says it."""
+    assert bench.shares("busy") == (4, 4)
+    bench.one.pages["/metrics"] = BUSY
+    wait_for(lambda: bench.shares("busy") == (0, 8), 20, "everything at the idle one")
+
+    def told() -> bool:
+        page = get(bench.gateway.ops, "/metrics").body.decode()
+        others = metric(page, "tpo_engine_requests", backend="one", state="others")
+        return (others, metric(page, "tpo_engine_kv_usage", backend="one")) == (9, 0.5)
+
+    wait_for(told, 10, "the metrics")
+    bench.one.pages["/metrics"] = IDLE
+    wait_for(lambda: bench.shares("busy") == (4, 4), 20, "even shares")
+
+
 def test_one_host_asks_once_however_many_workers_it_has(bench: Bench) -> None:
     """Control asks in its own time: ten times a second here, give or take a tenth."""
-    seen = bench.one.pages_asked
-    first = len(seen)
-    wait_for(lambda: len(seen) >= first + 6, 20, "six questions")
-    at = [request.at for request in seen[first : first + 6]]
+    first = len(bench.one.pages_asked)
+
+    def asked() -> list[float]:
+        return [r.at for r in bench.one.pages_asked[first:] if r.path == "/health"]
+
+    wait_for(lambda: len(asked()) >= 6, 20, "six questions")
+    at = asked()[:6]
     assert min(b - a for a, b in pairwise(at)) > 0.08

@@ -98,12 +98,39 @@ def resolve(tree: Tree, env: Mapping[str, str], problems: Problems) -> None:
         tree["backends"] = found
     _balancing(tree, problems)
     _admin_key(tree, problems)
+    _ranks(tree, problems)
     for entry in _tables(tree.get("backends")):
         if "kind" in entry:
             entry["kind"] = kind_of(entry["kind"])
     for entry in _tables(tree.get("routes")):
         if isinstance(entry.get("strategy"), str):
             entry["strategy"] = STRATEGIES.get(entry["strategy"], entry["strategy"])
+
+
+def _ranks(tree: Tree, problems: Problems) -> None:
+    """Make each rank of a data-parallel engine a backend, in routes too."""
+    found: list[Tree] = []
+    renamed: dict[str, list[str]] = {}
+    for index, entry in enumerate(_tables(tree.get("backends"))):
+        ranks = entry.pop("ranks", None)
+        if ranks is None:
+            found.append(entry)
+        elif not isinstance(ranks, list) or not ranks or "base_url" in entry:
+            said = "expected a list of the ranks' URLs, instead of base_url"
+            problems.add_value(f"backends[{index}].ranks", ranks, said)
+        else:
+            name = str(entry.get("name", ""))
+            renamed[name] = [f"{name}-{n}" for n in range(len(ranks))]
+            found += [
+                {**entry, "name": own, "base_url": url}
+                for own, url in zip(renamed[name], ranks, strict=True)
+            ]
+    if renamed:
+        tree["backends"] = found
+    for route in _tables(tree.get("routes")):
+        names = route.get("backends")
+        if isinstance(names, list) and renamed:
+            route["backends"] = [own for n in names for own in renamed.get(str(n), [n])]
 
 
 def stand_in(tree: Tree, problems: Problems) -> None:
@@ -175,8 +202,13 @@ def _details(name: str, details: Tree) -> Tree:
     return entry | {"name": str(kind_of(name))}
 
 
+_INTERVAL: Final = "health.interval_s"
+
+
 def _nodes(tree: Tree, problems: Problems) -> list[Tree]:
+    """``cluster_nodes`` of a gateway's YAML: each is asked whether it is well."""
     nodes = tree.pop("cluster_nodes", [])
+    interval_s = take(tree, _INTERVAL) if nodes else ABSENT
     entries = []
     for index, node in enumerate(_tables(nodes)):
         node = dict(node)
@@ -185,6 +217,12 @@ def _nodes(tree: Tree, problems: Problems) -> list[Tree]:
         host, port = node.pop("host", ""), node.pop("port", 8000)
         entry = {"kind": "openai", "name": node.pop("node_id", ""), **node}
         entry.setdefault("base_url", f"http://{host}:{port}/v1")
+        checked: Tree = {"enabled": True}
+        if interval_s is not ABSENT:
+            checked["interval_s"] = interval_s
+            written = problems.origins.get(_INTERVAL, _INTERVAL)
+            problems.origins[f"backends[{index}].health.interval_s"] = written
+        entry.setdefault("health", checked)
         problems.origins[f"backends[{index}].name"] = f"cluster_nodes[{index}].node_id"
         problems.origins[f"backends[{index}].base_url"] = f"cluster_nodes[{index}].host"
         entries.append(entry)

@@ -1,8 +1,11 @@
-"""Asks backends whether they are well, and tells the whole host; see ``shm.standing``.
+"""Asks backends whether they are well and how busy, and tells the whole host.
 
-Each backend has a task of its own, so one that hangs delays no other.  A status below 500 is a good
-answer, whatever it says: who refuses a key is there.  503 is that of a server that loads.  Each
-question has a connection of its own, so that a server that takes no connections is noticed.
+What it tells is described in ``shm.standing`` and ``shm.engine_load``.
+
+Each of these has a task of its own for each backend, so one that hangs delays no other.  A status
+below 500 is a good answer, whatever it says: who refuses a key is there.  503 is that of a server
+that loads.  Each question has a connection of its own, so that a server that takes no connections
+is noticed.
 
 Invariants: control alone asks, so a host asks once, however many workers it has, and no call waits
 for it; a time-out is no bad answer while calls are answered well: who is busy is not down.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import aiohttp
@@ -23,15 +26,19 @@ from structlog.typing import FilteringBoundLogger
 from tpo_mp.errors import Shed
 from tpo_mp.observe.health import STATE_GAUGE
 from tpo_mp.pipeline.scoring import Scoreboard
-from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Watch
+from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Shares, Watch
+from tpo_mp.shm.engine_load import EngineLoad, engine_cells, engine_row
 from tpo_mp.shm.standing import Fitness, drain_row, health_cells, health_row, read_standing
 
+from .engine_metrics_page import Reading, read_metrics
 from .verdicts import LOADING, Judgement
 
 _STATE_HELP: Final = "How a backend stands: 0 unknown, 1 starting, 2 ready, 3 draining, 4 down."
 _LAPSE: Final = 3
 """Rounds without an answer of control's after which nobody believes what it found."""
 _JITTER: Final = 0.1
+_MOST_BYTES: Final = 4 << 20
+_OK: Final = 200
 _SERVER_ERROR: Final = 500
 _UNAVAILABLE: Final = 503
 
@@ -43,6 +50,7 @@ class Probing:
         self,
         ledger: Ledger,
         scores: Scores,
+        shares: Shares,
         metrics: Metrics,
         clock: Callable[[], float],
         log: FilteringBoundLogger,
@@ -50,6 +58,7 @@ class Probing:
         self.log = log
         self._ledger = ledger
         self._scores = scores
+        self._shares = shares
         self._metrics = metrics
         self._clock = clock
         self._plan: tuple[Probe, ...] = ()
@@ -72,7 +81,11 @@ class Probing:
         while True:
             self._changed.clear()
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._keep_on(p), name=p.name) for p in self._plan]
+                tasks = [
+                    group.create_task(self._keep_on(probe, work), name=probe.name)
+                    for probe in self._plan
+                    for work in self._works(probe)
+                ]
                 await self._changed.wait()
                 for task in tasks:
                     task.cancel()
@@ -94,10 +107,16 @@ class Probing:
     def _gauge(self, name: str, state: Fitness) -> None:
         self._metrics.gauge(STATE_GAUGE, _STATE_HELP, backend=name).set(int(state))
 
-    async def _keep_on(self, probe: Probe) -> None:
+    def _works(self, probe: Probe) -> Iterator[Callable[[Probe], Awaitable[None]]]:
+        if probe.url:
+            yield self._ask_on
+        if probe.metrics_url:
+            yield self._read_on
+
+    async def _keep_on(self, probe: Probe, work: Callable[[Probe], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._ask_on(probe)
+                await work(probe)
             except Exception as error:  # noqa: BLE001 - one backend's files must not end control
                 self.log.error("backend_not_asked", backend=probe.name, why=repr(error)[:200])
             await asyncio.sleep(probe.interval_s)
@@ -108,12 +127,7 @@ class Probing:
         if found.standing(self._clock()):
             judgement.resume(found.state, found.since, found.why)
         board = Scoreboard(self._scores, [probe])
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True, ssl=await _trust(probe)),
-            timeout=aiohttp.ClientTimeout(total=probe.timeout_s),
-            headers=dict(probe.headers),
-            trust_env=False,
-        ) as session:
+        async with _session(probe, await _trust(probe), keep=False) as session:
             while True:
                 asked_at = self._clock()
                 why = await _ask(session, probe.url)
@@ -122,6 +136,44 @@ class Probing:
                 self._heard(probe, judgement, why)
                 stray = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads questions
                 await asyncio.sleep(probe.interval_s * stray)
+
+    async def _read_on(self, probe: Probe) -> None:
+        """Look at its metrics again and again; what it had of ours then is no load of others."""
+        ours = self._shares.of(f"load:{probe.name}")
+        labels = {"backend": probe.name}
+        async with _session(probe, await _trust(probe), keep=True) as session:
+            while True:
+                before = ours.total()
+                reading = await _read(session, probe.metrics_url)
+                if reading is None:
+                    self._metrics.counter(
+                        "tpo_engine_metrics_failed_total",
+                        "Looks at an engine's metrics that told nothing.", **labels,
+                    ).inc()  # fmt: skip
+                else:
+                    sent = max(before, ours.total())
+                    others = max(reading.running + reading.waiting - sent, 0.0)
+                    self._tell(probe, EngineLoad(others, reading.waiting, reading.kv))
+                    self._level("running", reading.running, labels)
+                    self._level("waiting", reading.waiting, labels)
+                    self._level("others", others, labels)
+                await asyncio.sleep(probe.metrics_every_s)
+
+    def _tell(self, probe: Probe, load: EngineLoad) -> None:
+        until = self._clock() + _LAPSE * (probe.metrics_every_s + probe.timeout_s)
+        cells = engine_cells(load, until)
+        try:
+            self._ledger.update(engine_row(probe.name), lambda _: cells)
+        except Shed as error:
+            self.log.warning("engine_load_not_told", backend=probe.name, why=str(error))
+        if load.kv is not None:
+            self._metrics.gauge(
+                "tpo_engine_kv_usage", "Share of an engine's KV cache in use.", backend=probe.name
+            ).set(load.kv)
+
+    def _level(self, state: str, value: float, labels: dict[str, str]) -> None:
+        text = "Requests an engine says it has: running, waiting, and those not of this host."
+        self._metrics.gauge("tpo_engine_requests", text, state=state, **labels).set(value)
 
     def _heard(self, probe: Probe, judgement: Judgement, why: str) -> None:
         now, before = self._clock(), judgement.state
@@ -157,6 +209,30 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> str:
     if status == _UNAVAILABLE:
         return LOADING
     return "status" if status >= _SERVER_ERROR else ""
+
+
+async def _read(session: aiohttp.ClientSession, url: str) -> Reading | None:
+    try:
+        async with session.get(url, allow_redirects=False) as reply:
+            if reply.status != _OK:
+                return None
+            page = bytearray()
+            async for part in reply.content.iter_any():
+                page += part
+                if len(page) > _MOST_BYTES:
+                    return None
+            return read_metrics(page.decode("utf-8", "replace"))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return None
+
+
+def _session(probe: Probe, trust: ssl.SSLContext | bool, *, keep: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=not keep, ssl=trust, limit=2),
+        timeout=aiohttp.ClientTimeout(total=probe.timeout_s),
+        headers=dict(probe.headers),
+        trust_env=False,
+    )
 
 
 async def _trust(probe: Probe) -> ssl.SSLContext | bool:

@@ -38,6 +38,7 @@ from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.scores import ScoreSegment, SharedScores
+from tpo_mp.shm.shares import SharedShares
 from tpo_mp.store.shelf import Shelf
 
 from .accesslog import AccessLog
@@ -124,7 +125,8 @@ class ControlProcess:
         scores = SharedScores(
             ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
         )
-        self.probing = Probing(ledger, scores, metrics, time.monotonic, self.log)
+        shares = SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat)
+        self.probing = Probing(ledger, scores, shares, metrics, time.monotonic, self.log)
         self._engines = EngineSeries(ledger, metrics, self._arena)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places)
         self._turn_booked = False

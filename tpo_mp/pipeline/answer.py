@@ -21,7 +21,7 @@ from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected,
 from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink
 
-from .attribution import CALLER_LIMITED
+from .attribution import CALLER_LIMITED, CONTEXT_TOO_SMALL
 from .codecs import codec
 from .promise import Promise
 
@@ -30,6 +30,8 @@ MAX_ERROR_BYTES = 1 << 20
 MAX_ERROR_LINES_BYTES = 2048  # they cross the mesh in one small frame
 MAX_STREAM_BYTES = 1 << 30
 _SSE = b"text/event-stream"
+_NOT_PARSED = "[json.exception."
+_TOO_LONG = b'"exceed_context_size_error"'
 TOLD = b""
 """Error body of a failure the client has read already, in the stream itself."""
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
@@ -384,6 +386,10 @@ def _of_status(head: ResponseHead, body: bytes) -> TpoError:
         return RateLimited(
             said, reason="upstream_rate_limited", retry_after_s=retry_after, body=shown
         )
+    if status == 500 and said.startswith(_NOT_PARSED):
+        status = 400  # llama.cpp's word for a body that it does not understand
+    if status == 400 and _TOO_LONG in body:
+        return Rejected(said, reason=CONTEXT_TOO_SMALL, status=status, body=shown)
     if 400 <= status < 500 and status != 408:
         return Rejected(said, reason="upstream_rejected", status=status, body=shown)
     if status in (408, 504):

@@ -52,6 +52,9 @@ class Blame(StrEnum):
 CALLER_LIMITED: Final = "caller_rate_limited"
 """Reason of an upstream's 429 to the caller's own key: others are not limited by it."""
 
+CONTEXT_TOO_SMALL: Final = "context_too_small"
+"""Reason of a refusal: the prompt is too long for that backend, and another one may be larger."""
+
 _BY_CLASS: Final[dict[type[TpoError], Blame]] = {
     BackendRefused: Blame.NETWORK,
     ConnectionCut: Blame.NETWORK,

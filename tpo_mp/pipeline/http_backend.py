@@ -23,6 +23,7 @@ from msgspec import Meta
 from tpo_mp import __version__
 from tpo_mp.config.values import HealthCheck, Secret, Timeouts
 from tpo_mp.dialects import openai_wire
+from tpo_mp.dialects.body import with_fields
 from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
 from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
 from tpo_mp.ports import BackendConfig, Env, Probe
@@ -43,6 +44,7 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
     CHECKED: ClassVar[bool] = False
     """Whether one of this kind is asked if it is well unless its config says no."""
     HEALTH_PATH: ClassVar[str] = "models"
+    METRICS_PATH: ClassVar[str] = ""
     AUTH: ClassVar[tuple[str, str]] = ("authorization", "Bearer {}")
     """The header that carries the key."""
 
@@ -65,11 +67,23 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
         int, Meta(ge=0, le=65_536, description="Idle connections kept per shard.")
     ] = 1024
     health: HealthCheck = HealthCheck()
+    metrics_path: Annotated[
+        str | None,
+        Meta(
+            description="Page of the engine's own metrics (vLLM's or llama.cpp's), which routes by "
+            "load go by too; empty: none [an engine: /metrics; any other: none]."
+        ),
+    ] = None
+    metrics_every_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="Seconds between two looks at that page.")
+    ] = 1.0
 
     def probe(self) -> Probe | None:
         """How it is asked whether it is well: with the headers and the key that calls have."""
         check = self.health
-        if not (self.CHECKED if check.enabled is None else check.enabled):
+        checked = self.CHECKED if check.enabled is None else check.enabled
+        metrics = self.METRICS_PATH if self.metrics_path is None else self.metrics_path
+        if not checked and not metrics:
             return None
         headers = dict(self.headers)
         if self.api_key is not None and not self.api_key.from_client:
@@ -77,7 +91,7 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
             headers[name] = value.format(self.api_key.reveal())
         return Probe(
             name=self.name,
-            url=self.url_of(check.path or self.HEALTH_PATH),
+            url=self.url_of(check.path or self.HEALTH_PATH) if checked else "",
             models=self.models,
             model_map=self.model_map,
             headers=tuple(headers.items()),
@@ -86,6 +100,8 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
             timeout_s=check.timeout_s,
             rise=check.rise,
             fall=check.fall,
+            metrics_url=self.url_of(metrics) if metrics else "",
+            metrics_every_s=self.metrics_every_s,
         )
 
     def url_of(self, path: str) -> str:
@@ -99,6 +115,9 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
 
 class HttpBackend:
     """One upstream; ``dialects`` are what it speaks, the first is used for all others."""
+
+    adds_fields = False
+    """Whether ``fields`` has something to say."""
 
     def __init__(
         self,
@@ -168,16 +187,19 @@ class HttpBackend:
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Send the call; resolves with the whole reply, or with the first event of a stream."""
         if self._stream_unary and gathers(call):
-            return gathered(self._send, call)
-        return self._send(call)
+            return gathered(self.send, call)
+        return self.send(call)
 
-    def _send(self, call: Call) -> Promise[Reply]:
+    def send(self, call: Call) -> Promise[Reply]:
+        """Send it as it is to be answered, whole or as a stream."""
         origin = self._origin or self._connect()
         body, dialect = call.body, call.dialect
         if self._map:
             upstream_model = self._map.get(call.model)
             if upstream_model is not None:
                 body = codec(dialect).with_model(body, upstream_model)
+        if self.adds_fields:
+            body = _with(body, self.fields(call))
         strip = False
         if call.stream and not call.usage_wanted and dialect in self._usage:
             body = openai_wire.with_usage(body, b'"stream_options"' in body)
@@ -195,6 +217,10 @@ class HttpBackend:
             said = f"backend {self.name!r} has too many calls waiting"
             raise Shed(said, reason="backpressure", retry_after_s=1) from None
         return answer.promise
+
+    def fields(self, call: Call) -> dict[str, object]:  # noqa: ARG002 - kinds that add some look
+        """Fields that this API wants in the body besides, instead of the client's own."""
+        return {}
 
     def extra_lines(self, call: Call) -> bytes:
         """Header lines of the call that go upstream."""
@@ -231,6 +257,16 @@ def chosen_paths(
         said = f"backends.{config.name}.apis: {unknown[0]!r} is none of {', '.join(known)}"
         raise ConfigError(said)
     return dict(known[api] for api in apis)
+
+
+def _with(body: bytes, fields: dict[str, object]) -> bytes:
+    """The body with more fields, put at its end where it has none of them."""
+    if not fields:
+        return body
+    end = body.rstrip()
+    if any(b'"%b"' % name.encode() in body for name in fields) or end[-2:] == b"{}":
+        return with_fields(body, **fields)
+    return end[:-1] + b"," + msgspec.json.encode(fields)[1:]
 
 
 def _template(method: str, target: str, lines: Sequence[str]) -> bytes:

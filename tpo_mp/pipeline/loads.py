@@ -18,6 +18,7 @@ from tpo_mp.ports import Env, Feature, Share, Shares
 from tpo_mp.types import Call
 
 from .chain import Serve
+from .engine_loads import EngineLoads
 from .placed import through
 
 REMEMBERED: Final = 1024
@@ -62,9 +63,16 @@ class BackendLoad:
 class Loads:
     """The loads of backends, by name."""
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: Shares, engines: EngineLoads | None = None) -> None:
         self._shares = shares
+        self._engines = engines
         self._known: dict[str, BackendLoad] = {}
+
+    def busy(self, name: str) -> float:
+        """What it has to do: our calls, exactly, and what its engine said others sent it."""
+        ours = self.of(name).total()
+        said = None if self._engines is None else self._engines.of(name)
+        return ours if said is None else ours + said.others
 
     def of(self, name: str) -> BackendLoad:
         """One of them; raises ``ConfigError`` when the host knows too many names."""
@@ -115,7 +123,7 @@ def within_bound(ordered: Sequence[T], loads: Loads, spill: float) -> T:
     """
     if not spill or len(ordered) == 1:
         return ordered[0]
-    now = [loads.of(target.name).total() for target in ordered]
+    now = [loads.busy(target.name) for target in ordered]
     whole = (sum(now) + 1) * spill / sum(target.weight for target in ordered)
     for target, load in zip(ordered, now, strict=True):
         # At least one: a host with a single call does not move it about.

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from tpo_mp.pipeline.engine_loads import EngineLoads
 from tpo_mp.pipeline.hash_ring import HashRings, session_key
 from tpo_mp.pipeline.loads import Loads, T, left_for, within_bound
 from tpo_mp.ports import BackendConfig, Env, Feature
@@ -41,7 +42,7 @@ class ConsistentHashRoute:
 
     def __init__(self, config: Config, env: Env) -> None:
         self._spill = config.spill
-        self._loads = Loads(env.shares)
+        self._loads = Loads(env.shares, EngineLoads(env))
         self._rings = HashRings()
 
     def meet(self, backends: Sequence[BackendConfig]) -> None:

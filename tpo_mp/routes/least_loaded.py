@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
+from tpo_mp.pipeline.engine_loads import EngineLoads
 from tpo_mp.pipeline.loads import Loads, T, least, left_for
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Call
@@ -26,7 +27,7 @@ class LeastLoadedRoute:
     counts_load: ClassVar[bool] = True
 
     def __init__(self, config: Config, env: Env) -> None:
-        self._loads = Loads(env.shares)
+        self._loads = Loads(env.shares, EngineLoads(env))
         self._turn = env.peers.here
 
     def pick(self, call: Call, targets: Sequence[T]) -> T:
@@ -36,7 +37,7 @@ class LeastLoadedRoute:
             return open_[0]
         self._turn += 1
         loads = self._loads
-        return least(open_, lambda t: loads.of(t.name).total() / t.weight, self._turn)
+        return least(open_, lambda t: loads.busy(t.name) / t.weight, self._turn)
 
 
 FEATURE = Feature(Config, LeastLoadedRoute)

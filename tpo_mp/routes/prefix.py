@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from tpo_mp.pipeline.engine_loads import EngineLoads
 from tpo_mp.pipeline.hash_ring import HashRings, session_key
 from tpo_mp.pipeline.loads import Loads, T, left_for, within_bound
 from tpo_mp.pipeline.prompt_blocks import blocks_of
@@ -47,7 +48,7 @@ class PrefixRoute:
     def __init__(self, config: Config, env: Env) -> None:
         self._config = config
         self._index = env.prefixes
-        self._loads = Loads(env.shares)
+        self._loads = Loads(env.shares, EngineLoads(env))
         self._rings = HashRings()
         self._metrics = env.metrics
         self._counters: dict[str, Counter] = {}
@@ -78,7 +79,7 @@ class PrefixRoute:
         """Who has the beginning, by load; then the session's ring, or the others by load."""
         if len(open_) == 1:
             return list(open_)
-        loads = {t.name: self._loads.of(t.name).total() / t.weight for t in open_}
+        loads = {t.name: self._loads.busy(t.name) / t.weight for t in open_}
         if call.affinity:
             ordered = self._rings.order(session_key(call), open_)
             return sorted(

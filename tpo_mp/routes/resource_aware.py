@@ -2,7 +2,9 @@
 
 A backend's score is a weighted mean of shares of what it can bear, the lowest wins::
 
-    0.4  tries under way on the whole host / those it answers at a time
+    0.4  tries under way on the whole host, and what others sent its engine / those it answers at
+         a time
+    0.4  share of its engine's KV cache in use, where the engine's metrics are read
     0.2  median seconds to the first byte, of all workers lately, at most 1
 
 A term that nobody knows of a backend drops out, and the others weigh more for it; it is not 0,
@@ -17,6 +19,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from tpo_mp.pipeline.engine_loads import EngineLoads
 from tpo_mp.pipeline.loads import Loads, T, least, left_for
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
 from tpo_mp.ports import BackendConfig, Env, Feature
@@ -37,6 +40,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         description="Seconds to the first byte that are as bad as can be.")] = 1.0  # fmt: skip
     connections: Annotated[float, Meta(ge=0, le=1,
         description="Weight of the calls under way.")] = 0.4  # fmt: skip
+    memory: Annotated[float, Meta(ge=0, le=1,
+        description="Weight of the share of the engine's KV cache in use.")] = 0.4  # fmt: skip
     response: Annotated[float, Meta(ge=0, le=1,
         description="Weight of the response time.")] = 0.2  # fmt: skip
 
@@ -54,7 +59,8 @@ class ResourceAwareRoute:
     def __init__(self, config: Config, env: Env) -> None:
         self._config = config
         self._env = env
-        self._loads = Loads(env.shares)
+        self._engines = EngineLoads(env)
+        self._loads = Loads(env.shares, self._engines)
         self._most: dict[str, int] = {}
         self._board = Scoreboard(env.scores, ())
         self._slow: dict[str, float | None] = {}
@@ -85,7 +91,11 @@ class ResourceAwareRoute:
         config, name = self._config, target.name
         most = self._most.get(name, config.max_connections)
         weight = config.connections
-        score = weight * self._loads.of(name).total() / most
+        score = weight * self._loads.busy(name) / most
+        said = self._engines.of(name)
+        if said is not None and said.kv is not None:
+            score += config.memory * said.kv
+            weight += config.memory
         slow = self._slow.get(name)
         if slow is not None:
             score += config.response * slow

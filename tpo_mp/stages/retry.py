@@ -35,7 +35,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from msgspec import Meta, Struct
 
 from tpo_mp.errors import CircuitOpen, TpoError
-from tpo_mp.pipeline.attribution import Blame, blame, may_have_worked
+from tpo_mp.pipeline.attribution import CONTEXT_TOO_SMALL, Blame, blame, may_have_worked
 from tpo_mp.pipeline.promise import Done, Promise, run
 from tpo_mp.pipeline.retry_budget import RetryBudget
 from tpo_mp.ports import Counter, Env, Feature, Proceed
@@ -217,7 +217,7 @@ class _Tries:
         """Go on, wait, or give up."""
         call, name = self._call, self._call.backend
         whose = blame(error)
-        if not name or whose is Blame.CLIENT:
+        if not name or (whose is Blame.CLIENT and not self._may_fit(error, name)):
             self._end(error)
             return
         if call.tried is None:
@@ -236,6 +236,12 @@ class _Tries:
             self._move(error)
         else:
             self._wait(error)
+
+    def _may_fit(self, error: TpoError, name: str) -> bool:
+        """Whether a prompt that was too long here may fit elsewhere."""
+        tried = self._call.tried or ()
+        left = any(other != name and other not in tried for other in self._call.choices)
+        return error.reason == CONTEXT_TOO_SMALL and left
 
     def _judge(self, name: str, error: TpoError, whose: Blame) -> None:
         """Tell whether the backend may be asked again for this call, and not before when."""

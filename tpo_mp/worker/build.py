@@ -28,6 +28,7 @@ from tpo_mp.types import Call, Reply
 
 MODELS_FRESH_S = 60.0
 MODELS_RETRY_S = 2.0
+MOST_MODELS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,11 @@ def build(
     strategies = {rule.strategy: registry.find("routes", rule.strategy) for rule in config.routes}
     loaded = any(counts_load(found) for found in strategies.values())
     standings = Standings(env, list(entries))
+    models = Models(config.backends, backends)
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
         targets = {
-            name: _target(entry, backends[name], attempt, env, standings, loaded=loaded)
+            name: _target(entry, backends[name], attempt, env, (standings, models), loaded=loaded)
             for name, entry in entries.items()
         }
         for _, stage in stages:
@@ -111,7 +113,6 @@ def build(
         return routers[0].serve
 
     chain = Chain(stages, route, epoch=epoch, times=StageTimes(env.metrics, env.clock))
-    models = Models(config.backends, backends)
     return Pipeline(epoch, config, chain, routers[0], models, backends, prices)
 
 
@@ -120,10 +121,11 @@ def _target(
     backend: Any,
     attempt: Sequence[Any],
     env: Env,
-    standings: Standings,
+    known: tuple[Standings, Models],
     *,
     loaded: bool,
 ) -> Target:
+    standings, models = known
     tried = wrap(backend, attempt, partial(scored, entry=entry, env=env))
     if loaded:
         tried = counted(tried, entry.name, env)
@@ -136,7 +138,7 @@ def _target(
         entry.weight,
         standings.guarded(tried, entry.name),
         (standings.refuses, *guards_of(attempt)),
-        (standings.advises, *advice_of(attempt)),
+        (standings.advises, models.lacks, *advice_of(attempt)),
     )
 
 
@@ -152,6 +154,12 @@ class Models:
             if any(set(m) & set("*?[") for m in entry.models):
                 self._asked.append((entry, backends[entry.name]))
         self._known: dict[str, tuple[float, list[str]]] = {}
+        self._globs = {
+            e.name: {m for m in e.models if not set(m) & set("*?[")} | set(e.model_map)
+            for e, _ in self._asked
+        }
+        self._reported: dict[str, frozenset[str]] = {}
+        """What a glob backend had last, when it answered."""
         self._asking: asyncio.Task[None] | None = None
 
     @property
@@ -163,13 +171,31 @@ class Models:
         """The first literal name, for requests that name none."""
         return self._literal[0] if self._literal else None
 
+    def lacks(self, call: Call, backend: str) -> bool:
+        """Whether a backend that serves globs does not report the model and another one does.
+
+        Nobody waits: what is not known yet, or was cut short, keeps no backend from being asked.
+        """
+        named = self._globs.get(backend)
+        if named is None or call.model in named:
+            return False
+        if self._known.get(backend, (-1.0, []))[0] < monotonic():
+            self._refresh()
+        reported = self._reported.get(backend)
+        if not reported or call.model in reported:
+            return False
+        return any(call.model in names for names in self._reported.values())
+
+    def _refresh(self) -> asyncio.Task[None]:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return self._asking
+
     async def names(self) -> list[str]:
         """Names in a stable order; an upstream that does not answer keeps its last good list."""
         now = monotonic()
         if any(self._known.get(e.name, (-1.0, []))[0] < now for e, _ in self._asked):
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask())
-            await asyncio.shield(self._asking)
+            await asyncio.shield(self._refresh())
         reported = [m for e, _ in self._asked for m in self._known.get(e.name, (0.0, []))[1]]
         return list(dict.fromkeys(self._literal + reported))
 
@@ -182,8 +208,10 @@ class Models:
                 kept = self._known.get(entry.name, (0.0, []))[1]
                 self._known[entry.name] = (monotonic() + MODELS_RETRY_S, kept)
             else:
+                few = len(listed) <= MOST_MODELS
+                self._reported[entry.name] = frozenset(listed if few else ())
                 hidden = set(entry.model_map.values())
-                names = [m for m in listed if _matches(entry, m) and m not in hidden][:1000]
+                names = [m for m in listed if _matches(entry, m) and m not in hidden][:MOST_MODELS]
                 self._known[entry.name] = (monotonic() + MODELS_FRESH_S, names)
 
         await asyncio.gather(*(ask(e, b) for e, b in self._asked))

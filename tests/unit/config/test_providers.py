@@ -177,3 +177,22 @@ def test_model_flag_needs_to_know_whose(refused: Callable[..., list[str]]) -> No
     """A file with its own backends leaves a lone model without an owner."""
     (problem,) = refused('[[backends]]\nname = "a"\nkind = "echo"\n', model="m")
     assert problem.startswith("--model: needs --backend")
+
+
+def test_cluster_nodes_are_backends_that_are_asked_whether_they_are_well(
+    load_text: Callable[..., Config],
+) -> None:
+    """At the interval that the gateway's YAML gives for all of them."""
+    text = """
+load_balancing: {strategy: round_robin, health_check_interval: 30}
+cluster_nodes:
+  - {node_id: mac-1, host: 10.0.1.10, specs: {chip: M1 Max, memory_gb: 64}}
+  - {node_id: mac-2, host: 10.0.1.11, port: 9000, weight: 2}
+"""
+    config = load_text(text, suffix=".yaml")
+    probes = [backend.probe() for backend in config.backends]
+    assert [(p.name, p.url, p.interval_s) for p in probes if p] == [
+        ("mac-1", "http://10.0.1.10:8000/v1/models", 30),
+        ("mac-2", "http://10.0.1.11:9000/v1/models", 30),
+    ]
+    assert config.routes[0].strategy == "round_robin"

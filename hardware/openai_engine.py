@@ -1,0 +1,29 @@
+"""What clients of local engines share: the OpenAI dialect, health and metrics of an engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final
+
+from msgspec import Meta
+
+from tpo_mp.pipeline.http_backend import HttpBackendConfig
+from tpo_mp.types import Dialect
+
+APIS: Final = {
+    "chat": (Dialect.OPENAI_CHAT, "chat/completions"),
+    "completions": (Dialect.OPENAI_COMPLETIONS, "completions"),
+    "embeddings": (Dialect.OPENAI_EMBEDDINGS, "embeddings"),
+    "responses": (Dialect.OPENAI_RESPONSES, "responses"),
+}
+DEFAULT_APIS: Final = ("chat", "completions", "embeddings")
+
+
+class EngineClientConfig(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of a client of an engine."""
+
+    CHECKED: ClassVar[bool] = True
+    HEALTH_PATH: ClassVar[str] = "/health"
+    METRICS_PATH: ClassVar[str] = "/metrics"
+    include_usage: Annotated[
+        bool, Meta(description="Ask streams for token counts when the client did not.")
+    ] = True

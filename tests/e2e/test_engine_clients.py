@@ -1,0 +1,176 @@
+"""Clients of vLLM and llama.cpp, before upstreams that look like these; two workers.
+
+What they say was recorded from the real servers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, build, chat
+from tests.support.shards import connect_to, session_on
+from tests.support.toml import ECHO, section
+from tests.support.upstream import Page, Upstream
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+KEYS = {"a": "a-key-of-tenant-a-1", "b": "a-key-of-tenant-b-1"}
+AUTH = section("[auth]", enabled=True) + "".join(
+    section("[[auth.keys]]", id=who, secret=key, tenant=who) for who, key in KEYS.items()
+)
+TOO_LONG = {
+    "error": {
+        "code": 400, "message": "the request exceeds the available context size",
+        "type": "exceed_context_size_error", "n_prompt_tokens": 5000, "n_ctx": 2048,
+    }
+}  # fmt: skip
+NOT_PARSED = {
+    "error": {
+        "code": 500, "type": "server_error",
+        "message": "[json.exception.type_error.302] type must be string, but is array",
+    }
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Bench:
+    """A gateway before an upstream for each engine; ``sessions`` live on one worker each."""
+
+    gateway: Gateway
+    vllm: Upstream
+    small: Upstream
+    large: Upstream
+    sessions: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def bench(short_tmp: Path) -> Iterator[Bench]:
+    """Both llama.cpp servers serve one model, the small one first."""
+    with ExitStack() as made:
+        vllm, small, large = (made.enter_context(Upstream()) for _ in range(3))
+        for upstream in (vllm, small, large):
+            upstream.pages["/health"] = Page({"status": "ok"})
+            upstream.pages["/metrics"] = Page("")
+        config = (
+            section("[pipeline]", stages=["retry", "breaker"])
+            + ECHO
+            + section("[[backends]]", name="v", kind="vllm", models=["v"], base_url=vllm.base_url,
+                      priority=True)
+            + section("[[backends]]", name="small", kind="llama_cpp", models=["l"], slots=2,
+                      base_url=small.base_url)
+            + section("[[backends]]", name="large", kind="llama_cpp", models=["l"],
+                      base_url=large.base_url)
+            + section("[[routes]]", models=["l"], strategy="failover", backends=["small", "large"])
+            + section("[[routes]]", models=["*"], strategy="weighted")
+        )  # fmt: skip
+        gateway = made.enter_context(Gateway(short_tmp / "engines", config=config, workers=2))
+        sessions = (session_on(gateway.url, 0), session_on(gateway.url, 1))
+        yield Bench(gateway, vllm, small, large, sessions)
+
+
+def slot_of(bench: Bench, session: str, **more: Any) -> Any:
+    """Ask in a session; answers the slot that the server was told."""
+    before = len(bench.small.seen)
+    reply = bench.gateway.ask(CHAT, chat("hi", "l", **more), {"x-session-id": session})
+    assert reply.status == 200, reply
+    return bench.small.seen[before].json().get("id_slot")
+
+
+def test_vllm_is_told_the_priority_and_no_client_chooses_its_own(bench: Bench) -> None:
+    """Lower is earlier; whole and streamed."""
+    for stream in (False, True):
+        body = chat("hi", "v", stream=stream, priority=-5)
+        assert bench.gateway.ask(CHAT, body).status == 200
+        assert bench.vllm.seen[-1].json()["priority"] == 2
+    assert "cache_salt" not in bench.vllm.seen[-1].json()  # nobody has a tenant here
+
+
+def test_each_tenant_has_a_salt_of_its_own(bench: Bench, short_tmp: Path) -> None:
+    """The same from both workers, and not the one that a client wrote."""
+    config = AUTH + section(
+        "[[backends]]", name="v", kind="vllm", models=["v"], base_url=bench.vllm.base_url
+    )
+    salts: dict[str, set[str]] = {"a": set(), "b": set()}
+    with Gateway(short_tmp / "salts", config=config + ECHO, workers=2) as gateway:
+        for n in range(12):
+            who = "ab"[n % 2]
+            headers = {"authorization": f"Bearer {KEYS[who]}", "x-session-id": f"s-{n}"}
+            body = chat("hi", "v", cache_salt="mine") if n > 5 else chat("hi", "v", seed=n)
+            assert gateway.ask(CHAT, body, headers).status == 200
+            salts[who].add(bench.vllm.seen[-1].json()["cache_salt"])
+    assert len(salts["a"]) == len(salts["b"]) == 1
+    assert salts["a"] != salts["b"]
+    assert "mine" not in salts["a"] | salts["b"]
+
+
+def test_a_session_keeps_its_slot_while_that_is_idle(bench: Bench) -> None:
+    """On whichever worker; a third session takes the slot that was not used for longest."""
+    first, second = bench.sessions
+    one, two = slot_of(bench, first), slot_of(bench, second)
+    assert {one, two} == {0, 1}
+    for _ in range(3):
+        assert (slot_of(bench, first), slot_of(bench, second)) == (one, two)
+    assert slot_of(bench, "s-third") == one
+    assert slot_of(bench, first) == two  # its own was taken
+
+
+def test_a_busy_slot_is_not_waited_for_and_comes_back_from_a_dead_worker(bench: Bench) -> None:
+    """A call beside a running one of its session is left to the server; a killed worker's slot
+    is free again."""
+    mine, other = bench.sessions
+    slot = slot_of(bench, mine)
+    gate = threading.Event()
+    bench.small.queue("answer", until=gate)
+    with connect_to(bench.gateway.url, 0) as client:
+        _ask_on(client, mine)
+        wait_for(lambda: bench.small.counters.open == 1, 10, "the first call")
+        assert slot_of(bench, mine) is None
+        assert slot_of(bench, other) == 1 - slot
+        os.kill(int(bench.gateway.status()["slots"][0]["pid"]), signal.SIGKILL)
+        wait_for(lambda: bench.small.counters.open == 0, 10, "the call to be cut")
+        gate.set()
+
+    def back() -> bool:
+        return bool(slot_of(bench, mine) == slot)
+
+    wait_for(back, 20, "the slot")
+
+
+def test_a_prompt_that_is_too_long_goes_to_the_larger_one(bench: Bench) -> None:
+    """It blames no backend; where none is larger the client reads what the server said."""
+    bench.small.queue("status", status=400, reply=TOO_LONG)
+    reply = bench.gateway.ask(CHAT, chat("long", "l"))
+    assert (reply.status, reply.headers["x-tpo-backend"]) == (200, "large")
+    bench.small.queue("status", status=400, reply=TOO_LONG)
+    bench.large.queue("status", status=400, reply=TOO_LONG)
+    reply = bench.gateway.ask(CHAT, chat("longer", "l"))
+    assert (reply.status, reply.json()["error"]["n_ctx"]) == (400, 2048)
+    shown = bench.gateway.ask("/api/v1/providers/small").json()
+    assert (shown["breaker"], shown["consecutive_failures"], shown["failures"]) == ("closed", 0, 0)
+
+
+def test_a_body_it_does_not_parse_is_the_clients_fault(bench: Bench) -> None:
+    """llama.cpp says 500 then; nobody is asked again, and no breaker counts."""
+    bench.small.queue("status", status=500, reply=NOT_PARSED)
+    before = bench.small.counters.requests, bench.large.counters.requests
+    assert bench.gateway.ask(CHAT, chat("odd", "l")).status == 400
+    after = bench.small.counters.requests, bench.large.counters.requests
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
+    assert bench.gateway.ask("/api/v1/providers/small").json()["failures"] == 0
+
+
+def _ask_on(client: RawClient, session: str) -> None:
+    body = json.dumps(chat("long", "l")).encode()
+    headers = {"Host": client.host, "Content-Type": "application/json", "X-Session-Id": session}
+    client.send(build("POST", CHAT, headers, body))

@@ -1,0 +1,44 @@
+"""Loads read off pages of metrics as engines write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpo_mp.control.engine_metrics_page import Reading, read_metrics
+
+VLLM = """# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 8.0
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 4.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 4.0
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
+http_requests_total{handler="/v1/models"} 3.0
+"""
+RANKS = """vllm:num_requests_running{engine="0",model_name="a } b"} 1.0
+vllm:num_requests_running{engine="1",model_name="a } b"} 2.0
+vllm:num_requests_waiting{engine="1",model_name="a } b"} 0.0
+vllm:gpu_cache_usage_perc{engine="0"} 0.5
+vllm:gpu_cache_usage_perc{engine="1"} 0.75
+"""
+LLAMA = """# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 2
+llamacpp:requests_deferred 3
+llamacpp:n_busy_slots_per_decode 1.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "reading"),
+    [
+        (VLLM, Reading(8.0, 4.0, 0.25)),
+        (RANKS, Reading(3.0, 0.0, 0.75)),
+        (LLAMA, Reading(2.0, 3.0, None)),
+        ("", None),
+        ("<html>no metrics here</html>", None),
+        ("vllm:num_requests_running NaN\nvllm:num_requests_waiting x\n", None),
+        ("vllm:num_requests_running{\nvllm:num_requests_waiting 1", Reading(0.0, 1.0, None)),
+    ],
+)
+def test_pages(page: str, reading: Reading | None) -> None:
+    """New names and old, several ranks, and pages of something else."""
+    assert read_metrics(page) == reading

@@ -1,0 +1,69 @@
+"""The account of a llama.cpp server's slots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hardware.llama_cpp import FEATURE, Slots
+from tests.support.fake_env import FakeShares, FakeWorld
+
+
+class Host:
+    """Two workers before one server."""
+
+    def __init__(self, slots: int) -> None:
+        self.world = FakeWorld()
+        self.shares = FakeShares()
+        self.workers = [
+            Slots("l", slots, replace(self.world.env, shares=self.shares.other(seat)))
+            for seat in (0, 1)
+        ]
+
+    def take(self, worker: int, session: int) -> int | None:
+        """A slot for a call."""
+        self.world.advance(1.0)
+        return self.workers[worker].take(session)
+
+    def call(self, worker: int, session: int) -> int | None:
+        """A whole call; the slot it had."""
+        slot = self.take(worker, session)
+        if slot is not None:
+            self.workers[worker].give(slot)
+        return slot
+
+
+def test_a_session_has_its_slot_on_every_worker() -> None:
+    """And a new one takes the slot that was not given for longest."""
+    host = Host(2)
+    assert [host.call(0, 7), host.call(1, 8), host.call(1, 7), host.call(0, 8)] == [0, 1, 0, 1]
+    assert host.call(0, 9) == 0
+
+
+def test_no_slot_is_given_twice_nor_waited_for() -> None:
+    """The session's own is busy, or all are: the server chooses."""
+    host = Host(2)
+    assert (host.take(0, 7), host.take(1, 7)) == (0, None)
+    assert (host.take(1, 8), host.take(0, 9)) == (1, None)
+
+
+def test_calls_without_a_session_are_counted_too() -> None:
+    """They leave nobody's conversation behind that would be looked for."""
+    host = Host(2)
+    assert host.take(0, 0) == 0
+    assert host.take(1, 0) == 1
+    assert host.take(1, 7) is None
+
+
+def test_what_a_dead_worker_had_is_free() -> None:
+    """It is gone with it."""
+    host = Host(1)
+    assert host.take(0, 7) == 0
+    host.shares.die(0)
+    assert host.take(1, 7) == 0
+
+
+def test_one_kind_is_known_by_its_name() -> None:
+    """Its server is asked whether it is well unless that is switched off."""
+    probe = FEATURE.Config(name="l", kind="llama_cpp").probe()
+    assert probe is not None
+    assert probe.url == "http://localhost:8080/health"

@@ -1,0 +1,59 @@
+"""Reads the load off an engine's page of metrics: vLLM's, old names or new, and llama.cpp's.
+
+Of several engines behind one page (ranks) requests are summed up, and the fullest cache counts.
+Invariants: what is not understood is passed over; a page without any known name says ``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+RUNNING: Final = frozenset({"vllm:num_requests_running", "llamacpp:requests_processing"})
+WAITING: Final = frozenset({"vllm:num_requests_waiting", "llamacpp:requests_deferred"})
+KV: Final = frozenset({
+    "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio",
+})  # fmt: skip
+"""Shares of one, though vLLM calls them per cent."""
+_PREFIXES: Final = ("vllm:", "llamacpp:")
+
+
+class Reading(NamedTuple):
+    """Requests running and waiting; the share of the KV cache in use, where it says that."""
+
+    running: float
+    waiting: float
+    kv: float | None
+
+
+def read_metrics(text: str) -> Reading | None:
+    """Read a page in Prometheus' text format."""
+    running = waiting = 0.0
+    kv: float | None = None
+    known = False
+    for line in text.splitlines():
+        if not line.startswith(_PREFIXES):
+            continue
+        name, value = _sample(line)
+        if value is None:
+            continue
+        if name in RUNNING:
+            running, known = running + value, True
+        elif name in WAITING:
+            waiting, known = waiting + value, True
+        elif name in KV:
+            kv = max(kv or 0.0, min(value, 1.0))
+    return Reading(running, waiting, kv) if known else None
+
+
+def _sample(line: str) -> tuple[str, float | None]:
+    name, brace, rest = line.partition("{")
+    if brace:
+        rest = rest.rpartition("}")[2]
+    else:
+        name, _, rest = line.partition(" ")
+    try:
+        value = float(rest.split()[0])
+    except (ValueError, IndexError):
+        return name, None
+    return name.strip(), value if math.isfinite(value) and value >= 0 else None

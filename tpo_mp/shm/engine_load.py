@@ -1,0 +1,43 @@
+"""What an engine's own metrics say of its load, as control read them lately.
+
+One row of the ledger for each backend whose metrics are read::
+
+    engine:BACKEND   cells 0  others   requests it has that no process of this host sent
+                           1  waiting  requests it has no room for yet
+                           2  kv       share of its KV cache in use; -1: it does not say
+                           3  until    CLOCK_MONOTONIC, until when this counts
+
+Control writes it, anybody reads it.  A row that was not renewed counts for nothing, and routes go
+by their own counts again, which are exact: what is read of an engine is as old as the last look.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tpo_mp.ports import Cells
+
+
+class EngineLoad(NamedTuple):
+    """One row in words."""
+
+    others: float
+    waiting: float
+    kv: float | None
+
+
+def engine_row(backend: str) -> str:
+    """Its name in the ledger."""
+    return f"engine:{backend}"
+
+
+def engine_cells(load: EngineLoad, until: float) -> Cells:
+    """Write it."""
+    return (load.others, load.waiting, -1.0 if load.kv is None else load.kv, until)
+
+
+def read_engine(cells: Cells, now: float) -> EngineLoad | None:
+    """Read it; ``None``: nothing is known, or not lately."""
+    if now > cells[3]:
+        return None
+    return EngineLoad(cells[0], cells[1], None if cells[2] < 0 else cells[2])
