@@ -34,6 +34,8 @@ _NOT_PARSED = "[json.exception."
 _TOO_LONG = b'"exceed_context_size_error"'
 TOLD = b""
 """Error body of a failure the client has read already, in the stream itself."""
+_DEAD = b'"generation thread died"'
+"""``mlx_lm``'s server, which says so with 404 ever after."""
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\r\n", b"\n")
 
@@ -379,8 +381,11 @@ def upstream_error(head: ResponseHead, body: bytes, client_key: bool) -> TpoErro
 
 def _of_status(head: ResponseHead, body: bytes) -> TpoError:
     status = head.status
-    shown = body if body[:1] == b"{" and head.content_type.startswith(b"application/json") else None
-    said = _message(body) or f"upstream answered {status}"
+    error = _error_of(body)
+    shown = None
+    if body[:1] == b"{" and head.content_type.startswith(b"application/json"):
+        shown = None if isinstance(error, str) else body  # a bare string is no dialect's error
+    said = _message(error) or f"upstream answered {status}"
     retry_after = head.retry_after
     if status == 429:
         return RateLimited(
@@ -390,6 +395,8 @@ def _of_status(head: ResponseHead, body: bytes) -> TpoError:
         status = 400  # llama.cpp's word for a body that it does not understand
     if status == 400 and _TOO_LONG in body:
         return Rejected(said, reason=CONTEXT_TOO_SMALL, status=status, body=shown)
+    if status == 404 and _DEAD in body:
+        return BackendFailure(said, reason="engine_failed")
     if 400 <= status < 500 and status != 408:
         return Rejected(said, reason="upstream_rejected", status=status, body=shown)
     if status in (408, 504):
@@ -423,10 +430,13 @@ class _ErrorBody(msgspec.Struct):
     error: _ErrorObject | str | None = None
 
 
-def _message(body: bytes) -> str:
+def _error_of(body: bytes) -> _ErrorObject | str | None:
     try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error
+        return msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+        return None
+
+
+def _message(error: _ErrorObject | str | None) -> str:
     said = error.message if isinstance(error, _ErrorObject) else error or ""
     return "".join(c for c in said if c.isprintable())[:500]

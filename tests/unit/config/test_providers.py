@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tpo_mp.config import catalog
 from tpo_mp.config.tree import Config
 
 pytestmark = pytest.mark.usefixtures("only_core")
@@ -157,8 +158,12 @@ def test_balancing_becomes_a_route(
     assert bool(config.warnings) == ("least" in text)
 
 
-def test_kind_that_nothing_stands_in_for_is_an_error(refused: Callable[..., list[str]]) -> None:
+def test_kind_that_nothing_stands_in_for_is_an_error(
+    refused: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without its backend a call would have nowhere to go."""
+    built = catalog.is_built
+    monkeypatch.setattr(catalog, "is_built", lambda door, name: name != "mlx" and built(door, name))
     (problem,) = refused('[[backends]]\nname = "a"\nkind = "mlx"\n')
     assert problem == "backends[0].kind = 'mlx': not built yet"
 
