@@ -41,16 +41,13 @@ _MIB: Final = 1 << 20
 
 
 def mlx(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
-    """``mlx_lm.server``, on Metal, CUDA or the CPU as the installed build has it."""
+    """``hardware.mlx_engine``, on Metal, CUDA or the CPU as the installed build has it."""
     _needs_package("mlx_lm", "mlx-lm", "pip install 'tpo-mp[mlx]'")
     model, env = _model(engine)
     _needs_memory(engine, model)
-    # Its model list reads the cache folder, and breaks off where there is none.
-    hub_folder().mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "mlx_lm", "server", "--model", model]
-    argv += ["--host", HOST, "--port", "{port}", "--log-level", "WARNING"]
-    # Its other thread goes on answering 503 for ever.
-    return EngineCommand(tuple(argv), env | _threads(cpus), fatal="generation thread died: ")
+    argv = [sys.executable, "-m", "hardware.mlx_engine", "--model", model]
+    argv += ["--served-model-name", served(engine), "--host", HOST, "--port", "{port}"]
+    return EngineCommand(tuple(argv), env | _threads(cpus))
 
 
 def llama_cpp(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
@@ -89,7 +86,7 @@ def vllm(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     return EngineCommand(argv, env | _threads(cpus))
 
 
-MLX: Final = EngineKind(mlx, model_name="default_model")
+MLX: Final = EngineKind(mlx, client="openai")
 LLAMA_CPP: Final = EngineKind(llama_cpp)
 VLLM: Final = EngineKind(vllm)
 

@@ -1,4 +1,4 @@
-"""The real ``mlx_lm.server`` on a tiny model, started and kept by the host itself."""
+"""Our MLX engine with a real tiny model, started and kept by the host itself."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_what_is_wrong_with_an_engine_is_said_in_one_line(tiny: Path, tmp_path: 
     env = {"HF_HUB_CACHE": str(tmp_path / "hub")}
     with Gateway(tmp_path / "host", config=text, env=env, ready_s=90) as gateway:
         expected = {
-            "wrong": r"Model type no_such_arch not supported\.",
+            "wrong": r"no architecture 'no_such_arch'",
             "missing": r"absent: no such file or folder",
             "nogpu": r"no GPU 77 here|llama-server is not in PATH",
             "large": r"over memory_limit_bytes, 0 MiB",
@@ -125,7 +125,3 @@ def test_what_is_wrong_with_an_engine_is_said_in_one_line(tiny: Path, tmp_path: 
         body = {"model": "e", "messages": [{"role": "user", "content": "hi"}]}
         assert gateway.ask("/v1/chat/completions", body).status == 200
         assert {"engine wrong", "engine missing"} <= set(gateway.status()["degraded"])
-        # Not by ``stop``, which looks for tracebacks of ours: the engine wrote one of its own.
-        gateway.send_signal(signal.SIGTERM)
-        assert gateway.wait() == 0
-        gateway.close()

@@ -176,13 +176,13 @@ Build: TypeAlias = Callable[[EngineSection, Sequence[int]], EngineCommand]
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """What a package says of a kind: its command, and the name its server knows its model by.
+    """What a package says of a kind: its command, and the kind of backend that speaks with it.
 
-    No such name: the server is told to call it as clients do.
+    No such kind: a backend of the engine's kind does.
     """
 
     build: Build
-    model_name: str = ""
+    client: str = ""
 
 
 @cache
@@ -293,7 +293,7 @@ def _backend(index: int, table: Tree, backends: list[Any], problems: Problems) -
             f"engines[{index}].name", name, "a backend of this name has a base_url of its own"
         )
     entry["base_url"] = url
-    entry.setdefault("kind", kind if catalog.is_built("backends", kind) else "openai")
+    entry.setdefault("kind", _client(kind) if not table.get("command") else _built(kind))
     if "models" not in entry:
         entry["models"] = list(_served(table))
     if table.get("health_path", "/health"):
@@ -308,19 +308,21 @@ def _name_models(table: Tree, entry: Tree) -> None:
     own = entry.setdefault("model_map", {})
     if table.get("command") or not isinstance(own, dict) or not names:
         return
-    upstream = upstream_name(str(table.get("kind", "openai")), names[0])
-    for name in names:
-        if name != upstream:
-            own.setdefault(name, upstream)
+    for name in names[1:]:
+        own.setdefault(name, names[0])
 
 
-def upstream_name(kind: str, first: str) -> str:
-    """The name that the server of a kind knows its model by, which is asked for as ``first``."""
+def _client(kind: str) -> str:
+    """The kind of backend that speaks with an engine started by its kind's own command."""
     try:
         found = known_kind(kind)
     except EngineRefused:
         found = None  # said when it is started
-    return (found.model_name if found else "") or first
+    return (found.client if found else "") or _built(kind)
+
+
+def _built(kind: str) -> str:
+    return kind if catalog.is_built("backends", kind) else "openai"
 
 
 def _served(table: Tree) -> Sequence[str]:

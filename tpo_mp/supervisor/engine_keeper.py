@@ -49,7 +49,6 @@ from tpo_mp.config.engines import (
     EngineSection,
     command_of,
     port_is_free,
-    upstream_name,
 )
 from tpo_mp.config.values import Secret
 from tpo_mp.shm.lifeline import IGNORED, MAX_WORDS, PR_SET_PDEATHSIG
@@ -249,9 +248,8 @@ class EngineKeeper:
         engine = self._engine
         if not self._warming:
             return EngineProbe(engine.port, engine.health_path, now + PROBE_S)
-        name = engine.models[0] if engine.models else engine.model
         body = {
-            "model": name if engine.command else upstream_name(engine.kind, name),
+            "model": engine.models[0] if engine.models else engine.model,
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": 1,
         }

@@ -44,9 +44,13 @@ def test_a_port_that_nobody_chose_stays_the_same() -> None:
 
 
 def test_a_kind_is_asked_by_the_name_its_server_knows() -> None:
-    """``mlx_lm.server`` knows its one model by another name than clients do."""
+    """And by the kind of backend that speaks with it: our own MLX engine is no ``mlx_lm``."""
     config = loaded({"name": "m", "kind": "mlx", "model": "/models/tiny"})
-    assert config.backends[0].model_map["tiny"] == "default_model"
+    assert config.backends[0].model_map == {"tiny": "/models/tiny"}
+    assert config.backends[0].kind == "openai"
+    command = ["python", "-m", "mlx_lm", "server", "--port", "{port}"]
+    config = loaded({"name": "m", "kind": "mlx", "model": "/models/tiny", "command": command})
+    assert config.backends[0].kind == "mlx"
     config = loaded({"name": "v", "kind": "vllm", "model": "org/big"})
     assert config.backends[0].model_map == {"big": "org/big"}
 

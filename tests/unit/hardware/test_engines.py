@@ -48,7 +48,8 @@ def engine(model: object, **options: object) -> EngineSection:
 def test_commands_name_model_address_and_threads(model: Path) -> None:
     """Each kind in its own words; a model that is here needs no network."""
     made = engines.mlx(engine(model), (2, 3))
-    assert made.argv[:6] == (sys.executable, "-m", "mlx_lm", "server", "--model", str(model))
+    assert made.argv[:5] == (sys.executable, "-m", "hardware.mlx_engine", "--model", str(model))
+    assert made.argv[5:7] == ("--served-model-name", str(model))
     assert made.env["OMP_NUM_THREADS"] == "2"
     assert made.env["HF_HUB_OFFLINE"] == "1"
     (model / "a.gguf").write_bytes(b"x")
