@@ -174,7 +174,10 @@ def test_a_drained_one_gets_no_calls_on_any_worker(bench: Bench) -> None:
     assert {reply.status for reply in replies} == {503}
     assert replies[0].json()["error"]["code"] == "backend_draining"
     assert replies[0].headers["retry-after"] == "5"
-    assert "backend-one" not in get(bench.gateway.url, "/ready").json()["degraded"]
+    wait_for(
+        lambda: "backend-one" not in get(bench.gateway.url, "/ready").json()["degraded"],
+        20, "what was down before to be told no more",
+    )  # fmt: skip
     assert bench.gateway.ask(f"{PROVIDERS}/one/undrain", {}).json()["state"] == "ready"
     bench.split((4, 4))
     assert bench.gateway.ask(f"{PROVIDERS}/nobody/drain", {}).status == 404

@@ -86,6 +86,7 @@ EXAMPLES: Final[Tree] = {
     }},
     "prices": {"gpt-4o*": {"input": 2.5, "output": 10}},
     "limits": {"enforce": True, "models": [{"match": "gpt-4*", "requests_per_minute": 60}]},
+    "quotas": {"daily_requests": 10_000, "monthly_tokens": 50_000_000, "reset_hour": 0},
     "journal": {"enabled": True, "body_bytes": 1024},
 }  # fmt: skip
 """One table of each kind, for files that have none."""
