@@ -157,14 +157,10 @@ class EngineSection(Section, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How a kind's engine is started: command line, and variables it needs.
-
-    ``fatal`` is what a line of its log holds when it will not serve and yet lives on.
-    """
+    """How a kind's engine is started: command line, and variables it needs."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    fatal: str = ""
 
 
 class EngineRefused(Exception):

@@ -118,7 +118,6 @@ class EngineKeeper:
         """Keep the engine until it ends; answer the exit code."""
         try:
             command = command_of(self._engine, self._order.cpus)
-            self._log.fatal = command.fatal
             self._start(command)
         except EngineRefused as refusal:
             self._say(words=str(refusal))
@@ -226,9 +225,6 @@ class EngineKeeper:
     # watch
 
     def _ask(self, now: float) -> None:
-        if self._log.died_of:
-            self._give_up(self._log.died_of)
-            return
         if self._probe is not None:
             status = self._probe.turn(now)
             if status is None:

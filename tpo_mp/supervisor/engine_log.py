@@ -32,8 +32,6 @@ class EngineLog:
     """Takes an engine's bytes and makes lines of them."""
 
     def __init__(self, folder: Path, name: str, limit_bytes: int, unsaid: str = "") -> None:
-        self.fatal = ""
-        self.died_of = ""
         self._unsaid = unsaid
         self.tail: deque[str] = deque(maxlen=KEPT_LINES)
         self.aloud = True
@@ -81,8 +79,6 @@ class EngineLog:
         line = _COLOURS.sub("", raw.decode(errors="replace")).rstrip()[:MAX_LINE]
         if not line or (self._unsaid and self._unsaid in line):
             return
-        if self.fatal and self.fatal in line:
-            self.died_of = self.died_of or line.partition(self.fatal)[2]
         if bar:
             if now - self._bar_at < BAR_S:
                 return
