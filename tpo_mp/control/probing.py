@@ -27,7 +27,7 @@ from tpo_mp.errors import Shed
 from tpo_mp.observe.health import STATE_GAUGE
 from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Shares, Watch
-from tpo_mp.shm.engine_load import EngineLoad, engine_cells, engine_row
+from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row
 from tpo_mp.shm.standing import Fitness, drain_row, health_cells, health_row, read_standing
 
 from .engine_metrics_page import Reading, read_metrics
@@ -163,7 +163,7 @@ class Probing:
         until = self._clock() + _LAPSE * (probe.metrics_every_s + probe.timeout_s)
         cells = engine_cells(load, until)
         try:
-            self._ledger.update(engine_row(probe.name), lambda _: cells)
+            self._ledger.update(load_row(probe.name), lambda _: cells)
         except Shed as error:
             self.log.warning("engine_load_not_told", backend=probe.name, why=str(error))
         if load.kv is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tpo_mp.ports import Env
-from tpo_mp.shm.engine_load import EngineLoad, engine_row, read_engine
+from tpo_mp.shm.engine_load import EngineLoad, load_row, read_engine
 
 LOOK_S: Final = 0.01
 
@@ -27,6 +27,6 @@ class EngineLoads:
         known = self._known.get(name)
         if known is not None and now < known[0]:
             return known[1]
-        found = read_engine(self._look(engine_row(name)), now)
+        found = read_engine(self._look(load_row(name)), now)
         self._known[name] = (now + LOOK_S, found)
         return found

@@ -2,7 +2,7 @@
 
 One row of the ledger for each backend whose metrics are read::
 
-    engine:BACKEND   cells 0  others   requests it has that no process of this host sent
+    engine-load:BACKEND  cells 0  others   requests it has that no process of this host sent
                            1  waiting  requests it has no room for yet
                            2  kv       share of its KV cache in use; -1: it does not say
                            3  until    CLOCK_MONOTONIC, until when this counts
@@ -26,9 +26,9 @@ class EngineLoad(NamedTuple):
     kv: float | None
 
 
-def engine_row(backend: str) -> str:
+def load_row(backend: str) -> str:
     """Its name in the ledger."""
-    return f"engine:{backend}"
+    return f"engine-load:{backend}"
 
 
 def engine_cells(load: EngineLoad, until: float) -> Cells:

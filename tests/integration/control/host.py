@@ -195,6 +195,7 @@ class ControlHost:
             handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
             handoff.config_fd, handoff.ops_listener, handoff.lifeline_fd,
             handoff.locks_fd, handoff.ledger_fd, handoff.quotas_fd, handoff.scores_fd,
+            handoff.shares_fd,
             *(fd for pair in handoff.doorbells for fd in pair),
         }  # fmt: skip
         with (self.folder / "stderr").open("ab") as err, (self.folder / "stdout").open("ab") as out:
@@ -223,7 +224,8 @@ class ControlHost:
             "metrics_fd": memory.metrics.fd, "registry_fd": memory.registry.fd,
             "config_fd": memory.config.fd, "locks_fd": memory.ledger.locks_fd,
             "ledger_fd": memory.ledger.fd, "live_fd": -1, "journal_fd": -1,
-            "quotas_fd": memory.quotas.fd, "shares_fd": -1, "scores_fd": memory.scores.fd,
+            "quotas_fd": memory.quotas.fd, "shares_fd": memory.shares.fd,
+            "scores_fd": memory.scores.fd,
             "cache_fd": -1, "claims_fd": -1, "prefixes_fd": -1,
             "doorbells": [bell.fds for bell in memory.doorbells], "listeners": [],
             "ops_listener": listener.fileno(), "lifeline_fd": self._lifeline[0],

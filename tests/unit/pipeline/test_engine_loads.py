@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.fake_env import FakeWorld
 from tpo_mp.pipeline.engine_loads import LOOK_S, EngineLoads
 from tpo_mp.pipeline.loads import Loads
-from tpo_mp.shm.engine_load import EngineLoad, engine_cells, engine_row
+from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row
 
 
 def test_calls_of_others_count_until_nobody_renews_them() -> None:
@@ -15,7 +15,7 @@ def test_calls_of_others_count_until_nobody_renews_them() -> None:
     loads.of("a").enter()
     assert loads.busy("a") == 1
     cells = engine_cells(EngineLoad(5.0, 2.0, 0.5), world.now + 9.0)
-    world.env.ledger.update(engine_row("a"), lambda _: cells)
+    world.env.ledger.update(load_row("a"), lambda _: cells)
     world.advance(LOOK_S)
     assert loads.busy("a") == 6
     loads.of("a").enter()
