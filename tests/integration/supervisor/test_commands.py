@@ -38,7 +38,8 @@ def test_the_status_names_every_process(fakes: Fakes) -> None:
         assert os.getpgid(slot["pid"]) == os.getpgid(gateway.pid)
     assert status["port"] == gateway.port
     assert status["degraded"] == []
-    assert status["backends"] == [{"name": "echo", "kind": "echo", "models": ["echo"]}]
+    echo = {"name": "echo", "kind": "echo", "models": ["echo"], "state": "unknown"}
+    assert status["backends"] == [echo]
 
 
 @pytest.mark.parametrize("env", MODES)
