@@ -101,13 +101,13 @@ def test_client_that_leaves_ends_the_generation(bench: Bench) -> None:
     """Its sequence is out of the batch long before its last token, whole or streamed."""
     engine, asked = bench.engine, 1900
     for stream in (True, False):
-        made = engine.count("tpo_mlx_generation_tokens_total")
+        steps = engine.count("tpo_mlx_steps")
         with RawClient(bench.gateway.url, timeout_s=30) as client:
             body = chat("go on", NAME, stream=stream, max_tokens=asked, ignore_eos=True)
             client.send(render(client.host, body, {}, "fast"))
-            wait_for(partial(_made_more, engine, made + 5), 20, "the first tokens")
+            wait_for(partial(_went_on, engine, steps + 5), 20, "the first tokens")
         wait_for(lambda: engine.health()["running"] == 0, 20, "the sequence to be given up")
-        assert engine.count("tpo_mlx_generation_tokens_total") < made + asked - 100
+        assert engine.count("tpo_mlx_steps") < steps + asked - 100
     wait_for(
         lambda: engine.count('tpo_mlx_requests_total{outcome="cancelled"}') >= 2, 10, "the count"
     )
@@ -255,8 +255,8 @@ def test_port_that_is_taken_is_one_line(bench: Bench, model: Path) -> None:
     assert f"127.0.0.1:{port}: it is taken" in ended.stderr
 
 
-def _made_more(engine: MlxEngine, than: float) -> bool:
-    return engine.count("tpo_mlx_generation_tokens_total") > than
+def _went_on(engine: MlxEngine, than: float) -> bool:
+    return engine.count("tpo_mlx_steps") > than
 
 
 def _taken(engine: MlxEngine, number: int) -> bool:
