@@ -49,7 +49,8 @@ def main(
         _leave(f"mlx-lm is not installed ({e}): pip install 'tpo-mp[mlx]'", ExitCode.USAGE)
     bounds = Bounds(running=max_running, waiting=max_waiting, cache_bytes=prompt_cache_bytes)
     name = served_model_name or model
-    code = asyncio.run(_serve(model, name, host, port, max_context, bounds))
+    with asyncio.Runner(loop_factory=_loop) as runner:
+        code = runner.run(_serve(model, name, host, port, max_context, bounds))
     sys.stdout.flush()
     sys.stderr.flush()
     # A step may still run in the model's thread, and MLX does not outlive an interpreter that ends.
@@ -101,6 +102,12 @@ async def _serve(
         await runner.cleanup()
         generation.stop()
     return ExitCode.OK
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 async def _first(future: asyncio.Future[T], stop: asyncio.Event) -> T | None:
