@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.wait import until
 from tpo_mp.simulator import arrivals
 from tpo_mp.simulator.arrivals import BETWEEN_STARTS_S, Arrivals, Asking, measure, schedule
 from tpo_mp.simulator.distributions import Fixed, Uniform
@@ -89,8 +90,7 @@ def test_clients_do_not_begin_at_one_instant(monkeypatch: pytest.MonkeyPatch) ->
     async def story() -> None:
         first_at = asyncio.get_running_loop().time()
         running = asyncio.create_task(measure(Asking("h", 1, "m", MINE, 6, 9, 4)))
-        while len(began) < 4:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(began) >= 4, 20, "all clients to begin")
         running.cancel()
         # A loop may be late, and wakes up to its clock's resolution early.
         for number, at in enumerate(began):
