@@ -23,12 +23,11 @@ from msgspec import Meta
 from tpo_mp.errors import TpoError
 from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.engine_loads import EngineLoads
-from tpo_mp.pipeline.http_backend import HttpBackend, chosen_paths
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Cells, Env, Feature, Share
 from tpo_mp.types import Call, Dialect, Reply
 
-from .openai_engine import APIS, DEFAULT_APIS, EngineClientConfig
+from .openai_engine import EngineClient, EngineClientConfig
 
 MOST_SLOTS: Final = 64
 _SESSION_BYTES: Final = 6
@@ -93,19 +92,11 @@ class Slots:
         return slot
 
 
-class LlamaCppBackend(HttpBackend):
+class LlamaCppBackend(EngineClient):
     """One llama.cpp server."""
 
-    adds_fields = True
-
     def __init__(self, config: Config, env: Env) -> None:
-        super().__init__(
-            config,
-            env,
-            paths=chosen_paths(config, APIS, DEFAULT_APIS),
-            auth="authorization: Bearer {}",
-            include_usage=config.include_usage,
-        )
+        super().__init__(config, env)
         self._slots = Slots(config.name, config.slots, env) if config.slots else None
         self._engines = EngineLoads(env)
         self._slot: int | None = None

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta
 
-from tpo_mp.pipeline.http_backend import HttpBackendConfig
+from tpo_mp.pipeline.http_backend import HttpBackend, HttpBackendConfig, chosen_paths
+from tpo_mp.ports import Env
 from tpo_mp.types import Dialect
 
 APIS: Final = {
@@ -27,3 +28,18 @@ class EngineClientConfig(HttpBackendConfig, frozen=True, kw_only=True, forbid_un
     include_usage: Annotated[
         bool, Meta(description="Ask streams for token counts when the client did not.")
     ] = True
+
+
+class EngineClient(HttpBackend):
+    """A backend that tells its engine more than the client said (``fields``)."""
+
+    adds_fields = True
+
+    def __init__(self, config: EngineClientConfig, env: Env) -> None:
+        super().__init__(
+            config,
+            env,
+            paths=chosen_paths(config, APIS, DEFAULT_APIS),
+            auth="authorization: Bearer {}",
+            include_usage=config.include_usage,
+        )

@@ -16,11 +16,10 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from tpo_mp.pipeline.http_backend import HttpBackend, chosen_paths
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Call, Dialect, Priority
 
-from .openai_engine import APIS, DEFAULT_APIS, EngineClientConfig
+from .openai_engine import EngineClient, EngineClientConfig
 
 SALT_BYTES: Final = 16
 _KEPT_SALTS: Final = 4096
@@ -42,19 +41,11 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
     ] = True
 
 
-class VllmBackend(HttpBackend):
+class VllmBackend(EngineClient):
     """One vLLM server."""
 
-    adds_fields = True
-
     def __init__(self, config: Config, env: Env) -> None:
-        super().__init__(
-            config,
-            env,
-            paths=chosen_paths(config, APIS, DEFAULT_APIS),
-            auth="authorization: Bearer {}",
-            include_usage=config.include_usage,
-        )
+        super().__init__(config, env)
         self._tells_priority = config.priority
         self._salted = config.cache_salt
         self._salts: dict[str, str] = {}
