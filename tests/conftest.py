@@ -6,6 +6,7 @@ A service that is missing skips on a laptop and fails where ``CI`` is set.
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.util
 import json
 import os
@@ -58,6 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if share >= 2:
         at = int(name.removeprefix("gw")) * share
         os.sched_setaffinity(0, cores[at : at + share])
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection look at the tests themselves: there are more than ten thousand."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,32 +14,27 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import StartHost
+from tests.support.host import Host
+from tests.support.innards import listener, needs_linux
 from tests.support.load import Crowd
 from tests.support.raw import RawClient, ask, build, chat
 from tests.support.wait import wait_for
 
 MOST_CPU = 0.2
 SPARE_FDS = 4
+QUEUE, LONG_QUEUE, FLOOD = 128, 4096, 256
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
 BODY = json.dumps(chat()).encode()
 
 
 @contextmanager
-def open_files(count: int) -> Iterator[None]:
-    """Let this process have that many descriptors beside its own; skip where it may not."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + psutil.Process().num_fds() + SPARE_FDS
-    print(f"descriptors: {wanted} wanted of {limits}")
-    try:
-        if limits[0] < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, limits[1])))
-    except (ValueError, OSError):
-        pytest.skip(f"{wanted} open files are not allowed here")
-    try:
+def short_queue(host: Host) -> Iterator[None]:
+    """Make the queue of the only listener short for as long as the context lasts."""
+    with listener(host) as queue:
+        queue.listen(QUEUE)
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        queue.listen(LONG_QUEUE)
 
 
 def cpu_share(pid: int, seconds: float = 1.5) -> float:
@@ -91,26 +85,25 @@ def connected(client: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a small backlog queue")
 def test_a_queue_that_overflows_and_a_storm_after_it_are_weathered(start_host: StartHost) -> None:
     """More than the backlog holds, then a thousand at once: all served, readiness unmoved."""
+    needs_linux()
     host = start_host(workers=1)
     host.warm()
     worker = psutil.Process(host.slot(0)["pid"])
-    limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-    print(f"backlog at most {limit}")
-    flood = min(limit, 4096) + 64
-    with open_files(flood), ExitStack() as stack:
-        worker.suspend()
-        waiting = []
-        for _ in range(flood):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(("127.0.0.1", host.port))
-            waiting.append(client)
-        refused = sum(not connected(client) for client in waiting)
-        print(f"{refused} of {len(waiting)} did not fit")
-        assert refused, "the queue overflows"
+    with ExitStack() as stack:
+        with short_queue(host):
+            worker.suspend()
+            waiting = []
+            for _ in range(FLOOD):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", host.port))
+                waiting.append(client)
+            left_out = sum(not connected(client) for client in waiting)
+            print(f"{left_out} of {len(waiting)} did not fit")
+            assert left_out, "the queue overflows"
+            assert ask(host.ops, "/ready").status == 200
         worker.resume()
     with Crowd(host.url, 1000, stream=False, patience_s=30) as crowd:
         ready = [ask(host.ops, "/ready").status for _ in range(5)]

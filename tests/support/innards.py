@@ -8,9 +8,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import socket
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .host import Host
@@ -50,6 +52,20 @@ def bell(host: Host, seat: int, *, portable: bool) -> int:
         fd = descriptors(host.pid, "pipe:")[2 * seat + 1]
     else:
         fd = descriptors(host.pid, "[eventfd]")[seat]
+    return copied(host, fd)
+
+
+def listener(host: Host) -> socket.socket:
+    """A copy of the only listener of a host of one worker; the caller closes it."""
+    (fd,) = [
+        c.fd for c in psutil.Process(host.pid).net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == host.port
+    ]  # fmt: skip
+    return socket.socket(fileno=copied(host, fd))
+
+
+def copied(host: Host, fd: int) -> int:
+    """A copy of a descriptor of the supervisor, as a debugger may make it."""
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(host.pid)
     try:

@@ -18,6 +18,7 @@ import pytest
 from tpo_mp import registry
 from tpo_mp.config import catalog
 from tpo_mp.ports import Door
+from tpo_mp.shm.handoff import Handoff
 
 ROOT = Path(__file__).parents[2]
 FULL = ROOT / "tests/e2e/pipelines/full.toml"
@@ -241,3 +242,27 @@ def test_every_room_is_described() -> None:
 def test_readme_is_short() -> None:
     """The README stays under 200 lines."""
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_the_memory_of_a_host_is_listed() -> None:
+    """Every structure that a child inherits, and the file that draws its bytes."""
+    text = (ROOT / "tpo_mp/README.md").read_text()
+    section = text.partition("## The memory of a host")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`[^|]+`) \|", section, re.MULTILINE))
+    inherited = {field for field in Handoff.__struct_fields__ if field.endswith("_fd")}
+    assert set(rows) == inherited - {"lifeline_fd"} | {"doorbells"}
+    for files in rows.values():
+        for file in re.findall(r"`([^`]+)`", files):
+            drawn = ast.get_docstring(tree(ROOT / "tpo_mp/shm" / file)) or ""
+            assert "::" in drawn or "drawn in" in drawn, file
+    listed = set(re.findall(r"(\w+)\.py", section))
+    makers = {p.stem for p in PRODUCT if p.parent.name == "shm" and makes_memory(p)}
+    assert makers - {"segment", "structure"} <= listed
+
+
+def makes_memory(path: Path) -> bool:
+    """Whether a file makes a segment of its own."""
+    bases = {dotted(base) for node in classes(path) for base in node.bases}
+    return "Segment.create(" in path.read_text() or bool(
+        bases & {"FixedStructure", "SeatStructure"}
+    )

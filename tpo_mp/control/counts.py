@@ -15,8 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from structlog.typing import FilteringBoundLogger
-
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.pipeline.allowance import joined
 from tpo_mp.ports import Cells
 from tpo_mp.shm.ledger import SharedLedger

@@ -21,8 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from structlog.typing import FilteringBoundLogger
-
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.ports import Metrics
 from tpo_mp.store import rag_files
 from tpo_mp.store.rag_files import FileKey

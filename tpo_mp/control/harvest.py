@@ -33,9 +33,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from structlog.typing import FilteringBoundLogger
-
 from tpo_mp.errors import Fault
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.pipeline.poison import digest_of_body
 from tpo_mp.shm.callid import to_text
 from tpo_mp.shm.plane import HostState, Plane

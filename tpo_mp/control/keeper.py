@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from structlog.typing import FilteringBoundLogger
-
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.store.shelf import Shelf, ShelfState
 
 T = TypeVar("T")

@@ -21,10 +21,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import aiohttp
-from structlog.typing import FilteringBoundLogger
 
 from tpo_mp.errors import Shed
 from tpo_mp.observe.health import STATE_GAUGE
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Shares, Watch
 from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row

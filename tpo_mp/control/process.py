@@ -19,9 +19,8 @@ import socket
 import time
 from pathlib import Path
 
-from structlog.typing import FilteringBoundLogger
-
 from tpo_mp.errors import TpoError
+from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.observe.log import configure as configure_log
 from tpo_mp.pipeline.breaker_board import BreakerSeries
 from tpo_mp.pipeline.poison import DEATHS, Poison

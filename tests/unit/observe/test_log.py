@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +62,17 @@ def test_an_exception_tells_its_kinds_and_places_only() -> None:
         assert secret not in told
         assert told.count("builtins.KeyError") == told.count("builtins.ValueError") == 2
         assert "test_log.py" in told
+
+
+@pytest.mark.parametrize("module", ["tpo_mp.worker.shard", "tpo_mp.control.process"])
+def test_processes_start_without_what_only_decorates(module: str, tmp_path: Path) -> None:
+    """structlog finds no rich, which costs a seventh of a start; who wants it later gets it."""
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("")
+    code = f"import {module}, sys; assert 'rich' not in sys.modules; import rich"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
