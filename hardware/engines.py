@@ -65,9 +65,9 @@ def llama_cpp(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
         threads = ["--n_threads", str(len(cpus))] if cpus else []
     elif Path(model).exists():
         _needs_memory(engine, model)
-        argv = [program, "--model", model, "--alias", name]
+        argv = [program, "--model", model, "--alias", name, "--metrics"]
     else:
-        argv = [program, "--hf-repo", model, "--alias", name]
+        argv = [program, "--hf-repo", model, "--alias", name, "--metrics"]
     return EngineCommand((*argv, "--host", HOST, "--port", "{port}", *threads), env)
 
 

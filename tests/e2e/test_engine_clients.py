@@ -42,6 +42,13 @@ NOT_PARSED = {
     }
 }  # fmt: skip
 
+UNFIT = {
+    "error": {
+        "code": 500, "type": "server_error",
+        "message": "The model produced output that does not match the expected peg-native format",
+    }
+}  # fmt: skip
+
 
 @dataclass(slots=True)
 class Bench:
@@ -168,6 +175,35 @@ def test_a_body_it_does_not_parse_is_the_clients_fault(bench: Bench) -> None:
     after = bench.small.counters.requests, bench.large.counters.requests
     assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
     assert bench.gateway.ask("/api/v1/providers/small").json()["failures"] == 0
+
+
+def test_what_a_model_wrote_blames_no_server(bench: Bench) -> None:
+    """llama.cpp refuses text that is no UTF-8, after it was computed: nobody computes it again."""
+    before = bench.small.counters.requests, bench.large.counters.requests
+    bench.small.queue("status", status=500, reply=UNFIT)
+    reply = bench.gateway.ask(CHAT, chat("noise", "l"))
+    assert (reply.status, reply.json()["error"]["code"]) == (502, "unfit_output")
+    after = bench.small.counters.requests, bench.large.counters.requests
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
+    shown = bench.gateway.ask("/api/v1/providers/small").json()
+    assert (shown["consecutive_failures"], shown["failures"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 400, "type": "BadRequestError", "param": "input_tokens",
+         "message": "This model's maximum context length is 2048 tokens. However, your prompt"},
+        {"code": "context_length_exceeded", "type": "invalid_request_error", "param": "messages",
+         "message": "this prompt has 9000 tokens, and the model takes 2048"},
+    ],
+    ids=["vllm", "openai"],
+)  # fmt: skip
+def test_other_words_for_a_prompt_that_is_too_long(bench: Bench, error: dict[str, Any]) -> None:
+    """vLLM's, and those of whoever follows OpenAI."""
+    bench.small.queue("status", status=400, reply={"error": error})
+    reply = bench.gateway.ask(CHAT, chat("long", "l"))
+    assert (reply.status, reply.headers["x-tpo-backend"]) == (200, "large")
 
 
 def _ask_on(client: RawClient, session: str) -> None:

@@ -61,7 +61,7 @@ def installed(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
     found = engines.find(kind)
     if isinstance(found, str):
         pytest.skip(found)
-    with engines.serving(found, folder / "log") as url:
+    with engines.serving(found, folder) as url:
         yield url, engines.MODEL
 
 

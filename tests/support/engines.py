@@ -1,65 +1,106 @@
-"""Real model servers beside ``mlx_lm``, for whoever has them installed.
+"""Real model servers, each with a tiny model that is made here, for whoever has them installed.
 
-``llama-server`` serves the GGUF file that ``TPO_LLAMA_MODEL`` names, ``vllm`` the folder that
-``TPO_VLLM_MODEL`` names.  Neither is needed for anything else here.
+``mlx_lm`` comes with the development requirements.  ``llama-server`` and ``vllm`` are looked for in
+``TPO_LLAMA_SERVER`` and ``TPO_VLLM``, then in the path; neither is needed for anything else here.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from . import tiny_gguf, tiny_model
 from .wait import free_port, wait_for
 
 MODEL = "served"
 START_S = 300.0
 """vLLM compiles for its first start."""
+LONGEST: Final = 16_384
+"""Tokens that the models say they were made for."""
+_PROGRAMS: Final = {"llama_cpp": ("llama-server", "TPO_LLAMA_SERVER"), "vllm": ("vllm", "TPO_VLLM")}
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model server that can be started here."""
+    """An engine that can be started here, and what its metrics are called.
 
+    ``running``: sequences it computes; ``steps``: steps it took, or tokens it made, so far.
+    """
+
+    kind: str
     program: str
-    model: str
-    vllm: bool
+    running: str
+    steps: str
+    env: Mapping[str, str] = field(default_factory=dict)
 
-    def command(self, port: int) -> list[str]:
-        """The command line; the model is called ``served``."""
-        where = ["--host", "127.0.0.1", "--port", str(port)]
-        if self.vllm:
-            named = ["--served-model-name", MODEL, "--max-model-len", "1024"]
-            return [self.program, "serve", self.model, *named, *where]
-        return [self.program, "-m", self.model, "--alias", MODEL, "-c", "1024", *where]
+    @property
+    def path(self) -> str:
+        """The path in which its program is the first to be found."""
+        return os.pathsep.join([str(Path(self.program).parent), os.environ.get("PATH", "")])
+
+    def model(self, folder: Path) -> Path:
+        """Make its model in ``folder``."""
+        if self.kind == "llama_cpp":
+            return tiny_gguf.build(folder)
+        # vLLM's kernels for CPUs want heads of 32 at least.
+        wide = {"hidden_size": 128, "head_dim": 32} if self.kind == "vllm" else {}
+        return tiny_model.build(folder, max_position_embeddings=LONGEST, **wide)
+
+    def args(self, context: int) -> tuple[str, ...]:
+        """Arguments for two sequences at a time of ``context`` tokens each."""
+        if self.kind == "mlx":
+            return "--max-context", str(context)
+        if self.kind == "llama_cpp":
+            return "-c", str(2 * context), "-np", "2", "--no-kv-unified"
+        return (
+            "--max-model-len", str(context), "--max-num-seqs", "4", "--enforce-eager",
+            "--dtype", "bfloat16", "--enable-prompt-tokens-details",
+        )  # fmt: skip
+
+    def command(self, model: Path, port: int) -> list[str]:
+        """The command line without a host; the model is called ``served``."""
+        where = ["--host", "127.0.0.1", "--port", str(port), *self.args(1024)]
+        if self.kind == "vllm":
+            return [self.program, "serve", str(model), "--served-model-name", MODEL, *where]
+        return [self.program, "-m", str(model), "--alias", MODEL, *where]
 
 
 def find(kind: str) -> Installed | str:
-    """Find ``llama_cpp`` or ``vllm``; a string says what is missing."""
-    vllm = kind == "vllm"
-    name, variable = ("vllm", "TPO_VLLM_MODEL") if vllm else ("llama-server", "TPO_LLAMA_MODEL")
-    program, model = shutil.which(name), os.environ.get(variable, "")
+    """Find ``mlx``, ``llama_cpp`` or ``vllm``; a string says what is missing."""
+    if kind == "mlx":
+        if importlib.util.find_spec("mlx_lm") is None:
+            return "mlx-lm is not installed here"
+        return Installed(kind, "python", "tpo_mlx_running", "tpo_mlx_steps")
+    name, variable = _PROGRAMS[kind]
+    program = shutil.which(os.environ.get(variable, "") or name)
     if program is None:
         return f"{name} is not installed here"
-    if not Path(model).exists() or not model:
-        return f"{variable} names no model for {name}"
-    return Installed(program, model, vllm)
+    if kind == "llama_cpp":
+        return Installed(kind, program, "llamacpp:requests_processing", "llamacpp:n_decode_total")
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return Installed(
+        kind, program, "vllm:num_requests_running", "vllm:generation_tokens_total", env
+    )
 
 
 @contextmanager
-def serving(engine: Installed, log: Path) -> Iterator[str]:
+def serving(engine: Installed, folder: Path) -> Iterator[str]:
     """Run a server until the block ends; answers its URL."""
-    port = free_port()
+    port, log = free_port(), folder / "log"
+    model = engine.model(folder / "model")
     with log.open("ab") as out:
         child = subprocess.Popen(
-            engine.command(port), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            engine.command(model, port), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            env={**os.environ, **engine.env, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:

@@ -41,11 +41,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(folder: Path) -> Path:
-    """Write a model and its tokenizer into ``folder`` and answer it."""
+def build(folder: Path, **changes: Any) -> Path:
+    """Write a model and its tokenizer into ``folder`` and answer it; ``changes`` are of its shape.
+
+    It is named as the transformers library names it too, so vLLM takes it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder)
-    _write_model(folder)
+    _write_model(folder, CONFIG | changes)
     return folder
 
 
@@ -79,13 +82,13 @@ def _write_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _write_model(folder: Path) -> None:
+def _write_model(folder: Path, config: dict[str, Any]) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models.llama import Model, ModelArgs
 
     mx.random.seed(7)
-    model = Model(ModelArgs.from_dict(CONFIG))
+    model = Model(ModelArgs.from_dict(config))
     # Wider than the default initialisation, so that the text depends on the whole prompt.
     parameters: list[tuple[str, Any]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     weights = {
@@ -95,8 +98,8 @@ def _write_model(folder: Path) -> None:
         for name, value in parameters
     }
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    special = {"bos_token_id": 0, "eos_token_id": 1}
-    (folder / "config.json").write_text(json.dumps(CONFIG | special))
+    special = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 0, "eos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config | special))
 
 
 @dataclass(frozen=True, slots=True)

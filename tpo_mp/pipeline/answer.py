@@ -21,7 +21,7 @@ from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected,
 from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink
 
-from .attribution import CALLER_LIMITED, CONTEXT_TOO_SMALL
+from .attribution import CALLER_LIMITED, CONTEXT_TOO_SMALL, UNFIT_OUTPUT
 from .codecs import codec
 from .promise import Promise
 
@@ -31,7 +31,14 @@ MAX_ERROR_LINES_BYTES = 2048  # they cross the mesh in one small frame
 MAX_STREAM_BYTES = 1 << 30
 _SSE = b"text/event-stream"
 _NOT_PARSED = "[json.exception."
-_TOO_LONG = b'"exceed_context_size_error"'
+_TOO_LONG = (
+    b'"exceed_context_size_error"',
+    b'"context_length_exceeded"',
+    b"maximum context length",
+)
+"""What llama.cpp, whoever follows OpenAI, and vLLM say of a prompt that is too long for them."""
+_UNFIT = b"The model produced output that does not match the expected"
+"""llama.cpp's word for a text that it cannot take apart, one that is no UTF-8 for example."""
 TOLD = b""
 """Error body of a failure the client has read already, in the stream itself."""
 _DEAD = b'"generation thread died"'
@@ -161,7 +168,7 @@ class Events:
 
     __slots__ = ("_answer", "_backend", "_buffer", "_call", "_ended", "_error",
                  "_head", "_held", "_held_bytes", "_reply", "_sink", "_size", "_strip", "_tail",
-                 "_watch")  # fmt: skip
+                 "_unfit", "_watch")  # fmt: skip
 
     def __init__(
         self, answer: Answer, call: Call, backend: str, head: ResponseHead, strip: bool
@@ -181,6 +188,7 @@ class Events:
         self._ended = False
         self._error: TpoError | None = None
         self._watch = codec(call.dialect).watch()
+        self._unfit = False
 
     # -- from upstream ------------------------------------------------------------------------
 
@@ -201,7 +209,10 @@ class Events:
             chunk = self._cut(chunk)
             if not chunk:
                 return
-        self._watch.feed(chunk)
+        watch = self._watch
+        watch.feed(chunk)
+        if watch.failed and _UNFIT in chunk:
+            self._unfit = True
         if self._strip and (b'"usage":{' in chunk or b'"usage": {' in chunk):
             chunk = _without_usage(chunk)
             if not chunk:
@@ -230,7 +241,8 @@ class Events:
         reply.finish_reason = watch.finish_reason
         if watch.failed:
             said = "upstream reported an error in mid-stream"
-            self._finish(BackendFailure(said, reason="upstream_error_event", body=TOLD))
+            reason = UNFIT_OUTPUT if self._unfit else "upstream_error_event"
+            self._finish(BackendFailure(said, reason=reason, body=TOLD))
         elif watch.ended:
             self._finish(None)
         else:
@@ -393,8 +405,10 @@ def _of_status(head: ResponseHead, body: bytes) -> TpoError:
         )
     if status == 500 and said.startswith(_NOT_PARSED):
         status = 400  # llama.cpp's word for a body that it does not understand
-    if status == 400 and _TOO_LONG in body:
+    if status == 400 and any(words in body for words in _TOO_LONG):
         return Rejected(said, reason=CONTEXT_TOO_SMALL, status=status, body=shown)
+    if status == 500 and _UNFIT in body:
+        return BackendFailure(said, reason=UNFIT_OUTPUT)
     if status == 404 and _DEAD in body:
         return BackendFailure(said, reason="engine_failed")
     if 400 <= status < 500 and status != 408:

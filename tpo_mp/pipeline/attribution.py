@@ -55,6 +55,9 @@ CALLER_LIMITED: Final = "caller_rate_limited"
 CONTEXT_TOO_SMALL: Final = "context_too_small"
 """Reason of a refusal: the prompt is too long for that backend, and another one may be larger."""
 
+UNFIT_OUTPUT: Final = "unfit_output"
+"""Reason of a failure: what the model wrote is nothing that its server can pass on."""
+
 _BY_CLASS: Final[dict[type[TpoError], Blame]] = {
     BackendRefused: Blame.NETWORK,
     ConnectionCut: Blame.NETWORK,
@@ -69,6 +72,7 @@ _BY_REASON: Final = {
     "cut_off": Blame.NETWORK,
     CALLER_LIMITED: Blame.CLIENT,
     "bad_tool_arguments": Blame.CLIENT,  # what a model wrote, not what a server did
+    UNFIT_OUTPUT: Blame.CLIENT,
 }
 
 _NOT_DONE: Final = (Rejected, Busy, CircuitOpen, BackendRefused)

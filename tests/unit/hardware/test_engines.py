@@ -57,6 +57,7 @@ def test_commands_name_model_address_and_threads(model: Path) -> None:
     assert made.argv[:5] == ("/bin/llama-server", "--model", str(model / "a.gguf"), "--alias",
                              "small")  # fmt: skip
     assert made.argv[-2:] == ("--threads", "2")
+    assert "--metrics" in made.argv
 
 
 def test_a_whole_copy_in_the_cache_needs_no_network(hub: Path) -> None:

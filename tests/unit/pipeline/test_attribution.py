@@ -84,6 +84,7 @@ def test_what_an_upstream_says_to_the_callers_own_key_is_the_callers(status: int
         (BackendFailure("x", reason="truncated_stream"), "backend"),
         (BackendFailure("x", reason="upstream_error_event"), "backend"),
         (BackendFailure("x", reason="bad_tool_arguments"), "client"),
+        (BackendFailure("x", reason="unfit_output"), "client"),
         (Shed("x", reason="backpressure"), "capacity"),
         (RateLimited("x"), "capacity"),
         (CircuitOpen("x"), "capacity"),
