@@ -18,7 +18,9 @@ from tpo_mp.http import fast, upstream, wheel
 from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.http.fast import FastConnection
+from tpo_mp.http.tally import RequestTally
 from tpo_mp.http.wheel import GRAIN_S, Wheel
+from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.worker.errors_out import render_error
 
 
@@ -206,6 +208,8 @@ class FakeFront:
         self.crashes: list[BaseException] = []
         self.fast = self.full = self.bad = 0
         self.moved: list[tuple[Any, bytes]] = []
+        self.arena = MetricsArena.create(1)
+        self.metrics = self.arena.block(0, 1)
         self.edge = ClientEdge(
             loop=self.loop,  # type: ignore[arg-type]
             wheel=clock.wheel,
@@ -216,6 +220,7 @@ class FakeFront:
             count_fast=lambda: self._count("fast"),
             count_full=lambda: self._count("full"),
             count_bad=lambda: self._count("bad"),
+            tally=RequestTally(self.metrics),
         )
         self.edge.to_full_lane = lambda transport, unread: self.moved.append((transport, unread))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .keyring import Keyring
     from .policy import Policy
+    from .tally import RequestTally
 
 
 class Closable(Protocol):
@@ -74,10 +75,12 @@ class ClientEdge:
         count_fast: Callable[[], None],
         count_full: Callable[[], None],
         count_bad: Callable[[], None],
+        tally: RequestTally,
     ) -> None:
         self.loop = loop
         self.wheel = wheel
         self.max_requests = MAX_REQUESTS
+        self.tally = tally
         self.configure(limits, policy, keyring)
         self.count_fast = count_fast
         self.count_full = count_full
@@ -104,7 +107,9 @@ class ClientEdge:
         """Take over limits, policy and keys; open requests keep theirs.  ``use`` must follow."""
         self.policy = policy
         # Whoever may not call is still answered as the policy wants: a page reads its 401.
-        self.judges: tuple[Judge, ...] = tuple(j for j in (policy, keyring) if j is not None)
+        self.judges: tuple[Judge, ...] = tuple(
+            judge for judge in (policy, keyring, self.tally) if judge is not None
+        )
         self.max_body_bytes = limits.max_body_bytes
         self.max_header_bytes = limits.max_header_bytes
         self.header_timeout_s = limits.header_timeout_s
@@ -115,6 +120,7 @@ class ClientEdge:
     def use(self, table: EndpointTable) -> None:
         """Switch to a new route table; remembered heads of the old one are forgotten."""
         self.table = table
+        self.tally.allow(table.all)
         self.heads = HeadMemo(table, self.max_body_bytes, self.judges)
 
     def tick(self) -> None:
@@ -163,7 +169,8 @@ class ClientEdge:
             self.crash(exchange, e)
 
     def bad_request(self, status: int, message: str) -> bytes:
-        """A whole closing response for a request that never reached a family."""
+        """A whole closing response for a request that never reached a family; counts it."""
+        self.tally.add_bad(status)
         body = json.dumps(
             {"error": {"message": message, "type": "invalid_request_error", "param": None,
                        "code": "bad_request"}}

@@ -24,6 +24,7 @@ from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON, REASON
 from .head import BadHead, Head
+from .tally import CUT, LEFT
 
 MAX_PIPELINED_BYTES = 65536
 NEVER = float("inf")
@@ -34,9 +35,9 @@ class FastConnection(asyncio.Protocol):
     """A client connection; also the ``Exchange`` of its current request."""
 
     __slots__ = (
-        "__weakref__", "_body", "_body_got", "_chunked", "_client_paused", "_edge", "_pending",
-        "body", "deadline", "filed_at", "head", "on_disconnect", "open", "peer", "requests",
-        "source", "transport",
+        "__weakref__", "_began_at", "_body", "_body_got", "_chunked", "_client_paused", "_edge",
+        "_pending", "_status", "body", "deadline", "filed_at", "head", "on_disconnect", "open",
+        "peer", "requests", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, edge: ClientEdge) -> None:
@@ -54,6 +55,8 @@ class FastConnection(asyncio.Protocol):
         self._body_got = 0
         self._chunked = False
         self._client_paused = False
+        self._began_at = 0.0
+        self._status = LEFT
 
     # -- asyncio.Protocol -------------------------------------------------------------------
 
@@ -72,6 +75,7 @@ class FastConnection(asyncio.Protocol):
         self._body = None
         if self.open:
             self.open = False
+            self._count(self._status)
             left = self.on_disconnect
             self.on_disconnect = self.source = None
             if left is not None:
@@ -94,7 +98,7 @@ class FastConnection(asyncio.Protocol):
         if self.source is not None:
             self.source.resume()
         elif not self.open:
-            self._idle()
+            self._idle(monotonic())
             if self._pending:
                 self._edge.loop.call_soon(self._next)
 
@@ -165,6 +169,8 @@ class FastConnection(asyncio.Protocol):
         self.open = True
         self.deadline = NEVER
         self.requests += 1
+        self._began_at = monotonic()
+        self._status = LEFT
         self._edge.count_fast()
         if head.client is not None:
             self.peer = self._edge.peer(_address(self.transport), head.client)
@@ -215,6 +221,7 @@ class FastConnection(asyncio.Protocol):
             total = body_at + head.content_length
             self.requests += 1
             self.open = True
+            self._began_at = monotonic()
             self.body = b""
             if head.full_lane or len(data) < total:
                 self._pending = b""
@@ -265,7 +272,7 @@ class FastConnection(asyncio.Protocol):
                 )
             )
         )
-        self._close_request(keep)
+        self._close_request(keep, status)
 
     def _shape(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
         """Send a whole response to one of the heads that ask for more than its bytes."""
@@ -309,7 +316,7 @@ class FastConnection(asyncio.Protocol):
                 b"" if bodiless or head.method == "HEAD" else body,
             )
         )
-        self._close_request(keep)
+        self._close_request(keep, status)
 
     def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
         head = self.head
@@ -328,6 +335,7 @@ class FastConnection(asyncio.Protocol):
                 b"" if keep else b"connection: close\r\n",
             )
         )
+        self._status = status
         self.source = source
         if self._client_paused and source is not None:
             source.pause()
@@ -341,11 +349,14 @@ class FastConnection(asyncio.Protocol):
     def finish(self) -> None:
         if self._chunked:
             self.transport.write(b"0\r\n\r\n")
-        self._close_request(self.head.keep_alive and self._chunked and not self._edge.closing)
+        keep = self.head.keep_alive and self._chunked and not self._edge.closing
+        self._close_request(keep, self._status)
 
     def abort(self, *, hard: bool = False) -> None:
         self.on_disconnect = self.source = None
-        self.open = False
+        if self.open:
+            self.open = False
+            self._count(CUT if self._status == LEFT else self._status)
         if hard:
             reset(self.transport)
         else:
@@ -362,21 +373,26 @@ class FastConnection(asyncio.Protocol):
         elif monotonic() + fresh_s < self.deadline:
             self._await_bytes(fresh_s)
 
-    def _close_request(self, keep: bool) -> None:
+    def _count(self, status: int) -> None:
+        self._edge.tally.add(self.head.tally, status, monotonic() - self._began_at)
+
+    def _close_request(self, keep: bool, status: int) -> None:
+        now = monotonic()
+        self._edge.tally.add(self.head.tally, status, now - self._began_at)
         self.open = False
         self.on_disconnect = self.source = None
         self.body = b""
         if not keep or self.requests >= self._edge.max_requests:
             self._close()
             return
-        self._idle()
+        self._idle(now)
         if self._pending and not self._client_paused:
             # Not from inside the handler's stack: a long pipeline would recurse.
             self._edge.loop.call_soon(self._next)
 
-    def _idle(self) -> None:
+    def _idle(self, now: float) -> None:
         if not self._client_paused:
-            self.deadline = (now := monotonic()) + self._edge.idle_timeout_s
+            self.deadline = now + self._edge.idle_timeout_s
             if self.filed_at == 0.0:
                 self._edge.wheel.add(self, now)
 

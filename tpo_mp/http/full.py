@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, cast
 
 from aiohttp import ClientPayloadError, web
@@ -28,6 +29,7 @@ from .exchange import JSON, id_line
 from .head import BadHead, Head, check
 from .nameless import SILENT, nameless
 from .socket import Socket, check_upgrade
+from .tally import CUT, LEFT
 
 MAX_CHUNKS = 10_000
 HIGH_WATER_BYTES = 65536
@@ -88,6 +90,15 @@ class FullLane:
             return self._bad(e.status, e.message)
         if edge.stamp is not None:
             exchange.head.add_lines(edge.stamp())
+        began_at = monotonic()
+        try:
+            return await self._serve(request, exchange)
+        finally:
+            took_s = monotonic() - (exchange.read_at or began_at)
+            edge.tally.add(exchange.head.tally, exchange.status, took_s)
+
+    async def _serve(self, request: web.BaseRequest, exchange: FullExchange) -> web.StreamResponse:
+        edge = self._edge
         try:
             if exchange.head.client is not None:
                 exchange.peer = edge.peer(exchange.peer, exchange.head.client)
@@ -98,6 +109,7 @@ class FullLane:
             if endpoint.socket is not None and exchange.head.full_lane == "upgrade":
                 return await self._upgrade(request, exchange)
             exchange.body = await self._body(request, exchange.head)
+            exchange.read_at = monotonic()
             waiting = endpoint.handler(exchange)
             if waiting is not None:
                 edge.adopt(exchange, cast("Any", waiting))
@@ -131,6 +143,7 @@ class FullLane:
         self._sockets[request.protocol] = socket
         lines = _headers(b"", head.extra + id_line(head))
         try:
+            exchange.status = 101
             return await socket.carry(request, lines, edge.report)
         finally:
             del self._sockets[request.protocol]
@@ -181,6 +194,8 @@ class FullExchange:
         self.body = b""
         self.peer = request.remote or ""
         self.on_disconnect: Callable[[], None] | None = None
+        self.read_at = 0.0
+        self.status = LEFT
         self._ready = asyncio.Event()
         self._whole: tuple[int, bytes, bytes, bytes] | None = None
         self._stream: web.StreamResponse | None = None
@@ -198,6 +213,7 @@ class FullExchange:
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
     ) -> None:
         self._whole = (status, body, content_type, extra)
+        self.status = status
         self.on_disconnect = None
         self._ready.set()
 
@@ -206,6 +222,7 @@ class FullExchange:
             status=status, headers=_headers(content_type, extra + self.head.extra)
         )
         self._source = source
+        self.status = status
         self._ready.set()
 
     def write(self, data: bytes) -> None:
@@ -223,6 +240,8 @@ class FullExchange:
 
     def abort(self, *, hard: bool = False) -> None:
         self._aborted = True
+        if self.status == LEFT:
+            self.status = CUT
         self._hard = hard
         self.on_disconnect = None
         self._ready.set()

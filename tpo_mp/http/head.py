@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -24,6 +24,7 @@ from .trace import trace_lines
 
 if TYPE_CHECKING:
     from .endpoints import Endpoint, EndpointTable, Family
+    from .tally import TallyRow
 
 MAX_HEADERS = 64
 MAX_LINE_BYTES = 8190
@@ -75,6 +76,7 @@ class Head:
     ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
     ``principal`` is whom it speaks for, ``keyed`` the header that proved it.
     ``trace`` are the header lines that continue the client's trace upstream.
+    ``tally`` is where it is counted.
     ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
@@ -83,7 +85,8 @@ class Head:
     __slots__ = (
         "client", "content_length", "endpoint", "extra", "family", "full_lane", "gzip_from",
         "headers", "keep_alive", "keyed", "method", "params", "path", "principal", "query",
-        "refusal", "request_id", "session", "shaped", "special", "trace", "version_10", "whole",
+        "refusal", "request_id", "session", "shaped", "special", "tally", "trace", "version_10",
+        "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,6 +112,7 @@ class Head:
         self.client: str | None = None
         self.principal: Principal = EVERYBODY
         self.keyed = b""
+        self.tally: TallyRow = cast("TallyRow", None)
 
     def add_lines(self, lines: bytes) -> None:
         """Let every response carry ``lines`` too."""

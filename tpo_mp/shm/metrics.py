@@ -4,15 +4,15 @@ The memory, its byte layout and what is left when a writer dies are drawn in ``s
 arithmetic is in ``scrape``.
 
 Invariants: the same name and labels answer the same cells, now and for the next occupant; values
-of one label are at most 64 per metric and block, the rest is ``other``; a full block counts the
-series it turned away and lets them write into a sink.
+of one label are at most 64 per metric and block beside those ``allow`` names, the rest is
+``other``; a full block counts the series it turned away and lets them write into a sink.
 Known weakness: gauges are added over seats, so a level that is no sum needs a seat label.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .scrape import Family, FamilyFold, Sample
 from .segment import Segment
@@ -175,6 +175,10 @@ class MetricsBlock:
             return self._remember(entry, first)
         self.cells[OVERFLOW_CELL] += 1
         return self._remember(entry, SINK_CELL)
+
+    def allow(self, name: str, label: str, values: Iterable[str]) -> None:
+        """Let a label have these values beside its first 64: whoever names them bounds them."""
+        self._values.setdefault((name, label), set()).update(map(clean_label, values))
 
     def _bounded(self, name: str, label: str, value: str) -> str:
         clean = clean_label(value)

@@ -28,6 +28,7 @@ from tpo_mp.http.edge import ClientEdge
 from tpo_mp.http.endpoints import EndpointTable
 from tpo_mp.http.fast import FastConnection
 from tpo_mp.http.full import FullLane
+from tpo_mp.http.tally import RequestTally
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.observe import log
 from tpo_mp.pipeline.breaker_board import BreakerSeries
@@ -304,6 +305,7 @@ class Shard:
             count_bad=m.counter(
                 "tpo_bad_requests_total", "Requests whose framing was refused."
             ).inc,
+            tally=RequestTally(m),
         )
         self.owner.table = self.edge.table
         self.edge.stamp = self._stamp(config)

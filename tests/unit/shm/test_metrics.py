@@ -161,6 +161,17 @@ def test_label_values_are_bounded(arena: MetricsArena) -> None:
     assert value(arena, "c", model="m3") == 2
 
 
+def test_values_that_are_allowed_stand_beside_the_first_64(arena: MetricsArena) -> None:
+    """Whatever came before them; what is neither is "other"."""
+    block = arena.block(0, 1)
+    for n in range(MAX_LABEL_VALUES):
+        block.counter("c", "Help.", path=f"p{n}").inc()
+    block.allow("c", "path", ["/a", "/b"])
+    for path in ("/a", "/b", "/c"):
+        block.counter("c", "Help.", path=path).inc()
+    assert [value(arena, "c", path=path) for path in ("/a", "/b", OTHER)] == [1, 1, 1]
+
+
 def test_label_values_are_printable_and_short() -> None:
     """Control characters and lone surrogates never reach an exposition."""
     assert clean_label("gpt-4o") == "gpt-4o"
