@@ -38,6 +38,7 @@ class Options:
     conns: int = 64
     quick: bool = False
     peers: Path | None = None
+    vllm: Path | None = None
     only: Sequence[str] = ()
 
 

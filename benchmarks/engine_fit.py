@@ -119,9 +119,8 @@ def error_of(shape: EngineShape, tables: Sequence[Table]) -> float:
     return total
 
 
-def fit(name: str, turns: int) -> tuple[float, dict[str, float]]:
-    """Error and coefficients of the best that was found from the preset on."""
-    shape, tables = PRESETS[name].shape, TABLES[name]
+def fit(shape: EngineShape, tables: Sequence[Table], turns: int) -> tuple[float, dict[str, float]]:
+    """Error and coefficients of the best that was found from the engine's own on."""
     free = [option for option in FREE if getattr(shape.costs, option)]
 
     def costs(point: Sequence[float]) -> dict[str, float]:
@@ -241,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
         PAGE.write_text(render())
         return 0
     print("error before", error_of(PRESETS[given.fit].shape, TABLES[given.fit]))
-    best, costs = fit(given.fit, given.turns)
+    best, costs = fit(PRESETS[given.fit].shape, TABLES[given.fit], given.turns)
     print("error after", best, {name: float(f"{value:.4g}") for name, value in costs.items()})
     return 0
 

@@ -49,9 +49,16 @@ def bars(path: Path, title: str, unit: str, values: Mapping[str, float]) -> None
 
 
 def curves(
-    path: Path, title: str, x: str, drawn: Mapping[str, Sequence[tuple[float, float]]]
+    path: Path,
+    title: str,
+    x: str,
+    drawn: Mapping[str, Sequence[tuple[float, float]]],
+    beside: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> None:
-    """Draw one small chart per curve beside each other, all over the same x."""
+    """Draw one small chart per curve beside each other, all over the same x.
+
+    A curve of ``beside`` is drawn in grey in the chart of its name.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -63,6 +70,8 @@ def curves(
         1, len(drawn), figsize=(3.4 * len(drawn), 2.8), squeeze=False, layout="constrained"
     )
     for axes, (name, points) in zip(charts[0], drawn.items(), strict=True):
+        if beside and beside.get(name):
+            axes.plot(*zip(*beside[name], strict=True), color=OTHERS, marker="s", markersize=3)
         axes.plot(*zip(*points, strict=True), color=OURS, marker="o", markersize=3)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xlabel(x)

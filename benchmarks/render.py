@@ -119,15 +119,22 @@ def picture(column: Column, report: Report, directory: Path) -> str:
 
 def curves(scenario: Scenario, x: Column, report: Report, directory: Path) -> str:
     """Draw a scenario's curves and answer the line that shows them."""
-    drawn: dict[str, list[tuple[float, float]]] = {}
-    for column in scenario.columns:
-        if column.field in scenario.curves:
-            pairs = [(x.value(report, n), column.value(report, n)) for n in report.targets]
-            drawn[column.header] = [(a, b) for a, b in pairs if a is not None and b is not None]
+
+    def points(field: str) -> list[tuple[float, float]]:
+        pairs = [(x.value(report, n), report.median(n, field)) for n in report.targets]
+        return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+    columns = [column for column in scenario.columns if column.field in scenario.curves]
+    drawn = {column.header: points(column.field) for column in columns}
+    beside = {
+        column.header: points(scenario.beside[column.field])
+        for column in columns
+        if column.field in scenario.beside
+    }
     if not any(drawn.values()):
         return ""
     path = directory / f"{report.scenario}.svg"
-    plots.curves(path, report.title, x.header, drawn)
+    plots.curves(path, report.title, x.header, drawn, beside)
     return f"![{report.title}: {', '.join(drawn)}]({directory.name}/{path.name})"
 
 

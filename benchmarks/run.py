@@ -38,6 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--peers", type=Path, metavar="DIR", help="where scripts/bench-peers put them"
     )
     parser.add_argument(
+        "--vllm", type=Path, metavar="PROGRAM", help="a real `vllm`, to compare with"
+    )
+    parser.add_argument(
         "--only", default="", metavar="TARGET,...", help="measure these targets only"
     )
     parser.add_argument("--rounds", type=int, default=3)
@@ -66,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         conns=words.conns,
         quick=words.quick,
         peers=words.peers.resolve() if words.peers else None,
+        vllm=words.vllm,
         only=tuple(name for name in words.only.split(",") if name),
     )
     out = words.out or (PARTIAL if options.quick or options.only else RESULTS)

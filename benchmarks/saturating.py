@@ -46,7 +46,7 @@ class Client(asyncio.Protocol):
 
     def __init__(
         self, host: str, number: int, rounds: int, prompt: int, waits: Waits,
-        done: asyncio.Future[None],
+        done: asyncio.Future[None], answer: int = 0,
     ) -> None:  # fmt: skip
         self._host = host
         self._number = number
@@ -55,6 +55,7 @@ class Client(asyncio.Protocol):
         self._words = " word" * prompt
         self._waits = waits
         self._done = done
+        self._asked = {"max_tokens": answer, "ignore_eos": True} if answer else {}
         self._tail = b""
         self._transport: asyncio.Transport
         self._reset()
@@ -74,6 +75,7 @@ class Client(asyncio.Protocol):
         said = f"{_RUN} {self._number} {self._left}{self._words}"
         body = json.dumps(
             {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": said}]}
+            | self._asked
         ).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -116,7 +118,9 @@ class Client(asyncio.Protocol):
             self._done.set_result(None)
 
 
-async def saturate(url: str, clients: int, rounds: int, prompt: int) -> dict[str, float]:
+async def saturate(
+    url: str, clients: int, rounds: int, prompt: int, answer: int = 0
+) -> dict[str, float]:
     """Run all clients to their ends."""
     loop = asyncio.get_running_loop()
     at = urlsplit(url)
@@ -124,7 +128,7 @@ async def saturate(url: str, clients: int, rounds: int, prompt: int) -> dict[str
     for number, done in enumerate(ends):
         await loop.create_connection(
             lambda number=number, done=done: Client(  # type: ignore[misc]
-                at.netloc, number, rounds, prompt, waits, done
+                at.netloc, number, rounds, prompt, waits, done, answer
             ),
             at.hostname or "",
             at.port or 80,
@@ -148,8 +152,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=1000, help="tokens of a prompt, about")
+    parser.add_argument("--answer", type=int, default=0, help="tokens to ask for; 0: as it likes")
     given = parser.parse_args()
-    row = uvloop.run(saturate(given.url, given.clients, given.rounds, given.prompt))
+    row = uvloop.run(saturate(given.url, given.clients, given.rounds, given.prompt, given.answer))
     print(json.dumps(row), flush=True)
     return 0
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from .bench import Bench
 from .report import Report, Series
 
 NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
          "memory", "saturation", "simulator", "retrieval", "prefixes", "overload", "savings",
-         "batching", "affinity", "tier", "mlx")  # fmt: skip
+         "batching", "affinity", "tier", "mlx", "vllm")  # fmt: skip
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")
@@ -47,7 +47,8 @@ class Column:
 class Scenario:
     """One measurement: ``method`` is printed under its table, ``plot`` is drawn beside it.
 
-    Where targets are points of a curve, ``curves`` are the fields drawn over ``x``.
+    Where targets are points of a curve, ``curves`` are the fields drawn over ``x``; ``beside``
+    names, by field, one that is drawn in the same chart.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Scenario:
     plot: Column | None = None
     x: Column | None = None
     curves: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 RELAYED = (

@@ -97,8 +97,7 @@ SCENARIO = Scenario(
     title="Saturation of a simulated engine",
     method=f"`tpo-mp simulate` with the engine preset `{PRESET}`, {SPEEDUP} times as fast, one "
     f"worker; clients who ask again at once, {PROMPT} tokens in and {ANSWER} out, streamed; the "
-    "first of their rounds does not count.  Beside it what the step loop gives without a process. "
-    "No real vLLM was at hand to compare with.",
+    "first of their rounds does not count.  Beside it what the step loop gives without a process.",
     columns=(
         Column("tokens/s", "tok_s"),
         Column("TTFT ms", "ttft_ms"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -11,7 +11,9 @@ import pytest
 
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
-from tests.support.raw import RawReply, chat
+from tests.support.host import kill
+from tests.support.raw import ClosedEarlyError, RawReply, chat
+from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
 CONFIG = """
@@ -30,9 +32,10 @@ def limited(short_tmp: Path) -> Iterator[Gateway]:
         yield gateway
 
 
-def ask(gateway: Gateway, key: str) -> RawReply:
+def ask(gateway: Gateway, key: str, sim_key: str = "") -> RawReply:
     """A chat on a connection of its own."""
-    return gateway.ask(CHAT, chat("hi", model="gpt-4o"), {"authorization": f"Bearer {key}"})
+    headers = {"authorization": f"Bearer {key}"} | ({"x-sim-key": sim_key} if sim_key else {})
+    return gateway.ask(CHAT, chat("hi", model="gpt-4o"), headers)
 
 
 def test_the_limit_is_the_hosts(limited: Gateway) -> None:
@@ -125,4 +128,70 @@ def test_a_quota_is_used_up_on_the_whole_host(limited: Gateway) -> None:
     assert ask(limited, "sk-fifth").status == 200
     bad = limited.ask("/admin/config", {"quotas": {"reset_hour": 24}})
     assert (bad.status, b"reset_hour" in bad.body) == (400, True)
+    assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
+
+
+@pytest.mark.parametrize(("chance", "refused"), [(0.0, range(1)), (0.5, range(8, 32)), (1.0, [39])])
+def test_beyond_the_limit_chance_decides(
+    limited: Gateway, chance: float, refused: Sequence[int]
+) -> None:
+    """The same requests meet the same chance, whichever worker they come to."""
+    limits = {"exceed": "chance", "chance": chance,
+              "models": [{"match": "*", "requests_per_minute": 1}]}  # fmt: skip
+    assert limited.ask("/admin/config", {"seed": 7, "limits": limits}).status == 200
+
+    def statuses() -> list[int]:
+        assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+        assert ask(limited, "sk-third", "first").status == 200  # what fits passes in any case
+        return [ask(limited, "sk-third", f"request-{n}").status for n in range(39)]
+
+    seen = statuses()
+    assert set(seen) <= {200, 429}
+    assert seen.count(429) in refused, seen
+    # Two minutes' worth drained while forty were asked would let one pass that was refused.
+    again = statuses()
+    assert sum(a != b for a, b in zip(seen, again, strict=True)) <= 2, (seen, again)
+    assert limited.ask("/admin/config", {"limits": None, "seed": None}).status == 200
+
+
+def test_a_quota_outlives_the_worker_that_counted(limited: Gateway) -> None:
+    """Killed under load: what was used stays used, and nobody uses more than there is."""
+    most = 60
+    changed = {"limits": {"enforce": False}, "quotas": {"daily_requests": most}}
+    assert limited.ask("/admin/config", changed).status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    answered: list[int] = []
+    broken: list[int] = []
+
+    def client(number: int) -> None:
+        while True:
+            try:
+                status = ask(limited, "sk-other").status
+            except (OSError, ClosedEarlyError):
+                broken.append(number)
+                continue
+            answered.append(status)
+            if status == 429:
+                return
+
+    victim = limited.status()["slots"][1]["pid"]
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, n) for n in range(4)]
+        wait_for(lambda: len(answered) >= most // 4, 30, "a quarter of the quota to be used")
+        kill(victim)
+        for each in clients:
+            each.result(60)
+    good = answered.count(200)
+    # A request that broke off may have been charged; one that was answered was, exactly once.
+    assert good <= most <= good + len(broken), (good, len(broken))
+    wait_for(lambda: limited.status()["slots"][1]["pid"] not in (victim, None), 30, "another")
+    seen: set[str] = set()
+
+    def both_refuse() -> bool:
+        reply = ask(limited, "sk-other")
+        assert reply.status == 429, "used up is used up"
+        seen.add(reply.headers["x-tpo-shard"])
+        return len(seen) == 2
+
+    wait_for(both_refuse, 30, "a refusal by each worker")
     assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
