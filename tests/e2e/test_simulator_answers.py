@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,33 @@ def test_a_prompt_over_the_context_is_refused_in_the_dialect(made: Gateway) -> N
     refused = made.ask(CHAT, chat(text, model="gpt-4"))
     assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert made.ask(CHAT, chat(text, model="gpt-4o")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "field"),
+    [
+        (CHAT, chat("x", model="gpt-4o") | {"max_tokens": 16_385}, "max_tokens"),
+        (CHAT, chat("x", model="o3") | {"max_completion_tokens": 100_001}, "max_tokens"),
+        ("/v1/completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "x",
+                             "max_tokens": 4097}, "max_tokens"),
+        ("/v1/responses", {"model": "gpt-4o", "input": "x", "max_output_tokens": 16_385},
+         "max_output_tokens"),
+        ("/v1/messages", chat("x", model="claude-haiku-4-5") | {"max_tokens": 64_001},
+         "max_tokens"),
+        ("/v1beta/models/gemini-2.0-flash:generateContent",
+         {"contents": [{"parts": [{"text": "x"}]}],
+          "generationConfig": {"maxOutputTokens": 8193}}, "maxOutputTokens"),
+    ],
+)  # fmt: skip
+def test_more_than_the_model_writes_is_refused_by_the_field_s_name(
+    made: Gateway, route: str, body: dict[str, Any], field: str
+) -> None:
+    """In every dialect; as much as it writes is not too much."""
+    refused = made.ask(route, body)
+    assert (refused.status, field in refused.json()["error"]["message"]) == (400, True)
+    text = json.dumps(body)
+    most = max(int(number) for number in re.findall(r": (\d+)", text))
+    assert made.ask(route, json.loads(text.replace(str(most), str(most - 1)))).status == 200
 
 
 def test_data_set_of_a_reload_is_in_force_on_every_worker(short_tmp: Path) -> None:

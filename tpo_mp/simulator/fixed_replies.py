@@ -93,7 +93,8 @@ class FixedReplies:
         if len(self._written) >= MOST_WRITTEN:
             self._written.clear()
         traits, written = traits_of(model), None
-        if traits.kind in ("any", "chat") and not traits.reasons:
+        within = not traits.most_output or (limit or 0) <= traits.most_output
+        if within and traits.kind in ("any", "chat") and not traits.reasons:
             written = _taken_apart(model, self._answers, limit)
         if len(model) <= MOST_WRITTEN_CHARS:
             self._written[model, limit] = written

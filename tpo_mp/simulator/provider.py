@@ -39,6 +39,13 @@ from .tokens import prompt_tokens
 
 VECTORS_AT_ONCE: Final = 2
 
+_OUTPUT_FIELDS: Final = {
+    Dialect.OPENAI_RESPONSES: "max_output_tokens",
+    Dialect.ANTHROPIC_COMPLETE: "max_tokens_to_sample",
+    Dialect.GEMINI: "generationConfig.maxOutputTokens",
+}
+"""What each dialect calls the most tokens of an answer, where not ``max_tokens``."""
+
 
 class Answered(Struct, frozen=True):
     """An answer: its counts, and how to write it whole or as a stream's frames.
@@ -109,6 +116,7 @@ class SimulatedProvider:
         request = requests[0]
         _check_model(request.model, dialect)
         _check_context(request, len(body))
+        _check_output(request, dialect)
         drawn = drawn or self.key(request.model, body, key)
         rules = self._rules
         scripted = None if rules is None else rules.reply_to(request)
@@ -216,6 +224,15 @@ def _check_context(request: ModelRequest, size: int) -> None:
             f"However, your messages resulted in {tokens} tokens."
         )
         raise InvalidRequest(said, reason="context_length_exceeded", param="messages")
+
+
+def _check_output(request: ModelRequest, dialect: Dialect) -> None:
+    """Refuse to be asked for more than the model writes, as providers do."""
+    most, wanted = traits_of(request.model).most_output, request.max_tokens or 0
+    if most and wanted > most:
+        field = _OUTPUT_FIELDS.get(dialect, "max_tokens")
+        said = f"{field} is too large: {wanted}, and {request.model} writes at most {most} tokens"
+        raise InvalidRequest(said, reason="invalid_value", param=field)
 
 
 def _check_model(model: str, dialect: Dialect) -> None:

@@ -101,7 +101,7 @@ def test_load_test_is_answered_in_one_pass() -> None:
         {"tools": []}, {"n": 2}, {"logprobs": True}, {"stop": ["two"]}, {"model": "o3"},
         {"model": "text-embedding-3-small"}, {"messages": [{"role": "tool", "content": "x"}]},
         {"model": "gpt-4", "messages": [{"role": "user", "content": "x y " * 9000}]},
-        {"max_tokens": "many"},
+        {"max_tokens": "many"}, {"model": "gpt-4o", "max_tokens": 16_385},
     ],
 )  # fmt: skip
 def test_whatever_is_not_so_plain_goes_the_general_way(more: dict[str, Any]) -> None:
