@@ -14,6 +14,13 @@ from tests.support.toml import NO_CACHE, NO_RETRIES
 from tests.support.upstream import Upstream
 
 
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Upstream]:
+    """What the gateways of a module ask; it counts."""
+    with Upstream() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
     """A gateway in front of the real engine, under its own name and a mapped one, ``tiny``."""

@@ -14,9 +14,8 @@ from random import Random
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.host import metric
 from tests.support.load import Crowd, Load
-from tests.support.raw import RawClient, ask, build, chat
+from tests.support.raw import RawClient, build, chat
 from tests.support.toml import backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -27,21 +26,14 @@ PLACES = 4
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    """What both backends talk to."""
-    with Upstream() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers, four places at one backend and two at another."""
     config = "".join(
         (
             section("[stages.admission]", max_wait_s=20),
-            backend("few", upstream.base_url, max_concurrent=PLACES),
-            backend("two", upstream.base_url, max_concurrent=2),
-            backend("free", upstream.base_url),
+            backend("few", origin.base_url, max_concurrent=PLACES),
+            backend("two", origin.base_url, max_concurrent=2),
+            backend("free", origin.base_url),
         )
     )
     with Gateway(short_tmp / "places", config=config, workers=2) as started:
@@ -49,13 +41,10 @@ def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
 
 
 @pytest.fixture(autouse=True)
-def at_rest(upstream: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing upstream."""
-    upstream.forget()
-    upstream.counters.max_working = 0
-    yield
-    upstream.forget()
-    wait_for(lambda: upstream.counters.open == 0, 5, "nothing left upstream")
+def at_rest(origin: Upstream) -> Iterator[None]:
+    """Every test begins and ends with nothing origin."""
+    with origin.at_rest():
+        yield
 
 
 def outcomes(attempts: list[Attempt]) -> Counter[str]:
@@ -65,28 +54,27 @@ def outcomes(attempts: list[Attempt]) -> Counter[str]:
 
 def waiting(gateway: Gateway) -> float:
     """Calls in front of the inference stage."""
-    lines = ask(gateway.ops, "/metrics").body.decode()
-    return metric(lines, "orchestrator_queue_depth", stage="inference")
+    return gateway.metric("orchestrator_queue_depth", stage="inference")
 
 
 def test_a_hundred_at_once_over_two_workers_never_hold_more_than_the_places(
-    gateway: Gateway, upstream: Upstream
+    gateway: Gateway, origin: Upstream
 ) -> None:
     """All are answered, four at a time, and those who waited are told how long."""
-    upstream.play(first_s=0.02)
+    origin.play(first_s=0.02)
     with Crowd(gateway.url, 100, model="few", stream=False) as crowd:
         attempts = crowd.ended()
     assert outcomes(attempts) == {"ok 200": 100}
     assert {attempt.slot for attempt in attempts} == {0, 1}
-    assert upstream.counters.max_working == PLACES
+    assert origin.counters.max_working == PLACES
     waited = [a for a in attempts if queued_ms(a) > 0]
     assert len(waited) >= 100 - 3 * PLACES
     assert waiting(gateway) == 0
 
 
-def test_a_killed_worker_leaves_no_place_behind(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_killed_worker_leaves_no_place_behind(gateway: Gateway, origin: Upstream) -> None:
     """While calls run and wait: the other worker goes on at once, and never beyond the places."""
-    upstream.play(first_s=0.1)
+    origin.play(first_s=0.1)
     with Crowd(gateway.url, 60, model="few", stream=False, prefix="killed") as crowd:
         wait_for(lambda: waiting(gateway) > 20, 10, "calls that wait on both workers")
         victim = gateway.worker_pids()[0]
@@ -95,29 +83,24 @@ def test_a_killed_worker_leaves_no_place_behind(gateway: Gateway, upstream: Upst
     seen = Counter(attempt.outcome for attempt in attempts)
     assert seen["ok"] > 0
     assert seen["hung"] == 0, outcomes(attempts)
-    assert upstream.counters.max_working == PLACES
-
-    def replaced() -> bool:
-        slots = gateway.status()["slots"]
-        return slots[0]["pid"] not in (None, victim) and slots[0]["state"] == "ready"
-
-    wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
-    upstream.counters.max_working = 0
+    assert origin.counters.max_working == PLACES
+    gateway.replaced(0, victim)
+    origin.counters.max_working = 0
     with Crowd(gateway.url, 40, model="few", stream=False, prefix="after") as crowd:
         assert outcomes(crowd.ended()) == {"ok 200": 40}
-    assert upstream.counters.max_working == PLACES, "a place was lost, or one too many"
+    assert origin.counters.max_working == PLACES, "a place was lost, or one too many"
 
 
-def test_a_stream_holds_its_place_until_it_ends(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_stream_holds_its_place_until_it_ends(gateway: Gateway, origin: Upstream) -> None:
     """Two streams that have begun and stand still; the next call waits until they are left."""
-    upstream.play("hang_body", cut_after=2)
-    seen = upstream.counters.requests
+    origin.play("hang_body", cut_after=2)
+    seen = origin.counters.requests
     with Crowd(gateway.url, 2, model="two", text="a longer text") as streams:
         streams.flowing()
         with Crowd(gateway.url, 1, model="two", stream=False, prefix="next") as crowd:
             wait_for(lambda: waiting(gateway) == 1, 5, "one that waits")
-            assert upstream.counters.requests == seen + 2
-            upstream.play()
+            assert origin.counters.requests == seen + 2
+            origin.play()
             streams.call(streams._cancel_all())  # their clients hang up
             after = crowd.ended()[0]
     assert after.status == 200
@@ -129,26 +112,26 @@ def queued_ms(attempt: Attempt) -> float:
     return float(attempt.headers.get("x-tpo-queue-ms", 0))
 
 
-def test_who_leaves_the_queue_makes_room(gateway: Gateway, upstream: Upstream) -> None:
+def test_who_leaves_the_queue_makes_room(gateway: Gateway, origin: Upstream) -> None:
     """At once, and its call never reaches the backend."""
-    upstream.play("hang")
-    seen = upstream.counters.requests
+    origin.play("hang")
+    seen = origin.counters.requests
     with Crowd(gateway.url, 2, model="two", stream=False):
-        wait_for(lambda: upstream.counters.requests == seen + 2, 5, "both places taken")
+        wait_for(lambda: origin.counters.requests == seen + 2, 5, "both places taken")
         with Crowd(gateway.url, 10, model="two", stream=False, prefix="leaves"):
             wait_for(lambda: waiting(gateway) == 10, 5, "ten that wait")
         wait_for(lambda: waiting(gateway) == 0, 2, "nobody that waits")
-    upstream.play()
+    origin.play()
     assert gateway.ask(CHAT, chat("still there?", "two")).status == 200
-    assert upstream.counters.requests == seen + 3
+    assert origin.counters.requests == seen + 3
 
 
-def test_a_backend_without_a_limit_has_no_queue(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_backend_without_a_limit_has_no_queue(gateway: Gateway, origin: Upstream) -> None:
     """Fifty at once are all upstream at once."""
-    upstream.play(first_s=1.0)
+    origin.play(first_s=1.0)
     with Crowd(gateway.url, 50, model="free", stream=False) as crowd:
         assert outcomes(crowd.ended()) == {"ok 200": 50}
-    assert upstream.counters.max_working == 50
+    assert origin.counters.max_working == 50
 
 
 def limits(gateway: Gateway, name: str) -> set[object]:
@@ -161,21 +144,20 @@ def limits(gateway: Gateway, name: str) -> set[object]:
     return told
 
 
-def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, upstream: Upstream) -> None:
+def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, origin: Upstream) -> None:
     """Four at a time in 30 ms, the others wait there: of forty callers about as many are let in.
 
     All workers have the same limit, also when one of them is killed.
     """
     config = section("[stages.admission]", auto_start=32) + backend(
-        "auto", upstream.base_url, max_concurrent="auto"
+        "auto", origin.base_url, max_concurrent="auto"
     )
-    upstream.play(first_s=0.03, at_once=4)
+    origin.play(first_s=0.03, at_once=4)
     name = {"backend": "auto"}
     with Gateway(short_tmp / "auto", config=config, workers=2) as gateway:
 
         def limit() -> float:
-            page = ask(gateway.ops, "/metrics").body.decode()
-            return metric(page, "tpo_backend_concurrency_limit", **name)
+            return gateway.metric("tpo_backend_concurrency_limit", **name)
 
         wait_for(lambda: limit() == 32, 5, "the limit at first")
         callers = Load(gateway.url, Random(1), clients=40, model="auto", streams=False, pause_s=0)
@@ -183,9 +165,9 @@ def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, upstream
 
             def most_at_once() -> int:
                 """Of a second or two, which is longer than a probe."""
-                upstream.counters.max_working = 0
+                origin.counters.max_working = 0
                 load.more(250)
-                return upstream.counters.max_working
+                return origin.counters.max_working
 
             wait_for(lambda: 4 <= most_at_once() <= 20, 60, "few calls upstream")
             os.kill(gateway.worker_pids()[0], signal.SIGKILL)
@@ -206,13 +188,13 @@ def test_a_number_is_kept_to(gateway: Gateway) -> None:
 
 
 @pytest.fixture(scope="module")
-def narrow(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+def narrow(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers, one place, and room for three that wait."""
     config = "".join(
         (
             section("[pipeline.edges]", inference_to_post=3),
             section("[stages.admission]", max_wait_s=20),
-            backend("one", upstream.base_url, max_concurrent=1),
+            backend("one", origin.base_url, max_concurrent=1),
         )
     )
     with Gateway(short_tmp / "narrow", config=config, workers=2) as started:
@@ -225,13 +207,13 @@ def letters(gateway: Gateway) -> Counter[str]:
     return Counter(entry["reason"] for entry in entries)
 
 
-def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, upstream: Upstream) -> None:
+def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, origin: Upstream) -> None:
     """503, 529, 429 `server_busy`: with a pause, and a dead letter each."""
-    upstream.play("hang")
-    seen = upstream.counters.requests
+    origin.play("hang")
+    seen = origin.counters.requests
     with ExitStack() as open_calls:
         open_calls.enter_context(Crowd(narrow.url, 1, model="one", stream=False, prefix="first"))
-        wait_for(lambda: upstream.counters.requests == seen + 1, 5, "the place taken")
+        wait_for(lambda: origin.counters.requests == seen + 1, 5, "the place taken")
         open_calls.enter_context(Crowd(narrow.url, 3, model="one", stream=False, prefix="full"))
         wait_for(lambda: waiting(narrow) == 3, 5, "a full room")
         body = chat("x", "one", max_tokens=5)
@@ -247,7 +229,7 @@ def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, upstream: Upstrea
         status = narrow.ask("/api/v1/pipeline/status").json()
         stage = next(s for s in status["stages"] if s["stage"] == "inference")
         assert (stage["waiting"], stage["capacity"]) == (3, 3)
-        assert upstream.counters.requests == seen + 1
+        assert origin.counters.requests == seen + 1
     wait_for(lambda: letters(narrow)["backpressure"] == 3, 5, "three dead letters")
 
 
@@ -260,30 +242,30 @@ def test_a_full_room_is_told_in_every_dialect(narrow: Gateway, upstream: Upstrea
     ],
 )
 def test_nobody_waits_longer_than_its_client(
-    narrow: Gateway, upstream: Upstream, headers: dict[str, str], status: int, reason: str
+    narrow: Gateway, origin: Upstream, headers: dict[str, str], status: int, reason: str
 ) -> None:
     """The deadline it sent, or the time its SDK waits for a byte."""
-    upstream.play("hang")
-    seen = upstream.counters.requests
+    origin.play("hang")
+    seen = origin.counters.requests
     with Crowd(narrow.url, 1, model="one", stream=False):
-        wait_for(lambda: upstream.counters.requests == seen + 1, 5, "the place taken")
+        wait_for(lambda: origin.counters.requests == seen + 1, 5, "the place taken")
         late = narrow.ask(CHAT, chat("x", "one"), headers)
         assert late.status == status, late
         assert late.json()["error"]["code"] in (reason, "deadline_in_queue")
         wait_for(lambda: waiting(narrow) == 0, 2, "nobody that waits")
-    assert upstream.counters.requests == seen + 1
+    assert origin.counters.requests == seen + 1
 
 
 def test_a_critical_call_is_next_whichever_worker_it_came_to(
-    narrow: Gateway, upstream: Upstream
+    narrow: Gateway, origin: Upstream
 ) -> None:
     """Before two that came earlier."""
-    upstream.play(first_s=1.0)
-    seen = len(upstream.seen)
+    origin.play(first_s=1.0)
+    seen = len(origin.seen)
     with ExitStack() as open_calls:
         first = Crowd(narrow.url, 1, model="one", stream=False, prefix="first")
         open_calls.enter_context(first)
-        wait_for(lambda: len(upstream.seen) == seen + 1, 5, "the place taken")
+        wait_for(lambda: len(origin.seen) == seen + 1, 5, "the place taken")
         crowd = Crowd(narrow.url, 2, model="one", stream=False, prefix="normal")
         open_calls.enter_context(crowd)
         wait_for(lambda: waiting(narrow) == 2, 5, "two that wait")
@@ -291,13 +273,11 @@ def test_a_critical_call_is_next_whichever_worker_it_came_to(
         crowd.ended()
         first.ended()
     assert urgent.status == 200
-    order = ["urgent" in request.body.decode() for request in list(upstream.seen)[seen:]]
+    order = ["urgent" in request.body.decode() for request in list(origin.seen)[seen:]]
     assert order == [False, True, False, False]
 
 
-def test_a_tenant_is_never_before_those_it_may_not_pass(
-    short_tmp: Path, upstream: Upstream
-) -> None:
+def test_a_tenant_is_never_before_those_it_may_not_pass(short_tmp: Path, origin: Upstream) -> None:
     """Its critical call came first and goes after a high one of another tenant, on any worker."""
     keys = {"trial": "key-of-the-trial-0123", "paying": "key-of-the-paying-012"}
     config = "".join(
@@ -305,7 +285,7 @@ def test_a_tenant_is_never_before_those_it_may_not_pass(
             section("[auth]", enabled=True),
             *(section("[[auth.keys]]", id=name, secret=key) for name, key in keys.items()),
             section("[stages.admission]", max_wait_s=20, highest={"trial": "normal"}),
-            backend("one", upstream.base_url, max_concurrent=1),
+            backend("one", origin.base_url, max_concurrent=1),
         )
     )
     with Gateway(short_tmp / "highest", config=config, workers=2) as gateway, ExitStack() as open_:
@@ -319,16 +299,16 @@ def test_a_tenant_is_never_before_those_it_may_not_pass(
             client.send(build("POST", CHAT, headers, body))
             return client
 
-        upstream.play("hang")
-        seen = len(upstream.seen)
+        origin.play("hang")
+        seen = len(origin.seen)
         first = send("paying", "normal")
-        wait_for(lambda: len(upstream.seen) == seen + 1, 10, "the place taken")
+        wait_for(lambda: len(origin.seen) == seen + 1, 10, "the place taken")
         trial = send("trial", "critical")
         wait_for(lambda: waiting(gateway) == 1, 10, "one that waits")
         paying = send("paying", "high")
         wait_for(lambda: waiting(gateway) == 2, 10, "two that wait")
-        upstream.play()
+        origin.play()
         first.close()
         assert [waits.read_reply().status for waits in (trial, paying)] == [200, 200]
-    order = [b"paying high" in request.body for request in list(upstream.seen)[seen + 1 :]]
+    order = [b"paying high" in request.body for request in list(origin.seen)[seen + 1 :]]
     assert order == [True, False]

@@ -7,7 +7,6 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,9 +15,8 @@ import aiohttp
 import pytest
 
 from tests.conftest import StartGateway
-from tests.support.gateway import Gateway
-from tests.support.raw import RawClient, RawReply, chat
-from tests.support.raw import ask as get
+from tests.support.gateway import Gateway, ask_sure
+from tests.support.raw import chat
 from tests.support.toml import NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -31,31 +29,11 @@ KEYS = {"a": "key-of-team-a-0123", "b": "key-of-team-b-0123"}
 
 
 @pytest.fixture(scope="module")
-def origin() -> Iterator[Upstream]:
-    """One upstream that counts."""
-    with Upstream() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers with what ships, and a price."""
     config = backend("up", origin.base_url, "*") + PRICES + NO_RETRIES
     with Gateway(short_tmp / "cache", config=config, workers=2) as running:
         yield running
-
-
-def ask(
-    gateway: Gateway, text: str, headers: dict[str, str] | None = None, **more: Any
-) -> RawReply:
-    """One chat at temperature 0."""
-    return gateway.ask(CHAT, chat(text, "up-1", **{"temperature": 0, **more}), headers)
-
-
-def metric(gateway: Gateway, name: str) -> float:
-    """The sum of a metric's series."""
-    lines = get(gateway.ops, "/metrics").body.decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 def test_every_worker_answers_what_any_worker_was_answered(
@@ -66,10 +44,10 @@ def test_every_worker_answers_what_any_worker_was_answered(
     stats = gateway.ask(STATS).json()
     names = ("orchestrator_cache_hits_total", "tpo_saved_tokens_total", "tpo_saved_cost_usd_total",
              "orchestrator_inference_cost_usd_total")  # fmt: skip
-    counted = {name: metric(gateway, name) for name in names}
-    first = ask(gateway, "once")
+    counted = {name: gateway.metric(name) for name in names}
+    first = ask_sure(gateway, "once")
     assert first.headers["x-tpo-cache"] == "miss"
-    told = [ask(gateway, "once") for _ in range(40)]
+    told = [ask_sure(gateway, "once") for _ in range(40)]
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
     assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
     assert not any("x-tpo-backend" in reply.headers for reply in told)
@@ -82,7 +60,7 @@ def test_every_worker_answers_what_any_worker_was_answered(
     assert after["total_hits"] - stats["total_hits"] == 40
     assert after["total_misses"] - stats["total_misses"] == 1
     assert after["entries"] >= 1
-    grown = {name: metric(gateway, name) - counted[name] for name in names}
+    grown = {name: gateway.metric(name) - counted[name] for name in names}
     assert grown["orchestrator_cache_hits_total"] == 40
     assert grown["tpo_saved_tokens_total"] == 40 * 12
     assert grown["tpo_saved_cost_usd_total"] == pytest.approx(40 * 17e-6)
@@ -99,23 +77,17 @@ def test_every_worker_answers_what_any_worker_was_answered(
     wait_for(audited, what="the records of all calls")
 
 
-def replaced(gateway: Gateway, number: int, old: int) -> bool:
-    """Whether another process serves a slot."""
-    slot = gateway.status()["slots"][number]
-    return slot["pid"] not in (None, old) and slot["state"] == "ready"
-
-
 def test_a_dead_worker_takes_no_answer_with_it(gateway: Gateway, origin: Upstream) -> None:
     """Neither worker's: both are killed, one after the other."""
     texts = [f"kept {n}" for n in range(10)]
     for text in texts:
-        assert ask(gateway, text).headers["x-tpo-cache"] == "miss"
+        assert ask_sure(gateway, text).headers["x-tpo-cache"] == "miss"
     before = origin.counters.requests
     for number in (0, 1):
         old = gateway.worker_pids()[number]
         os.kill(old, signal.SIGKILL)
-        wait_for(partial(replaced, gateway, number, old), 20, "another worker in the slot")
-        assert {ask(gateway, text).headers["x-tpo-cache"] for text in texts} == {"hit"}
+        gateway.replaced(number, old)
+        assert {ask_sure(gateway, text).headers["x-tpo-cache"] for text in texts} == {"hit"}
     assert origin.counters.requests == before
 
 
@@ -124,7 +96,7 @@ def test_whole_and_stream_answer_for_each_other(gateway: Gateway) -> None:
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     for first, second in (({}, usage), (usage, {}), ({"stream": True}, usage)):
         text = f"form {first} {second}"
-        one, two = (ask(gateway, text, **form) for form in (first, second))
+        one, two = (ask_sure(gateway, text, **form) for form in (first, second))
         assert (one.headers["x-tpo-cache"], two.headers["x-tpo-cache"]) == ("miss", "hit")
         whole, stream = (one, two) if not first else (two, one)
         said = f"answer to {text}"
@@ -148,7 +120,7 @@ def test_one_worker_and_two_find_the_same_answers(
     for one in (alone, gateway):
         before = origin.counters.requests
         first: dict[str, Any] = {}
-        replies = [ask(one, text) for text in asked]
+        replies = [ask_sure(one, text) for text in asked]
         for text, reply in zip(asked, replies, strict=True):
             first.setdefault(text, reply.json()["choices"])
         assert origin.counters.requests - before == len(set(asked))
@@ -191,9 +163,9 @@ async def asked_at_once(gateway: Gateway, asked: list[str], rng: Random) -> Coun
 
 def test_sessions_of_another_shard_are_answered_too(gateway: Gateway, origin: Upstream) -> None:
     """A call that is served elsewhere says so the same way."""
-    ask(gateway, "in a session")
+    ask_sure(gateway, "in a session")
     before = origin.counters.requests
-    told = [ask(gateway, "in a session", {"x-session-id": f"s{n}"}) for n in range(12)]
+    told = [ask_sure(gateway, "in a session", {"x-session-id": f"s{n}"}) for n in range(12)]
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
     assert origin.counters.requests == before
 
@@ -203,17 +175,20 @@ def test_clients_and_calls_that_opt_out(gateway: Gateway, origin: Upstream) -> N
     ours = {"x-tpo-cache": "no-store"}
     for headers in (ours, {"cache-control": "no-store"}):
         for _ in range(2):
-            reply = ask(gateway, "secret", headers)
+            reply = ask_sure(gateway, "secret", headers)
             assert "x-tpo-cache" not in reply.headers
-    assert ask(gateway, "secret").headers["x-tpo-cache"] == "miss"
+    assert ask_sure(gateway, "secret").headers["x-tpo-cache"] == "miss"
     for _ in range(2):
-        assert ask(gateway, "secret", {"x-tpo-cache": "no-cache"}).headers["x-tpo-cache"] == "miss"
-    assert ask(gateway, "secret").headers["x-tpo-cache"] == "hit"
-    refused = ask(gateway, "secret", {"x-tpo-cache": "perhaps"})
+        assert (
+            ask_sure(gateway, "secret", {"x-tpo-cache": "no-cache"}).headers["x-tpo-cache"]
+            == "miss"
+        )
+    assert ask_sure(gateway, "secret").headers["x-tpo-cache"] == "hit"
+    refused = ask_sure(gateway, "secret", {"x-tpo-cache": "perhaps"})
     assert (refused.status, refused.json()["error"]["param"]) == (400, "x-tpo-cache")
     before = origin.counters.requests
     for _ in range(3):
-        assert "x-tpo-cache" not in ask(gateway, "warm", temperature=0.7).headers
+        assert "x-tpo-cache" not in ask_sure(gateway, "warm", temperature=0.7).headers
     assert origin.counters.requests == before + 3
 
 
@@ -222,27 +197,21 @@ def test_errors_and_broken_streams_are_asked_again(gateway: Gateway, origin: Ups
     for mode, more in (("status", {}), ("stream_error", {"stream": True}), ("cut", {}),
                        ("no_done", {"stream": True})):  # fmt: skip
         origin.queue(mode)
-        assert ask(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "miss"
-        good = ask(gateway, f"bad {mode}", **more)
+        assert ask_sure(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "miss"
+        good = ask_sure(gateway, f"bad {mode}", **more)
         assert (good.status, good.headers["x-tpo-cache"]) == (200, "miss")
-        assert ask(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "hit"
+        assert ask_sure(gateway, f"bad {mode}", **more).headers["x-tpo-cache"] == "hit"
 
 
 def test_a_flush_is_heard_by_every_worker(gateway: Gateway) -> None:
     """At once."""
-    ask(gateway, "flushed")
+    ask_sure(gateway, "flushed")
     assert gateway.ask(STATS).json()["entries"] > 0
-    flushed = get_delete(gateway, FLUSH)
+    flushed = gateway.delete(FLUSH)
     assert (flushed.status, flushed.json()) == (200, {"status": "flushed"})
     assert gateway.ask(STATS).json()["entries"] == 0
-    assert ask(gateway, "flushed").headers["x-tpo-cache"] == "miss"
-    assert {ask(gateway, "flushed").headers["x-tpo-shard"] for _ in range(20)} == {"0", "1"}
-
-
-def get_delete(gateway: Gateway, target: str) -> RawReply:
-    """DELETE it."""
-    with RawClient(gateway.url) as client:
-        return client.request("DELETE", target)
+    assert ask_sure(gateway, "flushed").headers["x-tpo-cache"] == "miss"
+    assert {ask_sure(gateway, "flushed").headers["x-tpo-shard"] for _ in range(20)} == {"0", "1"}
 
 
 def test_tenants_and_time_keep_answers_apart(start_gateway: StartGateway, origin: Upstream) -> None:
@@ -256,8 +225,10 @@ def test_tenants_and_time_keep_answers_apart(start_gateway: StartGateway, origin
     running = start_gateway(config=config, env=env, workers=1)
     a, b = ({"authorization": f"Bearer {key}"} for key in KEYS.values())
     for who in (a, b):
-        assert ask(running, "mine", who).headers["x-tpo-cache"] == "miss"
+        assert ask_sure(running, "mine", who).headers["x-tpo-cache"] == "miss"
     assert running.ask(STATS, None, a).status == 403
-    told = [ask(running, "mine", who).headers["x-tpo-cache"] for who in (a, b, a, b)]
+    told = [ask_sure(running, "mine", who).headers["x-tpo-cache"] for who in (a, b, a, b)]
     assert told == ["hit"] * 4
-    wait_for(lambda: ask(running, "mine", a).headers["x-tpo-cache"] == "miss", 10, "an old answer")
+    wait_for(
+        lambda: ask_sure(running, "mine", a).headers["x-tpo-cache"] == "miss", 10, "an old answer"
+    )

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import Gateway
-from tests.support.host import metric
-from tests.support.raw import RawClient, RawReply, ask, chat
+from tests.support.gateway import Gateway, ask_sure
+from tests.support.raw import RawReply, ask
 from tests.support.redis import RedisServer
 from tests.support.toml import NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
@@ -23,13 +22,6 @@ STATS, FLUSH = "/api/v1/cache/stats", "/api/v1/cache"
 KEYS = {"a": "key-of-team-a-0123", "b": "key-of-team-b-0123", "admin": "key-of-an-admin-01"}
 ADMIN = {"authorization": f"Bearer {KEYS['admin']}"}
 LOOKUPS = "tpo_cache_tier_lookups_total"
-
-
-@pytest.fixture(scope="module")
-def origin() -> Iterator[Upstream]:
-    """One upstream that counts."""
-    with Upstream() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,7 @@ def degraded(gateway: Gateway) -> list[str]:
 def say(gateway: Gateway, text: str, who: str = "a", **more: Any) -> RawReply:
     """One chat at temperature 0."""
     head = {"authorization": f"Bearer {KEYS[who]}"}
-    reply = gateway.ask(CHAT, chat(text, "up-1", **{"temperature": 0, **more}), head)
+    reply = ask_sure(gateway, text, head, **more)
     assert reply.status == 200, reply.body
     return reply
 
@@ -100,7 +92,7 @@ def kept(gateway: Gateway, redis: RedisServer, text: str, who: str = "a") -> byt
 
 def looked(gateway: Gateway, result: str) -> float:
     """How many lookups in Redis came out so."""
-    return metric(ask(gateway.ops, "/metrics").body.decode(), LOOKUPS, result=result)
+    return gateway.metric(LOOKUPS, result=result)
 
 
 def test_what_one_gateway_was_answered_the_other_knows(
@@ -126,8 +118,7 @@ def test_what_one_gateway_was_answered_the_other_knows(
     assert now["total_hits"] == stats["total_hits"] + 32
     assert said(two, "shared", "b") == "miss"
     assert origin.counters.requests == before + 1
-    text = ask(one.ops, "/metrics").body.decode()
-    assert metric(text, "tpo_cache_tier_wait_seconds_count") > 0
+    assert one.metric("tpo_cache_tier_wait_seconds_count") > 0
 
 
 def test_a_lie_in_redis_is_no_answer(
@@ -153,8 +144,7 @@ def test_a_flush_of_one_gateway_empties_redis_for_both(
     """What the other had not found before is asked again."""
     one, two = pair
     kept(one, redis, "flushed")
-    with RawClient(one.url) as client:
-        assert client.request("DELETE", FLUSH, headers=ADMIN).status == 200
+    assert one.delete(FLUSH, ADMIN).status == 200
     assert said(two, "flushed") == "miss"
     kept(one, redis, "emptied")
     redis.ask("FLUSHALL")
@@ -196,8 +186,7 @@ def test_calls_are_answered_without_redis(
         stats = two.ask(STATS, None, ADMIN).json()
         assert stats["tier"]["total_unavailable"] > 0
         assert said(one, f"before {ill}") == "hit"
-        with RawClient(two.url) as client:
-            refused = client.request("DELETE", FLUSH, headers=ADMIN)
+        refused = two.delete(FLUSH, ADMIN)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "redis_away")
     finally:
         redis.go_on() if ill == "stopped" else redis.start()

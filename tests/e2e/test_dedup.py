@@ -18,9 +18,8 @@ import psutil
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.host import metric
 from tests.support.load import Crowd
-from tests.support.raw import ask, build
+from tests.support.raw import build
 from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -35,28 +34,19 @@ TURNS = 5
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    """What the gateway asks."""
-    with Upstream() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers and the default pipeline; what SDKs try again joins their first try."""
-    config = section("[stages.dedup]", sdk_retries=True) + backend("up", upstream.base_url, "*")
+    config = section("[stages.dedup]", sdk_retries=True) + backend("up", origin.base_url, "*")
     config += NO_CACHE
     with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
 
 
 @pytest.fixture(autouse=True)
-def at_rest(upstream: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing upstream."""
-    upstream.forget()
-    yield
-    upstream.forget()
-    wait_for(lambda: upstream.counters.open == 0, 5, "nothing left upstream")
+def at_rest(origin: Upstream) -> Iterator[None]:
+    """Every test begins and ends with nothing origin."""
+    with origin.at_rest():
+        yield
 
 
 class Alike(Crowd):
@@ -120,16 +110,16 @@ def ways(attempts: list[Attempt]) -> Counter[str]:
     ids=["whole", "streamed", "embeddings"],
 )
 def test_a_thousand_identical_calls_are_one_upstream(
-    gateway: Gateway, upstream: Upstream, target: str, body: dict[str, Any]
+    gateway: Gateway, origin: Upstream, target: str, body: dict[str, Any]
 ) -> None:
     """On both workers, with one answer for all, of which one call pays for."""
     vector = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
               "model": "up", "usage": {"prompt_tokens": 3, "total_tokens": 3}}  # fmt: skip
     all_here = threading.Event()
-    upstream.play(
+    origin.play(
         until=all_here, delay_s=0.05, chunks=8, reply=vector if target == EMBEDDINGS else None
     )
-    before, asked = upstream.counters.requests, series(gateway, SHARED)
+    before, asked = origin.counters.requests, gateway.metric(SHARED)
     with Alike(gateway.url, MANY, body, target) as crowd:
         try:
             wait_for(partial(all_have_come, gateway, asked + MANY), 60, "all calls")
@@ -137,18 +127,13 @@ def test_a_thousand_identical_calls_are_one_upstream(
             all_here.set()
         attempts = crowd.ended()
     assert ways(attempts) == {"ok": 1, "ok coalesced": MANY - 1}
-    assert upstream.counters.requests == before + 1
+    assert origin.counters.requests == before + 1
     assert len({attempt.body for attempt in attempts}) == 1
     assert {attempt.headers["x-tpo-backend"] for attempt in attempts} == {"up"}
     assert [a.headers.get("x-tpo-attempts") for a in attempts].count(None) == MANY
 
 
-def series(gateway: Gateway, name: str, **labels: str) -> float:
-    """A number that the gateway tells, of all workers together."""
-    return metric(ask(gateway.ops, "/metrics").body.decode(), name, **labels)
-
-
-def test_what_is_shared_is_counted_once(gateway: Gateway, upstream: Upstream) -> None:
+def test_what_is_shared_is_counted_once(gateway: Gateway, origin: Upstream) -> None:
     """In the metrics and in the audit; those who joined are told to have cost nothing."""
     names = ("orchestrator_dedup_hits_total", "orchestrator_dedup_waiters_unblocked_total",
              "orchestrator_dedup_requests_total", "tpo_dedup_saved_tokens_total",
@@ -156,17 +141,17 @@ def test_what_is_shared_is_counted_once(gateway: Gateway, upstream: Upstream) ->
     labels: list[dict[str, str]] = [{}, {}, {}, {"kind": "prompt"}, {"backend": "up"}]
 
     def look() -> list[float]:
-        return [series(gateway, name, **more) for name, more in zip(names, labels, strict=True)]
+        return [gateway.metric(name, **more) for name, more in zip(names, labels, strict=True)]
 
     before = look()
-    upstream.play(first_s=0.5)
+    origin.play(first_s=0.5)
     with Alike(gateway.url, 10, chat("counted"), X_Session_Id="of-the-audit") as crowd:
         assert ways(crowd.ended()) == {"ok": 1, "ok coalesced": 9}
     expected = [9.0, 9.0, 10.0, 63.0, 7.0]
     wait_for(
         lambda: [b - a for a, b in zip(before, look(), strict=True)] == expected, 5, "the counts"
     )
-    assert series(gateway, "orchestrator_dedup_active_requests") == 0
+    assert gateway.metric("orchestrator_dedup_active_requests") == 0
 
     def entries() -> list[dict[str, Any]]:
         found = gateway.ask("/api/v1/audit?session_id=of-the-audit").json()["entries"]
@@ -178,11 +163,11 @@ def test_what_is_shared_is_counted_once(gateway: Gateway, upstream: Upstream) ->
 
 
 def test_who_leaves_leaves_alone_and_the_last_ends_the_call(
-    gateway: Gateway, upstream: Upstream
+    gateway: Gateway, origin: Upstream
 ) -> None:
     """The one that began it among them."""
-    upstream.play("hang_body", cut_after=2)
-    before = upstream.counters.requests
+    origin.play("hang_body", cut_after=2)
+    before = origin.counters.requests
     with Alike(gateway.url, 12, chat("to be left", stream=True)) as crowd:
         crowd.flowing()
         first = [a for a in crowd.attempts if "x-tpo-cache" not in a.headers]
@@ -194,44 +179,44 @@ def test_who_leaves_leaves_alone_and_the_last_ends_the_call(
         with late:
             late.flowing()
             wait_for(lambda: late.attempts[0].body == seen, 5, "the prefix")
-            assert upstream.counters.requests == before + 1
-            assert len(upstream.aborted_at) == 0
+            assert origin.counters.requests == before + 1
+            assert len(origin.aborted_at) == 0
             late.leave(late.attempts)
         crowd.leave(stay)
-        wait_for(lambda: len(upstream.aborted_at) == 1, 5, "the end of the upstream call")
+        wait_for(lambda: len(origin.aborted_at) == 1, 5, "the end of the upstream call")
 
 
-def test_other_tenants_and_no_store_ask_by_themselves(upstream: Upstream, short_tmp: Path) -> None:
+def test_other_tenants_and_no_store_ask_by_themselves(origin: Upstream, short_tmp: Path) -> None:
     """Two tenants are two upstream calls, and whoever wants an answer of its own gets it."""
     keys = ("key-of-the-first-01", "key-of-the-other-01")
-    config = backend("up", upstream.base_url, "*") + NO_CACHE + "[auth]\nenabled = true\n"
+    config = backend("up", origin.base_url, "*") + NO_CACHE + "[auth]\nenabled = true\n"
     for at, key in enumerate(keys):
         config += f'[[auth.keys]]\nid = "t{at}"\nsecret = "{key}"\n'
-    upstream.play(first_s=0.7)
-    before = upstream.counters.requests
+    origin.play(first_s=0.7)
+    before = origin.counters.requests
     with Gateway(short_tmp / "tenants", config=config, workers=2) as gateway:
         with Alike(gateway.url, 20, chat("secret"), keys=keys) as crowd:
             assert ways(crowd.ended()) == {"ok": 2, "ok coalesced": 18}
-        assert upstream.counters.requests == before + 2
+        assert origin.counters.requests == before + 2
         with Alike(gateway.url, 3, chat("own"), keys=keys[:1], X_TPO_Cache="no-store") as crowd:
             assert ways(crowd.ended())["ok coalesced"] == 0
-        assert upstream.counters.requests == before + 5
+        assert origin.counters.requests == before + 5
 
 
-def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, upstream: Upstream) -> None:
+def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, origin: Upstream) -> None:
     """Whatever the sampling: it hung up because it had waited long enough, and pays once."""
-    upstream.play(first_s=2.0)
+    origin.play(first_s=2.0)
     body = chat("again", temperature=1)
-    before = upstream.counters.requests
+    before = origin.counters.requests
     first = {"x_stainless_retry_count": "0", "x_stainless_read_timeout": "0.5"}
     with Alike(gateway.url, 1, body, **first) as crowd:
-        wait_for(lambda: upstream.counters.requests == before + 1, 10, "the upstream call")
+        wait_for(lambda: origin.counters.requests == before + 1, 10, "the upstream call")
         wait_for(lambda: monotonic() > crowd.attempts[0].began_at + 0.7, 5, "the SDK's patience")
         crowd.leave(crowd.attempts)
         with Alike(gateway.url, 3, body, x_stainless_retry_count="1") as again:
             assert ways(again.ended()) == {"ok coalesced": 3}
-    assert upstream.counters.requests == before + 1
-    assert len(upstream.aborted_at) == 0
+    assert origin.counters.requests == before + 1
+    assert len(origin.aborted_at) == 0
     with Alike(gateway.url, 2, body, x_stainless_retry_count="0") as crowd:
         assert ways(crowd.ended()) == {"ok": 2}
 
@@ -245,17 +230,12 @@ class Killed:
         self.attempts = crowd.ended()
         # The clients of the dead worker see their connections end.
         self.survivors = [a for a in self.attempts if a.outcome not in ("cut", "refused")]
-
-        def replaced() -> bool:
-            slot = gateway.status()["slots"][home]
-            return slot["pid"] not in (None, victim) and slot["state"] == "ready"
-
-        wait_for(replaced, 20, "another worker in the slot", every_s=0.1)
+        gateway.replaced(home, victim)
 
 
-def asking(gateway: Gateway, upstream: Upstream) -> int:
+def asking(gateway: Gateway, origin: Upstream) -> int:
     """The slot of the worker that sent the upstream its last request."""
-    port = upstream.seen[-1].port
+    port = origin.seen[-1].port
     for slot, pid in enumerate(gateway.worker_pids()):
         if any(c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp")):
             return slot
@@ -264,50 +244,50 @@ def asking(gateway: Gateway, upstream: Upstream) -> int:
 
 def all_have_come(gateway: Gateway, number: float) -> bool:
     """Whether so many calls could share an answer up to now."""
-    return series(gateway, SHARED) >= number
+    return gateway.metric(SHARED) >= number
 
 
 def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
-    gateway: Gateway, upstream: Upstream
+    gateway: Gateway, origin: Upstream
 ) -> None:
     """All that live on share it, and are answered."""
     for turn in range(TURNS):
         body = chat(f"killed before {turn}")
-        asked = series(gateway, SHARED)
-        before = upstream.counters.requests
-        upstream.queue("hang")
-        upstream.play(first_s=0.4)
+        asked = gateway.metric(SHARED)
+        before = origin.counters.requests
+        origin.queue("hang")
+        origin.play(first_s=0.4)
         with Alike(gateway.url, 40, body) as crowd:
             wait_for(partial(all_have_come, gateway, asked + 40), 20, "all calls")
-            wait_for(lambda: upstream.seen, 10, "the upstream call")
-            killed = Killed(gateway, crowd, asking(gateway, upstream))
+            wait_for(lambda: origin.seen, 10, "the upstream call")
+            killed = Killed(gateway, crowd, asking(gateway, origin))
         if len(killed.survivors) > 5:
             break
-        upstream.forget()
+        origin.forget()
     assert len(killed.survivors) > 5
     assert {a.outcome for a in killed.survivors} == {"ok"}, ways(killed.attempts)
-    assert upstream.counters.requests == before + 2
+    assert origin.counters.requests == before + 2
     assert len({a.body for a in killed.survivors}) == 1
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same answer", "another answer"])
-def test_a_killed_worker_amid_a_stream(gateway: Gateway, upstream: Upstream, same: bool) -> None:
+def test_a_killed_worker_amid_a_stream(gateway: Gateway, origin: Upstream, same: bool) -> None:
     """Streams go on where what comes again is the same, under the id they had; else they fail."""
     text = "one two three four five six"
     for turn in range(TURNS):
-        upstream.forget()
-        upstream.queue("hang_body", cut_after=3, chunks=6, text=text)
-        upstream.play(first_s=0.4, delay_s=0.02, chunks=6, text=text if same else text.upper())
-        before = upstream.counters.requests
+        origin.forget()
+        origin.queue("hang_body", cut_after=3, chunks=6, text=text)
+        origin.play(first_s=0.4, delay_s=0.02, chunks=6, text=text if same else text.upper())
+        before = origin.counters.requests
         with Alike(gateway.url, 40, chat(f"killed amid {same} {turn}", stream=True)) as crowd:
             crowd.flowing()
             wait_for(lambda: all(len(a.events) == 3 for a in crowd.attempts), 5, "what came")
-            killed = Killed(gateway, crowd, asking(gateway, upstream))
+            killed = Killed(gateway, crowd, asking(gateway, origin))
         if len(killed.survivors) > 5:
             break
     assert len(killed.survivors) > 5
     assert {a.outcome for a in killed.survivors} == {"ok" if same else "error"}
-    assert upstream.counters.requests == before + 2
+    assert origin.counters.requests == before + 2
     for attempt in killed.survivors:
         said = [json.loads(e) for e in attempt.events if e != b"[DONE]"]
         answer = "".join(

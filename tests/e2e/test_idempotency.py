@@ -29,18 +29,11 @@ KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "other", "spender"
 REPLAYED = "idempotency-replayed"
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    """What is asked once."""
-    with Upstream() as served:
-        yield served
-
-
-def config(upstream: Upstream, **options: Any) -> str:
+def config(origin: Upstream, **options: Any) -> str:
     """Two tenants, each with a budget, in front of one backend."""
     return (
         ECHO
-        + backend("up", upstream.base_url)
+        + backend("up", origin.base_url)
         + NO_RETRIES
         + section("[stages.idempotency]", wait_s=15, max_answer_bytes=20_000, **options)
         + section("[stages.token_budget]", tenant={"day": 100_000})
@@ -57,19 +50,17 @@ ENV = {f"KEY_{name.upper()}": key for name, key in KEYS.items()}
 
 
 @pytest.fixture(scope="module")
-def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers that keep answers."""
-    with Gateway(short_tmp / "once", config=config(upstream), workers=2, env=ENV) as started:
+    with Gateway(short_tmp / "once", config=config(origin), workers=2, env=ENV) as started:
         yield started
 
 
 @pytest.fixture(autouse=True)
-def at_rest(upstream: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing upstream."""
-    upstream.forget()
-    yield
-    upstream.forget()
-    wait_for(lambda: upstream.counters.open == 0, 10, "nothing left upstream")
+def at_rest(origin: Upstream) -> Iterator[None]:
+    """Every test begins and ends with nothing origin."""
+    with origin.at_rest():
+        yield
 
 
 def headers(key: str, who: str = "one") -> dict[str, str]:
@@ -91,7 +82,7 @@ def code(reply: RawReply) -> tuple[int, Any]:
 
 @contextmanager
 def underway(
-    gateway: Gateway, upstream: Upstream, key: str, who: str = "one", **more: Any
+    gateway: Gateway, origin: Upstream, key: str, who: str = "one", **more: Any
 ) -> Iterator[RawClient]:
     """A request that runs on the first worker; the connection it came by."""
     body = json.dumps(chat("hi", "up", max_tokens=9, **more)).encode()
@@ -99,11 +90,11 @@ def underway(
     while shard_of(client) != "0":
         client.close()
         client = RawClient(gateway.url)
-    before = upstream.counters.requests
+    before = origin.counters.requests
     named = {"host": client.host, "content-type": "application/json", **headers(key, who)}
     with client:
         client.send(build("POST", CHAT, named, body))
-        wait_for(lambda: upstream.counters.requests > before, 5, "it asked upstream")
+        wait_for(lambda: origin.counters.requests > before, 5, "it asked upstream")
         yield client
 
 
@@ -115,17 +106,17 @@ def shard_of(client: RawClient) -> str:
     return said.headers["x-tpo-shard"]
 
 
-def test_fifty_at_once_are_one_call(gateway: Gateway, upstream: Upstream) -> None:
+def test_fifty_at_once_are_one_call(gateway: Gateway, origin: Upstream) -> None:
     """Whichever worker they come to: one asks, all have its answer, one is charged."""
-    upstream.play(first_s=0.5)
-    before = upstream.counters.requests
+    origin.play(first_s=0.5)
+    before = origin.counters.requests
     used = budget(gateway)
     with ThreadPoolExecutor(50) as pool:
         replies = list(pool.map(lambda _: ask(gateway, "fifty", who="spender"), range(50)))
     assert Counter(reply.status for reply in replies) == {200: 50}
     assert len({reply.body for reply in replies}) == 1
     assert {reply.headers["x-tpo-shard"] for reply in replies} == {"0", "1"}
-    assert upstream.counters.requests - before == 1
+    assert origin.counters.requests - before == 1
     assert sum(REPLAYED in reply.headers for reply in replies) == 49
     ran = next(reply for reply in replies if REPLAYED not in reply.headers)
     told = {r.headers["x-tpo-first-call-id"] for r in replies if REPLAYED in r.headers}
@@ -152,7 +143,7 @@ def budget(gateway: Gateway) -> int:
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/prompt", "/v1/responses"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_answer_comes_again_in_every_dialect(
-    gateway: Gateway, upstream: Upstream, path: str, stream: bool
+    gateway: Gateway, origin: Upstream, path: str, stream: bool
 ) -> None:
     """Whole or streamed, from either worker, and an upstream is not asked."""
     key = f"again-{path}-{stream}"
@@ -165,7 +156,7 @@ def test_the_answer_comes_again_in_every_dialect(
         body = {"model": "up", "input": "hi", "stream": stream}
     first = gateway.ask(path, body, headers(key))
     assert first.status == 200, first
-    before = upstream.counters.requests
+    before = origin.counters.requests
     slots: set[str] = set()
     while slots != {"0", "1"}:
         again = gateway.ask(path, body, headers(key))
@@ -174,7 +165,7 @@ def test_the_answer_comes_again_in_every_dialect(
         assert again.headers["content-type"] == first.headers["content-type"]
         assert said(again, path) == said(first, path)
         slots.add(again.headers["x-tpo-shard"])
-    assert upstream.counters.requests == before
+    assert origin.counters.requests == before
 
 
 def said(reply: RawReply, path: str) -> Any:
@@ -185,7 +176,7 @@ def said(reply: RawReply, path: str) -> Any:
     return [record[name] for name in ("result", "usage", "finish_reason", "model")]
 
 
-def test_another_body_or_tenant_is_another_matter(gateway: Gateway, upstream: Upstream) -> None:
+def test_another_body_or_tenant_is_another_matter(gateway: Gateway, origin: Upstream) -> None:
     """Of one tenant a key means one request; another tenant's is another key."""
     assert ask(gateway, "mine").status == 200
     for _ in range(4):
@@ -196,68 +187,66 @@ def test_another_body_or_tenant_is_another_matter(gateway: Gateway, upstream: Up
     anthropic = ask(gateway, "mine", text="something else", path=MESSAGES)
     assert (anthropic.status, anthropic.json()["error"]["type"]) == (422, "invalid_request_error")
     assert "idempotency-key: this key was used" in anthropic.json()["error"]["message"]
-    before = upstream.counters.requests
+    before = origin.counters.requests
     others = ask(gateway, "mine", text="something else", who="other")
     assert (others.status, REPLAYED in others.headers) == (200, False)
-    assert upstream.counters.requests == before + 1
+    assert origin.counters.requests == before + 1
     for bad in ("", "x" * 256, "caf\xe9"):
         malformed = ask(gateway, bad)
         assert malformed.status == 400, bad
         assert malformed.json()["error"]["param"] == "idempotency-key"
 
 
-def test_a_failure_that_may_be_tried_again_is_not_kept(
-    gateway: Gateway, upstream: Upstream
-) -> None:
+def test_a_failure_that_may_be_tried_again_is_not_kept(gateway: Gateway, origin: Upstream) -> None:
     """A 503 is followed by another try, a refusal of the request by the same refusal."""
-    upstream.queue("status", status=503)
+    origin.queue("status", status=503)
     assert ask(gateway, "flaky").status == 503
     again = ask(gateway, "flaky")
     assert (again.status, REPLAYED in again.headers) == (200, False)
-    upstream.queue("status", status=400)
+    origin.queue("status", status=400)
     first = ask(gateway, "wrong")
     assert first.status == 400
-    before = upstream.counters.requests
+    before = origin.counters.requests
     again = ask(gateway, "wrong")
     assert (again.status, again.body, again.headers[REPLAYED]) == (400, first.body, "true")
-    assert upstream.counters.requests == before
+    assert origin.counters.requests == before
 
 
-def test_a_client_that_left_finds_the_answer(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_client_that_left_finds_the_answer(gateway: Gateway, origin: Upstream) -> None:
     """The call goes on without it; whoever asks meanwhile waits for it."""
-    upstream.play(first_s=1.0)
-    before = upstream.counters.requests
+    origin.play(first_s=1.0)
+    before = origin.counters.requests
     for stream in (False, True):
         key = f"left-{stream}"
         used = budget(gateway)
         more = {"stream_options": {"include_usage": True}} if stream else {}
-        with underway(gateway, upstream, key, "spender", stream=stream, **more) as client:
+        with underway(gateway, origin, key, "spender", stream=stream, **more) as client:
             client.close()
         again = ask(gateway, key, who="spender", stream=stream, **more)
         assert (again.status, again.headers[REPLAYED]) == (200, "true")
         said = again.json() if not stream else json.loads(again.body.split(b"data: ")[-2])
         spent = said["usage"]["prompt_tokens"] + said["usage"]["completion_tokens"]
         wait_for(partial(is_charged, gateway, used + spent), 5, "what it used is charged")
-    assert upstream.counters.requests == before + 2
+    assert origin.counters.requests == before + 2
 
 
-def test_an_answer_too_large_is_not_given_again(gateway: Gateway, upstream: Upstream) -> None:
+def test_an_answer_too_large_is_not_given_again(gateway: Gateway, origin: Upstream) -> None:
     """Nor is the request run again."""
-    upstream.play(text="x" * 30_000)
+    origin.play(text="x" * 30_000)
     assert ask(gateway, "large").status == 200
-    before = upstream.counters.requests
+    before = origin.counters.requests
     refused = ask(gateway, "large")
     assert code(refused) == (409, "idempotency_answer_not_kept")
     assert refused.headers["x-should-retry"] == "false"
-    assert upstream.counters.requests == before
+    assert origin.counters.requests == before
 
 
-def test_a_request_whose_worker_died_is_not_run_again(gateway: Gateway, upstream: Upstream) -> None:
+def test_a_request_whose_worker_died_is_not_run_again(gateway: Gateway, origin: Upstream) -> None:
     """Who waits on the other worker is told, and so is who asks later; other keys go on."""
-    upstream.play(first_s=3.0)
-    before = upstream.counters.requests
+    origin.play(first_s=3.0)
+    before = origin.counters.requests
     victim = gateway.worker_pids()[0]
-    with underway(gateway, upstream, "lost") as client, ThreadPoolExecutor(8) as pool:
+    with underway(gateway, origin, "lost") as client, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask, gateway, "lost") for _ in range(8)]
         wait_for(lambda: open_calls(gateway) >= 9, 5, "all of them wait")
         os.kill(victim, signal.SIGKILL)
@@ -265,11 +254,11 @@ def test_a_request_whose_worker_died_is_not_run_again(gateway: Gateway, upstream
             client.read_reply()
         told = [outcome(one) for one in waiting]
     assert set(told) <= {(409, "idempotency_outcome_unknown"), None}
-    upstream.play()
+    origin.play()
     later = ask(gateway, "lost")
     assert code(later) == (409, "idempotency_outcome_unknown")
     assert later.headers["x-should-retry"] == "false"
-    assert upstream.counters.requests == before + 1
+    assert origin.counters.requests == before + 1
     letter = f"/api/v1/dlq/{later.headers['x-tpo-first-call-id']}"
     ops = {"authorization": f"Bearer {KEYS['ops']}"}
     wait_for(lambda: gateway.ask(letter, headers=ops).status == 200, 10, "its dead letter")
@@ -289,24 +278,24 @@ def outcome(one: Future[RawReply]) -> tuple[int, Any] | None:
         return None
 
 
-def test_keys_outlive_the_host(short_tmp: Path, upstream: Upstream) -> None:
+def test_keys_outlive_the_host(short_tmp: Path, origin: Upstream) -> None:
     """Stopped and started, it has the answer; of what it was killed over it knows that much."""
     gateway = Gateway(
-        short_tmp / "restarted", config=config(upstream, after_crash="run"), workers=2, env=ENV
+        short_tmp / "restarted", config=config(origin, after_crash="run"), workers=2, env=ENV
     )
     with gateway:
         first = ask(gateway, "kept")
-        before = upstream.counters.requests
+        before = origin.counters.requests
         gateway.stop()
         gateway.start()
         again = ask(gateway, "kept")
         assert (again.status, again.body, again.headers[REPLAYED]) == (200, first.body, "true")
-        assert upstream.counters.requests == before
-        upstream.play(first_s=1.0)
-        with underway(gateway, upstream, "killed"):
+        assert origin.counters.requests == before
+        origin.play(first_s=1.0)
+        with underway(gateway, origin, "killed"):
             gateway.close()
-        upstream.play()
+        origin.play()
         gateway.start()
         anew = ask(gateway, "killed")
         assert (anew.status, REPLAYED in anew.headers) == (200, False)
-        assert upstream.counters.requests == before + 2
+        assert origin.counters.requests == before + 2

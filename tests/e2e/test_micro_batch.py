@@ -14,7 +14,6 @@ from typing import Self
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.host import metric
 from tests.support.raw import RawReply, ask
 from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
@@ -25,30 +24,23 @@ SIZE = 4
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    """What the gateway asks."""
-    with Upstream() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def gateway(short_tmp: Path, upstream: Upstream) -> Iterator[Gateway]:
+def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers; one backend is collected for, and by far not the time but the number counts."""
     config = section(
         "[stages.batch]", backends=["up"], max_batch_size=SIZE, max_wait_s=20,
         group_by_prefix_len=16, eager=False,
     )  # fmt: skip
-    config += backend("up", upstream.base_url, "up") + NO_CACHE
-    config += backend("straight", upstream.base_url, "straight")
+    config += backend("up", origin.base_url, "up") + NO_CACHE
+    config += backend("straight", origin.base_url, "straight")
     with Gateway(short_tmp / "micro", config=config, workers=2) as started:
         yield started
 
 
 @pytest.fixture(autouse=True)
-def fresh(upstream: Upstream) -> None:
-    """Nothing was asked."""
-    upstream.forget()
-    upstream.seen.clear()
+def at_rest(origin: Upstream) -> Iterator[None]:
+    """Every test begins and ends with nothing upstream."""
+    with origin.at_rest():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +84,23 @@ class Callers:
         return Counter(reply.result(30).status for reply in self.replies)
 
 
-def starts(upstream: Upstream) -> list[str]:
+def starts(origin: Upstream) -> list[str]:
     """The first words of what was asked, in order."""
-    return [seen.json()["messages"][0]["content"].split()[0] for seen in upstream.seen]
+    return [seen.json()["messages"][0]["content"].split()[0] for seen in origin.seen]
 
 
 def pending(gateway: Gateway) -> float:
     """Calls that wait for others, of both workers."""
-    return metric(ask(gateway.ops, "/metrics").body.decode(), "orchestrator_batch_pending")
+    return gateway.metric("orchestrator_batch_pending")
 
 
 def sent(gateway: Gateway) -> float:
     """Calls that were sent by the stage, of both workers."""
-    return metric(ask(gateway.ops, "/metrics").body.decode(), "orchestrator_batch_requests_total")
+    return gateway.metric("orchestrator_batch_requests_total")
 
 
 def test_a_group_goes_when_both_workers_have_enough(
-    gateway: Gateway, upstream: Upstream, sessions: tuple[str, str]
+    gateway: Gateway, origin: Upstream, sessions: tuple[str, str]
 ) -> None:
     """And no other with it."""
     before = sent(gateway)
@@ -117,27 +109,25 @@ def test_a_group_goes_when_both_workers_have_enough(
             callers.ask(f"lawyer, answer in a sentence: question {n}", sessions[n % 2])
             callers.ask(f"doctor, answer in a sentence: question {n}", sessions[n % 2])
         wait_for(lambda: pending(gateway) == 2 * (SIZE - 1), 20, "all to wait")
-        assert starts(upstream) == []
+        assert starts(origin) == []
         callers.ask("lawyer, answer in a sentence: the last question", sessions[1])
-        wait_for(lambda: len(upstream.seen) == SIZE, 20, "the group")
-        assert starts(upstream) == ["lawyer,"] * SIZE
+        wait_for(lambda: len(origin.seen) == SIZE, 20, "the group")
+        assert starts(origin) == ["lawyer,"] * SIZE
         assert pending(gateway) == SIZE - 1
         callers.ask("doctor, answer in a sentence: the last question", sessions[0])
         assert callers.statuses() == {200: 2 * SIZE}
-    assert starts(upstream)[SIZE:] == ["doctor,"] * SIZE
+    assert starts(origin)[SIZE:] == ["doctor,"] * SIZE
     assert sent(gateway) == before + 2 * SIZE
 
 
-def test_backends_that_are_not_named_are_asked_at_once(
-    gateway: Gateway, upstream: Upstream
-) -> None:
+def test_backends_that_are_not_named_are_asked_at_once(gateway: Gateway, origin: Upstream) -> None:
     """Nobody waits there."""
     assert gateway.ask(CHAT, chat("hello", "straight")).status == 200
-    assert len(upstream.seen) == 1
+    assert len(origin.seen) == 1
 
 
 def test_a_worker_that_dies_takes_no_others_call_along(
-    gateway: Gateway, upstream: Upstream, sessions: tuple[str, str]
+    gateway: Gateway, origin: Upstream, sessions: tuple[str, str]
 ) -> None:
     """Those that wait in the other one go when others come, whoever counted them before."""
     with Callers(gateway) as doomed, Callers(gateway) as callers:
@@ -149,9 +139,9 @@ def test_a_worker_that_dies_takes_no_others_call_along(
         wait_for(lambda: gateway.worker_pids()[1] != victim, 20, "another in its place")
         wait_for(lambda: serves(gateway, sessions[1]), 20, "that to serve")
         for n in range(SIZE):
-            before = (len(upstream.seen), pending(gateway))
+            before = (len(origin.seen), pending(gateway))
             callers.ask(f"baker, answer briefly: again {n}", sessions[0])
-            wait_for(partial(moved, gateway, upstream, before), 20, "it to wait or to go")
+            wait_for(partial(moved, gateway, origin, before), 20, "it to wait or to go")
             wait_for(lambda: pending(gateway) < SIZE, 20, "a full group to go")
             if pending(gateway) == 0:
                 break
@@ -167,6 +157,6 @@ def serves(gateway: Gateway, session: str) -> bool:
     return (reply.status, reply.headers.get("x-tpo-shard")) == (200, "1")
 
 
-def moved(gateway: Gateway, upstream: Upstream, before: tuple[int, float]) -> bool:
+def moved(gateway: Gateway, origin: Upstream, before: tuple[int, float]) -> bool:
     """Whether more was asked, or more waits."""
-    return (len(upstream.seen), pending(gateway)) != before
+    return (len(origin.seen), pending(gateway)) != before

@@ -11,22 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import Gateway
-from tests.support.raw import RawReply, chat
-from tests.support.raw import ask as get
+from tests.support.gateway import Gateway, ask_sure
 from tests.support.toml import NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 ASKED = "What is the capital of {}?"
-
-
-@pytest.fixture(scope="module")
-def origin() -> Iterator[Upstream]:
-    """One upstream that counts."""
-    with Upstream() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +28,10 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
         yield running
 
 
-def ask(
-    gateway: Gateway, text: str, headers: dict[str, str] | None = None, **more: Any
-) -> RawReply:
-    """One chat at temperature 0."""
-    return gateway.ask(CHAT, chat(text, "up-1", **{"temperature": 0, **more}), headers)
-
-
 def test_both_workers_answer_near_questions_as_one_did(gateway: Gateway, origin: Upstream) -> None:
     """One upstream call; whole and streamed, counted and recorded; the first worker may be dead."""
     before = origin.counters.requests
-    first = ask(gateway, ASKED.format("Spain"))
+    first = ask_sure(gateway, ASKED.format("Spain"))
     assert first.headers["x-tpo-cache"] == "miss"
     said = first.json()["choices"][0]["message"]["content"]
     spellings = [
@@ -55,19 +39,17 @@ def test_both_workers_answer_near_questions_as_one_did(gateway: Gateway, origin:
         "What is  the capital of Spain",
         "What is the capital of Spain!",
     ]
-    told = [ask(gateway, text) for text in spellings * 6]
+    told = [ask_sure(gateway, text) for text in spellings * 6]
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"semantic"}
     assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
     assert {reply.json()["choices"][0]["message"]["content"] for reply in told} == {said}
     assert len({reply.json()["id"] for reply in [first, *told]}) == 19
-    streamed = ask(gateway, spellings[0], stream=True)
+    streamed = ask_sure(gateway, spellings[0], stream=True)
     assert streamed.headers["x-tpo-cache"] == "semantic"
     deltas = [json.loads(e)["choices"] for e in streamed.events if e != b"[DONE]"]
     assert "".join(c[0]["delta"].get("content") or "" for c in deltas if c) == said
     assert origin.counters.requests == before + 1
-    lines = get(gateway.ops, "/metrics").body.decode().splitlines()
-    hits = [line for line in lines if line.startswith("orchestrator_dedup_semantic_hits_total")]
-    assert sum(float(line.rpartition(" ")[2]) for line in hits) == 19
+    assert gateway.metric("orchestrator_dedup_semantic_hits_total") == 19
 
     def recorded() -> bool:
         entries = gateway.ask("/api/v1/audit?limit=100").json()["entries"]
@@ -76,8 +58,10 @@ def test_both_workers_answer_near_questions_as_one_did(gateway: Gateway, origin:
     wait_for(recorded, 10, "the records of all calls")
     old = gateway.worker_pids()[int(first.headers["x-tpo-shard"])]
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: old not in gateway.worker_pids() and ask(gateway, "ready?"), 20, "a successor")
-    assert ask(gateway, spellings[0]).headers["x-tpo-cache"] == "semantic"
+    wait_for(
+        lambda: old not in gateway.worker_pids() and ask_sure(gateway, "ready?"), 20, "a successor"
+    )
+    assert ask_sure(gateway, spellings[0]).headers["x-tpo-cache"] == "semantic"
     wait_for(lambda: all(s["state"] == "ready" for s in gateway.status()["slots"]), 20, "both")
 
 
@@ -96,17 +80,17 @@ def test_other_questions_are_asked(
 ) -> None:
     """However near their words are."""
     before = origin.counters.requests
-    ask(gateway, one)
-    assert ask(gateway, other, **more).headers.get("x-tpo-cache") != "semantic"
+    ask_sure(gateway, one)
+    assert ask_sure(gateway, other, **more).headers.get("x-tpo-cache") != "semantic"
     assert origin.counters.requests == before + 2
 
 
 def test_a_client_may_want_its_own_answer(gateway: Gateway, origin: Upstream) -> None:
     """By a header; and another dialect has its own."""
     before = origin.counters.requests
-    ask(gateway, ASKED.format("Peru"))
+    ask_sure(gateway, ASKED.format("Peru"))
     near = "what is the capital of Peru"
     for wish in ("no-store", "no-cache"):
-        reply = ask(gateway, near, {"x-tpo-cache": wish})
+        reply = ask_sure(gateway, near, {"x-tpo-cache": wish})
         assert reply.headers.get("x-tpo-cache") != "semantic"
     assert origin.counters.requests == before + 3

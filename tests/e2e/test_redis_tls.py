@@ -20,13 +20,6 @@ LOUD = {"PYTHONWARNINGS": "always::ResourceWarning"}
 
 
 @pytest.fixture(scope="module")
-def origin() -> Iterator[Upstream]:
-    """One upstream that counts."""
-    with Upstream() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def authority(short_tmp: Path) -> Authority:
     """Who signed the server's certificate."""
     return Authority(short_tmp / "redis-ca")

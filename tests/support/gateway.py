@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import psutil
 
-from .raw import RawReply, ask
+from .raw import RawClient, RawReply, ask, chat
 from .wait import wait_for
 
 READY = re.compile(
@@ -154,6 +154,24 @@ class Gateway:
         """Make one request on a connection of its own."""
         return ask(self.url, target, value, headers)
 
+    def delete(self, target: str, headers: dict[str, str] | None = None) -> RawReply:
+        """Take something away, on a connection of its own."""
+        with RawClient(self.url) as client:
+            return client.request("DELETE", target, headers)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A number that the ops port tells, of all processes together."""
+        return metric(ask(self.ops, "/metrics").body.decode(), name, **labels)
+
+    def replaced(self, slot: int, old: int, timeout_s: float = 20.0) -> int:
+        """Wait for a serving process in the slot that is not ``old``; answer its pid."""
+
+        def other() -> int:
+            seen = self.status()["slots"][slot]
+            return seen["pid"] if seen["pid"] not in (None, old) and seen["state"] == "ready" else 0
+
+        return wait_for(other, timeout_s, f"another process in slot {slot}", every_s=0.05)
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the supervisor only."""
         os.kill(self.pid, number)
@@ -196,6 +214,24 @@ class Gateway:
         self._child = None
         if self.stderr:
             print(f"--- stderr of gateway {session} ---\n{self.stderr}", file=sys.stderr)
+
+
+def ask_sure(
+    gateway: Gateway, text: str, headers: dict[str, str] | None = None, **more: Any
+) -> RawReply:
+    """Ask for a chat at temperature 0: the same question gets the same answer."""
+    body = chat(text, "up-1", **{"temperature": 0, **more})
+    return gateway.ask("/v1/chat/completions", body, headers)
+
+
+def metric(page: str, name: str, **labels: str) -> float:
+    """Sum the samples of a metric whose labels include those."""
+    total = 0.0
+    for line in page.splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
+            total += float(match[2])
+    return total
 
 
 def _patient(config: str) -> str:

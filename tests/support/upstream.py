@@ -18,11 +18,13 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from heapq import heapreplace
 from typing import Any, Literal, Self
+
+from .wait import wait_for
 
 Mode = Literal[
     "answer",  # a proper reply; SSE when the body says stream
@@ -181,6 +183,15 @@ class Upstream:
         self.play()
         for kept in (self._queued, self.seen, self.aborted_at):
             kept.clear()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """For one test: nothing of others is there before it, and nothing upstream after it."""
+        self.forget()
+        self.counters.max_working = 0
+        yield
+        self.forget()
+        wait_for(lambda: self.counters.open == 0, 10, "nothing left upstream")
 
     def refuse(self) -> None:
         """Close the listener and every connection: connecting is refused until ``accept``."""

@@ -30,11 +30,11 @@ from collections.abc import Callable
 from itertools import count
 from random import randrange
 from typing import Final, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import msgspec
 
-from tpo_mp.ports import Env, Share, Timers
+from tpo_mp.ports import Env, Share
 from tpo_mp.shm.plane import NO_SEAT
 from tpo_mp.types import NO_DEADLINE
 
@@ -483,10 +483,11 @@ class _QueueCrier:
 
 def desk_of(env: Env) -> PlaceDesk:
     """The one desk of this process: calls hold places across changes of the configuration."""
-    desk = _desks.get(env.timers)
+    desk = _desks.get(id(env.timers))
     if desk is None:
-        desk = _desks[env.timers] = PlaceDesk(env)
+        desk = _desks[id(env.timers)] = PlaceDesk(env)
     return desk
 
 
-_desks: Final[WeakKeyDictionary[Timers, PlaceDesk]] = WeakKeyDictionary()
+_desks: Final[WeakValueDictionary[int, PlaceDesk]] = WeakValueDictionary()
+"""By what each holds, which is therefore there as long as it is."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
+import weakref
 from collections import defaultdict
 from random import Random
 from typing import Any
@@ -13,7 +15,15 @@ from tests.support.fake_peers import FakeWire
 from tpo_mp.pipeline.lanes import Waiter
 from tpo_mp.pipeline.place_math import LimitBounds
 from tpo_mp.pipeline.place_report import EVERY_S, HELD_GAUGE, LIMIT_GAUGE
-from tpo_mp.pipeline.places import ASKED_AGAIN_S, AUTO, TICK_S, Door, PlaceDesk, PlaceTicket
+from tpo_mp.pipeline.places import (
+    ASKED_AGAIN_S,
+    AUTO,
+    TICK_S,
+    Door,
+    PlaceDesk,
+    PlaceTicket,
+    desk_of,
+)
 
 
 class Held:
@@ -334,3 +344,13 @@ def storm(seed: int) -> None:
     host.pass_time(1.0)
     assert host.held() == 0, "a place leaked"
     assert host.shares.of("backend:b").wanted == 0
+
+
+def test_a_desk_goes_with_its_process() -> None:
+    """One that is a part of another program ends and leaves nothing; until then there is one."""
+    world = FakeWorld()
+    assert desk_of(world.env) is desk_of(world.env)
+    desk = weakref.ref(desk_of(world.env))
+    del world
+    gc.collect()
+    assert desk() is None
