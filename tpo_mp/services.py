@@ -39,6 +39,10 @@ class Metrics(Protocol):
 
     def counter(self, name: str, help: str, **labels: str) -> Counter: ...
 
+    def money(self, name: str, help: str, **labels: str) -> Counter:
+        """A counter of dollars, which counts their billionths."""
+        ...
+
     def gauge(self, name: str, help: str, **labels: str) -> Gauge: ...
 
     def histogram(

@@ -312,6 +312,13 @@ class Reply:
         self.finish_reason = ""
 
 
+class Aside(NamedTuple):
+    """What was asked of backends for a call, beside its answer; what has no price costs nothing."""
+
+    tokens: int
+    cost_usd: float
+
+
 class Ending(NamedTuple):
     """How a call ended: tokens its backend reported (-1: not), and how often one was asked."""
 
@@ -320,6 +327,7 @@ class Ending(NamedTuple):
     completion: int
     error: TpoError | None
     attempts: int
+    aside: Aside | None = None
 
 
 TOOK_S: Final = (
@@ -413,12 +421,12 @@ class Call:
     ``endings`` are told of its end (see ``pipeline.endings``).
     ``audited`` is what its record shall hold of its text (see ``pipeline.audited``), mostly none.
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
-    ``pipeline.stage_times``).
+    ``pipeline.stage_times``).  ``aside`` is what else was asked of backends for it, mostly nothing.
     """
 
     __slots__ = (
-        "admitted", "affinity", "attempts", "audited", "authorization", "backend", "body", "cache",
-        "choices",
+        "admitted", "affinity", "aside", "attempts", "audited", "authorization", "backend", "body",
+        "cache", "choices",
         "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
         "forward", "guard", "id", "idempotency_key", "key_id", "limit_lines", "model", "note",
         "patience_s", "peer", "priority", "rerun", "reuse", "sdk_try", "seen", "session",
@@ -472,6 +480,7 @@ class Call:
         self.audited: Any = None
         self.admitted = False
         self.spent: list[float] | None = None
+        self.aside: Aside | None = None
 
 
 LEASE_NUMBERS = 256

@@ -60,6 +60,15 @@ def test_every_worker_answers_what_any_worker_was_answered(
     assert after["total_hits"] - stats["total_hits"] == 40
     assert after["total_misses"] - stats["total_misses"] == 1
     assert after["entries"] >= 1
+
+    def saved() -> bool:
+        now = gateway.ask(STATS).json()
+        more = {name: now["saved"][name] - stats["saved"][name] for name in now["saved"]}
+        for name, total in now["saved"].items():
+            assert total == pytest.approx(sum(one[name] for one in now["saved_by"].values()))
+        return more == {"calls": 40, "tokens": 40 * 12, "cost_usd": pytest.approx(40 * 17e-6)}
+
+    wait_for(saved, 10, "what was saved")
     grown = {name: gateway.metric(name) - counted[name] for name in names}
     assert grown["orchestrator_cache_hits_total"] == 40
     assert grown["tpo_saved_tokens_total"] == 40 * 12

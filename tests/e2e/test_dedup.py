@@ -137,8 +137,10 @@ def test_what_is_shared_is_counted_once(gateway: Gateway, origin: Upstream) -> N
     """In the metrics and in the audit; those who joined are told to have cost nothing."""
     names = ("orchestrator_dedup_hits_total", "orchestrator_dedup_waiters_unblocked_total",
              "orchestrator_dedup_requests_total", "tpo_dedup_saved_tokens_total",
-             "tpo_prompt_tokens_total")  # fmt: skip
-    labels: list[dict[str, str]] = [{}, {}, {}, {"kind": "prompt"}, {"backend": "up"}]
+             "tpo_prompt_tokens_total", "tpo_saved_calls_total",
+             "tpo_saved_tokens_total")  # fmt: skip
+    by = {"by": "coalesced"}
+    labels: list[dict[str, str]] = [{}, {}, {}, {"kind": "prompt"}, {"backend": "up"}, by, by]
 
     def look() -> list[float]:
         return [gateway.metric(name, **more) for name, more in zip(names, labels, strict=True)]
@@ -147,7 +149,7 @@ def test_what_is_shared_is_counted_once(gateway: Gateway, origin: Upstream) -> N
     origin.play(first_s=0.5)
     with Alike(gateway.url, 10, chat("counted"), X_Session_Id="of-the-audit") as crowd:
         assert ways(crowd.ended()) == {"ok": 1, "ok coalesced": 9}
-    expected = [9.0, 9.0, 10.0, 63.0, 7.0]
+    expected = [9.0, 9.0, 10.0, 63.0, 7.0, 9.0, 9.0 * 12]
     wait_for(
         lambda: [b - a for a, b in zip(before, look(), strict=True)] == expected, 5, "the counts"
     )

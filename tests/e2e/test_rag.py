@@ -14,9 +14,7 @@ import pytest
 
 from tests.support.dialects import REPLIES
 from tests.support.gateway import Gateway
-from tests.support.host import metric
 from tests.support.raw import RawClient, RawReply, chat
-from tests.support.raw import ask as get
 from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -248,8 +246,7 @@ def test_a_folder_of_documents_is_followed(short_tmp: Path) -> None:
         assert refused.json()["error"]["param"] == "document"
 
         def left_out() -> float:
-            page = get(gateway.ops, "/metrics").body.decode()
-            return metric(page, "tpo_rag_folder_left_out", folder="handbook")
+            return gateway.metric("tpo_rag_folder_left_out", folder="handbook")
 
         wait_for(lambda: left_out() == 1, 20, "the link to be told")
 
@@ -279,6 +276,7 @@ def test_what_was_found_is_put_into_order_by_meaning(short_tmp: Path) -> None:
             + backend("vectors", embedder.base_url, "e", apis=["embeddings"])
             + "[stages.breaker]\nenabled = false\n[stages.rag]\ntimeout_s = 8\n"
             + 'rerank = { backend = "vectors", model = "e" }\n'
+            + "[prices.models]\nm = { input = 1, output = 1 }\ne = { input = 1000, output = 0 }\n"
         )  # fmt: skip
         with Gateway(short_tmp / "rerank", config=config, workers=2) as gateway:
             near, far = "The lighthouse lighthouse.", "A lighthouse, and more words than that."
@@ -291,8 +289,7 @@ def test_what_was_found_is_put_into_order_by_meaning(short_tmp: Path) -> None:
                 return reply.headers["x-tpo-shard"], [one["document_id"] for one in found]
 
             def counted(result: str) -> float:
-                page = get(gateway.ops, "/metrics").body.decode()
-                return metric(page, "tpo_rag_reranks_total", result=result)
+                return gateway.metric("tpo_rag_reranks_total", result=result)
 
             embedder.play(reply=vectors((1, 0), (0, 1), (1, 0)))
             shards: set[str] = set()
@@ -304,6 +301,7 @@ def test_what_was_found_is_put_into_order_by_meaning(short_tmp: Path) -> None:
                 return shards == {"0", "1"}
 
             wait_for(by_both, 20, "an answer of each worker")
+            costs_its_call(gateway)
             sent = embedder.seen[-1].json()
             assert (embedder.seen[-1].path, sent["model"]) == ("/v1/embeddings", "e")
             assert [text.strip() for text in sent["input"]] == ["lighthouse", near, far]
@@ -315,6 +313,36 @@ def test_what_was_found_is_put_into_order_by_meaning(short_tmp: Path) -> None:
                 play()
                 assert cited_ids()[1] == ["words", "meaning"]
                 wait_for(partial(counted, result), 20, f"{result} to be counted")
+
+
+def costs_its_call(gateway: Gateway) -> None:
+    """The vectors' tokens and dollars are the call's, whichever worker looks up for it."""
+    body = json.dumps(chat("lighthouse", model="m")).encode()
+    calls: dict[str, str] = {}
+    with RawClient(gateway.url) as client:  # one of two sessions lives on the other worker
+        for n in range(64):
+            head = {"content-type": "application/json", "x-session-id": f"s{n}"}
+            reply = client.request("POST", CHAT, head, body)
+            calls.setdefault(reply.headers["x-tpo-shard"], reply.headers["x-tpo-call-id"])
+            if len(calls) == 2:
+                break
+
+    def recorded() -> bool:
+        entries = gateway.ask("/api/v1/audit?limit=1000").json()["entries"]
+        found = [entry for entry in entries if entry["id"] in calls.values()]
+        return [entry["aside_tokens"] for entry in found] == [5, 5] and all(
+            entry["cost_usd"] == pytest.approx(
+                5e-3 + (entry["prompt_tokens"] + entry["completion_tokens"]) * 1e-6
+            )
+            for entry in found
+        )  # fmt: skip
+
+    wait_for(recorded, 10, "the records of a call on each worker")
+    tokens = gateway.metric("tpo_rag_rerank_tokens_total")
+    assert tokens == 5 * gateway.metric("tpo_rag_reranks_total")
+    assert gateway.metric("tpo_prompt_tokens_total", backend="vectors") == tokens
+    spent = gateway.metric("orchestrator_inference_cost_usd_total", worker="vectors", model="e")
+    assert spent == pytest.approx(tokens * 1e-3)
 
 
 def test_without_the_stage_nothing_is_told(short_tmp: Path) -> None:

@@ -14,7 +14,8 @@ from tpo_mp.shm.cache import CacheSegment
 
 SEATS = 3
 LONG = os.environ.get("TPO_LONG") == "1"
-WRITES = 350_000 if LONG else 6_000
+WRITES = 500_000 if LONG else 6_000
+"""Of each of two processes."""
 KILLS = 50 if LONG else 4
 KEPT = (64 + 2 * 64) // 8 + 3
 """Where the third seat counts what it kept."""
@@ -57,6 +58,7 @@ def test_nothing_wrong_is_ever_found(rng: random.Random) -> None:
             said = process.communicate(timeout=3000 if LONG else 100)[0].split()
             assert said[0] == "found", said
             assert int(said[1]) > WRITES // 10
+            print(f"{WRITES} written, {said[1]} found, none wrong")
     finally:
         for process in running:
             process.kill()

@@ -108,6 +108,10 @@ class SilentMetrics:
         """Make a counter."""
         return SilentSeries()
 
+    def money(self, name: str, help: str, **labels: str) -> SilentSeries:
+        """Make a series of money."""
+        return self.counter(name, help, **labels)
+
     def gauge(self, name: str, help: str, **labels: str) -> SilentSeries:
         """Make a gauge."""
         return SilentSeries()

@@ -50,6 +50,7 @@ class Sums:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    aside: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
 
@@ -61,6 +62,7 @@ class Sums:
         self.prompt += max(record.prompt_tokens, 0)
         self.completion += max(record.completion_tokens, 0)
         self.cached += record.cached_tokens
+        self.aside += record.aside_tokens
         self.cost_usd += record.cost_usd or 0.0
         self.unpriced += record.cost_usd is None
 
@@ -79,6 +81,7 @@ class Sums:
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "cached_tokens": self.cached,
+            "aside_tokens": self.aside,
             "cost_usd": round(self.cost_usd, 9),
             "unpriced": self.unpriced,
         }
@@ -277,6 +280,7 @@ def entry_of(record: RecordFrame) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens if record.prompt_tokens >= 0 else None,
         "completion_tokens": record.completion_tokens if record.completion_tokens >= 0 else None,
         "cached_tokens": record.cached_tokens,
+        "aside_tokens": record.aside_tokens,
         "cost_usd": record.cost_usd,
         "attempts": record.attempts,
         "shard": record.shard,

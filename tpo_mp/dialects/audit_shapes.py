@@ -11,6 +11,8 @@ class AuditEntry(Struct):
     """One finished call, as its record tells; instants are epoch seconds.
 
     ``cost_usd`` is null when no price of the model is known or no tokens were reported.
+    ``aside_tokens`` are those of what else was asked for it (vectors of what was looked up), whose
+    cost is in ``cost_usd``.
     ``guard`` is ``flag:CLASS`` or ``block:CLASS`` of a prompt that looked like an attack.
     ``input``, ``output`` and ``truncated`` are there only where ``[stages.audit]`` keeps text.
     """
@@ -38,6 +40,7 @@ class AuditEntry(Struct):
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int
+    aside_tokens: int
     cost_usd: float | None
     attempts: int
     shard: int
@@ -70,6 +73,7 @@ class AuditSums(Struct):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    aside_tokens: int
     cost_usd: float
     unpriced: int
 

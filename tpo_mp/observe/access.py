@@ -66,6 +66,8 @@ class RecordView(Protocol):
     @property
     def cost_usd(self) -> float | None: ...
     @property
+    def aside_tokens(self) -> int: ...
+    @property
     def cache(self) -> str: ...
     @property
     def guard(self) -> str: ...
@@ -116,6 +118,7 @@ def json_line(record: RecordView) -> bytes:
         "attempts": record.attempts,
         "shard": record.shard,
         "error": record.error,
+        "aside_tokens": record.aside_tokens,
         "cost_usd": record.cost_usd,
         "cache": record.cache,
         "guard": record.guard,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tpo_mp.errors import Cancelled, TpoError
-from tpo_mp.types import Call, Ending, Reply, Sink, Stream, Terminal, Usage
+from tpo_mp.types import Aside, Call, Ending, Reply, Sink, Stream, Terminal, Usage
 
 if TYPE_CHECKING:
     from .delivery import Delivery
@@ -40,15 +40,17 @@ def at_end(call: Call, tell: Callable[[Ending], object]) -> None:
 def end_of(delivery: Delivery) -> Ending:
     """How a settled call ended."""
     usage = delivery.reply.usage if delivery.reply is not None else None
-    return ending(delivery.terminal, usage, delivery.error, delivery.call.attempts)
+    call = delivery.call
+    return ending(delivery.terminal, usage, delivery.error, call.attempts, call.aside)
 
 
 def ending(
-    terminal: Terminal, usage: Usage | None, error: TpoError | None, attempts: int
-) -> Ending:
+    terminal: Terminal, usage: Usage | None, error: TpoError | None, attempts: int,
+    aside: Aside | None = None,
+) -> Ending:  # fmt: skip
     """Put it together; counts that nobody reported are -1."""
     prompt, completion = (-1, -1) if usage is None else (usage.prompt, usage.completion)
-    return Ending(terminal, prompt, completion, error, attempts)
+    return Ending(terminal, prompt, completion, error, attempts, aside)
 
 
 def tell_ended(call: Call, ended: Ending) -> None:

@@ -548,6 +548,7 @@ def copy_of(call: Call) -> Call:
     made: Call = Call.__new__(Call)
     made.admitted = call.admitted
     made.affinity = call.affinity
+    made.aside = None
     made.attempts = 0
     made.audited = call.audited
     made.authorization = call.authorization

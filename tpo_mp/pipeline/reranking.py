@@ -6,8 +6,8 @@ places and its score as for anybody's call.
 
 Invariants: whatever goes wrong (late, refused, no vectors) leaves the order of the words, and is
 counted; vectors are read and compared one at a time, and the loop turns in between.
-Known weakness: the backend is asked once, and every time; its tokens are counted in
-``tpo_rag_rerank_tokens_total`` and belong to no call's record.
+Its tokens and their cost are the call's (``pipeline.spending``).
+Known weakness: the backend is asked once, and every time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from tpo_mp.pipeline.spending import AsideBooks
 from tpo_mp.ports import Env
 from tpo_mp.store.rag_questions import Hit
 from tpo_mp.types import Call, Dialect, Reply
@@ -63,8 +64,9 @@ _floats = msgspec.json.Decoder(list[float]).decode
 class Reranker:
     """Orders candidates by a backend's embeddings; ``target`` is set before the first call."""
 
-    def __init__(self, model: str, dimensions: int | None, env: Env) -> None:
+    def __init__(self, backend: str, model: str, dimensions: int | None, env: Env) -> None:
         self.target: Embeds | None = None
+        self._books = AsideBooks(backend, model, env)
         self._model = model
         self._dimensions = dimensions
         self._clock: Callable[[], float] = env.clock
@@ -88,6 +90,7 @@ class Reranker:
         try:
             async with asyncio.timeout(left_s):
                 reply = await target.infer(self._call(call, question, hits, left_s))
+                self._tokens.inc(self._books.enter(call, reply.usage))
                 near = await similarities(reply.body or b"", len(hits))
         except TimeoutError:
             self._late.inc()
@@ -97,8 +100,6 @@ class Reranker:
             self._failed.inc()
         else:
             self._done.inc()
-            if reply.usage is not None and reply.usage.prompt > 0:
-                self._tokens.inc(reply.usage.prompt)
             for hit, similarity in zip(hits, near, strict=True):
                 hit.similarity = round(similarity, 4)
             return sorted(hits, key=lambda hit: -(hit.similarity or 0.0))

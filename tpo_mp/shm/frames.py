@@ -126,6 +126,7 @@ class ReplyFrame(_Frame, frozen=True):
     cached_tokens: int = 0
     cache: str = ""
     unclear: bool = False
+    aside: tuple[int, float] | None = None
 
 
 class EndFrame(_Frame, frozen=True):
@@ -140,6 +141,7 @@ class EndFrame(_Frame, frozen=True):
     error_body: bytes | None = None
     cached_tokens: int = 0
     unclear: bool = False
+    aside: tuple[int, float] | None = None
 
 
 class RecordFrame(_Frame, frozen=True):
@@ -147,6 +149,8 @@ class RecordFrame(_Frame, frozen=True):
 
     ``cost_usd`` is what its backend asks for it, 0 when none was asked; ``None``: nobody said a
     price of the model, or no tokens were reported.  ``cached_tokens`` are a part of the prompt's.
+    ``aside_tokens`` are those of what was asked for it beside its answer, whose cost is in
+    ``cost_usd``; left out when there are none.
     ``cache`` is as ``Call.cache``, ``guard`` as ``Call.guard``.
     ``input`` and ``output`` are what was said, ``None`` and not sent unless that is kept; bit 0 of
     ``cut`` says that the first is not all of it, bit 1 the second.
@@ -183,6 +187,7 @@ class RecordFrame(_Frame, frozen=True):
     input: str | None = None
     output: str | None = None
     cut: int = 0
+    aside_tokens: int = 0
 
 
 class DeadLetterFrame(_Frame, frozen=True):

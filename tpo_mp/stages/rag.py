@@ -110,7 +110,9 @@ class Rag:
         self._store = env.store
         self._clock = env.clock
         rerank = config.rerank
-        self._reranker = Reranker(rerank.model, rerank.dimensions, env) if rerank else None
+        self._reranker = (
+            Reranker(rerank.backend, rerank.model, rerank.dimensions, env) if rerank else None
+        )
         self._limit = max(config.top_k, rerank.candidates) if rerank else config.top_k
         text = "Questions to the documents, by what came of them."
         counter = env.metrics.counter

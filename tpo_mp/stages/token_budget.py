@@ -128,7 +128,7 @@ class TokenBudget:
             except TpoError:
                 self._undo(way.purses, amount)
                 raise
-        if way.purses or cost is not None:
+        if way.purses or self._spend is not None:
             at_end(call, partial(self._settle, call, way.purses, prompt, output, cost))
 
     def _find_way(self, key: tuple[str, str, str | None]) -> _Way:
@@ -230,10 +230,14 @@ class TokenBudget:
         cost: tuple[Purse, int] | None, ended: Ending,
     ) -> None:  # fmt: skip
         """The call has ended; see above for what it has used of what was set aside for it."""
-        _, asked, made, _, attempts = ended
+        _, asked, made, _, attempts, aside = ended
         if not attempts or asked < 0 or made < 0:
             asked, made = _used(call, Need(prompt, output), ended)
         reserved, used = prompt + output, asked + made
+        if aside is not None:
+            used += aside.tokens
+            if self._spend is not None and aside.cost_usd:
+                self._purses.settle(self._spend.purse, -round(aside.cost_usd * NANO))
         self._reserved.inc(reserved)
         self._used.inc(used)
         back = reserved - used

@@ -36,7 +36,7 @@ class _Unmetered:
     def counter(self, *_: Any, **_labels: Any) -> _Uncounted:
         return _Uncounted()
 
-    gauge = histogram = counter
+    money = gauge = histogram = counter
 
 
 class EngineBoard:

@@ -22,6 +22,14 @@ import msgspec
 
 from tpo_mp.pipeline.delivery import UnexpectedError, forget_frames
 from tpo_mp.pipeline.endings import end_of, tell_ended
+from tpo_mp.pipeline.spending import (
+    COST,
+    PROMPT,
+    SAVED_CALLS,
+    SAVED_COST,
+    SAVED_TOKENS,
+    UNPRICED,
+)
 from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
 from tpo_mp.ports import PriceList, Unpriced
 from tpo_mp.shm.frames import HEAD, Kind
@@ -75,13 +83,9 @@ class _Row:
         self.completion = m.counter(
             "orchestrator_tokens_generated_total", "Completion tokens.", worker_type=backend
         ).index
-        self.prompt = m.counter("tpo_prompt_tokens_total", "Prompt tokens.", backend=backend).index
-        self.cost = m.money(
-            "orchestrator_inference_cost_usd_total", "Dollars spent.", worker=backend, model=model
-        ).index
-        self.unpriced = m.counter(
-            "tpo_unpriced_calls_total", "Calls that used tokens of no known price.", model=model
-        ).index
+        self.prompt = m.counter(*PROMPT, backend=backend).index
+        self.cost = m.money(*COST, worker=backend, model=model).index
+        self.unpriced = m.counter(*UNPRICED, model=model).index
 
 
 class Account:
@@ -129,7 +133,7 @@ class Account:
             "hit": counter("orchestrator_cache_hits_total", "Calls answered from the cache."),
             "miss": counter("orchestrator_cache_misses_total", "Calls the cache had no answer to."),
         }
-        self._saved: dict[tuple[str, str], tuple[CellCounter, CellCounter]] = {}
+        self._saved: dict[tuple[str, str], tuple[CellCounter, CellCounter, CellCounter]] = {}
         self._errors: dict[tuple[str, str], CellCounter] = {}
         self._dropped = counter("tpo_records_dropped_total", "Records lost to a full ring.")
         # Monotonic instants become wall instants by one offset, refreshed by ``tick``.
@@ -228,8 +232,13 @@ class Account:
                         cells[row.completion] += completion
                     if prompt > 0:
                         cells[row.prompt] += prompt
+        aside = call.aside
+        if aside is not None and cost is not None:
+            cost += aside.cost_usd
         if call.cache:
-            self._note_cache(call.cache, model, label, prompt, completion)
+            # Who joined a call and was left to pay for it has saved nothing.
+            saved = not call.attempts and delivery.error is None
+            self._note_cache(call.cache, model, label, prompt, completion, saved=saved)
         error, exchange = delivery.error, delivery.exchange
         finished = self._wall_offset + finished_at
         # The fields of ``frames.RecordFrame``, in its order.
@@ -241,10 +250,13 @@ class Account:
             "" if error is None else error.reason, delivery.peer, cost, cached, call.cache,
             call.guard,
         )  # fmt: skip
-        self._records.append(record if call.audited is None else record + self._said(call))
+        more = () if call.audited is None else self._said(call)
+        if aside is not None:
+            more = (*(more or (None, None, 0)), aside.tokens)
+        self._records.append(record + more if more else record)
 
     def _said(self, call: Call) -> tuple[object, ...]:
-        """The last fields of the record of a call whose text is kept."""
+        """The fields of a record that hold the text of a call, where that is kept."""
         room = self._max_record // 4 if self._text < MOST_TEXT else 0
         try:
             said: Said = call.audited.said(call, room)
@@ -254,23 +266,27 @@ class Account:
         self._text += len(said.input or "") + len(said.output or "")
         return said
 
-    def _note_cache(self, how: str, model: str, label: str, prompt: int, completion: int) -> None:
+    def _note_cache(
+        self, how: str, model: str, label: str, prompt: int, completion: int, *, saved: bool
+    ) -> None:
         """Count a call that a cache was asked about, and what its answer saved."""
         if how in LOOKED_UP:
             self._looked_up[how].inc()
-        if how == "miss":
+        if how == "miss" or not saved:
             return
-        saved = self._saved.get((how, label))
-        if saved is None:
+        row = self._saved.get((how, label))
+        if row is None:
             money, counter = self._metrics.money, self._metrics.counter
-            saved = self._saved[how, label] = (
-                counter("tpo_saved_tokens_total", "Tokens that no backend made again.", by=how),
-                money("tpo_saved_cost_usd_total", "Dollars not spent.", by=how, model=label),
-            )
-        saved[0].inc(max(prompt, 0) + max(completion, 0))
+            row = self._saved[how, label] = (
+                counter(*SAVED_CALLS, by=how), counter(*SAVED_TOKENS, by=how),
+                money(*SAVED_COST, by=how, model=label),
+            )  # fmt: skip
+        calls, tokens, cost = row
+        calls.inc()
+        tokens.inc(max(prompt, 0) + max(completion, 0))
         dollars = self.prices.saved_usd(model, prompt, completion)
         if dollars is not None:
-            self._cells[saved[1].index] += round(dollars * NANO)
+            self._cells[cost.index] += round(dollars * NANO)
 
     def _new_row(self, path: str, model: str, backend: str, status: int) -> _Row:
         if len(self._rows) >= MAX_ROWS:

@@ -15,7 +15,7 @@ from tpo_mp.errors import TpoError, WorkerLost, from_wire
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.shm import frames
 from tpo_mp.shm.frames import HEAD, Kind
-from tpo_mp.types import Call, Reply, Sink, Usage
+from tpo_mp.types import Aside, Call, Reply, Sink, Usage
 
 if TYPE_CHECKING:
     from .mesh import Mesh
@@ -84,6 +84,8 @@ class Remote:
         call.unclear = call.unclear or frame.unclear
         if frame.cache:
             call.cache = frame.cache
+        if frame.aside is not None:
+            call.aside = Aside(*frame.aside)
         now = monotonic()
         call.first_byte_at = now
         call.upstream_at = now - frame.first_byte_s
@@ -135,6 +137,8 @@ class Remote:
             self.call.attempts = frame.attempts
             self.call.backend = frame.backend
         self.call.unclear = self.call.unclear or frame.unclear
+        if frame.aside is not None:
+            self.call.aside = Aside(*frame.aside)
         reply = self._reply
         if reply is not None:
             if frame.prompt_tokens >= 0 or frame.completion_tokens >= 0:

@@ -105,6 +105,7 @@ class Served:
             usage.cached,
             call.cache,
             call.unclear,
+            call.aside,
         )
         self._queue(Kind.REPLY, _encode(frame))
         if reply.stream is not None:
@@ -141,6 +142,7 @@ class Served:
             None if error is None else self._fitting(error.body),
             usage.cached,
             self._call.unclear,
+            self._call.aside,
         )
         if not self._pending:
             self.flush()

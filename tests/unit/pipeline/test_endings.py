@@ -24,7 +24,7 @@ def test_all_who_asked_are_told_once() -> None:
     tell_ended(call, ended)
     tell_ended(call, ended)
     assert told == [("a", ended), ("b", ended)]
-    assert ended == (Terminal.DONE, 3, 4, None, 1)
+    assert ended == (Terminal.DONE, 3, 4, None, 1, None)
 
 
 def test_defect_of_one_does_not_hide_the_end_from_others() -> None:

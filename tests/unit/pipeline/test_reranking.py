@@ -15,13 +15,20 @@ from typing import Any
 import pytest
 
 from tests.support.fake_env import FakeWorld, SilentMetrics, SilentSeries, make_call
+from tpo_mp.config.prices import Prices, PricesSection, TokenPrice
 from tpo_mp.errors import CircuitOpen
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.pipeline.reranking import MOST_CHARACTERS, Reranker, similarities
 from tpo_mp.store.rag_questions import Hit
-from tpo_mp.types import Call, Dialect, Reply, Usage
+from tpo_mp.types import Aside, Call, Dialect, Reply, Usage
 
 Vector = list[float]
+PRICES = PricesSection(models={"embed": TokenPrice(input=2.0, output=0.0)})
+SPENT = {
+    "tpo_rag_rerank_tokens_total": 7, "tpo_prompt_tokens_total": 7,
+    "orchestrator_inference_cost_usd_total": 14_000,
+}  # fmt: skip
+"""What the backend of a house asks for an answer, in tokens and billionths of a dollar."""
 
 
 def packed(vector: Vector) -> str:
@@ -43,7 +50,7 @@ class Counted(SilentMetrics):
 
     def counter(self, name: str, help: str, **labels: str) -> SilentSeries:
         """Make or find a counter."""
-        return self.series.setdefault(labels.get("result", "tokens"), SilentSeries())
+        return self.series.setdefault(labels.get("result", name), SilentSeries())
 
 
 class House:
@@ -54,8 +61,11 @@ class House:
         self.answer = answer
         self.seen: list[Call] = []
         self.told: Promise[Reply] = Promise()
-        env = replace(FakeWorld().env, metrics=self.metrics)
-        self.reranker = Reranker("embed", options.pop("dimensions", None), env)
+        env = replace(FakeWorld().env, metrics=self.metrics, prices=Prices(PRICES))
+        self.call = make_call(b"{}", tenant="t", authorization=b"Bearer x", deadline=math.inf)
+        self.reranker = Reranker(
+            "vectors", options.get("model", "embed"), options.get("dimensions"), env
+        )
         self.reranker.target = self
 
     def infer(self, call: Call) -> Awaitable[Reply]:
@@ -71,8 +81,7 @@ class House:
 
     def order(self, hits: list[Hit], left_s: float = 5.0) -> list[str]:
         """The order of ids."""
-        call = make_call(b"{}", tenant="t", authorization=b"Bearer x", deadline=math.inf)
-        told = asyncio.run(self.reranker.order(call, "why?", hits, left_s))
+        told = asyncio.run(self.reranker.order(self.call, "why?", hits, left_s))
         return [hit.id for hit in told]
 
     def counted(self) -> dict[str, float]:
@@ -100,7 +109,17 @@ def test_the_nearest_comes_first() -> None:
     assert (asked.stream, asked.authorization) == (False, b"Bearer x")
     assert asked.deadline < math.inf
     assert [hit.similarity for hit in found] == [0.0, 0.8944, 0.8944]
-    assert house.counted() == {"done": 1, "tokens": 7}
+    assert house.counted() == {"done": 1, **SPENT}
+    assert house.call.aside == Aside(7, pytest.approx(14e-6))
+
+
+def test_a_model_without_a_price_costs_nothing_and_is_counted() -> None:
+    """Its tokens are the call's all the same."""
+    house = House(listed([1, 0], [0, 1], [2, 1]), model="unknown")
+    house.order(hits(2))
+    assert house.call.aside == Aside(7, 0.0)
+    counted = house.counted()
+    assert (counted["tpo_unpriced_calls_total"], counted["tpo_prompt_tokens_total"]) == (1, 7)
 
 
 def test_numbers_and_base64_say_the_same() -> None:
@@ -139,7 +158,7 @@ def test_what_is_no_batch_of_vectors_changes_nothing(body: bytes) -> None:
     """The order of the words stays, and it is counted."""
     house = House(body)
     assert house.order(hits(2)) == ["d0", "d1"]
-    assert house.counted() == {"unusable": 1}
+    assert house.counted() == {"unusable": 1, **SPENT}
 
 
 def test_a_backend_that_fails_or_is_late_changes_nothing() -> None:

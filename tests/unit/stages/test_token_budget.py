@@ -31,7 +31,7 @@ from tpo_mp.errors import (
 from tpo_mp.pipeline.endings import tell_ended
 from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.stages.token_budget import Config, TokenBudget
-from tpo_mp.types import Call, Dialect, Ending, Terminal
+from tpo_mp.types import Aside, Call, Dialect, Ending, Terminal
 
 NOW = 1_795_795_200.0 + 1234  # 2026-11-27T16:00:00Z and some
 HOUR = 3600.0
@@ -339,6 +339,23 @@ def test_a_period_starts_anew_and_owes_nothing() -> None:
     assert budget.used("global:hour") == (40, 1)
     end(budget.let_in(60), tokens=(10, 50))
     budget.refusal(11)
+
+
+def test_what_was_asked_besides_counts_too() -> None:
+    """Its tokens and its dollars, also those of a call whose own model has no price."""
+    section = PricesSection(builtin=False, models={"echo": TokenPrice(input=20, output=1000)})
+    world = World()
+    world.env = replace(world.env, prices=Prices(section))
+    budget = Budgeted(world, max_spend_usd=1.0, overall={"hour": 1000})
+    for model, tokens, attempts in (
+        ("echo", (10, 5), 1),
+        ("dark", (10, 5), 1),
+        ("echo", (9, 9), 0),
+    ):
+        call = budget.let_in(60, model=model)
+        tell_ended(call, Ending(Terminal.DONE, *tokens, None, attempts, Aside(7, 0.25)))
+    assert budget.used("global:hour") == (15 + 15 + 3 * 7, 3)
+    assert budget.used("spend")[0] == pytest.approx(0.0052e9 + 3 * 0.25e9)
 
 
 def test_two_workers_spend_one_budget() -> None:

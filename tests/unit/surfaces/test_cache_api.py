@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,6 +33,7 @@ class Shown:
             return FEATURE.build(config, replace(env, cache=self.cache))
 
         self.surface = Surface(Feature(FEATURE.Config, built))
+        self.surface.gateway.metrics_arena = SimpleNamespace(collect=lambda: ())
 
     async def ask(self, method: str, target: str) -> Any:
         """What an admin is answered."""
@@ -58,6 +60,8 @@ def test_numbers_and_flush(shown: Shown, prefix: str) -> None:
     """What lies there now, and what was counted since the start; a flush leaves the counts."""
     cache = shown.cache
     told = asyncio.run(shown.ask("GET", f"{prefix}/cache/stats"))
+    nothing = {"calls": 0, "tokens": 0, "cost_usd": 0.0}
+    assert (told.pop("saved"), told.pop("saved_by")) == (nothing, {})
     assert set(told.values()) == {0, None}
     assert told["tier"] is None
     for n in range(1500):
@@ -71,3 +75,29 @@ def test_numbers_and_flush(shown: Shown, prefix: str) -> None:
     assert asyncio.run(shown.ask("DELETE", f"{prefix}/cache")) == {"status": "flushed"}
     told = asyncio.run(shown.ask("GET", f"{prefix}/cache/stats"))
     assert (told["entries"], told["bytes"], told["total_hits"]) == (0, 0, 3)
+
+
+def test_what_is_saved_is_summed_over_the_host(shown: Shown) -> None:
+    """By the way it was saved, whichever process and model it was."""
+    rows: dict[str, list[tuple[dict[str, str], float]]] = {
+        "tpo_saved_calls_total": [({"by": "hit"}, 2), ({"by": "coalesced"}, 3)],
+        "tpo_saved_tokens_total": [({"by": "hit"}, 20), ({"by": "coalesced"}, 30)],
+        "tpo_saved_cost_usd_total": [
+            ({"by": "hit", "model": "a"}, 0.25), ({"by": "hit", "model": "b"}, 0.5),
+        ],
+        "tpo_calls_total": [({"by": "hit"}, 1000)],
+    }  # fmt: skip
+    families = [
+        SimpleNamespace(
+            name=name,
+            samples=[SimpleNamespace(labels=tuple(of.items()), value=float(n)) for of, n in some],
+        )
+        for name, some in rows.items()
+    ]
+    shown.surface.gateway.metrics_arena = SimpleNamespace(collect=lambda: families)
+    told = asyncio.run(shown.ask("GET", "/api/v1/cache/stats"))
+    assert told["saved"] == {"calls": 5, "tokens": 50, "cost_usd": 0.75}
+    assert told["saved_by"] == {
+        "hit": {"calls": 2, "tokens": 20, "cost_usd": 0.75},
+        "coalesced": {"calls": 3, "tokens": 30, "cost_usd": 0.0},
+    }

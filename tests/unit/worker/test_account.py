@@ -18,7 +18,7 @@ from tpo_mp.pipeline.audited import Audited
 from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.types import Ending, Reply, Terminal, Usage
+from tpo_mp.types import Aside, Ending, Reply, Terminal, Usage
 from tpo_mp.worker import account
 from tpo_mp.worker.account import BATCH, Account
 
@@ -138,6 +138,32 @@ def test_a_call_s_cost_is_in_its_record_and_in_the_metric(books: Books) -> None:
     assert books.value(name, worker="up", model="dark") == 0
     assert books.value("tpo_unpriced_calls_total", model="dark") == 1
     assert books.value("tpo_unpriced_calls_total", model="m") == 0
+
+
+def test_who_joined_and_pays_has_saved_nothing(books: Books) -> None:
+    """Nor who was told of a failure; the others have, each its tokens."""
+    for fields in ({"attempts": 0}, {"attempts": 1}, {"attempts": 0, "error": Shed("full")}):
+        reply = Reply(200, b"x")
+        reply.usage = Usage(3, 4)
+        books.finish(reply=reply, model="m", cache="coalesced", **fields)
+    assert books.value("tpo_saved_calls_total", by="coalesced") == 1
+    assert books.value("tpo_saved_tokens_total", by="coalesced") == 7
+
+
+def test_what_was_asked_besides_is_in_the_cost(books: Books) -> None:
+    """With text and without it; an answer from the cache costs that alone."""
+    price = TokenPrice(input=2, output=8)
+    books.account.prices = Prices(PricesSection(builtin=False, models={"m": price}))
+    aside = Aside(30, 0.25)
+    for fields in ({}, {"audited": audited("words")}, {"attempts": 0, "cache": "hit"}):
+        reply = Reply(200, b"x")
+        reply.usage = Usage(1000, 0)
+        books.finish(reply=reply, model="m", aside=aside, **fields)
+    books.account.flush()
+    assert [(r.cost_usd, r.aside_tokens, r.prompt_tokens, r.input) for r in books.records()] == [
+        (pytest.approx(0.252), 30, 1000, None), (pytest.approx(0.252), 30, 1000, "words"),
+        (0.25, 30, 1000, None),
+    ]  # fmt: skip
 
 
 def test_record_says_everything_about_a_call(books: Books) -> None:
@@ -415,7 +441,7 @@ def test_text_in_a_record_fits_the_ring(books: Books) -> None:
     books.finish()
     books.account.flush()
     (record,) = msgspec.msgpack.decode(books.frames[0][HEAD.size :])
-    assert len(record) == len(RecordFrame.__struct_fields__) - 3
+    assert len(record) == len(RecordFrame.__struct_fields__) - 4
 
 
 def test_text_that_waits_is_bounded(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from tests.support.fake_net import Collected
 from tpo_mp.errors import BackendFailure, WorkerLost
 from tpo_mp.shm import frames
 from tpo_mp.shm.frames import Kind
+from tpo_mp.types import Aside
 from tpo_mp.worker.remote import GRANT_BYTES, Remote
 
 
@@ -147,6 +148,17 @@ def test_what_is_unclear_over_there_is_unclear_here(by_end: bool) -> None:
     it.replied(head())
     it.ended(end())
     assert not it.call.unclear
+
+
+@pytest.mark.parametrize("by_end", [False, True])
+def test_what_was_asked_besides_comes_along(by_end: bool) -> None:
+    """With the head of an answer, or with its end."""
+    mesh = FakeMesh()
+    it = remote(mesh)
+    spent = (7, 0.25)
+    it.replied(head(aside=None if by_end else spent))
+    it.ended(frames.EndFrame(None, 1, 2, "stop", aside=spent if by_end else None))
+    assert it.call.aside == Aside(*spent)
 
 
 def test_end_without_a_reply_is_a_loss() -> None:
