@@ -241,6 +241,14 @@ GATES = (
         "a lookup among 100,000 blocks of the prefix index", "prefixes",
         _median("index", "lookup_us"), 5, "µs", ("index",),
     ),
+    Gate(
+        "an answer from the cache, socket to socket", "hits",
+        _median("tpo", "cpu_us"), 25, "µs CPU", ("tpo",),
+    ),
+    Gate(
+        "a lookup in the cache that finds nothing", "hits",
+        _median("lookup", "miss_us"), 3, "µs CPU", ("lookup",),
+    ),
     *(
         Gate(
             f"MLX engine, tokens of {clients} at once against mlx_lm's server, same run", "mlx",

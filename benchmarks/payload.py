@@ -18,7 +18,7 @@ from .peers import KEY
 DIGITS = 12
 PATH = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
-_MARK = "@counter@"
+MARK = "@counter@"
 _QUESTION = "What is backpressure in a bounded queue and why does it matter for an LLM gateway?"
 
 
@@ -37,11 +37,11 @@ class Payload:
 
     def body(self, counter: int) -> bytes:
         """Render one body."""
-        return self._template().replace(_MARK, f"{counter:0{DIGITS}d}").encode()
+        return self._template().replace(MARK, f"{counter:0{DIGITS}d}").encode()
 
     def pieces(self, url: str) -> tuple[bytes, bytes]:
         """Render everything that stands before and after the counter in a request to ``url``."""
-        before, after = self._template().split(_MARK)
+        before, after = self._template().split(MARK)
         length = len(before) + DIGITS + len(after)
         lines = [
             f"POST {self.path} HTTP/1.1",
@@ -58,7 +58,7 @@ class Payload:
             "model": "echo",
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": f"{self.tag} {_MARK} {_QUESTION}"},
+                {"role": "user", "content": f"{self.tag} {MARK} {_QUESTION}"},
             ],
             "max_tokens": 64,
         }
