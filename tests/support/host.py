@@ -16,8 +16,6 @@ from typing import Any
 
 import psutil
 
-from tpo_mp.supervisor import client
-
 from .gateway import ROOT, Gateway
 from .gateway import metric as metric  # noqa: PLC0414 - tests that hurt a host ask for it here
 from .raw import RawReply
@@ -54,10 +52,6 @@ class Host(Gateway):
         return done.returncode, time.monotonic() - began
 
     # -- who runs -----------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """Ask the control socket directly."""
-        return client.request(self.state_dir, "status", timeout_s=10)
 
     def slot(self, index: int) -> dict[str, Any]:
         """One slot of the status."""

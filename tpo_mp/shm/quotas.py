@@ -55,6 +55,7 @@ from tpo_mp.errors import Shed
 from tpo_mp.ports import Counter, Metrics
 from tpo_mp.types import LEASE_NUMBERS, Quota, QuotaReading, QuotaUse
 
+from .ledger import PATIENCE_NS
 from .plane import Plane
 from .rows import LOCK_WAIT_NS, RowTable
 from .segment import Segment
@@ -68,7 +69,6 @@ SET_ROWS = 8
 NAMED_SHARE = 4
 CELLS = 8
 USED_AT = 7
-PATIENCE_NS = 50_000_000
 QUOTAS_REFUSED = ("tpo_quotas_refused_total", "Updates of limits given up: held, or no room.")
 
 KEPT = "kept:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -25,7 +26,9 @@ def test_the_status_names_every_process(fakes: Fakes) -> None:
     """Per slot: pid, cpu, state, restarts, beat age, config epoch, version."""
     gateway = fakes()
     gateway.warm()
-    status = gateway.status()
+    done = gateway.tpo("status", "--json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
     assert status["state"] == "running"
     assert status["supervisor"]["pid"] == gateway.pid
     assert [slot["slot"] for slot in status["slots"]] == [0, 1]
