@@ -22,12 +22,13 @@ import pytest
 from hypothesis import settings
 
 from tests.support import javascript, tiny_model
+from tests.support.effort import examples
 from tests.support.gateway import Gateway
 from tests.support.javascript import Node
 from tests.support.tiny_model import MlxServer
 from tests.support.upstream import Upstream
 
-settings.register_profile("house", deadline=None, print_blob=True)
+settings.register_profile("house", deadline=None, print_blob=True, max_examples=examples(100))
 settings.load_profile("house")
 
 

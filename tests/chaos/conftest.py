@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.effort import LONG
 from tests.support.host import Host
 
 IDLE_START_S = 0.15
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.chaos)
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(120))
-            if item.get_closest_marker("slow") and os.environ.get("TPO_LONG") != "1":
+            if item.get_closest_marker("slow") and not LONG:
                 item.add_marker(pytest.mark.skip(reason="a long form: set TPO_LONG=1"))
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import StartHost
+from tests.support.effort import LONG
 from tests.support.host import Host, kill, metric
 from tests.support.innards import bell, needs_linux, shared
 from tests.support.raw import RawClient, chat
@@ -45,7 +46,7 @@ STEPS = (
 def dies_at(step: str, prob: float) -> str:
     """Arm one step; the first hits are let pass."""
     # The supervisor rings bells too, a few per death, and must not be the one who dies.
-    skip = 4000 if step == "before_doorbell" and os.environ.get("TPO_LONG") == "1" else 400
+    skip = 4000 if step == "before_doorbell" and LONG else 400
     return f"ring.{step}=kill9:{prob}:{skip if step == 'before_doorbell' else 40}"
 
 
@@ -232,7 +233,7 @@ def test_a_million_bells_for_nothing_keep_nobody_from_work(
     calm = forwarded_calls(host, 20)[10]
     fd = bell(host, host.slot(1)["seat"], portable=bool(mode))
     one = (1).to_bytes(8, "little")
-    number = 1_000_000 if os.environ.get("TPO_LONG") == "1" else 200_000
+    number = 1_000_000 if LONG else 200_000
     rung, took = 0, []
     session = {"X-Session-Id": session_on(host.url, 1)}
     try:

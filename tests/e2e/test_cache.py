@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from tests.conftest import StartGateway
+from tests.support.effort import LONG
 from tests.support.gateway import Gateway, ask_sure
 from tests.support.raw import chat
 from tests.support.toml import NO_RETRIES, backend
@@ -24,7 +25,7 @@ from tests.support.wait import wait_for
 CHAT = "/v1/chat/completions"
 STATS, FLUSH = "/api/v1/cache/stats", "/api/v1/cache"
 PRICES = "[prices.models]\nup-1 = { input = 1, output = 2 }\n"
-CALLS, QUESTIONS = (100_000, 20_000) if os.environ.get("TPO_LONG") == "1" else (1_000, 300)
+CALLS, QUESTIONS = (100_000, 20_000) if LONG else (1_000, 300)
 KEYS = {"a": "key-of-team-a-0123", "b": "key-of-team-b-0123"}
 
 

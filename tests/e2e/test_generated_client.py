@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.support.effort import LONG
 from tests.support.gateway import ROOT, Gateway
 
 CHECKS = [
@@ -22,7 +23,7 @@ CHECKS = [
     "response_schema_conformance", "unsupported_method", "allow_header_conformance",
     "status_has_a_line_of_its_own", "only_stated_server_errors", "wrong_data_is_refused",
 ]  # fmt: skip
-EXAMPLES = 200 if os.environ.get("TPO_LONG") == "1" else 4
+EXAMPLES = 200 if LONG else 4
 
 
 @pytest.mark.timeout(600)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 from functools import partial
 
+from tests.support.effort import LONG
 from tests.support.wait import wait_for
 from tpo_mp.shm.cache import CacheSegment
 
 SEATS = 3
-LONG = os.environ.get("TPO_LONG") == "1"
 WRITES = 500_000 if LONG else 6_000
 """Of each of two processes."""
 KILLS = 50 if LONG else 4

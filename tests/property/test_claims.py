@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 
 from tests.support.claims_child import SEATS, WITNESS_BYTES
+from tests.support.effort import LONG
 from tests.support.wait import wait_for
 from tpo_mp.shm.claims import ClaimSegment
 from tpo_mp.shm.rows import RowTable
 from tpo_mp.shm.segment import Segment
 
-LONG = os.environ.get("TPO_LONG") == "1"
 ROUNDS = 2_000_000 if LONG else 40_000
 KILLS = 100 if LONG else 6
 

@@ -9,19 +9,19 @@ The shards are real but for their loops and upstreams: shared memory, rings, own
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.effort import LONG
 from tests.support.fake_net import HeldStream
 from tests.support.fake_shards import FakeHost, FakeShard
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.types import Reply
 
-EXAMPLES = 5_000 if os.environ.get("TPO_LONG") == "1" else 40
+EXAMPLES = 5_000 if LONG else 40
 PIECES = 4
 DONE = b"data: [DONE]\n\n"
 BEGUN = (("ask", 0, 1), ("ask", 1, 1), ("ask", 2, 1), ("answer", 0, 0))

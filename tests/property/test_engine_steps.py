@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.effort import examples
 from tpo_mp.simulator.engine_blocks import KvBlocks
 from tpo_mp.simulator.engine_costs import StepCosts
 from tpo_mp.simulator.engine_steps import EngineFull, EngineRequest, EngineShape, StepEngine
@@ -100,7 +101,7 @@ def drive(
     return let_in
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(shapes(chunked_prefill=st.just(True), prefix_caching=st.booleans()), turns)
 def test_engine_keeps_its_promises(shape: EngineShape, load: list[list[Asked]]) -> None:
     """Blocks never lost or doubly owned, the budget kept, limits held, and everybody ends."""
@@ -127,7 +128,7 @@ def test_engine_keeps_its_promises(shape: EngineShape, load: list[list[Asked]]) 
     assert engine.kv.free == shape.blocks
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(shapes(chunked_prefill=st.just(True), prefix_caching=st.just(True)), turns)
 def test_cached_tokens_are_whole_known_blocks(shape: EngineShape, load: list[list[Asked]]) -> None:
     """Never more than any prompt before had in common, and with room for all exactly that."""
@@ -217,7 +218,7 @@ class Slow:
         return len(range(0, tokens, BLOCK))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(
     shapes(chunked_prefill=st.just(True), prefix_caching=st.just(False)),
     st.lists(st.lists(asked, max_size=4), min_size=1, max_size=8),
@@ -247,7 +248,7 @@ def test_every_step_is_planned_as_the_plain_copy_plans_it(
     assert not engine.running + engine.waiting
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.lists(st.tuples(st.sampled_from(["take", "give", "share"]), st.integers(0, 9))))
 def test_oldest_free_block_is_taken_first(acts: list[tuple[str, int]]) -> None:
     """Against a list of (freed when, block): least recently freed, names forgotten on reuse."""

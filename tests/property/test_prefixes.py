@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 from functools import partial
 
+from tests.support.effort import LONG
 from tests.support.prefix_child import BACKENDS
 from tests.support.wait import wait_for
 from tpo_mp.shm.prefixes import PrefixSegment, SharedPrefixes
 from tpo_mp.shm.rows import RowTable
 
-LONG = os.environ.get("TPO_LONG") == "1"
 ROUNDS = 500_000 if LONG else 15_000
 KILLS = 100 if LONG else 5
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.api import described, endpoints, validator
 from tests.support.bad_input import name, path_of
+from tests.support.effort import examples
 from tests.support.fake_gateway import Surface
 from tests.support.from_schema import ANY, fitting, spoiled
 from tpo_mp import registry
@@ -85,7 +86,7 @@ def wire(value: Any) -> bytes:
 
 @pytest.mark.parametrize("endpoint", BODIES, ids=name)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_what_fits_its_schema_is_taken(endpoint: Endpoint, data: st.DataObject) -> None:
     """Or refused for what it asks for, or by a rule between fields."""
     value = data.draw(fitting(DOC, schema_of(endpoint)))
@@ -97,7 +98,7 @@ def test_what_fits_its_schema_is_taken(endpoint: Endpoint, data: st.DataObject) 
 
 @pytest.mark.parametrize("endpoint", BODIES, ids=name)
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 def test_what_does_not_fit_is_refused(endpoint: Endpoint, data: st.DataObject) -> None:
     """One thing wrong somewhere in a good body; the schema is the judge."""
     value = data.draw(fitting(DOC, schema_of(endpoint)))
@@ -109,7 +110,7 @@ def test_what_does_not_fit_is_refused(endpoint: Endpoint, data: st.DataObject) -
 
 @pytest.mark.parametrize("endpoint", BODIES, ids=name)
 @given(value=ANY, raw=st.binary(max_size=60), cut=st.integers(0, 400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_bytes_are_no_defect(endpoint: Endpoint, value: Any, raw: bytes, cut: int) -> None:
     """Any value, any bytes, any good body that ends too early."""
     send(endpoint, wire(value))

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.support.effort import examples
 from tests.support.rings import SmallRing, number_of, numbered
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.ring_layout import DATA, MAX_CAPACITY, RETRY_NS
@@ -162,8 +163,12 @@ class DamagedRing(RuleBasedStateMachine):
 
 TestRingLikeDeque = RingLikeDeque.TestCase
 TestDamagedRing = DamagedRing.TestCase
-TestRingLikeDeque.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
-TestDamagedRing.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestRingLikeDeque.settings = settings(
+    max_examples=examples(150), stateful_step_count=60, deadline=None
+)
+TestDamagedRing.settings = settings(
+    max_examples=examples(300), stateful_step_count=40, deadline=None
+)
 
 
 def test_figures_hold() -> None:

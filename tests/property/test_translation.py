@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.dialects import FOUR, PLAIN, TOOLS, body, decode, encode
+from tests.support.effort import examples
 from tpo_mp.dialects import (
     anthropic_complete,
     anthropic_messages,
@@ -157,7 +158,7 @@ def bare(block: Block) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", FOUR)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_a_reply_survives_its_dialect(name: str, data: st.DataObject) -> None:
     """Encode and decode gives back everything the dialect carries, signatures to the character."""
@@ -167,7 +168,7 @@ def test_a_reply_survives_its_dialect(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", FOUR)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_a_streamed_reply_survives_its_dialect(name: str, data: st.DataObject) -> None:
     """Events encoded, cut at a random size and decoded aggregate to the same reply."""
@@ -186,7 +187,7 @@ def test_a_streamed_reply_survives_its_dialect(name: str, data: st.DataObject) -
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(reply=message_replies(), crlf=st.booleans())
 def test_every_cut_of_a_stream_decodes_alike(reply: ModelReply, crlf: bool) -> None:
     """Two reads, cut at each byte in turn, and CRLF, give the same events."""
@@ -202,7 +203,7 @@ def test_every_cut_of_a_stream_decodes_alike(reply: ModelReply, crlf: bool) -> N
 
 @pytest.mark.parametrize("backend", FOUR)
 @pytest.mark.parametrize("client", FOUR)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 def test_any_answer_reaches_any_client(client: str, backend: str, data: st.DataObject) -> None:
     """Whatever a backend may say is a well-formed reply and stream in the client's dialect."""
@@ -284,7 +285,7 @@ def spoilt(draw: st.DrawFn, good: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_translating_a_bad_request_is_only_ever_refused(name: str, data: st.DataObject) -> None:
     """A request spoilt anywhere inside translates or raises ``InvalidRequest``, nothing else."""
@@ -301,7 +302,7 @@ def test_translating_a_bad_request_is_only_ever_refused(name: str, data: st.Data
 
 
 @pytest.mark.parametrize("name", FOUR)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_a_bad_stream_is_only_ever_a_failure(name: str, data: st.DataObject) -> None:
     """Upstream events spoilt anywhere inside give events or ``BackendFailure``, nothing else."""
@@ -320,7 +321,7 @@ def test_a_bad_stream_is_only_ever_a_failure(name: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("name", FOUR)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(data=st.data())
 def test_a_bad_reply_is_only_ever_a_failure(name: str, data: st.DataObject) -> None:
     """An upstream's reply spoilt anywhere inside translates or raises ``BackendFailure``."""

@@ -50,8 +50,8 @@ SET_ROWS = 8
 PLACES = SET_ROWS - 1
 NAMED_SHARE = 4
 """One set in so many is for configured names."""
-PATIENCE_NS = 25_000_000
-"""Half of what anybody may wait for a process that was stopped while it held a row."""
+PATIENCE_NS = 40_000_000
+"""A call that waits for a stopped holder is answered within 50 ms."""
 LEAST_ROWS = 8 * SET_ROWS
 
 _SUM_AT = PAYLOAD.size - 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Thread
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.integration.budgets.actors import QUOTA_ROWS, ROWS, SEATS
 from tests.support.actor import Actor
 from tests.support.fake_env import SilentSeries
+from tpo_mp.errors import Shed
 from tpo_mp.pipeline.budgets import overall_row
 from tpo_mp.shm.quotas import QuotaSegment, SharedQuotas
 from tpo_mp.shm.rows import RowTable
@@ -131,7 +132,8 @@ def test_set_aside_and_spent_never_pass_the_limit(
             listener.start()
             actor.go_on()
         while any(listener.is_alive() for listener in listeners):
-            used()
+            with suppress(Shed):  # who holds the row has no core for the moment
+                used()
             listeners[0].join(0.001)
             listeners[3].join(0.001)
     total, calls = used()
