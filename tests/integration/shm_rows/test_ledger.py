@@ -8,6 +8,7 @@ from time import monotonic
 
 import pytest
 
+from tests.integration.shm_rows.actors import patient
 from tests.support.actor import StartActor
 from tests.support.fake_env import SilentMetrics
 from tpo_mp.errors import Shed
@@ -42,7 +43,7 @@ def test_the_killed_cost_at_most_their_own_count(
 ) -> None:
     """Five counters die at any moment: the count goes on, and by what they had counted or less."""
     fds = (table.fd, table.locks_fd)
-    ledger = SharedLedger(table, SilentMetrics())
+    ledger = patient(table)
     last = 0
     for _ in range(5):
         one = actor("count_for_ever", *fds, LEAST_ROWS, fds=fds)
