@@ -144,7 +144,9 @@ def simulated(bench: Bench, costs: StepCosts) -> Iterator[str]:
     argv += ["--ops-port", "0", "--workers", "1", "--state-dir", str(home / "state")]
     process = Process(argv, log=home / "log", cores=bench.cores.for_gateway(), cwd=ROOT)
     try:
-        yield process.wait_line(READY, 30)["url"]
+        url = process.wait_line(READY, 60)["url"]
+        curve(url, (1,), "simulated, to warm it")
+        yield url
     finally:
         process.stop()
 
