@@ -71,6 +71,8 @@ def section(scenario: Scenario, report: Report, directory: Path) -> str:
         f"Measured {report.date} with {method['load']}, {method['rounds']} rounds of "
         f"{method['secs']:g} s, {method['conns']} connections unless said otherwise."
     )
+    if method.get("realtime"):
+        how += "  The machine did other work, so all of this ran at real-time priority."
     lines = [f"## {report.title}", "", str(method["text"]), how, *noise(report), ""]
     measured = [name for name, series in report.targets.items() if series.rows]
     used = [

@@ -114,11 +114,18 @@ def measure(name: str, options: Options, cores: Cores, work: Path, kind: str) ->
             "conns": options.conns,
             "rounds": options.rounds,
             "secs": options.secs,
+            "realtime": int(realtime()),
             "gateway_core": cores.gateway if cores.pinned else "unpinned",
             "load_core": cores.load if cores.pinned else "unpinned",
         },
         targets=targets,
     )
+
+
+def realtime() -> bool:
+    """Whether what is measured goes before all else on this machine (``chrt``)."""
+    policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    return policy is not None and policy in (os.SCHED_FIFO, os.SCHED_RR)
 
 
 def raise_file_limit() -> None:

@@ -215,7 +215,8 @@ SCENARIO = Scenario(
     f"prefix caching.  Clients who ask again at once, {PROMPT} tokens in and {ANSWER} out, "
     f"streamed; the first of {ROUNDS} requests each does not count.  The simulator's costs of a "
     f"step, a prompt token and a sequence are fitted to vLLM's figures at {KNOWN[0]} and "
-    f"{KNOWN[1]} clients; the others are predictions.  Both ran on one core.",
+    f"{KNOWN[1]} clients; the others are predictions.  Both ran on one core; vLLM is grey in the "
+    "picture.",
     columns=(
         Column("tokens/s", "tok_s"),
         Column("tokens/s, vLLM", "real_tok_s"),

@@ -93,3 +93,18 @@ def test_curves_are_drawn_over_the_clients(tmp_path):
     assert b"clients" in picture
     render.render(tmp_path / "results")
     assert (tmp_path / "results/saturation.svg").read_bytes() == picture
+
+
+def test_a_curve_of_the_real_thing_is_drawn_in_the_same_chart(tmp_path):
+    """In grey, from its own field; and a run at real-time priority says so."""
+    pytest.importorskip("matplotlib")
+    rows = {f"{n} clients": [{"clients": n, "itl_ms": 3.0, "real_itl_ms": 2.0 + n}]
+            for n in (1, 8)}  # fmt: skip
+    seen = report("vllm", **rows)
+    seen.method["realtime"] = 1
+    seen.save(tmp_path / "results")
+    text = render.render(tmp_path / "results").read_text()
+    assert "real-time priority" in text
+    picture = (tmp_path / "results/vllm.svg").read_text()
+    assert plots.OTHERS in picture
+    assert plots.OURS in picture
