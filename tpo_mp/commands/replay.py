@@ -194,6 +194,9 @@ def _one(gateway: AskedGateway, number: int, line: bytes, tally: Tally, *, dry_r
     elif told.status == 409 and _code(told) == "letter_redacted":
         _say(number, "the text of its request was not kept: there is nothing to ask")
         tally.skip += 1
+    elif told.status == 409 and _code(told) == "letter_locked":
+        _say(number, "its request is sealed with a key that the gateway does not have")
+        tally.skip += 1
     else:
         _say(number, _reason(told))
         tally.fail += 1

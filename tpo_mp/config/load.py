@@ -140,6 +140,8 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
         rules.folders(stages, auth, problems)
     if distributed:
         rules.redis(distributed, problems)
+    if store:
+        rules.encryption(store, problems)
     rules.failover(routes, stages, problems)
     rules.near(stages, problems)
     rules.rerank(stages, backends, problems)

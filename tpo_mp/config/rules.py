@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +20,18 @@ from tpo_mp.ports import BackendConfig
 
 from . import api_keys, certificate
 from .problems import Problems, suggestion
-from .sections import AuthSection, DistributedSection, ServerSection, SupervisorSection
+from .sections import (
+    AuthSection,
+    DistributedSection,
+    ServerSection,
+    StoreSection,
+    SupervisorSection,
+)
 from .tree import RouteRule
 from .values import check_url, is_loopback
 
 KEY_CHARACTERS: Final = 16
+SEALING_CHARACTERS: Final = 32
 _ORIGIN: Final = re.compile(r"\*|null|[a-z*][a-z0-9+.*-]*://[^/?#@\s]+")
 _ANYWHERE: Final = re.compile(r"\*|null|[^:]+://\*+(?::.*)?")
 _NO_EMBEDDINGS: Final = frozenset({"anthropic", "echo"})
@@ -159,6 +167,27 @@ def redis(distributed: DistributedSection, problems: Problems) -> None:
             except (ssl.SSLError, OSError) as error:
                 said = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror
                 problems.add(path, f"ssl_ca_certs {unquote(found['ca'])!r} cannot be used: {said}")
+
+
+def encryption(store: StoreSection, problems: Problems) -> None:
+    """Keys are the operator's own, long enough, and what seals with them is installed."""
+    seen = set[str]()
+    for index, key in enumerate(store.encryption_keys):
+        path = f"store.encryption_keys[{index}]"
+        if key.from_client:
+            problems.add(path, "a caller's key cannot seal what we keep")
+        elif len(key.reveal()) < SEALING_CHARACTERS:
+            problems.add(
+                path, f"shorter than {SEALING_CHARACTERS} characters: openssl rand -base64 32"
+            )
+        elif key.reveal() in seen:
+            problems.add(path, "stands there twice")
+        seen.add("" if key.from_client else key.reveal())
+    if store.encryption_keys and find_spec("cryptography") is None:
+        problems.add(
+            "store.encryption_keys",
+            "needs the package cryptography: pip install 'tpo-mp[encryption]'",
+        )
 
 
 def failover(routes: Sequence[RouteRule], stages: Collection[str], problems: Problems) -> None:

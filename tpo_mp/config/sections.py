@@ -394,6 +394,15 @@ class StoreSection(Section, frozen=True, kw_only=True):
             "letter cannot be asked again."
         ),
     ] = "whole"
+    encryption_keys: Annotated[
+        tuple[Secret, ...],
+        Meta(
+            max_length=8,
+            description="Secrets of 32 characters or more that seal the requests of dead letters "
+            "and of open calls on the disk; the first seals, the others still open what they "
+            "sealed before. Needs the extra `encryption`.",
+        ),
+    ] = ()
     results: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Finished asynchronous results kept.")
     ] = 100_000

@@ -108,13 +108,14 @@ def _one(shelf: Shelf, call_id: str) -> bytes | None:
         "status": header.status,
         "model": header.model,
         "path": header.path,
-        "truncated": letter.truncated,
-        "redacted": letter.redacted,
-        "bytes_sent": letter.bytes_sent if letter.bytes_sent >= 0 else None,
+        "truncated": letter is not None and letter.truncated,
+        "redacted": letter is not None and letter.redacted,
+        "locked": letter is None,
+        "bytes_sent": letter.bytes_sent if letter is not None and letter.bytes_sent >= 0 else None,
         "attempts": tried.attempts,
         "repeated": tried.repeated,
     }
-    return orjson.dumps(body | _payload(letter))
+    return orjson.dumps(body | ({"payload": None} if letter is None else _payload(letter)))
 
 
 def _entry(header: LetterHeader) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tpo_mp.shm.registry import Orphan, SlotFlag, SlotState
 from tpo_mp.shm.registry_layout import copy_name
 from tpo_mp.store.open_copy import DRAFT, OpenCopyReader
+from tpo_mp.store.sealing import UNSEALED, Seals
 from tpo_mp.store.shelf import Shelf
 
 from .lost import record_ids
@@ -41,9 +42,9 @@ def copies_in(state_dir: Path, own: int) -> dict[int, Path]:
 class CopiedCalls:
     """A copy, seen as a registry full of orphans."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file; raises ``OSError``."""
-        self._file = OpenCopyReader(path)
+    def __init__(self, path: Path, seals: Seals = UNSEALED) -> None:
+        """Read the file; raises ``OSError``, ``Locked`` when it needs another key."""
+        self._file = OpenCopyReader(path, seals)
         self._written_ms = int(path.stat().st_mtime * 1e3)
         self._finished: frozenset[str] | None = None
 
@@ -60,7 +61,7 @@ class CopiedCalls:
                 attempts=0,
                 started_wall_ms=self._written_ms,  # it was open then; when it began is not copied
                 meta=call.meta,
-                body=call.body,
+                body=None if call.sealed else call.body,
                 bytes_sent=-1,  # a call is copied once, when it is opened
             )
 

@@ -22,6 +22,7 @@ from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.registry_layout import copy_name
 from tpo_mp.store.framing import Disk
 from tpo_mp.store.open_copy import OpenCopy
+from tpo_mp.store.sealing import UNSEALED, Seals
 from tpo_mp.store.segments import Durability
 from tpo_mp.store.shelf import Shelf
 
@@ -58,12 +59,21 @@ class Copies:
         self._adding = False
         self._asked: list[tuple[int, int, int, tuple[int, ...]]] = []
 
-    def configure(self, durability: Durability, cap_bytes: int, *, bodies: bool = True) -> None:
+    def configure(
+        self,
+        durability: Durability,
+        cap_bytes: int,
+        *,
+        bodies: bool = True,
+        seals: Seals = UNSEALED,
+    ) -> None:
         """Take another level from now on; without ``bodies`` no text of a call is copied."""
         self._durability = durability
-        self.copyist.cap_bytes = cap_bytes
-        before, self.copyist.bodies = self.copyist.bodies, bodies
-        if durability == "no" or before != bodies:  # what was copied otherwise must go
+        copyist = self.copyist
+        copyist.cap_bytes = cap_bytes
+        before = copyist.bodies, copyist.seals
+        copyist.bodies, copyist.seals = bodies, seals
+        if durability == "no" or before != (bodies, seals):  # what was copied otherwise must go
             self._keeper.submit(lambda _: self.copyist.remove())
 
     def tick(self) -> None:

@@ -5,7 +5,8 @@ more.  The file is written anew when less than half of it is still true.
 
 Invariants: while nothing changes nothing is written; the bodies that count stay below
 ``cap_bytes``, and the file below twice that and ``SLACK_BYTES``.  A call beyond the cap is copied
-without its body, flagged TRUNCATED and counted; without ``bodies`` all are copied so.
+without its body, flagged TRUNCATED and counted; without ``bodies`` all are copied so.  With keys in
+``seals`` bodies are sealed.
 Weakness: after a failed write the file on disk is an older truth, until one succeeds.
 """
 
@@ -18,6 +19,7 @@ from itertools import chain
 from tpo_mp.shm.open_slots import OpenCall, OpenSlots
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.open_copy import CallsOver, CopiedCall, CopyMark, OpenCopy, encode
+from tpo_mp.store.sealing import UNSEALED
 
 SLACK_BYTES = 4 << 20
 RETRY_S = 5.0
@@ -36,6 +38,7 @@ class Copyist:
     ) -> None:
         self.cap_bytes = cap_bytes
         self.bodies = True
+        self.seals = UNSEALED
         self.cut = 0
         self.errors = 0
         self.broken = False
@@ -146,7 +149,10 @@ class Copyist:
         self._began[place] = call.started_ns
         self._sizes[place] = size
         self._live += size
-        return encode(CopiedCall(place, call.call_id, flags, call.meta, body))
+        sealed = bool(body) and bool(self.seals)
+        if sealed:
+            body = self.seals.seal(body, call.call_id)
+        return encode(CopiedCall(place, call.call_id, flags, call.meta, body, sealed))
 
     def _forget(self, place: int) -> None:
         self._live -= self._sizes.pop(place, 0)

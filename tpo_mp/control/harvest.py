@@ -39,6 +39,7 @@ from tpo_mp.pipeline.poison import digest_of_body
 from tpo_mp.shm.callid import to_text
 from tpo_mp.shm.plane import HostState, Plane
 from tpo_mp.shm.registry import Orphan, Registry, SlotFlag, SlotState
+from tpo_mp.store.sealing import UNSEALED, Locked, Seals
 from tpo_mp.store.shelf import Shelf
 
 from .copied import CopiedCalls, copies_in
@@ -141,8 +142,11 @@ class Harvest:
             for call_id in record_ids([batch]):
                 self._reruns.finished(call_id)
 
-    def add_previous(self, state_dir: Path) -> int:
-        """Take on the registries, or their copies, that earlier runs left; answers how many."""
+    def add_previous(self, state_dir: Path, seals: Seals = UNSEALED) -> int:
+        """Take on the registries, or their copies, that earlier runs left; answers how many.
+
+        A copy that is locked stays where it is, for a run that has its key.
+        """
         copies = copies_in(state_dir, self._own)
         for link in sorted(state_dir.glob("registry.previous*")):
             try:
@@ -156,7 +160,9 @@ class Harvest:
             self._sources.append(_Source(registry, (link,) if copy is None else (link, copy)))
         for copy in copies.values():
             try:
-                self._sources.append(_Source(CopiedCalls(copy), (copy,)))
+                self._sources.append(_Source(CopiedCalls(copy, seals), (copy,)))
+            except Locked:
+                self._log.warning("previous_copy_locked", path=str(copy))
             except OSError as error:
                 self._log.warning("previous_copy_unreadable", path=str(copy), error=str(error))
         return len(self._sources) - 1

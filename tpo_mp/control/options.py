@@ -18,6 +18,7 @@ from tpo_mp.pipeline.edges import places
 from tpo_mp.ports import Probe
 from tpo_mp.store.job_table import JobCaps
 from tpo_mp.store.letters import LetterCaps
+from tpo_mp.store.sealing import Seals
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import ShelfOptions
 from tpo_mp.store.tables import TableCaps
@@ -73,7 +74,9 @@ def _options(
         calls=LogLimits(store.segment_bytes, store.records_bytes, store.records_age_s),
         letters=LogLimits(store.segment_bytes, store.dead_letter_bytes, store.dead_letter_age_s),
         letter_caps=LetterCaps(
-            rows=store.dead_letters, redact=store.dead_letter_bodies == "redacted"
+            rows=store.dead_letters,
+            redact=store.dead_letter_bodies == "redacted",
+            seals=Seals([key.reveal() for key in store.encryption_keys]),
         ),
         tables=TableCaps(rows=store.results, age_s=store.result_age_s),
         jobs=JobCaps(jobs=store.jobs, bytes=store.job_bytes, age_s=store.job_age_s),

@@ -137,7 +137,8 @@ class ControlProcess:
     async def run(self) -> int:
         """Serve until told to end; answers the exit code."""
         self.keeper.start()
-        previous = self.harvest.add_previous(Path(self.handoff.state_dir))
+        seals = self.options.shelf.letter_caps.seals
+        previous = self.harvest.add_previous(Path(self.handoff.state_dir), seals)
         if self.handoff.ops_listener >= 0:
             await self._ops.start(socket.socket(fileno=self.handoff.ops_listener))
         await self.counts.restore()
@@ -335,8 +336,11 @@ class ControlProcess:
         self.jobs.age_s = options.shelf.jobs.age_s
         self.jobs.max_open_calls = options.max_open_calls
         shelf = options.shelf
-        whole = not shelf.letter_caps.redact
-        self.copies.configure(shelf.durability, options.open_copy_bytes, bodies=whole)
+        letters = shelf.letter_caps
+        self.copies.configure(
+            shelf.durability, options.open_copy_bytes, bodies=not letters.redact,
+            seals=letters.seals,
+        )  # fmt: skip
 
     def _configure_log(self) -> FilteringBoundLogger:
         observability = self.options.observability

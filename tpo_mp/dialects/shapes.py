@@ -334,8 +334,9 @@ class DeadLetterRecord(LetterEntry):
 
     ``bytes_sent`` is how much of a stream its client was sent, 0 when nothing was; null when that
     is not known.  ``redacted``: of the request only its numbers were kept, so that it cannot be
-    asked again.  ``attempts`` is how often it was asked again; ``repeated``: its backend may have
-    done the work more than once, for the end of an attempt is not known.
+    asked again; ``locked``: it is sealed with a key that the gateway does not have, so that it
+    cannot be asked now.  ``attempts`` is how often it was asked again; ``repeated``: its backend
+    may have done the work more than once, for the end of an attempt is not known.
     """
 
     status: str
@@ -343,6 +344,7 @@ class DeadLetterRecord(LetterEntry):
     path: str
     truncated: bool
     redacted: bool
+    locked: bool
     bytes_sent: int | None
     attempts: int
     repeated: bool

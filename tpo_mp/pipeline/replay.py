@@ -44,6 +44,8 @@ Google's routes, which only a simulator has, have a colon and are not asked agai
 
 REDACTED: Final = "letter_redacted"
 """Reason of an error that says that there is nothing left to ask."""
+LOCKED: Final = "letter_locked"
+"""Reason of an error that says that there is no key to what is to be asked."""
 LEASE_S: Final = 600.0
 """How long a replay that has not ended keeps others from beginning one."""
 SILENT: Final = "store_unavailable"
@@ -71,12 +73,16 @@ class LetterCopy(Struct):
     session_id: str | None = None
     encoding: Literal["text", "base64", ""] = ""
     redacted: bool = False
+    locked: bool = False
 
     def body(self) -> bytes:
         """The request's bytes; raises ``Rejected`` when they cannot be asked again."""
         if self.redacted:
             said = "the text of the request was not kept ([store] dead_letter_bodies)"
             raise Rejected(said, reason=REDACTED, status=409)
+        if self.locked:
+            said = "the request is sealed with none of our keys ([store] encryption_keys)"
+            raise Rejected(said, reason=LOCKED, status=409)
         if self.truncated:
             said = "the letter holds a part of the request only"
             raise Rejected(said, reason="letter_truncated", status=409)

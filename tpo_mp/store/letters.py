@@ -2,6 +2,8 @@
 
 The segments are the truth, the SQLite index only finds them; every open reads what the index has
 not seen yet.  A letter is one msgpack array in the log, tagged 1; a status change is tagged 2.
+With keys (``LetterCaps.seals``) the letter's array is sealed as a whole, in memory's copy of the
+record too; what the index holds of it is not.
 
 A letter that could not be written or indexed stays in memory (``_waiting``, capped) and is tried
 again by ``flush``; it is visible all the while.  The owner of the transaction reports its end with
@@ -9,6 +11,7 @@ again by ``flush``; it is visible all the while.  The owner of the transaction r
 
 Invariants: one letter per call id, however often it is reported; a letter leaves memory only when
 the log and the committed index have it.
+Known weakness: an index made anew, after the database was damaged, has no letter that is locked.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import msgspec
 from msgspec.structs import replace
 
 from .redaction import parameters_of
+from .sealing import UNSEALED, Locked, Seals
 from .segment_files import Place
 from .segments import SegmentError, SegmentLog
 from .tables import LetterHeader, Tables
 
 _MARK = "dead_letters_read"
+_ABOUT = b"letter"
 
 
 class Letter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
@@ -72,6 +77,7 @@ class LetterCaps:
     waiting_bytes: int = 16 << 20
     redact: bool = False
     """Whether a letter's body is left out, but for what ``redaction`` keeps."""
+    seals: Seals = UNSEALED
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -126,7 +132,7 @@ class DeadLetters:
         if self.caps.redact:
             fresh = [redacted(letter) for letter in fresh]
         for letter in fresh:
-            self._wait(letter, _encode(letter))
+            self._wait(letter, self.caps.seals.seal(_encode(letter), _ABOUT))
         if fresh:
             self.flush()
         return len(fresh)
@@ -185,8 +191,10 @@ class DeadLetters:
     def take_back(self, payloads: Sequence[bytes]) -> None:
         """Keep records in memory that the log gave up."""
         for payload in payloads:
-            record = _decode(payload)
-            if isinstance(record, Letter):
+            record = self._opened(payload)
+            if record is None:
+                self.dropped += 1
+            elif isinstance(record, Letter):
                 self._wait(record, payload)
             else:
                 self._changes = [*self._changes[-self.caps.waiting :], payload]
@@ -237,8 +245,8 @@ class DeadLetters:
         rows = self._tables.oldest_letters(limit, session, since)
         return [row for row in rows if row.call_id not in self._waiting]
 
-    def read(self, call_id: str) -> tuple[LetterHeader, Letter] | None:
-        """One letter with its payload."""
+    def read(self, call_id: str) -> tuple[LetterHeader, Letter | None] | None:
+        """One letter with its payload; no payload when it is sealed with a key that is not here."""
         waiting = self._waiting.get(call_id)
         if waiting is not None:
             return _header(waiting.letter), waiting.letter
@@ -246,8 +254,8 @@ class DeadLetters:
         payload = None if row is None else self.log.read(row[1])
         if row is None or payload is None:
             return None
-        letter = _decode(payload)
-        return (row[0], letter) if isinstance(letter, Letter) else None
+        letter = self._opened(payload)
+        return None if isinstance(letter, StatusChange) else (row[0], letter)
 
     def prune(self) -> None:
         """Hold the caps of log and index."""
@@ -288,6 +296,14 @@ class DeadLetters:
         else:
             self._staged = [letter.call_id for letter, _ in written]
 
+    def _opened(self, payload: bytes) -> Letter | StatusChange | None:
+        """A record of the log; ``None`` when it is locked."""
+        try:
+            record: Letter | StatusChange = _decode(self.caps.seals.open(payload, _ABOUT))
+        except Locked:
+            return None
+        return record
+
     def _set_mark(self, tables: Tables) -> None:
         segment, offset = self.log.position
         tables.set_mark(_MARK, f"{segment}:{offset}")
@@ -295,8 +311,10 @@ class DeadLetters:
     def _read_from(self, tables: Tables, segment: int, offset: int) -> None:
         for place, payload in self.log.scan(segment, offset):
             try:
-                record = _decode(payload)
+                record = self._opened(payload)
             except msgspec.MsgspecError:
+                continue
+            if record is None:
                 continue
             if isinstance(record, Letter):
                 tables.index([(_header(record), place)])

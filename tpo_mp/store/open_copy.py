@@ -18,7 +18,7 @@ to the old file, the new one, or a file with a torn tail.  After a failed write 
 bad: it is never appended to again, only replaced.
 
 Invariants: one thread of one process writes it; mode 0600.
-Weakness: bodies are not encrypted.
+A body may be sealed (``sealing``); then the record says so, and is about its call's id.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
 from .framing import HEAD_BYTES, MAGIC_BYTES, Disk, framed, read_record, sync_directory
+from .sealing import UNSEALED, Locked, Seals
 
 MAGIC = b"TPOOPEN1"
 CHUNK_BYTES = 1 << 20
@@ -55,6 +57,7 @@ class CopiedCall(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     flags: int
     meta: bytes
     body: bytes
+    sealed: bool = False
 
 
 class CallsOver(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -153,9 +156,10 @@ class OpenCopyReader:
     Only places and positions are kept in memory; ``calls`` reads the bodies again, one at a time.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the clean prefix; raises ``OSError``."""
+    def __init__(self, path: Path, seals: Seals = UNSEALED) -> None:
+        """Read the clean prefix; raises ``OSError``, ``Locked`` when it needs another key."""
         self.path = path
+        self._seals = seals
         self.mark: tuple[int, int] | None = None
         self._at: dict[int, int] = {}
         with path.open("rb") as file:
@@ -172,22 +176,37 @@ class OpenCopyReader:
                 file.seek(at)
                 record = _next(file)
                 if isinstance(record, CopiedCall):
-                    yield record
+                    yield self._opened(record)
 
     def drop(self, place: int) -> None:
         """Forget the call at a place."""
         self._at.pop(place, None)
 
+    def _opened(self, call: CopiedCall) -> CopiedCall:
+        """The call with its body; one that was changed since stays sealed."""
+        if not call.sealed:
+            return call
+        try:
+            return replace(call, body=self._seals.open(call.body, call.call_id), sealed=False)
+        except Locked:
+            return call
+
     def _read(self, file: BinaryIO) -> None:
+        locked: set[int] = set()
         while True:
             at = file.tell()
             record = _next(file)
             if record is None:
+                if locked & self._at.keys():
+                    raise Locked("calls are sealed with another key")
                 return
             if isinstance(record, CopyMark):
                 self.mark = record.segment, record.offset
             elif isinstance(record, CopiedCall):
                 self._at[record.place] = at
+                locked.discard(record.place)
+                if record.sealed and not self._seals.has_key_of(record.body):
+                    locked.add(record.place)
             else:
                 for place in record.places:
                     self._at.pop(place, None)

@@ -10,7 +10,7 @@ no longer safe back to the caller.  A failed fsync is never retried as a success
 
 Invariants: a record is in the log at most once; the directory stays within its byte and age caps
 (the newest file excepted).
-Weakness: bodies are not encrypted; the files are mode 0600.
+The files are mode 0600; who appends decides whether what they hold is sealed (``sealing``).
 """
 
 from __future__ import annotations

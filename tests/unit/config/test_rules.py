@@ -284,3 +284,34 @@ def test_calls_are_collected_for_backends_that_are_there(refused: Refused) -> No
     (line,) = refused(text)
     said = "stages.batch.backends[0] = 'alhpa': no such backend; did you mean 'alpha'?"
     assert line == said
+
+
+SEALING = "[store]\nencryption_keys = [{}]\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('"short"', "[0]: shorter than 32 characters: openssl rand -base64 32"),
+        ("{client = true}", "[0]: a caller's key cannot seal what we keep"),
+        (f'"{"a" * 32}", "{"a" * 32}"', "[1]: stands there twice"),
+        ('{env = "TPO_NOT_THERE"}', "[0]"),
+    ],
+)
+def test_keys_that_seal_are_keys(refused: Refused, keys: str, said: str) -> None:
+    """Long, of the operator's own, and not told."""
+    (line,) = refused(SEALING.format(keys))
+    assert line.startswith(f"store.encryption_keys{said}")
+    assert "aaaa" not in line
+
+
+def test_sealing_without_its_package_is_told(
+    refused: Refused, load_text: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is started; without keys nobody needs it."""
+    text = SEALING.format(f'"{"a" * 32}"')
+    assert load_text(text).store.encryption_keys[0].reveal() == "a" * 32
+    monkeypatch.setattr("tpo_mp.config.rules.find_spec", lambda _: None)
+    (line,) = refused(text)
+    assert line.endswith("needs the package cryptography: pip install 'tpo-mp[encryption]'")
+    assert load_text("").store.encryption_keys == ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tpo_mp.store.letters import DeadLetters, Letter, LetterCaps
+from tpo_mp.store.sealing import Seals
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.segments import SegmentLog
 from tpo_mp.store.tables import TableCaps, Tables
@@ -262,6 +263,7 @@ def test_redacted_letters_hold_no_text_in_memory_nor_on_disk(tmp_path: Path) -> 
     for _ in range(2):
         found = office.letters.read("a")
         assert found is not None
+        assert found[1] is not None
         assert (found[1].body, found[1].redacted) == (b'{"max_tokens":3}', True)
         office.disk.broken = False
         office.letters.flush()
@@ -270,3 +272,25 @@ def test_redacted_letters_hold_no_text_in_memory_nor_on_disk(tmp_path: Path) -> 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(b"max_tokens" in path.read_bytes() for path in files)
     assert not any(b"secret" in path.read_bytes() for path in files)
+
+
+def test_sealed_letters_open_with_their_key_only(tmp_path: Path) -> None:
+    """In memory, on the disk, and after the disk gave them back; without the key they are there."""
+    keys = Seals(["k" * 32])
+    office = Office(tmp_path, LetterCaps(seals=keys))
+    office.disk.unsyncable = True
+    office.letters.add([replace(letter("a"), body=b"secret")])
+    office.letters.sync()  # the log gives the record back
+    assert office.letters.waiting
+    office.disk.unsyncable = False
+    office.letters.flush()
+    office.commit()
+    office.close()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"secret" in path.read_bytes() for path in files)
+    for seals, body in ((Seals(["x" * 32]), None), (Seals(["x" * 32, "k" * 32]), b"secret")):
+        again = Office(tmp_path, LetterCaps(seals=seals))
+        found = again.letters.read("a")
+        assert found is not None
+        assert (found[1] and found[1].body, again.listed()) == (body, ["a"])
+        again.close()

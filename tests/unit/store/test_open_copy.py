@@ -18,6 +18,7 @@ from tpo_mp.store.open_copy import (
     OpenCopyReader,
     encode,
 )
+from tpo_mp.store.sealing import Locked, Seals
 
 
 def opened(place: int, body: bytes = b"body") -> bytes:
@@ -186,3 +187,23 @@ def test_nothing_is_left_after_removal(tmp_path: Path) -> None:
     file.remove()
     assert file.absent
     assert not list(tmp_path.iterdir())
+
+
+def test_sealed_bodies_need_their_key(tmp_path: Path) -> None:
+    """Of a call that is over nothing is needed; one that was changed comes without its body."""
+    keys, path = Seals(["k" * 32]), tmp_path / "copy"
+
+    def sealed(place: int, about: int) -> bytes:
+        call_id = place.to_bytes(16, "big")
+        body = keys.seal(b"secret", about.to_bytes(16, "big"))
+        return encode(CopiedCall(place, call_id, 0, b"meta", body, True))
+
+    copy = OpenCopy(path)
+    copy.replace([sealed(1, 1), sealed(2, 1), opened(3)])
+    found = {c.place: (c.body[:6], c.sealed) for c in OpenCopyReader(path, keys).calls()}
+    assert found == {1: (b"secret", False), 2: (found[2][0], True), 3: (b"body", False)}
+    with pytest.raises(Locked):
+        OpenCopyReader(path, Seals(["x" * 32]))
+    copy.append([over(1, 2)])
+    assert bodies(path) == {3: b"body"}
+    copy.remove()

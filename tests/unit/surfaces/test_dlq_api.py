@@ -83,6 +83,7 @@ def test_letter_the_store_does_not_have_is_not_found(method: str) -> None:
         ({"status": "dropped"}, "letter_dropped"),
         ({"truncated": True}, "letter_truncated"),
         ({"redacted": True}, "letter_redacted"),
+        ({"locked": True, "payload": None}, "letter_locked"),
         ({"path": "/v1beta/models/{model}:generateContent"}, "letter_not_replayable"),
     ],
 )
