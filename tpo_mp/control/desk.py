@@ -1,7 +1,8 @@
 """Sorts what workers send: records to the log, questions to the store, answers back.
 
 Invariants: a record that cannot be decoded is counted and dropped, never fatal; every question that
-can be decoded is answered once, in as many pieces as its ring needs.
+can be decoded is answered once, in as many pieces as its ring needs; a letter of whose pieces one
+is missing is kept without its request, and says so.
 """
 
 from __future__ import annotations
@@ -178,15 +179,16 @@ class Desk:
 
     def _dead_letter(self, seat: int, sent: DeadLetterFrame) -> None:
         name = (seat, sent.call_id)
+        truncated = sent.truncated
         try:
             body = self._pieces.add(name, sent.body, more=sent.more, at=sent.at)
-        except Lost:
-            return
+        except Lost:  # who, when and why are in every piece
+            body, truncated = b"", True
         if body is None:
             return
         letter = Letter(
             sent.call_id, sent.client_request_id, sent.session, sent.reason, sent.dropped_at,
-            sent.model, sent.tenant, sent.path, body, sent.truncated,
+            sent.model, sent.tenant, sent.path, body, truncated,
             sent.bytes_sent,
         )  # fmt: skip
         self.letters += 1

@@ -43,6 +43,9 @@ class PlaceReport:
 
     def expire(self) -> None:
         """Set the gauges."""
+        for name in self._gauges.keys() - self._doors.keys():
+            for gauge in self._gauges.pop(name):
+                gauge.set(0)
         for name, door in self._doors.items():
             limit, held = self._gauges.get(name) or self._made(name)
             there = door.told if door.told >= 0 else door.share.limit

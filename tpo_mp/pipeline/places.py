@@ -140,6 +140,7 @@ class Door:
     """One backend, seen from one process: what its calls hold and what is leased for more."""
 
     __slots__ = (
+        "__weakref__",
         "_excess",
         "_idle",
         "auto",
@@ -272,7 +273,8 @@ class PlaceDesk:
         self._shares = env.shares
         self._timers = env.timers
         self._peers = env.peers
-        self._doors: dict[str, Door] = {}
+        self._doors: WeakValueDictionary[str, Door] = WeakValueDictionary()
+        """Those that a configuration, or a call of an older one, still has."""
         self._queues: dict[str, PlaceQueue] = {}
         self._tickets: dict[int, PlaceTicket] = {}
         self._unsaid: dict[tuple[int, _Message], tuple[int, int]] = {}
@@ -289,6 +291,8 @@ class PlaceDesk:
         """The door of a backend."""
         door = self._doors.get(name)
         if door is None:
+            for gone in [n for n, q in self._queues.items() if n not in self._doors and not q.busy]:
+                del self._queues[gone]
             door = self._doors[name] = Door(self, name, self._shares.of(share_name(name)))
         return door
 

@@ -5,11 +5,12 @@
     0      magic u64 | layout u64 | seats u64 | pad to 64
     64     names       1 024 x 16 bytes   blake2b of the line's name; zeros: no line yet
     then   epochs      u64 per seat       whose numbers stand in the seat's words
-    then   lines       1 024 x (2 + seats) u64
+    then   lines       1 024 x (2 + 2 x seats) u64
            +0 wanted   how many wait for it: a hint, written by whoever keeps the queue
            +1 limit    how much there is of it, where the host finds that out; written by whoever
                        judged it last
            +2 held     one word per seat
+           +  kept     one word per seat: whether its occupant may still use the line
 
 A seat's words are written by its occupant only.  Who wants more holds the ledger's lock of row 2,
 adds up what all seats hold, and raises its own word by what is left of the limit; so nobody takes
@@ -24,12 +25,18 @@ What others see if a process dies between any two lines: a word as it was or as 
 after its reaping neither; a line whose name was not written yet is found by the next who asks; its
 locks are dropped by the kernel.
 
+When no line is free, one that no living seat keeps is given to the new name, under the lock of row
+2, under which also lines are found and kept: a process keeps a line from before it has an object of
+it until after it has none, and only then its part of it is 0 again.  The words of wanted and limit
+are zeroed before the name is written, so who dies between leaves a line of its old name.
+
 Memory order: a word raised is followed by the release of the lock, and whoever adds up has taken
 it since, a pair that every platform orders; the rest is single words.
 
 Invariants: the sum of a line is at most the limit that was said when it was last raised; taking
-and giving are never more than what is there.
-Known weakness: lines are never given back, so a host knows at most 1 024 names in its life.
+and giving are never more than what is there; a line changes its name only while nobody living has
+an object of it.
+Known weakness: at most 1 024 names are in use at a time.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Final
+from weakref import WeakValueDictionary, finalize
 
 from tpo_mp.errors import ConfigError
 
@@ -45,7 +53,7 @@ from .rows import RowTable
 from .structure import SeatStructure
 
 MAGIC: Final = int.from_bytes(b"TPOSHARE", "little")
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 LINES: Final = 1024
 NAME_BYTES: Final = 16
 LOCK_ROW: Final = 2
@@ -65,7 +73,7 @@ class ShareSegment(SeatStructure):
     @staticmethod
     def size(seats: int) -> int:
         """Bytes of the segment."""
-        return (_EPOCHS + seats + LINES * (_HEAD + seats)) * 8
+        return (_EPOCHS + seats + LINES * _line_words(seats)) * 8
 
 
 class SharedShares:
@@ -84,13 +92,14 @@ class SharedShares:
         self._segment = segment
         self._table = table
         self._epoch_of = epoch_of
-        self._lines: dict[str, SharedShare] = {}
+        self._lines: WeakValueDictionary[str, SharedShare] = WeakValueDictionary()
         self.seat = seat
         words, seats = segment.words, segment.seats
         words[_EPOCHS + seat] = 0  # none of the last occupant's words counts from here on
         first = _EPOCHS + seats
         for line in range(LINES):
-            words[first + line * (_HEAD + seats) + _HEAD + seat] = 0
+            at = first + line * _line_words(seats) + _HEAD + seat
+            words[at] = words[at + seats] = 0
         words[_EPOCHS + seat] = epoch
 
     @classmethod
@@ -110,8 +119,10 @@ class SharedShares:
         line = self._lines.get(name)
         if line is None:
             segment = self._segment
-            at = _EPOCHS + segment.seats + self._number(name) * (_HEAD + segment.seats)
+            at = self._at(self._number(name))
             line = self._lines[name] = SharedShare(segment, self, self._table, at)
+            held = at + _HEAD + self.seat
+            finalize(line, _leave, segment.words, held, held + segment.seats).atexit = False
         return line
 
     def living(self) -> list[int]:
@@ -123,7 +134,12 @@ class SharedShares:
             if (epoch := words[_EPOCHS + seat]) and epoch == self._epoch_of(seat)
         ]
 
+    def _at(self, line: int) -> int:
+        seats = self._segment.seats
+        return _EPOCHS + seats + line * _line_words(seats)
+
     def _number(self, name: str) -> int:
+        """Which line has this name; from now on this process keeps it."""
         digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
         with self._table.lock(LOCK_ROW, wait_ns=_NAMING_NS) as held:
             if held is None:
@@ -132,18 +148,32 @@ class SharedShares:
             for line in range(LINES):
                 at = _NAMES_AT + line * NAME_BYTES
                 found = memory[at : at + NAME_BYTES]
-                if found == digest:
-                    return line
-                if found == _NOBODY:
-                    memory[at : at + NAME_BYTES] = digest
-                    return line
-        raise ConfigError(f"more than {LINES} names of backends since this host started: restart")
+                if found in (digest, _NOBODY):
+                    break
+            else:
+                line, found = self._unkept(), b""
+            words, first = self._segment.words, self._at(line)
+            if found != digest:
+                words[first] = words[first + 1] = 0
+                at = _NAMES_AT + line * NAME_BYTES
+                memory[at : at + NAME_BYTES] = digest
+            words[first + _HEAD + self._segment.seats + self.seat] = 1
+            return line
+
+    def _unkept(self) -> int:
+        """A line that nobody living has an object of."""
+        words, seats, living = self._segment.words, self._segment.seats, self.living()
+        for line in range(LINES):
+            first = self._at(line) + _HEAD
+            if not any(words[first + n] or words[first + seats + n] for n in living):
+                return line
+        raise ConfigError(f"more than {LINES} names of backends are in use")
 
 
 class SharedShare:
     """What this process and the others hold of one thing; implements ``ports.Share``."""
 
-    __slots__ = ("_at", "_mine", "_segment", "_shares", "_table")
+    __slots__ = ("__weakref__", "_at", "_mine", "_segment", "_shares", "_table")
 
     def __init__(
         self, segment: ShareSegment, shares: SharedShares, table: RowTable, at: int
@@ -199,3 +229,16 @@ class SharedShare:
     def give(self, n: int) -> None:
         """Give back."""
         self._segment.words[self._mine] -= n
+
+
+def _line_words(seats: int) -> int:
+    return _HEAD + 2 * seats
+
+
+def _leave(words: memoryview, held: int, kept: int) -> None:
+    """Nobody here has an object of the line any more, so nobody can give back."""
+    try:
+        words[held] = 0
+        words[kept] = 0
+    except ValueError:  # unmapped meanwhile
+        return

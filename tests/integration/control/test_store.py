@@ -111,13 +111,15 @@ def test_a_letter_longer_than_a_record_is_put_together(host: ControlHost) -> Non
 
 
 def test_the_rest_of_a_letter_or_value_is_not_taken_for_it(host: ControlHost) -> None:
-    """Whoever sent a value hears that it was not kept; of a letter nothing is kept."""
+    """Whoever sent a value hears that it was not kept; a letter says that it is not all."""
     shard = host.shards[0]
     lost, whole = shard.ids.new(), shard.ids.new()
     shard.send(letter_frame(lost, b"rest}", at=9))
     shard.send(letter_frame(whole))
-    wait_for(shard.letter_ids, what="the whole letter")
-    assert shard.letter_ids() == [whole]
+    wait_for(lambda: len(shard.letter_ids()) == 2, what="both letters")
+    told, other = (json.loads(shard.ask(LETTERS, call_id)[1] or b"") for call_id in (lost, whole))
+    assert (told["truncated"], told["payload"], told["reason"]) == (True, "", "shed")
+    assert not other["truncated"]
     assert not shard.put("notes", "k", b"not all of it", begin=4)
     assert shard.ask("notes", "k") == (True, None)
     assert shard.put("notes", "k", b"all of it")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
+from time import perf_counter_ns
+
 import pytest
 
-from tpo_mp.config.api_keys import digest
+from tpo_mp.config.api_keys import digest, new_key
 from tpo_mp.errors import PolicyViolation, Unauthorized
 from tpo_mp.http.endpoints import Access, Endpoint, EndpointTable
 from tpo_mp.http.head import Head, HeadMemo
@@ -100,3 +103,21 @@ def test_a_guessers_heads_are_not_remembered() -> None:
     good = b"GET /key HTTP/1.1\r\nhost: h\r\nx-api-key: user-key-of-16-or-more\r\n\r\n"
     assert memo.get(good) is None
     assert memo.parse(good) is memo.get(good)
+
+
+def test_a_guess_takes_as_long_whatever_of_it_is_right() -> None:
+    """Twenty thousand: a name that is known with a wrong secret, and one that nobody has."""
+    known = new_key("team-a")
+    ring = Keyring([(digest(known.encode(), PEPPER.encode()), USER)], PEPPER)
+    right, wrong = known[: len(known) // 2], new_key("team-b")[: len(known) // 2]
+    took: tuple[list[int], list[int]] = ([], [])
+    parser = HeadMemo(TABLE, 1 << 20)
+    for number in range(20_000):
+        guess = f"{(right, wrong)[number % 2]}{number:032d}"
+        head = parser.parse(f"GET /key HTTP/1.1\r\nhost: h\r\nx-api-key: {guess}\r\n\r\n".encode())
+        began = perf_counter_ns()
+        ring.apply(head)
+        took[number % 2].append(perf_counter_ns() - began)
+        assert head.refusal is not None
+    medians = [median(one) for one in took]
+    assert abs(medians[0] - medians[1]) < 5_000, f"ns: {medians}"

@@ -105,14 +105,40 @@ def test_how_many_wait_is_said_to_all(host: Host) -> None:
     assert two.wanted == 7
 
 
-def test_there_is_an_end_to_names(host: Host) -> None:
-    """Names of configurations; a restart begins anew."""
-    shares = host.process(0)
-    for number in range(LINES):
-        shares.of(str(number))
+def test_there_is_an_end_to_names_that_are_in_use(host: Host) -> None:
+    """Of the living: what the dead used, and what nobody has any more, goes to new names."""
+    one, two, three = (host.process(seat) for seat in range(SEATS))
+    lines = [one.of(str(number)) for number in range(LINES)]
+    also = two.of("5")
+    lines[5].limit = also.wanted = 3
     with pytest.raises(ConfigError, match="1024 names"):
-        shares.of("one more")
-    assert shares.of("5").take(1, 1) == 1
+        three.of("one more")
+    assert lines[5].take(2, 2) == 2
+    lines[5] = lines[6]  # this process has no more of it, the other has
+    assert (also.held, also.total()) == (0, 0)
+    with pytest.raises(ConfigError, match="1024 names"):
+        three.of("one more")
+    del also
+    fresh = three.of("one more")
+    assert (fresh.held, fresh.total(), fresh.limit, fresh.wanted) == (0, 0, 0, 0)
+    with pytest.raises(ConfigError, match="1024 names"):
+        two.of("5")
+    host.epochs[0] += 1  # and with it all its lines
+    again = two.of("5")
+    assert again.take(1, 1) == 1
+    assert (fresh.total(), again.limit) == (0, 0)
+
+
+def test_configurations_may_come_and_go(host: Host) -> None:
+    """Twice as many names as there are lines, one of them at a time; another stays."""
+    one, two = host.process(0), host.process(1)
+    kept = one.of("kept")
+    assert kept.take(1, 5) == 1
+    for number in range(2 * LINES):
+        both = one.of(str(number)), two.of(str(number))
+        both[0].add(1)
+        assert both[1].total() == 1
+    assert (two.of("kept").total(), one.of("kept") is kept) == (1, True)
 
 
 def test_another_layout_is_refused(host: Host) -> None:
