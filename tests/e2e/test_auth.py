@@ -31,6 +31,7 @@ OPEN = {
 }  # fmt: skip
 ADMIN = {
     "/api/v1/dlq", "/v1/dlq", "/api/v1/dlq/{id}", "/api/v1/debug/dlq", "/api/v1/debug/pipeline",
+    "/api/v1/debug/dedup-index",
     "/api/v1/dlq/{id}/replay", "/v1/dlq/replay/{id}", "/api/v1/dlq/replay",
     "/api/v1/dlq/replay/{id}",
     "/api/v1/guard", "/api/v1/guard/inspect",

@@ -14,7 +14,7 @@ from tests.support.toml import ECHO
 from tests.support.wait import wait_for
 
 CONFIG = ECHO + "[surfaces.status_api]\ndebug = true\n"
-DEBUG = ("/api/v1/debug/dlq", "/api/v1/debug/pipeline")
+DEBUG = ("/api/v1/debug/dlq", "/api/v1/debug/pipeline", "/api/v1/debug/dedup-index")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,21 @@ def test_debug_dlq_is_the_dlq(clients: tuple[RawClient, RawClient]) -> None:
     """Another path to the same list."""
     same = [clients[0].request("GET", p).json() for p in ("/api/v1/dlq", DEBUG[0], "/v1/dlq")]
     assert same[0] == same[1] == same[2]
+
+
+def test_shared_answers_are_counted_for_the_host(clients: tuple[RawClient, RawClient]) -> None:
+    """Of calls that came to either worker; sampled ones share nothing."""
+    for client in clients:
+        for _ in range(2):
+            assert client.post_json(CHAT, chat("the same", temperature=0)).status == 200
+        assert client.post_json(CHAT, chat("the same", temperature=1)).status == 200
+
+    def told() -> bool:
+        one, other = (client.request("GET", DEBUG[2]).json() for client in clients)
+        assert (one["enabled"], one["semantic"]["enabled"]) == (True, False)
+        return bool(one == other and 1 <= one["total_submitted"] <= 4)
+
+    wait_for(told, 10, "the count, alike from both workers")
 
 
 def test_inside_is_404_unless_configured(echo_gateway: Gateway) -> None:

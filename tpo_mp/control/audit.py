@@ -247,6 +247,7 @@ def passes(record: RecordFrame, query: AuditQuery) -> bool:
         and (query.request is None or query.request in (record.call_id, record.client_request_id))
         and (query.terminal is None or record.terminal == query.terminal)
         and (query.status is None or record.status == query.status)
+        and (query.tag is None or query.tag in record.tags)
         and (query.cache_hit is None or (record.cache in HITS) == query.cache_hit)
         and (query.min_latency_s is None or record.duration_s >= query.min_latency_s)
         and (query.since is None or record.finished_at >= query.since)
@@ -287,6 +288,7 @@ def entry_of(record: RecordFrame) -> dict[str, Any]:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "peer": record.peer,
+        "tags": record.tags,
     }
     if record.input is not None or record.output is not None:
         entry |= {
@@ -309,7 +311,8 @@ def _of(batches: Iterable[bytes]) -> Iterator[RecordFrame]:
 
 def _needles(query: AuditQuery) -> list[bytes]:
     """What must stand in a block's bytes for one of its records to pass."""
-    texts = (query.model, query.tenant, query.key_id, query.session, query.request, query.terminal)
+    texts = (query.model, query.tenant, query.key_id, query.session, query.request, query.tag,
+             query.terminal)  # fmt: skip
     return [text.encode() for text in texts if text]
 
 

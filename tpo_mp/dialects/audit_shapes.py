@@ -47,6 +47,7 @@ class AuditEntry(Struct):
     bytes_in: int
     bytes_out: int
     peer: str
+    tags: list[str]
     input: str | None = None
     output: list[str] | None = None
     truncated: list[Literal["input", "output"]] = []

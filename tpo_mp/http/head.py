@@ -37,12 +37,12 @@ _SINGLE = frozenset(
     (b"host", b"content-length", b"content-type", b"transfer-encoding", b"authorization",
      b"x-api-key", b"api-key", b"x-admin-key", b"x-session-id", b"expect", b"upgrade",
      b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-request-id", b"x-litellm-session-id", b"origin",
-     b"idempotency-key")
+     b"idempotency-key", b"x-tpo-tags")
 )  # fmt: skip
 _SPECIAL = frozenset(
     (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
      b"x-api-key", b"idempotency-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key", b"x-tpo-cache",
-     b"cache-control")
+     b"cache-control", b"x-tpo-tags")
 )  # fmt: skip
 ALWAYS = b"x-content-type-options: nosniff\r\n"
 NO_STORE = b"cache-control: no-store\r\n"

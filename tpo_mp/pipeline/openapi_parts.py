@@ -90,6 +90,11 @@ PARAMETERS: Final[dict[str, Any]] = {
             {"type": "integer", "minimum": 1, "maximum": 604_800_000},
         ),
         _parameter(
+            "x-tpo-tags",
+            "Words, separated by commas, by which the call is found in the audit.",
+            {"type": "string", "pattern": "^[A-Za-z0-9._:/@, -]{0,1056}$"},
+        ),
+        _parameter(
             "idempotency-key",
             "Requests with one key run once: the others are given its answer.",
             {"type": "string", "pattern": "^[ -~]{1,255}$"},

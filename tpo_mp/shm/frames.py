@@ -153,7 +153,7 @@ class RecordFrame(_Frame, frozen=True):
     ``cost_usd``; left out when there are none.
     ``cache`` is as ``Call.cache``, ``guard`` as ``Call.guard``.
     ``input`` and ``output`` are what was said, ``None`` and not sent unless that is kept; bit 0 of
-    ``cut`` says that the first is not all of it, bit 1 the second.
+    ``cut`` says that the first is not all of it, bit 1 the second.  ``tags`` are the client's.
     """
 
     call_id: str
@@ -188,6 +188,7 @@ class RecordFrame(_Frame, frozen=True):
     output: str | None = None
     cut: int = 0
     aside_tokens: int = 0
+    tags: list[str] = []
 
 
 class DeadLetterFrame(_Frame, frozen=True):

@@ -61,6 +61,7 @@ class AuditQuery(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_u
     key_id: str | None = None
     session: str | None = None
     request: str | None = None
+    tag: str | None = None
     terminal: str | None = None
     status: int | None = None
     cache_hit: bool | None = None

@@ -32,7 +32,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What it shows of the inside."""
 
     debug: Annotated[bool, Meta(
-        description="Serve /api/v1/debug/dlq and /api/v1/debug/pipeline.")] = False  # fmt: skip
+        description="Serve /api/v1/debug/dlq, /api/v1/debug/dedup-index and "
+                    "/api/v1/debug/pipeline.")] = False  # fmt: skip
 
 
 class StatusApi:
@@ -62,6 +63,8 @@ class StatusApi:
                          outcomes=(page,)),
                 Endpoint("GET", "/api/v1/debug/pipeline", self.inside, "native", access="admin",
                          outcomes=(inside,)),
+                Endpoint("GET", "/api/v1/debug/dedup-index", self.dedup, "native", access="admin",
+                         outcomes=(Outcome("calls that share answers", dict[str, Any]),)),
             ]  # fmt: skip
         return served
 
@@ -80,6 +83,10 @@ class StatusApi:
     async def inside(self, exchange: Exchange) -> None:
         """Show the compiled chain and each shard."""
         _send(exchange, await self._read(self._inside))
+
+    async def dedup(self, exchange: Exchange) -> None:
+        """Show how many calls share an answer, on the whole host."""
+        _send(exchange, await self._read(self._dedup))
 
     async def dead_letters(self, exchange: Exchange) -> None:
         """List dead letters as `/api/v1/dlq` does."""
@@ -186,6 +193,29 @@ class StatusApi:
                 s: int(n) for s, n in series.by("orchestrator_requests_total", "stage").items()
             },
             "shards": self._health()["host"]["shards"],
+        }
+
+    def _dedup(self, series: _Series) -> dict[str, Any]:
+        counted = {
+            name: int(series.sum(f"orchestrator_dedup_{metric}"))
+            for name, metric in [
+                ("total_submitted", "requests_total"),
+                ("deduplicated", "hits_total"),
+                ("active_requests", "active_requests"),
+                ("waiters_unblocked", "waiters_unblocked_total"),
+            ]
+        }
+        asked = counted["total_submitted"]
+        stages = self._gateway.config.stage_order
+        return {
+            "enabled": "dedup" in stages,
+            **counted,
+            "dedup_rate": counted["deduplicated"] / asked if asked else 0.0,
+            "semantic": {
+                "enabled": "near_dedup" in stages,
+                "hits": int(series.sum("orchestrator_dedup_semantic_hits_total")),
+                "misses": int(series.sum("orchestrator_dedup_semantic_miss_total")),
+            },
         }
 
     def _health(self) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpo_mp.dialects import tags
+from tpo_mp.errors import InvalidRequest
 from tpo_mp.pipeline.delivery import UnexpectedError, forget_frames
 from tpo_mp.pipeline.endings import end_of, tell_ended
 from tpo_mp.pipeline.spending import (
@@ -49,6 +51,7 @@ BATCH = 64
 MAX_KEPT = 8192
 MAX_ROWS = 1024
 MOST_TEXT = 8 << 20
+_NO_TEXTS = (None, None, 0)
 LOOKED_UP = frozenset(("hit", "miss"))
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
@@ -252,7 +255,10 @@ class Account:
         )  # fmt: skip
         more = () if call.audited is None else self._said(call)
         if aside is not None:
-            more = (*(more or (None, None, 0)), aside.tokens)
+            more = (*(more or _NO_TEXTS), aside.tokens)
+        head = exchange.head
+        if head.special and tags.HEADER in head.headers:
+            more = _tagged(more, head.headers[tags.HEADER])
         self._records.append(record + more if more else record)
 
     def _said(self, call: Call) -> tuple[object, ...]:
@@ -350,6 +356,16 @@ class Account:
         for slot in slots:
             self._registry.close(slot)
         return bool(slots)
+
+
+def _tagged(more: tuple[object, ...], header: bytes) -> tuple[object, ...]:
+    """The last fields of a record, with what its client calls the call."""
+    try:
+        named = tags.tags_of(header)
+    except InvalidRequest:  # the call was refused for it
+        return more
+    more = more or _NO_TEXTS
+    return (*more, *([0] if len(more) == len(_NO_TEXTS) else []), named)
 
 
 def _stage_of(delivery: Delivery) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tpo_mp.config.tree import Config
+from tpo_mp.dialects import tags
 from tpo_mp.errors import Draining, InvalidRequest, Shed, TpoError, WorkerLost
 from tpo_mp.http.endpoints import Endpoint, EndpointTable
 from tpo_mp.observe.health import ArenaView
@@ -221,6 +222,8 @@ class Owner:
             call.priority = priority
         if b"x-tpo-cache" in headers or b"cache-control" in headers:
             call.reuse = reuse_of(headers)
+        if tags.HEADER in headers:
+            tags.tags_of(headers[tags.HEADER])  # a slip of the pen is told now
         if b"idempotency-key" in headers:
             call.idempotency_key = _idempotency_key(headers[b"idempotency-key"])
         if b"x-tpo-deadline-ms" in headers:

@@ -63,4 +63,4 @@ def test_inside_is_shown_on_request_only(surface: Surface) -> None:
     quiet = {endpoint.template for endpoint in surface.gateway.table}
     built = FEATURE.build(status_api.Config(debug=True), FakeWorld().env)
     loud = {endpoint.template for endpoint in built.endpoints(surface.gateway)}
-    assert loud - quiet == {"/api/v1/debug/dlq", "/api/v1/debug/pipeline"}
+    assert loud - quiet == {f"/api/v1/debug/{name}" for name in ("dlq", "pipeline", "dedup-index")}
