@@ -9,14 +9,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.load import Crowd
+from tests.support.raw import RawClient, build, chat
 from tests.support.raw import ask as get
-from tests.support.raw import chat
+from tests.support.shards import connect_to
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt
@@ -186,6 +188,28 @@ def test_so_many_calls_at_once_and_no_more(busy: Gateway) -> None:
         assert refused.error is not None
         assert refused.error["code"] == "too_many_at_once"
         assert refused.headers["retry-after"] == "1"
+
+
+HEADERS = {"Host": "h", "Content-Type": "application/json", "x-session-id": "seen"}
+
+
+def test_every_worker_tells_who_is_under_way(busy: Gateway) -> None:
+    """Also of the calls of the other one; those that ended are not."""
+
+    def under_way(client: RawClient) -> list[int]:
+        told = client.request("GET", "/api/v1/rate-limiter/stats?level=session").json()
+        return [one["in_flight"] for one in told["limits"] if one["name"] == "seen"]
+
+    with connect_to(busy.url, 0) as one, connect_to(busy.url, 1) as other:
+        body = chat(" ".join(["word"] * 80), model="long", stream=True, max_tokens=99)
+        with RawClient(busy.url) as first, connect_to(busy.url, 1) as second:
+            for client in (first, second):
+                client.send(build("POST", CHAT, HEADERS, orjson.dumps(body)))
+                assert client.read_head()[0] == 200
+            for client in (one, other):
+                wait_for(lambda c=client: under_way(c) == [2], 10, "both")  # type: ignore[misc]
+        for client in (one, other):
+            wait_for(lambda c=client: under_way(c) == [0], 10, "none")  # type: ignore[misc]
 
 
 def test_a_killed_worker_gives_its_places_back(busy: Gateway) -> None:
