@@ -51,7 +51,8 @@ def test_all_take_from_one(host: Host) -> None:
 def test_names_are_apart(host: Host) -> None:
     """And the same for everybody, whoever asked first."""
     one, two = host.process(0), host.process(1)
-    one.of("a").take(1, 1)
+    mine = one.of("a")
+    assert mine.take(1, 1) == 1
     assert two.of("b").take(1, 1) == 1
     assert two.of("a").take(1, 1) == 0
 
