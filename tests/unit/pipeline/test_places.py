@@ -31,7 +31,7 @@ class Held:
 
     def __init__(self, process: Process, name: str, limit: int, **facts: Any) -> None:
         self.process = process
-        self.door: Door = process.desk.door(name)
+        self.door: Door = process.door(name)
         self.running = False
         self.refused: tuple[float, bool] | None = None
         self.ticket: PlaceTicket | None = None
@@ -83,6 +83,11 @@ class Process:
         )
         self.desk = PlaceDesk(env)
         self.calls: list[Held] = []
+        self.doors: dict[str, Door] = {}
+
+    def door(self, name: str) -> Door:
+        """The door of a backend, kept as a configuration keeps it."""
+        return self.doors.setdefault(name, self.desk.door(name))
 
 
 class Host:
@@ -291,7 +296,7 @@ def test_the_limit_is_told_by_one_process_and_the_calls_by_each() -> None:
     """The one that keeps the queue; gauges are sums."""
     host = Host()
     for process in host.processes:
-        process.desk.door("b").meant(5, process.env, LimitBounds())
+        process.door("b").meant(5, process.env, LimitBounds())
         process.desk.report()
     for n in range(6):
         host.call(n % 2, limit=5)
