@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import StartGateway
-from tests.support.gateway import Gateway
+from tests.support.gateway import ROOT, Gateway
 from tests.support.raw import ClosedEarlyError, RawClient, RawReply, build, chat
 from tests.support.wait import wait_for
 
@@ -40,6 +42,14 @@ def each_worker(gateway: Gateway) -> Iterator[list[RawClient]]:
 
         wait_for(both, 30, "a connection to each worker")
         yield list(found.values())
+
+
+def watched() -> set[str]:
+    """The series that the alert rules ask for, but for what is node_exporter's."""
+    rules = yaml.safe_load((ROOT / "docs/simulator-alerts.yml").read_text())["groups"][0]["rules"]
+    found = {name for rule in rules for name in re.findall(r"(\w+)\{job=", rule["expr"])}
+    assert len(found) == len(rules) + 1, "the error rate has two"
+    return found
 
 
 def said(reply: RawReply) -> str:
@@ -143,6 +153,8 @@ def test_statistics_are_the_hosts(told: Gateway) -> None:
     for name in ("llm_simulation_duration_seconds_count", "llm_tokens_generated_total",
                  "llm_active_requests"):  # fmt: skip
         assert name in text
+    for name in watched():
+        assert f"\n{name}{{" in text or f"\n{name} " in text, name
 
 
 @pytest.mark.parametrize(
