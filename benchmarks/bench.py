@@ -89,12 +89,14 @@ class Bench:
                     say(f"  {number + 1} {name}: {short(row)}")
         return found
 
-    def repeat(self, target: str, module: str, cores: Sequence[int]) -> dict[str, Series]:
+    def repeat(
+        self, target: str, module: str, cores: Sequence[int], *words: str
+    ) -> dict[str, Series]:
         """Run a module that prints one row as JSON once per round, on some cores."""
         series = Series()
         if not self.wanted([target]):
             return {}
-        argv = [sys.executable, "-m", module, "--secs", str(self.options.secs)]
+        argv = [sys.executable, "-m", module, "--secs", str(self.options.secs), *words]
         limit = self.options.secs + 60
         for number in range(self.options.rounds):
             with on_cores(cores):

@@ -15,6 +15,9 @@ they saw before.
 
 from __future__ import annotations
 
+import tomllib
+from typing import Any
+
 from .peers import KEY, SECOND_KEY
 
 BATCHES = {
@@ -157,6 +160,12 @@ speedup = 4
 
 GOVERNED_EXTRA = {"temperature": 0}
 """What makes a call deterministic, so that deduplication and cache take part."""
+
+
+def governed_rules() -> dict[str, Any]:
+    """What governs calls where nobody signs in and nothing is stored: limits and budgets."""
+    rules = tomllib.loads(_GOVERNED.format(key=KEY))
+    return {"stages": rules["stages"]}
 
 
 def toml(mode: str, upstream: str) -> str:

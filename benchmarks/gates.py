@@ -153,8 +153,9 @@ GATES = (
         600_000, highest=False,
     ),
     Gate(
-        "in-process pipeline, echo", "pipeline", _median("spawn_pipeline", "rps"), 40_000, "/s",
-        ("spawn_pipeline",), 100_000, highest=False,
+        "in-process pipeline, echo, governed", "pipeline",
+        _median("spawn_pipeline-governed", "rps"), 40_000, "/s",
+        ("spawn_pipeline-governed",), 100_000, highest=False,
     ),
     Gate("idle worker, PSS", "memory", _median(PLAIN, "idle_worker_mib"), 60, "MiB", (PLAIN,)),
     Gate(

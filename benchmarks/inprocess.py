@@ -2,7 +2,7 @@
 
 Uses ``tpo_mp.spawn_pipeline("echo")`` as an asynchronous context manager whose value answers
 ``await pipeline.infer(body)`` with a reply of the given chat body, 64 callers at a time.
-A build without it says so and exits with 1.
+``--governed`` gives it limits and budgets, and calls that cache and deduplication take part in.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import uvloop
 
 import tpo_mp
 
+from .configs import GOVERNED_EXTRA, governed_rules
 from .load import tag
 from .payload import DIGITS, Payload
 from .report import Row
@@ -29,10 +30,10 @@ CALLERS = 64
 WARM_UP_S = 0.5
 
 
-async def calls(pipeline: Any, secs: float) -> tuple[array[float], float]:
+async def calls(pipeline: Any, secs: float, extra: Mapping[str, Any]) -> tuple[array[float], float]:
     """Keep the callers busy; answer the latency of every call and the CPU seconds they took."""
     latencies = array("d")
-    head, after = Payload(tag()).pieces("http://in.process")
+    head, after = Payload(tag(), extra=extra).pieces("http://in.process")
     before = head.partition(b"\r\n\r\n")[2]
     clock = time.perf_counter
     sent = 0
@@ -53,12 +54,15 @@ async def calls(pipeline: Any, secs: float) -> tuple[array[float], float]:
     return latencies, time.process_time() - cpu
 
 
-async def measure(spawn: Callable[[str], Any], secs: float) -> Row:
-    """Warm a pipeline and measure it."""
+async def measure(
+    spawn: Callable[[str], Any], secs: float, extra: Mapping[str, Any] | None = None
+) -> Row:
+    """Warm a pipeline and measure it; every body has the fields of ``extra``, too."""
+    more = extra or {}
     async with spawn("echo") as pipeline:
-        await calls(pipeline, min(WARM_UP_S, secs))
+        await calls(pipeline, min(WARM_UP_S, secs), more)
         began = time.perf_counter()
-        latencies, cpu = await calls(pipeline, secs)
+        latencies, cpu = await calls(pipeline, secs, more)
         elapsed = time.perf_counter() - began
     ordered = sorted(latencies)
     return {
@@ -74,11 +78,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.inprocess", description=__doc__)
     parser.add_argument("--secs", type=float, default=4.0)
+    parser.add_argument("--governed", action="store_true")
     options = parser.parse_args()
-    spawn = getattr(tpo_mp, "spawn_pipeline", None)
-    if spawn is None:
-        sys.exit("tpo_mp.spawn_pipeline is not built yet")
-    print(json.dumps(uvloop.run(measure(spawn, options.secs))))
+    spawn, extra = tpo_mp.spawn_pipeline, {}
+    if options.governed:
+        spawn, extra = partial(spawn, config=governed_rules()), GOVERNED_EXTRA
+    print(json.dumps(uvloop.run(measure(spawn, options.secs, extra))))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,22 @@ from benchmarks.bench import Bench
 from benchmarks.report import Series
 from benchmarks.scenario import Column, Scenario
 
-TARGET = "spawn_pipeline"
+TARGET, GOVERNED = "spawn_pipeline", "spawn_pipeline-governed"
+MODULE = "benchmarks.inprocess"
 
 
 def run(bench: Bench) -> dict[str, Series]:
-    """Run ``benchmarks.inprocess`` once per round on the gateway's core."""
-    return bench.repeat(TARGET, "benchmarks.inprocess", bench.cores.for_gateway())
+    """Run ``benchmarks.inprocess`` once per round on the gateway's core, without rules and with."""
+    cores = bench.cores.for_gateway()
+    found = bench.repeat(TARGET, MODULE, cores)
+    return found | bench.repeat(GOVERNED, MODULE, cores, "--governed")
 
 
 SCENARIO = Scenario(
     title="Pipeline in process",
     method="`tpo_mp.spawn_pipeline` with the echo backend, 64 callers in one event loop on one "
-    "core.",
+    "core; governed: with limits of four levels, budgets, cache lookup and deduplication of every "
+    "call.",
     columns=(
         Column("calls/s", "rps"),
         Column("CPU µs/call", "cpu_us"),

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import inprocess
+import tpo_mp
+from benchmarks import configs, inprocess
 
 
 class Paper:
@@ -40,3 +42,20 @@ def test_failed_call_is_no_measurement():
     """A pipeline that refuses quickly is not fast."""
     with pytest.raises(RuntimeError, match="503"):
         asyncio.run(inprocess.measure(Paper(503).spawn, 0.02))
+
+
+def test_governed_is_what_its_name_says() -> None:
+    """Limits of every level and budgets, and calls that may be remembered."""
+    rules = configs.governed_rules()["stages"]
+    assert set(rules["rate_limit"]) == {"global", "tenant", "session", "model"}
+    assert set(rules["token_budget"]) == {"global", "tenant"}
+    row = asyncio.run(
+        inprocess.measure(
+            partial(tpo_mp.spawn_pipeline, config=configs.governed_rules()), 0.02,
+            configs.GOVERNED_EXTRA,
+        )
+    )  # fmt: skip
+    assert row["requests"] > 0
+    paper = Paper()
+    asyncio.run(inprocess.measure(paper.spawn, 0.01, configs.GOVERNED_EXTRA))
+    assert json.loads(paper.bodies[0])["temperature"] == 0
