@@ -165,6 +165,13 @@ def test_the_successor_of_a_dead_worker_reaches_redis(
         assert said(two, f"outlived {turn}") == "hit"
 
 
+def kill_worker(gateway: Gateway) -> int:
+    """Kill the first worker; its process id."""
+    victim = gateway.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
 @pytest.mark.parametrize("ill", ["stopped", "killed"])
 def test_calls_are_answered_without_redis(
     pair: tuple[Gateway, Gateway], redis: RedisServer, ill: str
@@ -188,6 +195,12 @@ def test_calls_are_answered_without_redis(
         assert said(one, f"before {ill}") == "hit"
         refused = two.delete(FLUSH, ADMIN)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "redis_away")
+        if ill == "killed":  # who starts now finds none at all
+            two.replaced(0, kill_worker(two))
+            wait_for(lambda: degraded(two) == ["redis"], 20, "Redis to be missed again")
+            assert ask(two.ops, "/ready").status == 200
+            told = [say(two, f"without {n}") for n in range(10)]
+            assert {reply.headers["x-tpo-cache"] for reply in told} == {"miss"}
     finally:
         redis.go_on() if ill == "stopped" else redis.start()
     for gateway in pair:

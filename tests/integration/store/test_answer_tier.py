@@ -279,11 +279,20 @@ def test_a_redis_that_wants_another_password_is_away(server: RedisServer, refusa
     asyncio.run(test())
 
 
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (b"LOADING Redis is loading the dataset in memory", "oading"),
+        (b"MOVED 3999 127.0.0.1:6381", "3999"),
+        (b"READONLY You can't write against a read only replica.", "read only"),
+    ],
+    ids=["loading", "moved", "readonly"],
+)
 def test_a_redis_that_refuses_on_a_connection_that_stood_is_left_alone(
-    server: RedisServer, short_tmp: Path
+    server: RedisServer, short_tmp: Path, refusal: bytes, why: str
 ) -> None:
     """As one does that loads its data: each refusal is a failure, then nobody asks for a while."""
-    path = short_tmp / "loading.sock"
+    path = short_tmp / f"{why[:4]}.sock"
     loading = False
     served_now: set[asyncio.StreamWriter] = set()
     generation = b"$16\r\n" + b"g" * 16 + b"\r\n"
@@ -299,8 +308,7 @@ def test_a_redis_that_refuses_on_a_connection_that_stood_is_left_alone(
                     asked.append((await reader.readexactly(size + 2))[:-2])
                 reply = {b"GET": generation, b"PTTL": b":-2\r\n", b"GETRANGE": b"$0\r\n\r\n"}
                 said = reply.get(asked[0].upper(), b"+OK\r\n")
-                writer.write(b"-LOADING Redis is loading the dataset in memory\r\n"
-                             if loading else said)  # fmt: skip
+                writer.write(b"-%b\r\n" % refusal if loading else said)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -317,7 +325,7 @@ def test_a_redis_that_refuses_on_a_connection_that_stood_is_left_alone(
             assert await host.find(key_of(n)) is None
         assert not host.tier.up
         assert host.counts[TierResult.FAILED] <= 10, host.counts
-        assert any("oading" in line for line in host.said), host.said
+        assert any(why in line for line in host.said), host.said
         loading = False
         await host.ready()
         assert await host.find(key_of(1)) is None
