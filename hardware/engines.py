@@ -47,7 +47,7 @@ def mlx(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     _needs_memory(engine, model)
     argv = [sys.executable, "-m", "hardware.mlx_engine", "--model", model]
     argv += ["--served-model-name", served(engine), "--host", HOST, "--port", "{port}"]
-    return EngineCommand(tuple(argv), env | _threads(cpus))
+    return EngineCommand(tuple(argv), env | _threads(cpus), rings=True)
 
 
 def llama_cpp(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -12,9 +13,11 @@ from typing import TypeVar
 import click
 from aiohttp import web
 
+from tpo_mp.config.engines import ENGINE_RINGS
 from tpo_mp.errors import ConfigError, ExitCode
 
 _ADDRESS_IN_USE = 98, 48
+SHUTDOWN_S = 2.0
 T = TypeVar("T")
 
 
@@ -61,7 +64,8 @@ async def _serve(
     model: str, name: str, host: str, port: int, context: int | None, bounds: object
 ) -> int:
     from .generation import Bounds, Generation
-    from .service import Service, no_tracebacks
+    from .rings import RingEnds
+    from .service import MOST_BODY_BYTES, Service, no_tracebacks
 
     assert isinstance(bounds, Bounds)
     loop = asyncio.get_running_loop()
@@ -72,7 +76,9 @@ async def _serve(
     service = Service(generation, name, context)
     app = service.app()
     app.middlewares.append(no_tracebacks)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:
@@ -81,6 +87,11 @@ async def _serve(
         taken = e.errno in _ADDRESS_IN_USE
         _say(f"cannot listen on {host}:{port}: {'it is taken' if taken else e.strerror}")
         return ExitCode.ADDRESS_IN_USE if taken else ExitCode.BOOT_FAILED
+    ends = None
+    if ENGINE_RINGS in os.environ:
+        ticket = json.loads(os.environ[ENGINE_RINGS])
+        ends = RingEnds(ticket, service.serve, MOST_BODY_BYTES, loop)
+        service.gauges.waiting = ends.behind
     began = time.monotonic()
     _say(f"loading {model}")
     generation.start()
@@ -88,6 +99,8 @@ async def _serve(
         loaded = await _first(generation.loaded, stop)
         if loaded is not None:
             service.opened(loaded)
+            if ends is not None:
+                ends.open()
             took = time.monotonic() - began
             _say(f"ready after {took:.1f} s: {name}, {loaded.bytes / 1e6:.0f} MB, "
                  f"{loaded.context} tokens of context")  # fmt: skip
@@ -99,6 +112,8 @@ async def _serve(
         _say(str(e))
         return ExitCode.BOOT_FAILED
     finally:
+        if ends is not None:
+            await ends.close(SHUTDOWN_S)
         await runner.cleanup()
         generation.stop()
     return ExitCode.OK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .generation import Generation
@@ -18,6 +20,11 @@ class Gauges:
         self.calls = Counter(
             "tpo_mlx_requests_total", "Requests that ended, by outcome.", ("outcome",), registry=own
         )
+        self.by_rings = Counter(
+            "tpo_mlx_calls_by_rings_total", "Requests that came over shared memory.", registry=own
+        )
+        self.waiting: Callable[[], float] = lambda: 0
+        """How many answers over shared memory wait for their readers."""
         self.prompt = Counter("tpo_mlx_prompt_tokens_total", "Tokens of prompts.", registry=own)
         self.cached = Counter(
             "tpo_mlx_cached_tokens_total", "Tokens of prompts that were remembered.", registry=own
@@ -38,6 +45,8 @@ class Gauges:
             ("tpo_mlx_failures", "Steps that failed so far.", lambda: generation.failures),
             ("tpo_mlx_prompt_cache_bytes", "Bytes of remembered prompts.",
              lambda: generation.remembered_bytes),
+            ("tpo_mlx_ring_answers_waiting", "Answers over shared memory whose reader is behind.",
+             lambda: self.waiting()),  # noqa: PLW0108 - it is set later
         )  # fmt: skip
         for name, words, read in told:
             Gauge(name, words, registry=own).set_function(read)

@@ -1,4 +1,6 @@
-"""The engine's HTTP: chats and completions in OpenAI's dialect, messages in Anthropic's.
+"""What the engine answers: chats and completions in OpenAI's dialect, messages in Anthropic's.
+
+``app`` is its HTTP; ``serve`` is for requests that came another way.
 
 Invariants: every request is answered in its dialect, errors too, with the field named where there
 is one; a client that leaves takes its sequences out of the batch; nothing is sent before the first
@@ -12,8 +14,9 @@ import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final, Protocol
 
+import orjson
 from aiohttp import web
 
 from tpo_mp.dialects import anthropic_messages, openai_chat, openai_completions
@@ -40,7 +43,26 @@ from .speech import SpokenAnswer, Voice
 
 MOST_BODY_BYTES: Final = 32 << 20
 _CODECS: Final[tuple[Codec, ...]] = (openai_chat, openai_completions, anthropic_messages)
+_POSTS: Final = {f"POST /v1/{codec.API.removeprefix('v1/')}": codec for codec in _CODECS}
 _SSE: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+
+
+class Out(Protocol):
+    """Where an answer goes: all of it at once, or a stream of events that is begun and ended."""
+
+    begun: bool
+
+    async def whole(self, status: int, body: bytes, retry_after_s: float | None) -> None:
+        """A JSON body."""
+
+    async def begin(self) -> None:
+        """Events will follow."""
+
+    async def write(self, data: bytes) -> None:
+        """Some of them; waits while the reader is behind."""
+
+    async def end(self) -> None:
+        """That was all."""
 
 
 class Service:
@@ -67,8 +89,8 @@ class Service:
     def app(self) -> web.Application:
         """What aiohttp serves."""
         app = web.Application(client_max_size=MOST_BODY_BYTES)
-        for codec in _CODECS:
-            app.router.add_post(f"/v1/{codec.API.removeprefix('v1/')}", self._route(codec))
+        for target, codec in _POSTS.items():
+            app.router.add_post(target.removeprefix("POST "), self._route(codec))
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -91,36 +113,63 @@ class Service:
         return web.json_response(said, status=200 if state == "ok" else 503)
 
     async def _models(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._list())
+
+    def _list(self) -> dict[str, Any]:
         model = {
             "id": self._name, "object": "model", "created": self._since, "owned_by": "mlx",
             "max_model_len": self._context,
         }  # fmt: skip
-        return web.json_response({"object": "list", "data": [model] if self._loaded else []})
+        return {"object": "list", "data": [model] if self._loaded else []}
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self.gauges.page(), content_type="text/plain", charset="utf-8")
 
+    async def respond(self, codec: Codec, body: bytes | None, out: Out) -> None:
+        """Answer one request; ``body`` is ``None`` when it is too long."""
+        outcome = "cancelled"
+        try:
+            await self._answer(codec, body, out)
+            outcome = "done"
+        except TpoError as e:
+            outcome = e.reason
+            await out.whole(codec.error_status(e), codec.error_body(e), e.retry_after_s)
+        finally:
+            self.gauges.calls.labels(outcome).inc()
+
+    async def serve(self, target: str, body: bytes | None, out: Out) -> None:
+        """Answer what did not come by HTTP; ``target`` is a method and a path."""
+        self.gauges.by_rings.inc()
+        codec = _POSTS.get(target)
+        try:
+            if codec is not None:
+                await self.respond(codec, body, out)
+            elif target == "GET /v1/models":
+                await out.whole(200, orjson.dumps(self._list()), None)
+            else:
+                await _refuse(out, NotFound(f"no {target[:200]} here", status=404))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as e:
+            if out.begun:
+                raise
+            await _refuse(out, _failed(e))
+
     def _route(self, codec: Codec) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
-            outcome = "cancelled"
-            try:
-                reply = await self._answer(codec, request)
-                outcome = "done"
-                return reply
-            except TpoError as e:
-                outcome = e.reason
-                return _error(codec, e)
-            finally:
-                self.gauges.calls.labels(outcome).inc()
+            body: bytes | None = None
+            with contextlib.suppress(web.HTTPRequestEntityTooLarge):
+                body = await request.read()
+            out = HttpOut(request)
+            await self.respond(codec, body, out)
+            return out.response
 
         return answer
 
-    async def _answer(self, codec: Codec, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, codec: Codec, body: bytes | None, out: Out) -> None:
         began = time.monotonic()
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise TooLarge(f"the body has more than {MOST_BODY_BYTES} bytes") from None
+        if body is None:
+            raise TooLarge(f"the body has more than {MOST_BODY_BYTES} bytes")
         check_json_size(body)
         codec.decode_request(body)
         asked = codec.request_to_canonical(body)
@@ -136,12 +185,13 @@ class Service:
         answer = _Answer(self._generation, self._voice, order, self.gauges, began)
         try:
             if asked.stream:
-                return await self._stream(codec, request, asked, answer)
-            return await self._whole(codec, asked, answer)
+                await self._stream(codec, asked, answer, out)
+            else:
+                await self._whole(codec, asked, answer, out)
         finally:
             answer.leave()
 
-    async def _whole(self, codec: Codec, asked: ModelRequest, answer: _Answer) -> web.Response:
+    async def _whole(self, codec: Codec, asked: ModelRequest, answer: _Answer, out: Out) -> None:
         while not answer.done:
             await answer.more()
         reply = ModelReply(
@@ -151,34 +201,62 @@ class Service:
             usage=answer.usage(),
             created=int(time.time()),
         )
-        body = codec.reply_from_canonical(reply, asked)
-        return web.Response(body=body, content_type="application/json")
+        await out.whole(200, codec.reply_from_canonical(reply, asked), None)
 
-    async def _stream(
-        self, codec: Codec, request: web.Request, asked: ModelRequest, answer: _Answer
-    ) -> web.StreamResponse:
+    async def _stream(self, codec: Codec, asked: ModelRequest, answer: _Answer, out: Out) -> None:
         encoder = codec.StreamEncoder(asked)
         events = await answer.more()
         usage = TokenUsage(prompt=answer.prompt, cached=answer.cached)
         start = ReplyStart(answer.id, self._name, int(time.time()), usage)
         events.insert(0, start)
-        response = web.StreamResponse(headers=_SSE)
-        await response.prepare(request)
+        await out.begin()
         try:
             while True:
-                if answer.done:
+                last = answer.all_told  # it may end while a slow reader takes what comes before
+                if last:
                     events += (ReplyUsage(answer.usage()), ReplyEnd())
                 frames = b"".join([encoder.encode(event) for event in events])
                 if frames:
-                    await response.write(frames)
-                if answer.done:
+                    await out.write(frames)
+                if last:
                     break
                 events = await answer.more()
         except TpoError as e:
-            await response.write(encoder.encode(ReplyFailed(e)))
+            await out.write(encoder.encode(ReplyFailed(e)))
+        await out.end()
+
+
+class HttpOut:
+    """Answers one HTTP request."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.response: web.StreamResponse = web.Response(status=500)
+        self.begun = False
+
+    async def whole(self, status: int, body: bytes, retry_after_s: float | None) -> None:
+        """Have ``response`` be all of it."""
+        headers = {}
+        if retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, round(retry_after_s)))
+        self.response = web.Response(
+            body=body, status=status, headers=headers, content_type="application/json"
+        )
+
+    async def begin(self) -> None:
+        """Send the head of a stream."""
+        self.begun = True
+        self.response = web.StreamResponse(headers=_SSE)
+        await self.response.prepare(self._request)
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of it."""
+        await self.response.write(data)
+
+    async def end(self) -> None:
+        """Send its end."""
         with contextlib.suppress(ConnectionError):
-            await response.write_eof()
-        return response
+            await self.response.write_eof()
 
 
 class _Answer:
@@ -219,6 +297,11 @@ class _Answer:
     def done(self) -> bool:
         """Whether all choices are complete."""
         return all(speech.done for speech in self.speeches)
+
+    @property
+    def all_told(self) -> bool:
+        """Whether they are, and ``more`` has told all of it."""
+        return self.done and not self._events
 
     async def more(self) -> list[StreamEvent]:
         """Wait for what is said next; raises what went wrong."""
@@ -276,15 +359,13 @@ def _job(order: Order, number: int) -> Job:
     )  # fmt: skip
 
 
-def _error(codec: Codec, error: TpoError) -> web.Response:
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    body = codec.error_body(error)
-    return web.Response(
-        body=body, status=codec.error_status(error), headers=headers,
-        content_type="application/json",
-    )  # fmt: skip
+async def _refuse(out: Out, error: TpoError) -> None:
+    body = openai_chat.error_body(error)
+    await out.whole(openai_chat.error_status(error), body, error.retry_after_s)
+
+
+def _failed(e: Exception) -> TpoError:
+    return BackendFailure(f"the engine failed: {type(e).__name__}")
 
 
 @web.middleware
@@ -292,12 +373,15 @@ async def no_tracebacks(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """A defect, or a path that is none, as OpenAI's error body."""
+    out = HttpOut(request)
     try:
         return await handler(request)
     except web.HTTPException as e:
-        found = NotFound(f"no {request.method} {request.path[:200]} here", status=e.status)
-        return _error(openai_chat, found)
+        await _refuse(
+            out, NotFound(f"no {request.method} {request.path[:200]} here", status=e.status)
+        )
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception as e:  # noqa: BLE001 - the client's dialect has no tracebacks
-        return _error(openai_chat, BackendFailure(f"the engine failed: {type(e).__name__}"))
+        await _refuse(out, _failed(e))
+    return out.response

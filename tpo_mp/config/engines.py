@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 HOST: Final = "127.0.0.1"
+ENGINE_RINGS: Final = "TPO_ENGINE_RINGS"
+"""Where an engine that can answer over shared memory is told its dock there."""
 GROUP: Final = "tpo_mp.engines"
 KINDS: Final = ("mlx", "llama_cpp", "vllm")
 """Kinds that ``--backend KIND --model MODEL`` starts."""
@@ -144,6 +146,12 @@ class EngineSection(Section, frozen=True, kw_only=True):
     warm_up: Annotated[
         bool, Meta(description="Ask for one token before it counts as ready; needs model.")
     ] = True
+    rings: Annotated[
+        bool,
+        Meta(
+            description="Ask it over shared memory where it can be (kind mlx); false: by HTTP only."
+        ),
+    ] = True
     log_bytes: Annotated[
         int,
         Meta(
@@ -157,10 +165,14 @@ class EngineSection(Section, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How a kind's engine is started: command line, and variables it needs."""
+    """How a kind's engine is started: command line, and variables it needs.
+
+    ``rings``: it can be asked over shared memory, as ``ENGINE_RINGS`` tells it.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    rings: bool = False
 
 
 class EngineRefused(Exception):

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
@@ -282,6 +282,14 @@ class Origin:
         self.idle.clear()
 
 
+class Carrier(Protocol):
+    """What brings an exchange to the upstream and its answer back: a connection, or rings."""
+
+    def drop(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
 class UpstreamExchange(ABC):
     """One request under way: the handle to pause, resume or cancel it, and who takes the answer.
 
@@ -293,7 +301,7 @@ class UpstreamExchange(ABC):
 
     def __init__(self, request: bytes) -> None:
         self.request = request
-        self.connection: UpstreamConnection | None = None
+        self.connection: Carrier | None = None
         self.over = False
         self.retried = False
         self.queued_at: Origin | None = None

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -25,6 +26,7 @@ from tpo_mp.config.values import HealthCheck, Secret, Timeouts
 from tpo_mp.dialects import openai_wire
 from tpo_mp.dialects.body import with_fields
 from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
+from tpo_mp.http.engine_links import EngineLine, EngineOrigin
 from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
 from tpo_mp.ports import BackendConfig, Env, Probe
 from tpo_mp.types import Call, Dialect, Reply
@@ -141,6 +143,7 @@ class HttpBackend:
         self._usage = frozenset(_ASKS_USAGE) if include_usage else frozenset()
         self._stream_unary = config.stream_unary
         self._origin: Origin | None = None
+        self._line: EngineLine | None = None
         self._url = url = urlsplit(config.base_url)
         key = config.api_key
         self._client_key = key is not None and key.from_client
@@ -161,12 +164,20 @@ class HttpBackend:
         }
         self._list_request = _template("GET", f"{base}/models{query}", lines) % (b"", 0, b"")
 
+    def use_line(self, line: EngineLine) -> None:
+        """It is an engine of this host, which can be asked over shared memory."""
+        if self._line is None:
+            self._line = line
+            self.close()
+            self._origin = None
+
     def _connect(self) -> Origin:
         """Make the pool."""
         config, url = self._config, self._url
+        make = Origin if self._line is None else partial(self._engine_origin, self._line)
         tls = ssl.create_default_context(cafile=config.ca_file) if url.scheme == "https" else None
         t = config.timeouts
-        self._origin = Origin(
+        self._origin = made = make(
             host=url.hostname or "",
             port=url.port or (443 if tls else 80),
             tls=tls,
@@ -182,7 +193,17 @@ class HttpBackend:
                 backend=self.name,
             ).inc,
         )
-        return self._origin
+        return made
+
+    def _engine_origin(self, line: EngineLine, **more: Any) -> Origin:
+        told = "Calls to an engine of this host, by how they were brought to it."
+        by_rings, by_http = (
+            self._env.metrics.counter(
+                "tpo_engine_calls_total", told, backend=self.name, transport=transport
+            )
+            for transport in ("rings", "http")
+        )
+        return EngineOrigin(line, by_rings, by_http, **more)
 
     def infer(self, call: Call) -> Awaitable[Reply]:
         """Send the call; resolves with the whole reply, or with the first event of a stream."""

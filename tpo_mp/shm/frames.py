@@ -8,9 +8,10 @@
 ``stream`` numbers a forwarded call on its owner's side; together with the ring's source seat it is
 unique while the call lives.  In FOLLOW and its kin it numbers a subscription of the follower.
 Data frames carry raw body bytes so that no codec touches them; all others carry one msgpack struct
-of this file, but for two.  SYNC, worker→control: the calls in these registry slots (u32 LE each)
+of this file, but for three.  SYNC, worker→control: the calls in these registry slots (u32 LE each)
 wait until they are on disk; SYNCED answers it, or UNSYNCED when the disk refused them, and both are
-empty.  Their stream is the worker's number of the question.  PEER carries what a feature says to
+empty.  Their stream is the worker's number of the question.  An engine's END is empty too, or one
+byte when its answer was cut off.  PEER carries what a feature says to
 itself in another worker; its stream is the topic's CRC-32 and its bytes are the feature's own.
 
 Invariants: structs are frozen, positional (``array_like``) and only ever grow at the end; nothing
@@ -142,6 +143,28 @@ class EndFrame(_Frame, frozen=True):
     cached_tokens: int = 0
     unclear: bool = False
     aside: tuple[int, float] | None = None
+
+
+class EngineCall(_Frame, frozen=True):
+    """Worker→engine: answer a request of ``length`` bytes for this HTTP target.
+
+    It is for the engine of this ``epoch`` only.  ``body`` is its beginning, DATA frames bring the
+    rest of it.
+    """
+
+    epoch: int
+    target: bytes
+    length: int
+    body: bytes
+
+
+class EngineReply(_Frame, frozen=True):
+    """Engine→worker: the answer's head, as HTTP has it; without a ``body`` DATA frames follow."""
+
+    status: int
+    content_type: bytes
+    retry_after_s: float | None
+    body: bytes | None
 
 
 class RecordFrame(_Frame, frozen=True):

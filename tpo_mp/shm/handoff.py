@@ -75,6 +75,9 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_fd: int
     claims_fd: int
     prefixes_fd: int
+    engine_rings_fd: int
+    engine_bells: list[tuple[int, int]]
+    """Per dock of an engine: read and write descriptor."""
     doorbells: list[tuple[int, int]]
     """Per seat: read and write descriptor."""
     listeners: list[int]

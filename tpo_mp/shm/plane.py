@@ -59,7 +59,7 @@ from tpo_mp.errors import Fault
 from .fence import FENCED, fence
 from .segment import Segment
 
-LAYOUT = 7
+LAYOUT = 8
 """Version of every layout in ``shm``; equal in all processes of a host or they do not attach."""
 
 MAGIC = int.from_bytes(b"TPOPLANE", "little")

@@ -83,7 +83,7 @@ from .ring_reader import RingReader
 from .ring_writer import FaultyRingWriter, RingWriter
 from .segment import Segment
 
-__all__ = ["RingMesh", "RingReader", "RingWriter"]
+__all__ = ["RingMesh", "RingReader", "RingWriter", "draw_ring", "drop_unread", "raise_epoch"]
 
 
 class RingMesh:
@@ -105,9 +105,7 @@ class RingMesh:
         """Draw all rings, empty (supervisor only)."""
         mesh = cls(Segment.create("tpo-rings", cls.size(seats)), seats)
         for at in range(0, mesh.segment.size, DATA + mesh.capacity):
-            mesh.segment.words[at // 8 + CAPACITY] = mesh.capacity
-            mesh.segment.words[at // 8 + EPOCH] = epoch_word(0)
-            mesh.segment.words[at // 8] = MAGIC
+            draw_ring(mesh.segment, at, mesh.capacity)
         return mesh
 
     @classmethod
@@ -163,16 +161,31 @@ class RingMesh:
         return (src * (self.seats - 1) + dst - (dst > src)) * (DATA + self.capacity)
 
     def _drop_unread(self, src: int, dst: int) -> None:
-        at = self._at(src, dst) // 8
-        words = self.segment.words
-        tail = words[at + TAIL]
-        if 0 <= tail - words[at + HEAD] <= self.capacity and not tail & 15:
-            words[at + HEAD] = tail
+        drop_unread(self.segment, self._at(src, dst), self.capacity)
 
     def _raise_epoch(self, src: int, dst: int) -> None:
-        at = self._at(src, dst) // 8
-        words = self.segment.words
-        head, tail = words[at + HEAD], words[at + TAIL]
-        if not 0 <= tail - head <= self.capacity or tail & 15:
-            words[at + TAIL] = head & ~15
-        words[at + EPOCH] = epoch_word((words[at + EPOCH] & M32) + 1 & M32)
+        raise_epoch(self.segment, self._at(src, dst), self.capacity)
+
+
+def draw_ring(segment: Segment, at: int, capacity: int) -> None:
+    """Write an empty ring at byte ``at`` (supervisor only)."""
+    segment.words[at // 8 + CAPACITY] = capacity
+    segment.words[at // 8 + EPOCH] = epoch_word(0)
+    segment.words[at // 8] = MAGIC
+
+
+def drop_unread(segment: Segment, at: int, capacity: int) -> None:
+    """Empty the ring at byte ``at``, whose consumer was reaped (supervisor only)."""
+    at, words = at // 8, segment.words
+    tail = words[at + TAIL]
+    if 0 <= tail - words[at + HEAD] <= capacity and not tail & 15:
+        words[at + HEAD] = tail
+
+
+def raise_epoch(segment: Segment, at: int, capacity: int) -> None:
+    """Make what is unread of the ring at byte ``at`` stale, as its producer was reaped."""
+    at, words = at // 8, segment.words
+    head, tail = words[at + HEAD], words[at + TAIL]
+    if not 0 <= tail - head <= capacity or tail & 15:
+        words[at + TAIL] = head & ~15
+    words[at + EPOCH] = epoch_word((words[at + EPOCH] & M32) + 1 & M32)

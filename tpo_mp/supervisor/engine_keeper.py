@@ -5,7 +5,8 @@ the engine through one life and ends with it; whether there is another life the 
 
 ::
 
-    stdin        {"engine": {…}, "state_dir": …, "cpus": […], "state_fd": n, "life_fd": n}   JSON
+    stdin        {"engine": {…}, "state_dir": …, "cpus": […], "state_fd": n, "life_fd": n,
+                  "ticket": {…} as ``engine_docks`` has it}   JSON
     state_fd     one JSON line per change: {"state": "loading", "pid": n} · {"state": "ready"} ·
                  {"words": "why it ends"}
     life_fd      readable = end: "s" in good order, "q" at once, end of file: the supervisor is gone
@@ -43,6 +44,7 @@ import psutil
 from setproctitle import setproctitle
 
 from tpo_mp.config.engines import (
+    ENGINE_RINGS,
     HOST,
     EngineCommand,
     EngineRefused,
@@ -53,6 +55,7 @@ from tpo_mp.config.engines import (
 from tpo_mp.config.values import Secret
 from tpo_mp.shm.lifeline import IGNORED, MAX_WORDS, PR_SET_PDEATHSIG
 
+from .engine_docks import NO_TICKET, Ticket, descriptors
 from .engine_log import EngineLog
 from .engine_probe import EngineProbe
 from .engine_records import TOKEN, EngineRecord, kill_engine, record_path, write_record
@@ -78,6 +81,7 @@ class KeeperOrder:
     cpus: tuple[int, ...]
     state_fd: int
     life_fd: int
+    ticket: Ticket
 
 
 def read_order(raw: bytes) -> KeeperOrder:
@@ -87,8 +91,9 @@ def read_order(raw: bytes) -> KeeperOrder:
         asked["engine"], EngineSection, dec_hook=lambda _kind, text: Secret(text)
     )
     return KeeperOrder(
-        engine, Path(asked["state_dir"]), tuple(asked["cpus"]), asked["state_fd"], asked["life_fd"]
-    )
+        engine, Path(asked["state_dir"]), tuple(asked["cpus"]), asked["state_fd"], asked["life_fd"],
+        asked["ticket"],
+    )  # fmt: skip
 
 
 class EngineKeeper:
@@ -151,6 +156,7 @@ class EngineKeeper:
                 command.argv,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 env=self._environment(command, token), start_new_session=True,
+                pass_fds=descriptors(self._ticket(command)),
                 preexec_fn=_bound_to_us(),  # noqa: PLW1509 - one thread here
             )  # fmt: skip
         except OSError as error:
@@ -168,8 +174,15 @@ class EngineKeeper:
         own: dict[str, str] = {"PYTHONUNBUFFERED": "1", TOKEN: token}
         if engine.gpus:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.gpus))
+        ticket = self._ticket(command)
+        if ticket:
+            own[ENGINE_RINGS] = json.dumps(ticket)
         given = {name: secret.reveal() for name, secret in engine.env.items()}
         return {**os.environ, **own, **command.env, **given}
+
+    def _ticket(self, command: EngineCommand) -> Ticket:
+        """Its dock in shared memory, for an engine that is ours: others have no use for it."""
+        return self._order.ticket if command.rings else NO_TICKET
 
     # wait
 

@@ -34,6 +34,7 @@ import msgspec
 from tpo_mp.config.engines import EngineSection
 from tpo_mp.shm.lifeline import IGNORED
 
+from .engine_docks import NO_TICKET, EngineDocks, Ticket, descriptors
 from .engine_keeper import ENDED, REFUSED
 from .engine_records import kill_engine, read_record, record_path
 from .events import EventLog
@@ -69,6 +70,7 @@ class EngineBerth:
     stop_by: float | None = None
     told: bytes = b""
     cpus: tuple[int, ...] = ()
+    ticket: Ticket = field(default_factory=lambda: NO_TICKET)
 
     @property
     def shown(self) -> EngineSection | None:
@@ -83,6 +85,7 @@ class EngineHouse:
     state_dir: Path
     events: EventLog
     limits: RestartLimits
+    docks: EngineDocks
     cpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     berths: dict[str, EngineBerth] = field(default_factory=dict)
     stopping: bool = False
@@ -140,7 +143,7 @@ class EngineHouse:
 
     def status(self, now: float) -> list[dict[str, Any]]:
         """Describe every engine for people."""
-        return [_row(berth, now) for berth in self.berths.values()]
+        return [_row(berth, self.docks, now) for berth in self.berths.values()]
 
     def missing(self) -> list[str]:
         """Name those that should serve and do not."""
@@ -160,13 +163,21 @@ class EngineHouse:
             berth.keeper.kill()
             berth.keeper.wait()
             self._sweep(berth)
+            self._leave(berth)
             self._let_go(berth)
+
+    def _leave(self, berth: EngineBerth) -> None:
+        """Give its dock back: nothing of it lives."""
+        ticket, berth.ticket = berth.ticket, NO_TICKET
+        self.docks.leave(ticket)
 
     # start
 
     def _start(self, berth: EngineBerth, wanted: EngineSection, now: float) -> None:
         berth.intensity.started(now)
         berth.cpus = tuple(self.cpus.get(berth.name, ()))
+        if wanted.rings:
+            berth.ticket = self.docks.take(berth.name)
         state_fd, theirs_to_say = os.pipe()
         theirs_to_hear, life_fd = os.pipe()
         try:
@@ -174,6 +185,7 @@ class EngineHouse:
         except OSError as error:
             os.close(state_fd)
             os.close(life_fd)
+            self._leave(berth)
             berth.words = f"cannot start a process: {error.strerror}"
             berth.intensity.died(now, 0.0)
             berth.state = "backing off" if berth.intensity.level else "down"
@@ -205,6 +217,7 @@ class EngineHouse:
             "cpus": list(berth.cpus),
             "state_fd": state_fd,
             "life_fd": life_fd,
+            "ticket": dict(berth.ticket),
         }
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
@@ -214,7 +227,8 @@ class EngineHouse:
                 request.seek(0)
                 return subprocess.Popen(
                     [sys.executable, "-P", "-m", "tpo_mp.supervisor.engine_keeper"],
-                    stdin=request, env=clean_environment(os.environ), pass_fds=(state_fd, life_fd),
+                    stdin=request, env=clean_environment(os.environ),
+                    pass_fds=(state_fd, life_fd, *descriptors(berth.ticket)),
                 )  # fmt: skip
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -255,6 +269,7 @@ class EngineHouse:
             berth.words = f"its keeper ended with {status}"
         told = {"engine": berth.name, "pid": berth.pid, "lived_s": round(now - berth.started_at, 1)}
         ran = berth.running
+        self._leave(berth)
         self._let_go(berth)
         if stopped:
             self.events("engine_stopped", **told)
@@ -322,14 +337,16 @@ class EngineHouse:
         berth.keeper = berth.running = berth.pid = berth.ready_at = berth.stop_by = None
 
 
-def _row(berth: EngineBerth, now: float) -> dict[str, Any]:
+def _row(berth: EngineBerth, docks: EngineDocks, now: float) -> dict[str, Any]:
     engine = berth.shown
+    transport = "rings" if docks.serves(berth.ticket) else "http"
     return {
         "engine": berth.name,
         "kind": engine and engine.kind,
         "model": (engine and engine.model) or None,
         "port": engine and engine.port,
         "state": berth.state,
+        "transport": transport if berth.state == "ready" else None,
         "pid": berth.pid,
         "cpus": list(berth.cpus) or None,
         "restarts": berth.restarts,

@@ -18,6 +18,7 @@ from tpo_mp.errors import ExitCode
 from tpo_mp.shm.registry import Registry
 
 from . import placement
+from .engine_docks import EngineDocks
 from .engine_records import clear_leftovers
 from .engines import EngineHouse
 from .events import EventLog
@@ -57,7 +58,8 @@ def _run(
     stack.callback(nursery.close)
     for name in clear_leftovers(state_dir.path):
         events("old_engine_killed", "warning", engine=name)
-    engines = EngineHouse(state_dir.path, events, limits_of(view), plan.engines)
+    docks = EngineDocks(memory.engine_rings, memory.engine_bells, memory.doorbells)
+    engines = EngineHouse(state_dir.path, events, limits_of(view), docks, plan.engines)
     stack.callback(engines.close)
     service = ServiceNotifier()
     stack.callback(service.close)
@@ -139,6 +141,7 @@ def _memory(
             max_open=view.server.max_open_calls,
             cache_bytes=view.server.cache_bytes,
             registry=registry,
+            engines=len(view.engines),
         )
     except BaseException:
         state_dir.drop_registry()

@@ -12,6 +12,7 @@ from time import monotonic
 from tpo_mp.shm.cache import CacheSegment
 from tpo_mp.shm.claims import ClaimSegment
 from tpo_mp.shm.doorbell import Doorbell
+from tpo_mp.shm.engine_rings import EngineRings, docks_for
 from tpo_mp.shm.epochs import ConfigBuffer
 from tpo_mp.shm.journal import JournalSegment
 from tpo_mp.shm.ledger import LEDGER_ROWS, look_at
@@ -49,6 +50,7 @@ class HostMemory:
         max_open: int,
         registry: Path,
         cache_bytes: int = 1 << 20,
+        engines: int = 0,
     ) -> None:
         self.registry_path = registry
         self.plane = Plane.create(workers, seats, install_key)
@@ -66,11 +68,17 @@ class HostMemory:
         self.claims = ClaimSegment.create()
         self.prefixes = PrefixSegment.create()
         self.doorbells = [Doorbell.create() for _ in range(seats)]
+        docks = docks_for(engines)
+        self.engine_rings = EngineRings.create(seats - 1, docks)  # control asks them by HTTP
+        self.engine_bells = [Doorbell.create() for _ in range(docks)]
 
     def occupy(self, seat: int, slot: int, intent: Intent) -> int:
         """Prepare a seat for a new process; return its epoch."""
         self.rings.expire(seat, self.plane.seats - 1)
-        return self.plane.seat(seat).occupy(slot, _COMMANDS[intent])
+        epoch = self.plane.seat(seat).occupy(slot, _COMMANDS[intent])
+        if seat < self.engine_rings.seats:
+            self.engine_rings.occupy_seat(seat, epoch)
+        return epoch
 
     def vacate(self, child: Child) -> None:
         """Clear up after a process that is reaped, and have control collect what it left open."""
@@ -82,7 +90,9 @@ class HostMemory:
         lines.vacate()
         # Peers learn of the death from the epoch: whatever they sent to the old one is lost.
         lines.epoch = child.epoch + 1
-        for bell in self.doorbells:
+        if child.seat < self.engine_rings.seats:
+            self.engine_rings.vacate_seat(child.seat, lines.epoch)
+        for bell in (*self.doorbells, *self.engine_bells):
             bell.ring()
 
     def command(self, child: Child, intent: Intent) -> None:
@@ -124,5 +134,6 @@ class HostMemory:
         self.claims.close()
         self.prefixes.close()
         self.ledger.close()
-        for bell in self.doorbells:
+        self.engine_rings.close()
+        for bell in (*self.doorbells, *self.engine_bells):
             bell.close()

@@ -182,6 +182,8 @@ class Nursery:
             cache_fd=memory.cache.fd,
             claims_fd=memory.claims.fd,
             prefixes_fd=memory.prefixes.fd,
+            engine_rings_fd=memory.engine_rings.fd,
+            engine_bells=[bell.fds for bell in memory.engine_bells],
             doorbells=[bell.fds for bell in memory.doorbells],
             listeners=self._listener_fds if role == "shard" else [],
             ops_listener=listeners.ops.fileno() if role == "control" else -1,
@@ -200,7 +202,8 @@ def _descriptors(handoff: Handoff) -> tuple[int, ...]:
         handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
         handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd, handoff.journal_fd,
         handoff.quotas_fd, handoff.shares_fd, handoff.scores_fd, handoff.cache_fd,
-        handoff.claims_fd, handoff.prefixes_fd, handoff.ops_listener, handoff.lifeline_fd,
+        handoff.claims_fd, handoff.prefixes_fd, handoff.engine_rings_fd, handoff.ops_listener,
+        handoff.lifeline_fd,
     )  # fmt: skip
-    bells = (fd for pair in handoff.doorbells for fd in pair)
+    bells = (fd for pair in (*handoff.doorbells, *handoff.engine_bells) for fd in pair)
     return tuple({fd for fd in (*singles, *bells, *handoff.listeners) if fd >= 0})

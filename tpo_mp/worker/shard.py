@@ -56,6 +56,7 @@ from .build import Pipeline, build
 from .cancels import Cancels
 from .courier import Courier
 from .edge_rules import keyring_of, policy_of
+from .engine_lines import engine_links, use_lines
 from .errors_out import Refusals
 from .job_calls import JobCalls
 from .letters import Letters
@@ -151,6 +152,7 @@ class Shard:
         self.replays = ReplayCalls(Replayer(self.owner, self.env))
         self.env = with_tier(self.env, config)
         self.pipeline: Pipeline = build(config, self.env, epoch)
+        use_lines(self.engines, self.pipeline)
         self.owner.use(self.pipeline)
         self._build_edge(config)
         self.lines.config_ack = epoch
@@ -230,6 +232,7 @@ class Shard:
             on_crash=self._crashed,
         )
         self.links.damaged = self._damaged
+        self.engines = engine_links(handoff, self.loop, self._crashed)
         self.store = StoreClient(
             lambda record: self.links.send(control, record), self.loop.time, frames.store_get,
             frames.store_put, metrics=self.metrics,
@@ -372,6 +375,7 @@ class Shard:
         self.edge.tick()
         self.links.poll()
         self.mesh.tick()
+        self.engines.tick()
         self.feeds.tick(now)
         self.account.tick()
         self.progress.tick()
@@ -412,6 +416,7 @@ class Shard:
 
     def _rung(self) -> None:
         """Somebody rang: a record, or a word of the supervisor's."""
+        self.engines.rung()
         if self._changed():
             self._news.set()
 
@@ -521,6 +526,7 @@ class Shard:
             self.env = given_back(self.env, before)
             return
         given_back(before, self.env)
+        use_lines(self.engines, built)
         old, self.pipeline = self.pipeline, built
         self.owner.use(built)
         resize_edges(self._edges, msgspec.structs.asdict(config.pipeline.edges))

@@ -227,6 +227,7 @@ class ControlHost:
             "quotas_fd": memory.quotas.fd, "shares_fd": memory.shares.fd,
             "scores_fd": memory.scores.fd,
             "cache_fd": -1, "claims_fd": -1, "prefixes_fd": -1,
+            "engine_rings_fd": -1, "engine_bells": [],
             "doorbells": [bell.fds for bell in memory.doorbells], "listeners": [],
             "ops_listener": listener.fileno(), "lifeline_fd": self._lifeline[0],
             "state_dir": str(self.state_dir), "registry_path": str(memory.registry_path),

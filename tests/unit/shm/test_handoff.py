@@ -16,6 +16,7 @@ FIELDS: dict[str, Any] = {
     "metrics_fd": 5, "registry_fd": 6, "config_fd": 7, "locks_fd": 8, "ledger_fd": 9,
     "live_fd": 17, "journal_fd": 18, "quotas_fd": 19, "shares_fd": 20, "scores_fd": 21,
     "cache_fd": 22, "claims_fd": 23, "prefixes_fd": 24,
+    "engine_rings_fd": 25, "engine_bells": [(26, 26)],
     "doorbells": [(10, 10), (11, 12)], "listeners": [13, 14], "ops_listener": 15,
     "lifeline_fd": 16, "state_dir": "/tmp/é", "registry_path": "/tmp/registry",
     "host": "127.0.0.1", "port": 8080, "ops_port": 9090, "portable": False,
