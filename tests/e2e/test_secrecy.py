@@ -186,6 +186,34 @@ def test_no_text_of_a_call_is_written_down(
     assert sum(CHAT in line for line in lines) > len(FAULTS) * 2, "access lines were written"
 
 
+def test_nothing_that_was_said_lies_in_the_clear_where_it_is_sealed(
+    start_gateway: StartGateway, upstream: Upstream
+) -> None:
+    """Not in letters, results, kept responses, batch jobs or copies of open calls."""
+    config = ECHO + backend("up", upstream.base_url)
+    config += section("[store]", encryption_keys=[secrets.token_hex(16)], durability="always")
+    gateway = start_gateway(config=config, workers=2)
+    words = Words()
+    served(gateway, words)
+    failed(gateway, upstream, words)
+    prompts = [words.of(f"prompt {n} of a batch") for n in range(3)]
+    job = gateway.ask("/api/v1/batch", {"prompts": prompts, "model": "echo"}).json()
+    said = words.of("result")
+    result = gateway.ask("/api/v1/infer", {"prompt": said, "model": "echo"}).json()["request_id"]
+
+    def answers() -> bool:
+        told = gateway.ask(f"/api/v1/batch/{job['job_id']}/results").body
+        return all(prompt.encode() in told for prompt in prompts)
+
+    wait_for(answers, 20, "the answers of the batch")
+    wait_for(lambda: said.encode() in gateway.ask(f"/api/v1/result/{result}").body, 20, "a result")
+    gateway.stop()
+    everything = dict(files(gateway))
+    assert any(keeps(name) and b"\xc1\x01" in data for name, data in everything.items())
+    told = {name: words.found(data) for name, data in everything.items()}
+    assert not {name: whose for name, whose in told.items() if whose}
+
+
 def size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir())

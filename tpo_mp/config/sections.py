@@ -398,9 +398,10 @@ class StoreSection(Section, frozen=True, kw_only=True):
         tuple[Secret, ...],
         Meta(
             max_length=8,
-            description="Secrets of 32 characters or more that seal the requests of dead letters "
-            "and of open calls on the disk; the first seals, the others still open what they "
-            "sealed before. Needs the extra `encryption`.",
+            description="Secrets of 32 characters or more that seal what was said on the disk: "
+            "requests of dead letters and open calls, results, kept responses and batch jobs; the "
+            "first seals, the others still open what they sealed before. Needs the extra "
+            "`encryption`.",
         ),
     ] = ()
     results: Annotated[

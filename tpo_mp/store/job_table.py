@@ -13,6 +13,7 @@ death of everything the numbers of seats begin again, so all three are needed.
 Invariants: a prompt ends once: only a waiting or running one can; the job's counts are the counts
 of its prompts, changed in the same transaction; caps hold for rows and bytes, and only ended jobs
 are dropped to make room.
+With keys (``seals``) prompts and records are sealed; a prompt that is locked waits for its key.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from .sealing import UNSEALED, Locked, Seals
 from .tables import Tables
 
 Ended: TypeAlias = Literal["completed", "failed", "cancelled"]
@@ -77,9 +79,14 @@ class JobTable:
     """Used by the thread that uses ``tables``; every method may raise ``sqlite3.Error``."""
 
     def __init__(
-        self, tables: Tables, caps: JobCaps, clock: Callable[[], float] = time.time
+        self,
+        tables: Tables,
+        caps: JobCaps,
+        clock: Callable[[], float] = time.time,
+        seals: Seals = UNSEALED,
     ) -> None:
         self.caps = caps
+        self.seals = seals
         self._tables = tables
         self._clock = clock
 
@@ -99,7 +106,10 @@ class JobTable:
         )
         self._tables.write_many(
             "INSERT INTO job_prompts(job, n, call_id, prompt) VALUES(?,?,?,?)",
-            ((cursor.lastrowid, n, *prompt) for n, prompt in enumerate(prompts)),
+            (
+                (cursor.lastrowid, n, call_id, self._sealed(prompt, call_id))
+                for n, (call_id, prompt) in enumerate(prompts)
+            ),
         )
         return True
 
@@ -122,7 +132,12 @@ class JobTable:
             "SELECT jobs.id, call_id, prompt, seat, epoch FROM job_prompts"
             " JOIN jobs ON jobs.seq=job WHERE job_prompts.state='running'"
         )
-        return [RunningPrompt(*row) for row in rows]
+        running = []
+        for job, call_id, prompt, seat, epoch in rows:
+            said = self._opened(prompt, call_id)
+            if said is not None:
+                running.append(RunningPrompt(job, call_id, said, seat, epoch))
+        return running
 
     def claim(self, job: JobRow, seats: Sequence[Seat], run: str) -> list[RunningPrompt]:
         """Take the next waiting prompts, one per (seat, epoch), in their order."""
@@ -134,12 +149,15 @@ class JobTable:
         ).fetchall()
         claimed = []
         for (n, call_id, prompt), (seat, epoch) in zip(rows, seats, strict=False):
+            said = self._opened(prompt, call_id)
+            if said is None:
+                break
             self._tables.write(
                 "UPDATE job_prompts SET state='running', run=?, seat=?, epoch=?"
                 " WHERE job=? AND n=?",
                 (run, seat, epoch, job.seq, n),
             )
-            claimed.append(RunningPrompt(job.id, call_id, prompt, seat, epoch))
+            claimed.append(RunningPrompt(job.id, call_id, said, seat, epoch))
         return claimed
 
     def end(self, call_id: str, state: Ended, record: bytes | None) -> JobRow | None:
@@ -149,7 +167,7 @@ class JobTable:
         """
         done = self._tables.write(
             f"UPDATE job_prompts SET state=?, record=? WHERE call_id=? AND {OPEN}",  # noqa: S608
-            (state, record, call_id),
+            (state, record and self.seals.seal(record, _about(call_id)), call_id),
         )
         if done.rowcount:
             self._tables.write(
@@ -194,7 +212,7 @@ class JobTable:
             " JOIN jobs ON jobs.seq=job WHERE call_id=? AND jobs.state!='dropped'",
             call_id,
         ).fetchone()
-        return None if row is None else (row[0], row[1], row[2], row[3])
+        return None if row is None else (row[0], row[1], self._record(row[2], call_id), row[3])
 
     def ended(self, job: JobRow, after: int) -> Iterator[tuple[int, str, str, bytes | None]]:
         """(n, call id, state, record) of the prompts that have ended, in their order."""
@@ -204,7 +222,8 @@ class JobTable:
             job.seq,
             after,
         )
-        return iter(rows)
+        return ((n, call_id, state, self._record(found, call_id))
+                for n, call_id, state, found in rows)  # fmt: skip
 
     def tidy(self) -> None:
         """Drop jobs that ended too long ago, and delete a slice of what was dropped."""
@@ -233,6 +252,26 @@ class JobTable:
         return self._make_room(size, jobs=0)
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _sealed(self, prompt: str, call_id: str) -> str | bytes:
+        """As it is written: text stays text."""
+        if not self.seals:
+            return prompt
+        return self.seals.seal(prompt.encode("utf-8", "surrogatepass"), _about(call_id))
+
+    def _opened(self, prompt: str | bytes, call_id: str) -> str | None:
+        """A prompt; ``None`` when it is locked."""
+        if isinstance(prompt, str):
+            return prompt
+        found = self._record(prompt, call_id)
+        return None if found is None else found.decode("utf-8", "surrogatepass")
+
+    def _record(self, found: bytes | None, call_id: str) -> bytes | None:
+        """A record; ``None`` when there is none, or it is locked."""
+        try:
+            return None if found is None else self.seals.open(bytes(found), _about(call_id))
+        except Locked:
+            return None
 
     def _read(self, sql: str, *params: Any) -> sqlite3.Cursor:
         return self._tables.read(sql, params)
@@ -268,3 +307,7 @@ class JobTable:
 
     def _drop(self, where: str, *params: Any) -> None:
         self._tables.write(f"UPDATE jobs SET state='dropped' WHERE {where}", params)  # noqa: S608
+
+
+def _about(call_id: str) -> bytes:
+    return b"job\0" + call_id.encode()

@@ -29,6 +29,8 @@ FIRST: Final = b"\xc1\x01"
 MARK_BYTES: Final = 4
 NONCE_BYTES: Final = 12
 _HEAD: Final = len(FIRST) + MARK_BYTES + NONCE_BYTES
+SEAL_BYTES: Final = _HEAD + 16
+"""By how much a seal lengthens what it holds."""
 _INFO: Final = b"tpo-mp store"
 
 

@@ -29,6 +29,7 @@ from .counts import CountTable
 from .framing import Disk
 from .job_table import JobCaps, JobTable
 from .letters import DeadLetters, Letter, LetterCaps
+from .sealing import Locked, Seals
 from .segment_files import LogLimits, SegmentFiles
 from .segments import Durability, SegmentError, SegmentLog
 from .tables import TableCaps, Tables
@@ -49,6 +50,11 @@ class ShelfOptions:
     letter_caps: LetterCaps = field(default_factory=LetterCaps)
     tables: TableCaps = field(default_factory=TableCaps)
     jobs: JobCaps = field(default_factory=JobCaps)
+
+    @property
+    def seals(self) -> Seals:
+        """The keys for whatever was said."""
+        return self.letter_caps.seals
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ class Shelf:
         if self._tables is not None:
             self._tables.caps = options.tables
             if self.jobs is not None:
-                self.jobs.caps = options.jobs
+                self.jobs.caps, self.jobs.seals = options.jobs, options.seals
             with self._guarded():
                 self._tables.set_durability(options.durability)
 
@@ -176,6 +182,7 @@ class Shelf:
         """Stage a value; false when a cap or a broken database forbids it."""
         done = False
         if self._tables is not None:
+            value = self._options.seals.seal(value, _about(table, key))
             with self._guarded():
                 done = self._tables.put(table, key, value, ttl_s, label=label, state=state)
         return done
@@ -190,22 +197,33 @@ class Shelf:
         state: str | None,
         ending: str = "",
     ) -> Iterator[tuple[int, bytes]]:
-        """Values by what they were put with, newest first; may raise ``sqlite3.Error``."""
+        """Values by what they were put with, newest first; may raise ``sqlite3.Error``.
+
+        Those that are locked are left out.
+        """
         if self._tables is None:
             raise sqlite3.OperationalError("the database is not open")
-        return self._tables.labelled(
+        found = self._tables.labelled(
             table, limit, before=before, label=label, state=state, ending=ending
         )
+        for row, key, value in found:
+            with contextlib.suppress(Locked):
+                yield row, self._options.seals.open(value, _about(table, key))
 
     def get(self, table: str, key: str) -> tuple[bool, bytes | None]:
-        """Whether the database could answer, and the value."""
+        """Whether the database could answer, and the value; of one that is locked it could not."""
         if self._tables is None:
             return False, None
         try:
-            return True, self._tables.get(table, key)
+            found = self._tables.get(table, key)
         except sqlite3.Error:
             self._table_errors += 1
             return False, None
+        try:
+            opened = found and self._options.seals.open(found, _about(table, key))
+        except Locked:
+            return False, None
+        return True, opened
 
     # -- batch jobs -----------------------------------------------------------------------------
 
@@ -380,5 +398,10 @@ class Shelf:
             tables.close()
         else:
             self._tables = tables
-            self.jobs = JobTable(tables, options.jobs, self._clock)
+            self.jobs = JobTable(tables, options.jobs, self._clock, options.seals)
             self.counts = CountTable(tables, self._clock)
+
+
+def _about(table: str, key: str) -> bytes:
+    """What a sealed value is about; no table's name has a NUL."""
+    return f"{table}\0{key}".encode()

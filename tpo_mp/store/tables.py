@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .questions import VALUE_BYTES
+from .sealing import SEAL_BYTES, is_sealed
 from .segment_files import Place
 from .segments import Durability
 
@@ -206,7 +207,7 @@ class Tables:
 
         With a ``state`` it is found by ``labelled`` too.
         """
-        if len(value) > self.caps.value_bytes:
+        if len(value) - (SEAL_BYTES if is_sealed(value) else 0) > self.caps.value_bytes:
             return False
         if table not in self.fills and len(self.fills) >= _MAX_TABLES:
             return False
@@ -236,8 +237,8 @@ class Tables:
         label: str | None,
         state: str | None,
         ending: str = "",
-    ) -> Iterator[tuple[int, bytes]]:
-        """(row number, value) of a table, newest first, older than row ``before``.
+    ) -> Iterator[tuple[int, str, bytes]]:
+        """(row number, key, value) of a table, newest first, older than row ``before``.
 
         ``ending`` is how their keys must end.
         """
@@ -252,7 +253,7 @@ class Tables:
             params += [-len(ending), ending]
         return iter(
             self._db.execute(
-                f"SELECT rowid, value FROM kv WHERE {' AND '.join(where)}"  # noqa: S608
+                f"SELECT rowid, key, value FROM kv WHERE {' AND '.join(where)}"  # noqa: S608
                 " ORDER BY rowid DESC LIMIT ?",
                 (*params, limit),
             )

@@ -9,6 +9,7 @@ import pytest
 
 from tpo_mp.store import job_table as module
 from tpo_mp.store.job_table import JobCaps, JobRow, JobTable
+from tpo_mp.store.sealing import Seals
 from tpo_mp.store.tables import TableCaps, Tables
 
 RUN = "run-1"
@@ -179,3 +180,31 @@ def test_claims_read_an_index_however_much_has_ended(store: Store) -> None:
     ).fetchall()
     assert "job_prompts_state" in str(plan)
     assert "TEMP B-TREE" not in str(plan)
+
+
+def test_sealed_prompts_wait_for_their_key(store: Store, tmp_path: Path) -> None:
+    """Nothing of them or of their answers is written; what was written before is read as ever."""
+    store.add("plain", 1)
+    store.jobs.seals = Seals(["k" * 32])
+    store.add("sealed", 3)
+    assert store.claim("sealed", 1) == ["sealed-0"]
+    store.jobs.end("sealed-0", "completed", b"secret answer")
+    store.claim("sealed", 1)
+    store.tables.commit()
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    assert written.count(b"prompt 0") == 1, "the plain one"
+    assert b"prompt 1" not in written
+    assert b"secret answer" not in written
+
+    store.jobs.seals = Seals(["x" * 32])
+    assert store.claim("sealed", 2) == []
+    assert store.jobs.recover(RUN) == []
+    assert list(store.jobs.ended(store.row("sealed"), -1)) == [(0, "sealed-0", "completed", None)]
+    assert [p.prompt for p in store.jobs.claim(store.row("plain"), [(0, 1)], RUN)] == ["prompt 0"]
+
+    store.jobs.seals = Seals(["x" * 32, "k" * 32])
+    found = store.jobs.prompt("sealed-0")
+    assert found is not None
+    assert found[2] == b"secret answer"
+    assert [p.prompt for p in store.jobs.recover(RUN)] == ["prompt 1", "prompt 0"]
+    assert store.claim("sealed", 2) == ["sealed-2"]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tpo_mp.store.framing import Disk, flush_to_disk
-from tpo_mp.store.letters import Letter
+from tpo_mp.store.letters import Letter, LetterCaps
+from tpo_mp.store.sealing import Seals
 from tpo_mp.store.segment_files import LogLimits
 from tpo_mp.store.shelf import Shelf, ShelfOptions
-from tpo_mp.store.tables import Tables
+from tpo_mp.store.tables import TableCaps, Tables
 
 
 class Weather:
@@ -204,3 +205,33 @@ def test_new_caps_apply_at_once(tmp_path: Path) -> None:
     shelf.tick()
     assert shelf.state().calls_bytes <= 5000
     shelf.close()
+
+
+def test_sealed_values_open_with_their_key_only(tmp_path: Path) -> None:
+    """Of one that is locked nothing is told, not even that there is none; pages leave it out."""
+    keys = {name: Seals([name * 32]) for name in "kx"}
+    caps = TableCaps(value_bytes=6)
+
+    def shelf_with(seals: Seals) -> Shelf:
+        options = ShelfOptions(letter_caps=LetterCaps(seals=seals), tables=caps)
+        return open_shelf(tmp_path, Weather(), options)
+
+    def page(shelf: Shelf) -> list[bytes]:
+        found = shelf.labelled("results", 9, before=None, label=None, state=None)
+        return [value for _, value in found]
+
+    shelf = shelf_with(keys["k"])
+    assert shelf.put("results", "a", b"secret", 60.0, state="done")
+    assert not shelf.put("results", "b", b"secrets", 60.0), "a seal is no reason to refuse"
+    assert (shelf.get("results", "a"), page(shelf)) == ((True, b"secret"), [b"secret"])
+    shelf.commit()
+    shelf.configure(ShelfOptions(letter_caps=LetterCaps(seals=keys["x"]), tables=caps))
+    assert (shelf.get("results", "a"), page(shelf)) == ((False, None), [])
+    shelf.close()
+    assert not any(b"secret" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    again = shelf_with(keys["k"])
+    assert (again.get("results", "a"), again.get("results", "b")) == (
+        (True, b"secret"),
+        (True, None),
+    )
+    again.close()
