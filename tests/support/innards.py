@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from .gateway import Gateway
 from .host import Host
 
 _PIDFD_GETFD = 438
@@ -38,7 +39,7 @@ def descriptors(pid: int, kind: str) -> list[int]:
     return sorted(found)
 
 
-def shared(host: Host, segment: str) -> mmap.mmap:
+def shared(host: Gateway, segment: str) -> mmap.mmap:
     """Map one of the host's segments, writable, through the supervisor's descriptor."""
     fd = descriptors(host.pid, segment)[0]
     with Path(f"/proc/{host.pid}/fd/{fd}").open("r+b") as file:

@@ -1,0 +1,48 @@
+"""Names of backends come and go with configurations, and the host's memory of them too."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from tests.conftest import StartGateway
+from tests.support.gateway import Gateway
+from tests.support.innards import needs_linux, shared
+from tests.support.raw import chat
+from tests.support.toml import ECHO
+from tests.support.wait import wait_for
+from tpo_mp.shm.shares import LINES, NAME_BYTES, ShareSegment
+
+CONFIG = ECHO.replace('"echo"', '"{name}"', 1) + "max_concurrent = 4\n"
+
+
+def keepers(gateway: Gateway, name: str) -> int:
+    """How many seats have a use for a name; none when nobody ever had."""
+    memory = shared(gateway, ShareSegment.NAME)
+    words = memoryview(memory).cast("Q")
+    try:
+        seats = words[2]
+        digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
+        names = [memory[64 + n * NAME_BYTES : 64 + (n + 1) * NAME_BYTES] for n in range(LINES)]
+        if digest not in names:
+            return 0
+        first = (64 + LINES * NAME_BYTES) // 8 + seats
+        line = first + names.index(digest) * (2 + 2 * seats)
+        return sum(words[line + 2 + seats : line + 2 + 2 * seats])
+    finally:
+        words.release()
+        memory.close()
+
+
+def test_a_backend_that_is_gone_is_forgotten(start_gateway: StartGateway) -> None:
+    """By every worker, once its last configuration is; the one that came instead is known."""
+    needs_linux()
+    gateway = start_gateway(config=CONFIG.format(name="first"), workers=2)
+    assert gateway.config_path is not None
+    for name in ("second", "third", "fourth"):
+        gateway.config_path.write_text(CONFIG.format(name=name))
+        told = gateway.tpo("reload")
+        assert told.returncode == 0, told
+        assert gateway.ask("/v1/chat/completions", chat("hi")).status == 200
+    assert keepers(gateway, "backend:fourth") >= 2
+    wait_for(lambda: keepers(gateway, "backend:second") == 0, 50, "the second one forgotten")
+    assert keepers(gateway, "backend:fourth") >= 2
