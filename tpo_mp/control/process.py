@@ -60,9 +60,9 @@ from .replays import Replays
 from .reruns import Reruns
 
 BEAT_S = 0.05
-MAIL_S = 0.02
-IDLE_MAIL_S = 0.05
-"""Between looks at the mail while no batch runs: it shares a core, and a bell rings."""
+"""Between beats, and looks at the mail: once for both, for it shares a core, and a bell rings."""
+BUSY_BEAT_S = 0.02
+"""While a batch runs."""
 RETRY_S = 0.001
 HARVEST_S = 0.25
 MOST_ROUNDS = 64
@@ -151,7 +151,6 @@ class ControlProcess:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._beat(), name="beat"),
-                group.create_task(self._mail(), name="mail"),
                 group.create_task(self._harvest(), name="harvest"),
                 group.create_task(self.folders.run(), name="folders"),
                 group.create_task(self.probing.run(), name="probing"),
@@ -179,15 +178,12 @@ class ControlProcess:
             self._obey(self.line.command)
             if self.plane.config_epoch != self._config_epoch:
                 self._reconfigure(self.plane.config_epoch)
-            due = now + BEAT_S
-            await asyncio.sleep(BEAT_S)
-
-    async def _mail(self) -> None:
-        while True:
             self._turn()
             self.desk.flush()
             self.jobs.tick()
-            await asyncio.sleep(MAIL_S if self.jobs.busy else IDLE_MAIL_S)
+            pause_s = BUSY_BEAT_S if self.jobs.busy else BEAT_S
+            due = now + pause_s
+            await asyncio.sleep(pause_s)
 
     async def _harvest(self) -> None:
         while True:

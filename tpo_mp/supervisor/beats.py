@@ -26,6 +26,8 @@ import psutil
 from .placement import portable
 
 MAX_STEP_S = 0.25
+GRACE_S = 0.15
+"""Who beat within this time is not asked about: a look reads two files, and beats come late."""
 _PROC = Path("/proc")
 
 
@@ -80,14 +82,16 @@ class BeatWatch:
 
     def look(self, count: int, now: float, pid: int, probe: CpuProbe) -> None:
         """Take one look at the counter; ``probe`` is asked only while it stands still."""
-        step = min(now - self._at, MAX_STEP_S)
-        self._at = now
         if count != self._count:
             self._count = count
-            self.moved_at = now
+            self.moved_at = self._at = now
             self.blamed_s = 0.0
             self._cpu_s = -1.0
             return
+        if now - self.moved_at < GRACE_S:
+            return
+        step = min(now - self._at, MAX_STEP_S)
+        self._at = now
         sample = probe(pid)
         if sample is None:
             return

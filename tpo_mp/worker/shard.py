@@ -77,7 +77,8 @@ from .tls import Tls
 
 _decode_answer = msgspec.msgpack.Decoder(frames.StoreAnswer).decode
 BEAT_S = 0.05
-PARKED_TURNS = 20
+PARKED_BEAT_S = 0.1
+PARKED_TURNS = 10
 """Beats per turn of a parked shard, which has little to do and shares a core with one that has."""
 RECHECK_S = 0.01
 LINGER_S = 1.0
@@ -355,7 +356,7 @@ class Shard:
         os._exit(1)  # the supervisor is gone: nothing here may outlive it
 
     async def _beat(self) -> None:
-        """Beat, and do what is due every 50 ms."""
+        """Beat, and do what is due every 50 ms; one that only waits for a seat has less to do."""
         due, lines, turns = monotonic(), self.lines, 0
         while self.stage is not Life.STOPPED:
             now = monotonic()
@@ -367,8 +368,9 @@ class Shard:
                 self._tick(now, lag_s)
             elif self._changed():
                 self._news.set()
-            due = now + BEAT_S
-            await asyncio.sleep(BEAT_S)
+            pause_s = PARKED_BEAT_S if lines.state == SeatState.PARKED else BEAT_S
+            due = now + pause_s
+            await asyncio.sleep(pause_s)
 
     def _tick(self, now: float, lag_s: float) -> None:
         self.wheel.tick(now)

@@ -8,7 +8,7 @@ import os
 import psutil
 import pytest
 
-from tpo_mp.supervisor.beats import MAX_STEP_S, BeatWatch, CpuSample, cpu_sample
+from tpo_mp.supervisor.beats import GRACE_S, MAX_STEP_S, BeatWatch, CpuSample, cpu_sample
 
 
 def watch(samples: list[CpuSample | None], step_s: float = 0.05) -> BeatWatch:
@@ -29,7 +29,7 @@ def test_a_stopped_process_is_blamed_for_all_of_its_silence() -> None:
 def test_a_busy_loop_is_blamed_for_the_time_it_ran() -> None:
     """A process that runs all the time and does not beat hangs in a loop."""
     seen = watch([CpuSample(runnable=True, cpu_s=i * 0.05) for i in range(40)])
-    assert seen.blamed_s == pytest.approx(1.95)
+    assert seen.blamed_s == pytest.approx(1.95 - (GRACE_S - 0.05))
 
 
 def test_a_starved_process_is_not_blamed() -> None:
@@ -42,7 +42,24 @@ def test_a_starved_process_is_not_blamed() -> None:
 def test_a_throttled_process_is_blamed_for_its_share_only() -> None:
     """With a fifth of a CPU, two seconds of silence are 0.4 s of its own."""
     seen = watch([CpuSample(runnable=True, cpu_s=i * 0.01) for i in range(41)])
-    assert seen.blamed_s == pytest.approx(0.4)
+    assert seen.blamed_s == pytest.approx(0.4 - 0.02)
+
+
+def test_a_process_that_beat_a_moment_ago_is_not_asked_about() -> None:
+    """The kernel is asked only once a beat is missing, and then for all of the silence."""
+    asked: list[int] = []
+
+    def probe(pid: int) -> CpuSample:
+        asked.append(pid)
+        return CpuSample(runnable=False, cpu_s=0.0)
+
+    seen = BeatWatch(0.0)
+    for now in (0.05, 0.1, GRACE_S - 0.001):
+        seen.look(0, now, 7, probe)
+    assert not asked
+    seen.look(0, GRACE_S, 7, probe)
+    assert asked == [7]
+    assert seen.blamed_s == pytest.approx(GRACE_S)
 
 
 def test_a_beat_forgives_everything() -> None:
