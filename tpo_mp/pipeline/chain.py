@@ -16,6 +16,7 @@ passed the call on: a stage that answers by itself has done its part.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import isfunction
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -68,8 +69,11 @@ def _layer(stage: Any, inner: Serve) -> Serve:
     if hasattr(stage, "inside"):
         stage.inside(inner)
 
+    # A bound method is called within the interpreter, an object by way of its type's slot.
+    enter = stage if isfunction(stage) else stage.__call__
+
     def layer(call: Call) -> Awaitable[Reply]:
-        return stage(call, inner)  # type: ignore[no-any-return]  # the Stage protocol's answer
+        return enter(call, inner)  # type: ignore[no-any-return]  # the Stage protocol's answer
 
     return layer
 

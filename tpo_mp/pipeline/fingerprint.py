@@ -79,14 +79,15 @@ _RESPONSES: Final = Dialect.OPENAI_RESPONSES
 
 
 class _Found:
-    """What is known of one body."""
+    """What is known of one body; one that was not ``read`` cannot be sure."""
 
-    __slots__ = ("body", "key", "sure")
+    __slots__ = ("body", "key", "read", "sure")
 
-    def __init__(self, body: bytes, key: bytes | None, sure: bool) -> None:
+    def __init__(self, body: bytes, key: bytes | None, sure: bool, read: bool = True) -> None:
         self.body = body
         self.key = key
         self.sure = sure
+        self.read = read
 
 
 def fingerprint(call: Call, match: Match) -> bytes | None:
@@ -97,8 +98,9 @@ def fingerprint(call: Call, match: Match) -> bytes | None:
     """
     found: _Found | None = call.fingerprint
     if found is None or found.body is not call.body:
-        if match is not _ALL and not _may_be_sure(call):
-            return None
+        read = match is _ALL or _may_be_sure(call)
+        found = call.fingerprint = _read(call) if read else _Found(call.body, None, False, False)
+    elif match is _ALL and not found.read:
         found = call.fingerprint = _read(call)
     return found.key if found.sure or match is _ALL else None
 

@@ -260,5 +260,9 @@ def test_a_copy_is_the_call_but_for_its_own_course() -> None:
         setattr(call, name, n + 1000)
     made = flight_module.copy_of(call)
     own = {n for n in Call.__slots__ if getattr(made, n) != getattr(call, n)}
-    assert own == {"endings", "tried", "slot", "attempts", "upstream_at", "first_byte_at"}
-    assert (made.endings, made.tried, made.slot, made.attempts) == (None, None, -1, 0)
+    assert own == {
+        "aside", "endings", "tried", "slot", "attempts", "upstream_at", "first_byte_at",
+    }  # fmt: skip
+    assert (made.aside, made.endings, made.tried, made.slot, made.attempts) == (
+        None, None, None, -1, 0,
+    )  # fmt: skip
