@@ -9,12 +9,14 @@ payloads at ``everysec``, call records and metrics; nothing is sampled.
 ``mixed``, ``batched`` and ``grouped`` are an engine of the simulator that remembers few prompts,
 without the stage ``batch``, with it, and with it by the prompts' first bytes.
 ``spread``, ``sticky`` and ``prefixed`` are two such engines, asked in turn, by session, and by what
-they saw before.
+they saw before; ``mlx-…`` and ``llama_cpp-…`` two real ones with a tiny model, which the gateway
+starts.
 ``simulator`` and ``paced`` are ``tpo-mp simulate``, without latency and with a token every 100 ms.
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import Any
 
@@ -26,6 +28,13 @@ BATCHES = {
     "grouped": "[stages.batch]\ngroup_by_prefix_len = 64\nmax_wait_s = 0.5",
 }
 ROUTES = {"spread": "round_robin", "sticky": "consistent_hash", "prefixed": "prefix"}
+KEPT = {
+    "mlx": ("--prompt-cache-bytes", "{bytes}"),
+    "llama_cpp": ("-np", "2", "-c", "32768", "--cache-ram", "{mib}"),
+}
+"""Engines that are started, and how they are told what they may remember."""
+REAL = {f"{kind}-{route}": (kind, strategy) for kind in KEPT for route, strategy in ROUTES.items()
+        if route != "prefixed"}  # fmt: skip
 MODES = ("plain", "governed", "echo", "overload", "simulator", "paced", *BATCHES, *ROUTES)
 SIMULATED = ("simulator", "paced")
 PACED_TOKENS = 250
@@ -158,6 +167,31 @@ num_gpu_blocks = 1000
 speedup = 4
 """
 
+_REAL_ENGINES = """
+[[engines]]
+name = "left"
+kind = "{kind}"
+model = "{model}"
+models = ["m"]
+args = {args}
+
+[[engines]]
+name = "right"
+kind = "{kind}"
+model = "{model}"
+models = ["m"]
+args = {args}
+
+[[routes]]
+models = ["m"]
+strategy = "{strategy}"
+backends = ["left", "right"]
+{more}
+"""
+
+REMEMBERED_BYTES = {"mlx": 512 * 20_000, "llama_cpp": 256 * 20_000}
+"""What keys and values of most of the conversations take: bytes of a token, and tokens."""
+
 GOVERNED_EXTRA = {"temperature": 0}
 """What makes a call deterministic, so that deduplication and cache take part."""
 
@@ -166,6 +200,18 @@ def governed_rules() -> dict[str, Any]:
     """What governs calls where nobody signs in and nothing is stored: limits and budgets."""
     rules = tomllib.loads(_GOVERNED.format(key=KEY))
     return {"stages": rules["stages"]}
+
+
+def real(mode: str, model: str) -> str:
+    """Render the configuration of two real engines."""
+    kind, strategy = REAL[mode]
+    room = REMEMBERED_BYTES[kind]
+    args = [word.format(bytes=room, mib=-(-room // 2**20)) for word in KEPT[kind]]
+    # What leaves a busy engine is a matter of load, and so of the machine: as little as can be.
+    more = "spill = 2.0" if strategy == "consistent_hash" else ""
+    return _REAL_ENGINES.format(
+        kind=kind, model=model, args=json.dumps(args), strategy=strategy, more=more
+    )
 
 
 def toml(mode: str, upstream: str) -> str:

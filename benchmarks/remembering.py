@@ -31,10 +31,14 @@ class Remembered:
         headers: Mapping[str, str] | None = None,
         *,
         counts: bool = True,
+        more: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The message that answers these, ``None`` if it failed; ``counts`` its prompt or not."""
+        """The message that answers these, ``None`` if it failed; ``counts`` its prompt or not.
+
+        ``more``: further fields of the body.
+        """
         since = monotonic()
-        body = {"model": "m", "messages": messages}
+        body = {"model": "m", "messages": messages, **(more or {})}
         async with self._session.post(PATH, json=body, headers=headers) as reply:
             said = await reply.json()
         if reply.status != 200:
@@ -44,7 +48,7 @@ class Remembered:
         if counts:
             usage = said["usage"]
             self._prompts += usage["prompt_tokens"]
-            self._cached += usage["prompt_tokens_details"]["cached_tokens"]
+            self._cached += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         return said["choices"][0]["message"]
 
     def row(self) -> Row:

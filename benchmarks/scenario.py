@@ -11,7 +11,8 @@ from .report import Report, Series
 
 NAMES = ("relay", "stream", "translation", "latency", "hop", "ring", "pipeline", "stages", "echo",
          "memory", "saturation", "simulator", "retrieval", "prefixes", "overload", "savings",
-         "hits", "batching", "affinity", "tier", "mlx", "mlx_transport", "vllm")  # fmt: skip
+         "hits", "batching", "affinity", "engine_affinity", "tier", "mlx",
+         "mlx_transport", "vllm")  # fmt: skip
 """All scenarios in the order of the report."""
 
 OURS = ("tpo", "tpo-governed")

@@ -37,7 +37,7 @@ OURS = {"tpo": "plain", "tpo-governed": "governed", "tpo-echo": "echo", "tpo-mes
         "tpo-simulator": "simulator", "tpo-simulator-two": "simulator",
         "tpo-simulator-paced": "paced", "tpo-mixed": "mixed", "tpo-batched": "batched",
         "tpo-grouped": "grouped", "tpo-spread": "spread", "tpo-sticky": "sticky",
-        "tpo-prefixed": "prefixed"}  # fmt: skip
+        "tpo-prefixed": "prefixed", **{mode: mode for mode in configs.REAL}}  # fmt: skip
 LABELS = {
     "direct": "no gateway (upstream itself)",
     "relay": "bare relay",
@@ -46,6 +46,10 @@ LABELS = {
     "tpo-spread": "`round_robin`",
     "tpo-sticky": "`consistent_hash`",
     "tpo-prefixed": "`prefix`",
+    "mlx-spread": "two of our MLX engines, `round_robin`",
+    "mlx-sticky": "two of our MLX engines, `consistent_hash`",
+    "llama_cpp-spread": "two `llama-server` of two slots, `round_robin`",
+    "llama_cpp-sticky": "two `llama-server` of two slots, `consistent_hash`",
     "tpo-mixed": "each call at once",
     "tpo-batched": "`batch`",
     "tpo-grouped": "`batch` by the first 64 bytes, waits of 0.5 s",
@@ -123,7 +127,12 @@ class Place:
     def _ours(self, name: str, home: Path, workers: int) -> Iterator[Live]:
         mode = OURS[name]
         config = home / "tpo.toml"
-        config.write_text(configs.toml(mode, self.upstream))
+        env: dict[str, str] = {}
+        if mode in configs.REAL:
+            text, env = _real(mode, home)
+            config.write_text(text)
+        else:
+            config.write_text(configs.toml(mode, self.upstream))
         verb = "simulate" if mode in configs.SIMULATED else "serve"
         if verb == "serve":
             _refuse_warnings(config)
@@ -131,9 +140,10 @@ class Place:
         argv += ["--host", "127.0.0.1", "--port", "0", "--ops-port", "0"]
         argv += ["--workers", str(workers), "--state-dir", str(home / "state")]
         extra = configs.GOVERNED_EXTRA if mode == "governed" else {}
-        with self._running(argv, home) as process:
+        with self._running(argv, home, env) as process:
             seen = _ready(process, READY)
             _wait_spare(home / "state")
+            _wait_engines(home / "state")
             yield Live(name, seen["url"], process, home / "state", extra)
 
     def _peer(self, name: str, home: Path) -> Iterator[Live]:
@@ -200,6 +210,26 @@ def _wait_spare(state: Path, timeout_s: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise Skipped(f"no warm spare after {timeout_s:g} s")
         time.sleep(0.05)
+
+
+def _real(mode: str, home: Path) -> tuple[str, dict[str, str]]:
+    """The configuration of real engines, their model made, and the path that finds them."""
+    from tests.support import engines
+
+    found = engines.find(configs.REAL[mode][0])
+    if isinstance(found, str):
+        raise Skipped(found)
+    return configs.real(mode, str(found.model(home / "model"))), {"PATH": found.path}
+
+
+def _wait_engines(state: Path, timeout_s: float = 120.0) -> None:
+    """Wait until every engine of the gateway serves."""
+    deadline = time.monotonic() + timeout_s
+    while wanting := [e for e in request(state, "status")["engines"] if e["state"] != "ready"]:
+        if time.monotonic() > deadline:
+            words = "; ".join(f"{e['engine']}: {e['last_words']}" for e in wanting)
+            raise Skipped(f"no engine after {timeout_s:g} s: {words}")
+        time.sleep(0.1)
 
 
 def _wait_answer(process: Process, url: str, timeout_s: float = 90.0) -> None:

@@ -4,17 +4,23 @@ A slot keeps what it read, and a request that is pinned to a busy one waits for 
 says how many there are, the host keeps an account of them: who is in a slot is a share
 (``shm.shares``), so it is exact over all workers and gone with one that dies; whose conversation it
 holds is a row of the ledger.  A call of a session goes to the slot that has its conversation while
-that is idle, else to the idle one not used for longest; when its own is busy, when none is idle, or
-when others use the server too, the server chooses.
+that is idle, else to the idle one not used for longest.  Where its own is busy it waits for that if
+reading the conversation anew would take longer than the call there is likely to; otherwise, when
+none is idle, or when others use the server too, the server chooses.
 
-``row slot:BACKEND:N``: cells 0 the session (48 bits of a hash; 0: none), 1 when it was last given.
+``row slot:BACKEND:N``: cells 0 the session (48 bits of a hash; 0: none), 1 when it was last given,
+2 the tokens it holds, 3 for how long its calls have it, in seconds (a moving mean).  How long a
+token of a prompt takes each worker learns from how long the first bytes of its streams take.
 
-Invariants: a slot is given to one call of the host at a time, and given back however that ends.
+Invariants: a slot is given to one call of the host at a time and to one that waits for it, and
+given back however they end.
 Known weakness: that the server has so many slots is believed; it takes a larger number for another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Annotated, Final
 
@@ -31,6 +37,9 @@ from .openai_engine import EngineClient, EngineClientConfig
 
 MOST_SLOTS: Final = 64
 _SESSION_BYTES: Final = 6
+_ALPHA: Final = 0.2
+_LEARNT_TOKENS: Final = 32
+"""A prompt with fewer new tokens tells little of what one takes."""
 _PINNED: Final = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
 
 
@@ -59,30 +68,56 @@ class Slots:
         self._ledger = env.ledger
         self._watch = env.ledger.watch(*self._rows)
         self._clock = env.clock
+        self._token_s = 0.0
 
     def take(self, session: int) -> int | None:
         """A slot for a call; ``None``: the server chooses."""
         held = self._watch.peek()
         mine = [n for n, cells in enumerate(held) if session and cells[0] == session]
         if mine:
-            return self._claim(mine[0], session)
+            # One may wait for the call that is there, where that pays.
+            return self._claim(mine[0], session, 2 if self._pays(held[mine[0]]) else 1)
         idle = [n for n, share in enumerate(self._shares) if not share.total()]
         if not idle:
             return None
-        return self._claim(min(idle, key=lambda n: held[n][1]), session)
+        return self._claim(min(idle, key=lambda n: held[n][1]), session, 1)
 
     def give(self, slot: int) -> None:
         """Its call is over."""
         self._shares[slot].give(1)
 
-    def _claim(self, slot: int, session: int) -> int | None:
+    def learn(self, new_tokens: int, took_s: float) -> None:
+        """A stream began ``took_s`` after it was sent; so many tokens of its prompt were new."""
+        if new_tokens >= _LEARNT_TOKENS:
+            token_s = took_s / new_tokens
+            self._token_s += (token_s - self._token_s) * (_ALPHA if self._token_s else 1.0)
+
+    def note(self, slot: int, session: int, tokens: int, took_s: float) -> None:
+        """A call of the session is over; the slot holds so many tokens of it."""
+
+        def put(cells: Cells) -> Cells:
+            known_s = cells[3] + (took_s - cells[3]) * (_ALPHA if cells[3] else 1.0)
+            return (cells[0], cells[1], float(tokens) if cells[0] == session else 0.0, known_s)
+
+        with suppress(TpoError):
+            self._ledger.update(self._rows[slot], put)
+
+    def _pays(self, cells: Cells) -> bool:
+        """Whether the call in a slot is likely to end before its tokens could be read elsewhere."""
+        _, given_at, tokens, usual_s = cells
+        left_s = usual_s - (self._clock() - given_at)
+        # One that is late already may take as long again.
+        return tokens * self._token_s > (left_s if left_s > 0 else usual_s) > 0
+
+    def _claim(self, slot: int, session: int, most: int) -> int | None:
         share = self._shares[slot]
-        if share.total() or not share.take(1, 1):
+        if share.total() >= most or not share.take(1, most):
             return None
         now = self._clock()
 
-        def put(_: Cells) -> Cells:
-            return (float(session), now, 0.0, 0.0)
+        def put(cells: Cells) -> Cells:
+            tokens = cells[2] if cells[0] == session else 0.0
+            return (float(session), now, tokens, cells[3])
 
         try:
             self._ledger.update(self._rows[slot], put)
@@ -106,9 +141,10 @@ class LlamaCppBackend(EngineClient):
         slots = self._slots
         said = self._engines.of(self.name)
         alone = said is None or not said.others
-        slot = None
+        slot, session = None, 0
         if slots is not None and alone and call.dialect in _PINNED:
-            slot = slots.take(_session(call))
+            session = _session(call)
+            slot = slots.take(session)
         if slots is None or slot is None:
             self._slot = None
             return super().send(call)
@@ -118,7 +154,7 @@ class LlamaCppBackend(EngineClient):
         except BaseException:
             slots.give(slot)
             raise
-        promise.then(_Giving(slots, slot))
+        promise.then(_Giving(slots, slot, session, self._env.clock))
         return promise
 
     def fields(self, call: Call) -> dict[str, object]:  # noqa: ARG002 - the slot is the call's
@@ -127,21 +163,37 @@ class LlamaCppBackend(EngineClient):
 
 
 class _Giving:
-    """Gives a slot back when its call is over."""
+    """Gives a slot back when its call is over, and notes what it holds and how long that took."""
 
-    __slots__ = ("_slot", "_slots")
+    __slots__ = ("_clock", "_first_s", "_reply", "_sent_at", "_session", "_slot", "_slots")
 
-    def __init__(self, slots: Slots, slot: int) -> None:
+    def __init__(self, slots: Slots, slot: int, session: int, clock: Callable[[], float]) -> None:
         self._slots = slots
         self._slot = slot
+        self._session = session
+        self._clock = clock
+        self._sent_at = clock()
+        self._first_s = 0.0
+        self._reply: Reply | None = None
 
     def __call__(self, reply: Reply | None, error: BaseException | None) -> None:  # noqa: ARG002
         if reply is None:
             self._slots.give(self._slot)
-        else:
-            when_over(reply, self._over)
+            return
+        if reply.stream is not None:
+            self._first_s = self._clock() - self._sent_at
+        self._reply = reply
+        when_over(reply, self._over)
 
-    def _over(self, error: TpoError | None) -> None:  # noqa: ARG002
+    def _over(self, error: TpoError | None) -> None:
+        usage = self._reply.usage if self._reply is not None else None
+        if error is None and usage is not None and usage.prompt > 0:
+            if self._first_s:
+                self._slots.learn(usage.prompt - usage.cached, self._first_s)
+            tokens = usage.prompt + max(usage.completion, 0)
+            took_s = self._clock() - self._sent_at
+            self._slots.note(self._slot, self._session, tokens, took_s)
+        self._reply = None
         self._slots.give(self._slot)
 
 

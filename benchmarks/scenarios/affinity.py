@@ -2,11 +2,13 @@
 
 Many conversations take their turns at the same time before two engines, each of which has room for
 the words of about half of them.  The engine says in its usage how much of a prompt it remembered.
+The engines are the simulator's; ``engine_affinity`` has real ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -28,16 +30,23 @@ SEED = 7
 
 def run(bench: Bench) -> dict[str, Series]:
     """Hold the same conversations through gateways of one and of two workers."""
+    return hold(bench, TARGETS, TURNS, WORDS, {})
+
+
+def hold(
+    bench: Bench, targets: Sequence[str], turns: int, words: int, more: Mapping[str, Any]
+) -> dict[str, Series]:
+    """Hold conversations through each target; ``more`` are further fields of every body."""
     found: dict[str, Series] = {}
-    turns = 3 if bench.options.quick else TURNS
+    turns = 3 if bench.options.quick else turns
     for number in range(bench.options.rounds):
-        for target in bench.wanted(TARGETS):
+        for target in bench.wanted(targets):
             for workers in (1, 2):
                 name = f"{LABELS[target]}, {workers} worker{'s' * (workers > 1)}"
                 series = found.setdefault(name, Series())
                 try:
                     with bench.place.start(target, workers=workers) as live:
-                        row = uvloop.run(converse(live, SEED + number, turns))
+                        row = uvloop.run(converse(live, SEED + number, turns, words, more))
                 except Skipped as reason:
                     series.skipped = str(reason)
                     continue
@@ -46,7 +55,7 @@ def run(bench: Bench) -> dict[str, Series]:
     return found
 
 
-async def converse(live: Live, seed: int, turns: int) -> Row:
+async def converse(live: Live, seed: int, turns: int, words: int, more: Mapping[str, Any]) -> Row:
     """Hold all conversations at the same time, each turn after the answer to the last."""
     run_tag = tag()
     connector = aiohttp.TCPConnector(limit=SESSIONS)
@@ -58,11 +67,11 @@ async def converse(live: Live, seed: int, turns: int) -> Row:
             said: list[dict[str, Any]] = []
             for turn in range(turns):
                 await asyncio.sleep(rng.uniform(0, 2 * THINKS_S))
-                words = " ".join(f"w{rng.randrange(10_000)}" for _ in range(WORDS))
-                said.append({"role": "user", "content": f"{run_tag} {who} {turn}: {words}"})
+                text = " ".join(f"w{rng.randrange(10_000)}" for _ in range(words))
+                said.append({"role": "user", "content": f"{run_tag} {who} {turn}: {text}"})
                 # The first of a conversation is new to everybody.
                 head = {"X-Session-Id": f"{run_tag}-{who}"}
-                answer = await asked.ask(said, head, counts=turn > 0)
+                answer = await asked.ask(said, head, counts=turn > 0, more=more)
                 if answer is None:
                     return
                 said.append(answer)

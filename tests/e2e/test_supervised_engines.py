@@ -190,6 +190,30 @@ def test_what_is_wrong_with_an_engine_is_one_line_and_the_rest_serves(
         gateway.stop()
 
 
+def test_engines_that_hang_and_what_engines_see(start: Callable[..., Gateway]) -> None:
+    """Without the paths of Linux: silent ones are ended, and no key of the gateway is theirs."""
+    config = "".join((
+        engine("well", "child", model="m"),
+        '[engines.env]\nMY_SETTING = "told"\n',
+        engine("mute", "mute", model="x", hung_after_s=0.5, health_interval_s=0.1,
+               restart="never", warm_up=False),
+        engine("slow", "load=600", model="x", start_timeout_s=1, restart="never"),
+    ))  # fmt: skip
+    env = {"TPO_PORTABLE": "1", "OPENAI_API_KEY": "sk-of-the-gateway", "TPO_ADMIN_KEY": "a" * 40}
+    gateway = start(config, env=env)
+    found = until(gateway, well="ready", mute="failed", slow="failed")
+    assert re.search(r"no answer for \d+ s", found["mute"]["last_words"])
+    assert "not ready after 1 s" in found["slow"]["last_words"]
+    family = tree_of(found["well"]["pid"])
+    for process in family:
+        seen = process.environ()
+        assert seen["MY_SETTING"] == "told"
+        assert not {"OPENAI_API_KEY", "TPO_ADMIN_KEY"} & seen.keys()
+    assert said(chat(gateway)) == f"pid {found['well']['pid']}"
+    gateway.send_signal(signal.SIGKILL)
+    wait_for(lambda: gone(family), 10, "the engine to end after its supervisor")
+
+
 def test_a_reload_touches_only_what_changed(start: Callable[..., Gateway]) -> None:
     """One stays, one changes, one goes, one comes; ports nobody chose stay as they are."""
     kept, gone_soon = engine("kept", model="m"), engine("leaving", model="n")
@@ -232,6 +256,14 @@ def test_engines_and_workers_are_on_cores_of_their_own(start: Callable[..., Gate
         assert psutil.Process(slot["pid"]).cpu_affinity() == [slot["cpu"]]
         assert slot["cpu"] not in found["cpus"]
         assert tuple(found["cpus"]) == plan.engines["one"]
+        assert gateway.config_path is not None
+        for text in ("", engine("two", model="m", cores=1)):
+            gateway.config_path.write_text(text or "[server]\n")
+            assert gateway.tpo("reload").returncode == 0
+            wait_for(lambda: "one" not in rows(gateway), 20, "the engine to go")
+        late = until(gateway, two="ready")["two"]
+        assert len(late["cpus"]) >= 1
+        assert slot["cpu"] not in late["cpus"]
     else:
         assert (found["cpus"], slot["cpu"]) == (None, None)
         assert "engine_gets_fewer_cores engine=one" in gateway.stderr

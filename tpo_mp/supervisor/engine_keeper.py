@@ -55,6 +55,7 @@ from tpo_mp.config.engines import (
 from tpo_mp.config.values import Secret
 from tpo_mp.shm.lifeline import IGNORED, MAX_WORDS, PR_SET_PDEATHSIG
 
+from . import placement
 from .engine_docks import NO_TICKET, Ticket, descriptors
 from .engine_log import EngineLog
 from .engine_probe import EngineProbe
@@ -357,6 +358,10 @@ def _how(status: int) -> str:
         return f"signal {-status}"
 
 
+def _on_linux() -> bool:
+    return sys.platform == "linux" and not placement.portable()
+
+
 def _rss(process: psutil.Process) -> int:
     try:
         return int(process.memory_info().rss)
@@ -366,7 +371,7 @@ def _rss(process: psutil.Process) -> int:
 
 def _bound_to_us() -> Callable[[], None]:
     """What the engine's process does before it becomes the engine."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    libc = ctypes.CDLL(None) if _on_linux() else None
     keeper = os.getpid()
 
     def before_exec() -> None:
@@ -389,7 +394,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     order = read_order(sys.stdin.buffer.read())
     setproctitle(f"tpo: engine-{order.engine.name}")
-    if sys.platform == "linux":
+    if _on_linux():
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if order.cpus and hasattr(os, "sched_setaffinity"):
         # The engine and whatever it starts inherit it.

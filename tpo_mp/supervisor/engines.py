@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -42,6 +42,8 @@ from .intensity import Intensity, RestartLimits
 from .spawn import clean_environment
 
 EngineState: TypeAlias = Literal["down", "loading", "ready", "stopping", "backing off", "failed"]
+MoreCpus: TypeAlias = Callable[[EngineSection, Mapping[str, tuple[int, ...]]], tuple[int, ...]]
+"""The CPUs of one more engine beside those of others, by name; none is no error."""
 KEEPER_GRACE_S = 3.0
 QUICK_S = 2.0
 READ_BYTES = 65_536
@@ -86,7 +88,9 @@ class EngineHouse:
     events: EventLog
     limits: RestartLimits
     docks: EngineDocks
-    cpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cpus: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    more_cpus: MoreCpus | None = None
+    """Where there are cores for an engine that was not there when they were dealt."""
     berths: dict[str, EngineBerth] = field(default_factory=dict)
     stopping: bool = False
 
@@ -175,6 +179,10 @@ class EngineHouse:
 
     def _start(self, berth: EngineBerth, wanted: EngineSection, now: float) -> None:
         berth.intensity.started(now)
+        if self.more_cpus is not None and not self.cpus.get(berth.name):
+            for gone in self.cpus.keys() - self.berths.keys():
+                del self.cpus[gone]
+            self.cpus[berth.name] = self.more_cpus(wanted, self.cpus)
         berth.cpus = tuple(self.cpus.get(berth.name, ()))
         if wanted.rings:
             berth.ticket = self.docks.take(berth.name)

@@ -59,7 +59,9 @@ def _run(
     for name in clear_leftovers(state_dir.path):
         events("old_engine_killed", "warning", engine=name)
     docks = EngineDocks(memory.engine_rings, memory.engine_bells, memory.doorbells)
-    engines = EngineHouse(state_dir.path, events, limits_of(view), docks, plan.engines)
+    engines = EngineHouse(
+        state_dir.path, events, limits_of(view), docks, dict(plan.engines), placement.more(plan)
+    )
     stack.callback(engines.close)
     service = ServiceNotifier()
     stack.callback(service.close)

@@ -12,7 +12,7 @@ Known weakness: what else runs on the machine is not known here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 UNPINNED = -1
@@ -83,6 +83,20 @@ def assign(cores: Sequence[Core], workers: int, engines: Sequence[EngineNeed] = 
         given[need.name] = tuple(cpu for core in taken for cpu in core.cpus)
     slots = _threads_in_order(left)[:workers]
     return PinningPlan(slots, given, _sentence(workers, len(left), short), tuple(short))
+
+
+def deal_rest(
+    cores: Sequence[Core], taken: Collection[int], engines: Sequence[EngineNeed]
+) -> dict[str, tuple[int, ...]]:
+    """Deal whole cores of which no CPU is taken out to engines that came later; some get none."""
+    left = [core for core in cores if not set(core.cpus) & set(taken)]
+    given: dict[str, tuple[int, ...]] = {}
+    for turn, need in enumerate(engines):
+        fair = len(left) // (len(engines) - turn)
+        found = _near(left, min(need.cores or fair, len(left)), need.node) if left else []
+        left = [core for core in left if core not in found]
+        given[need.name] = tuple(cpu for core in found for cpu in core.cpus)
+    return given
 
 
 def _cores_for(cores: Sequence[Core], workers: int, engines: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +19,11 @@ import psutil
 
 from tpo_mp.config.engines import EngineSection
 
-from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, unpinned
+from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, deal_rest, unpinned
 
 __all__ = [
     "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside", "can_pin", "cgroup_folders",
-    "cores", "cores_first", "deal", "needs_of", "parse_cpu_list", "pin", "plan", "portable",
+    "cores", "cores_first", "deal", "more", "needs_of", "parse_cpu_list", "pin", "plan", "portable",
     "quota_cpus", "siblings",
 ]  # fmt: skip
 
@@ -198,6 +198,20 @@ def deal(workers: int, engines: Sequence[EngineNeed] = ()) -> PinningPlan:
     if quota is not None and quota < len(allowed_cpus()):
         return unpinned(workers, engines, "off: a CPU quota, so others may be on any of the CPUs")
     return assign(cores(), workers, engines)
+
+
+def more(
+    plan: PinningPlan,
+) -> Callable[[EngineSection, Mapping[str, tuple[int, ...]]], tuple[int, ...]] | None:
+    """How an engine that comes later gets what is left beside ``plan``; None: nobody is bound."""
+    if not plan.pinned:
+        return None
+
+    def find(engine: EngineSection, others: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        taken = {*plan.slots, *(cpu for cpus in others.values() for cpu in cpus)}
+        return deal_rest(cores(), taken, needs_of([engine]))[engine.name]
+
+    return find
 
 
 def pin(pid: int, cpu: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.configs import MODES, SIMULATED, toml
+from benchmarks.configs import MODES, REAL, SIMULATED, real, toml
 from tpo_mp.config.load import load
 
 
@@ -21,3 +21,15 @@ def test_measured_configuration_loads(mode: str, tmp_path: Path) -> None:
     if mode == "governed":
         assert {"rate_limit", "token_budget"} <= set(config.stage_order)
         assert config.auth.enabled
+
+
+@pytest.mark.parametrize("mode", REAL)
+def test_configuration_of_real_engines_loads(mode: str, tmp_path: Path) -> None:
+    """Two engines, each the backend of its name, and a route over both."""
+    path = tmp_path / "bench.toml"
+    path.write_text(real(mode, "/models/tiny"))
+    config = load(path, {}, {})
+    assert config.warnings == ()
+    assert [engine.name for engine in config.engines] == ["left", "right"]
+    assert config.routes[0].backends == ("left", "right")
+    assert not any("{" in word for engine in config.engines for word in engine.args)

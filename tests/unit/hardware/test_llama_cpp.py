@@ -46,6 +46,33 @@ def test_no_slot_is_given_twice_nor_waited_for() -> None:
     assert (host.take(1, 8), host.take(0, 9)) == (1, None)
 
 
+def test_a_busy_slot_is_waited_for_where_that_is_sooner_than_reading_anew() -> None:
+    """By one call of the host; not where it is unlikely to pay, nor before anything is known."""
+    host = Host(2)
+    slots = host.workers[0]
+    assert host.call(0, 7) == 0
+    slots.note(0, 7, 4000, 2.0)
+    assert (host.take(0, 7), host.take(0, 7)) == (0, None)  # what a token takes is not known
+    slots.learn(1000, 1.0)  # so 4000 tokens take 4 s, and the call there a second yet
+    assert (host.take(0, 7), host.take(0, 7)) == (0, None)
+    slots.give(0)
+    slots.give(0)
+    slots.note(0, 7, 100, 2.0)  # a tenth of a second
+    assert (host.take(0, 7), host.take(0, 7)) == (0, None)
+    assert host.take(0, 8) == 1
+
+
+def test_another_session_in_a_slot_holds_nothing_of_the_last() -> None:
+    """What it held is not what the new one would save."""
+    host = Host(1)
+    slots = host.workers[0]
+    slots.learn(1000, 1.0)
+    assert host.call(0, 7) == 0
+    slots.note(0, 7, 4000, 2.0)
+    assert host.call(0, 8) == 0
+    assert (host.take(0, 8), host.take(0, 8)) == (0, None)
+
+
 def test_calls_without_a_session_are_counted_too() -> None:
     """They leave nobody's conversation behind that would be looked for."""
     host = Host(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo_mp.supervisor.pinning import UNPINNED, Core, EngineNeed, assign
+from tpo_mp.supervisor.pinning import UNPINNED, Core, EngineNeed, assign, deal_rest
 
 
 def two_sockets(cores: int = 8, threads: int = 2) -> tuple[Core, ...]:
@@ -84,3 +84,14 @@ def test_nothing_is_dealt_twice(
     core_of = {cpu: core for core in cores for cpu in core.cpus}
     engines = {core_of[cpu] for cpus in plan.engines.values() for cpu in cpus}
     assert not engines & {core_of[cpu] for cpu in plan.slots}
+
+
+def test_an_engine_that_comes_later_gets_whole_cores_that_nobody_has() -> None:
+    """As many as it asks for and there are; none is no error."""
+    cores = two_sockets()
+    taken = {cpu for core in cores[:6] for cpu in core.cpus[:1]}
+    rest = {cpu for core in cores[6:] for cpu in core.cpus}
+    found = deal_rest(cores, taken, [EngineNeed("late", cores=1), EngineNeed("any")])
+    assert len(found["late"]) == len(found["any"]) == 2
+    assert {*found["late"], *found["any"]} == rest
+    assert deal_rest(cores, range(16), [EngineNeed("late")]) == {"late": ()}
