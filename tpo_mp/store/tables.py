@@ -403,7 +403,11 @@ class Tables:
             self._count()
 
     def set_durability(self, durability: Durability) -> None:
-        """Change how hard a commit waits for the disk."""
+        """Change how hard a commit waits for the disk.
+
+        What the batch holds is committed first: SQLite refuses the change inside a transaction.
+        """
+        self.commit()
         self._db.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
 
     def abandon(self) -> None:

@@ -207,6 +207,17 @@ def test_new_caps_apply_at_once(tmp_path: Path) -> None:
     shelf.close()
 
 
+def test_a_reload_in_the_middle_of_a_batch_undoes_none_of_it(tmp_path: Path) -> None:
+    """What was put before another durability came is there, and so is what came after."""
+    shelf = open_shelf(tmp_path, Weather())
+    assert shelf.put("result", "before", b"1", 60.0)
+    shelf.configure(ShelfOptions("no"))
+    assert shelf.put("result", "after", b"2", 60.0)
+    assert shelf.commit()
+    assert [shelf.get("result", key)[1] for key in ("before", "after")] == [b"1", b"2"]
+    shelf.close()
+
+
 def test_sealed_values_open_with_their_key_only(tmp_path: Path) -> None:
     """Of one that is locked nothing is told, not even that there is none; pages leave it out."""
     keys = {name: Seals([name * 32]) for name in "kx"}
