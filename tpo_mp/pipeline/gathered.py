@@ -22,6 +22,7 @@ from tpo_mp.errors import BackendFailure, TpoError
 from tpo_mp.types import Call, Dialect, Reply
 
 from .answer import MAX_REPLY_BYTES, TOLD
+from .attribution import UNFIT_OUTPUT
 from .promise import Promise, run
 
 _COUNTED = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
@@ -127,7 +128,11 @@ class _Gathering:
         """Resolve with the whole, or with what went wrong."""
         if error is not None and error.body == TOLD:
             # In a stream its client would have read the words; here they are still to be said.
-            error = self._gatherer.error or BackendFailure(error.message, reason=error.reason)
+            told = self._gatherer.error
+            if told is None or error.reason == UNFIT_OUTPUT:
+                said = error.message if told is None else told.message
+                told = BackendFailure(said, reason=error.reason)
+            error = told
         if error is not None:
             self.promise.reject(error)
             return
