@@ -32,17 +32,23 @@ def counted(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[tuple[G
 
 @contextmanager
 def each_worker(gateway: Gateway, model: str) -> Iterator[list[RawClient]]:
-    """A connection to each of two workers, used once at least."""
+    """A connection to each of two workers, used once at least; what was asked is counted."""
+    before = page(gateway)
+    made: list[RawClient] = []
     with ExitStack() as open_now:
         found: dict[str, RawClient] = {}
 
         def both() -> bool:
             client = open_now.enter_context(RawClient(gateway.url))
+            made.append(client)
             reply = client.post_json(CHAT, chat("hi", model=model))
             found.setdefault(reply.headers["x-tpo-shard"], client)
             return len(found) == 2
 
         wait_for(both, 60, "a connection to each worker")
+        # An answer is counted a moment after it was written.
+        asked = {labels("POST", CHAT, 200): len(made)}
+        wait_for(lambda: page(gateway) - before == asked, 20, "these to be counted")
         yield list(found.values())
 
 

@@ -29,9 +29,11 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     """Draw values of a frame field's type."""
     if hint in SIMPLE:
         return SIMPLE[hint]
-    parts = getattr(hint, "__args__", ())
+    parts: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is tuple:
         return st.tuples(*(values(p) for p in parts))
+    if getattr(hint, "__origin__", None) is list:
+        return st.lists(values(parts[0]), max_size=4)
     return st.one_of(*(values(p) for p in parts))
 
 
