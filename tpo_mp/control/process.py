@@ -1,7 +1,8 @@
 """The control process: rings, store, harvest and ops port on one loop.
 
-Tasks, by name: **beat** (the liveness counter, command word and config epoch, every 50 ms),
-**mail** (rings, every 20 ms besides the doorbell; batches of records wait that long for company),
+Tasks, by name:
+**beat** (the liveness counter, command word, config epoch, and a look at the rings besides their
+doorbell; every 50 ms, every 20 while a batch runs),
 **harvest** (calls of dead workers, the copy of the open ones and the counts on disk; every 250 ms),
 **folders** (documents in configured folders, looked at on a thread of its own),
 **probing** (backends are asked whether they are well, each in its own time).
