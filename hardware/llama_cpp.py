@@ -1,4 +1,4 @@
-"""A llama.cpp server (``llama-server``): its OpenAI dialect, and its slots.
+"""A llama.cpp server (``llama-server``): its OpenAI dialect, its own completions, and its slots.
 
 A slot keeps what it read, and a request that is pinned to a busy one waits for it.  Where ``slots``
 says how many there are, the host keeps an account of them: who is in a slot is a share
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from msgspec import Meta
 
@@ -33,6 +33,7 @@ from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Cells, Env, Feature, Share
 from tpo_mp.types import Call, Dialect, Reply
 
+from . import llama_completion
 from .openai_engine import EngineClient, EngineClientConfig
 
 MOST_SLOTS: Final = 64
@@ -46,9 +47,18 @@ _PINNED: Final = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
 class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of a backend of kind ``llama_cpp``."""
 
+    OWN_API: ClassVar[str] = "completion"
+
     base_url: Annotated[str, Meta(description="Where the API lives, version path included.")] = (
         "http://localhost:8080/v1"
     )
+    stream_unary: Annotated[
+        bool,
+        Meta(
+            description="Ask for whole replies as streams and put them together: it takes seconds "
+            "to see that a client left who wants the whole; calls for log probabilities excepted."
+        ),
+    ] = True
     slots: Annotated[
         int,
         Meta(
@@ -129,6 +139,8 @@ class Slots:
 
 class LlamaCppBackend(EngineClient):
     """One llama.cpp server."""
+
+    OWN: ClassVar = (llama_completion.PATH, llama_completion.LlamaCompletion)
 
     def __init__(self, config: Config, env: Env) -> None:
         super().__init__(config, env)

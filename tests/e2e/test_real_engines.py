@@ -100,12 +100,6 @@ def test_two_engines_of_a_kind_kept_by_the_host(kind: str, tmp_path: Path) -> No
                 args=found.args(context), env=found.env)
         for name, context in (("small", SMALL[kind]), ("large", 2 * SMALL[kind]))
     )  # fmt: skip
-    if kind == "llama_cpp":
-        # It may take seconds to see that a client left who wants the whole answer.
-        config += "".join(
-            section("[[backends]]", name=name, kind=kind, stream_unary=True)
-            for name in ("small", "large")
-        )
     env = {"PATH": found.path}
     with Gateway(tmp_path / "host", config=config, workers=2, env=env, ready_s=90) as gateway:
         pair = Pair(gateway, found)

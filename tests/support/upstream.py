@@ -67,6 +67,8 @@ class Script:
     keep_alive: bool = True
     reply: Any = None
     """The JSON body of a whole reply or of a ``status``, instead of its own."""
+    media_type: str = "text/event-stream"
+    """Of a stream."""
     events: tuple[bytes, ...] = ()
     """The events of a stream in any dialect, instead of its own; ``cut`` and ``no_done`` count."""
 
@@ -476,7 +478,7 @@ async def _reply_stream(
     more = script.headers
     if script.mode == "many_headers":
         more = more | {f"X-Filler-{i}": "y" * 20 for i in range(10_000)}
-    head = _head(200, "text/event-stream", "Transfer-Encoding: chunked", more)
+    head = _head(200, script.media_type, "Transfer-Encoding: chunked", more)
     await _send_paced(script, head, writer)
     sent = 0
     async for event in _events(script, body, number):

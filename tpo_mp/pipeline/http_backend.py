@@ -35,6 +35,7 @@ from .answer import Answer
 from .codecs import codec
 from .gathered import gathered, gathers
 from .promise import Promise
+from .reworded import RewordedAnswer, Worded
 
 MAX_LIST_BYTES = 4 << 20
 _ASKS_USAGE = (Dialect.OPENAI_CHAT, Dialect.OPENAI_COMPLETIONS)
@@ -130,8 +131,13 @@ class HttpBackend:
         auth: str = "",
         fixed: Sequence[str] = (),
         include_usage: bool = False,
+        worded: Mapping[Dialect, Worded] | None = None,
     ) -> None:
-        """``auth`` is the credential's header line with ``{}`` for it; ``fixed`` are more lines."""
+        """``auth`` is the credential's header line with ``{}`` for it; ``fixed`` are more lines.
+
+        A path with a slash first is beside the version in ``base_url``, not below it; ``worded``
+        are the dialects that the upstream has other words for.
+        """
         if config.ca_file is not None and not Path(config.ca_file).is_file():
             said = f"backends.{config.name}.ca_file: {config.ca_file!r} is not a file"
             raise ConfigError(said)
@@ -141,6 +147,7 @@ class HttpBackend:
         self._env = env
         self._map = config.model_map
         self._usage = frozenset(_ASKS_USAGE) if include_usage else frozenset()
+        self._worded = worded
         self._stream_unary = config.stream_unary
         self._origin: Origin | None = None
         self._line: EngineLine | None = None
@@ -159,7 +166,7 @@ class HttpBackend:
         query = f"?{urlencode(config.query)}" if config.query else ""
         base = url.path.rstrip("/")
         self._requests = {
-            dialect: _template("POST", f"{base}/{path}{query}", lines)
+            dialect: _template("POST", f"{_joined(base, path)}{query}", lines)
             for dialect, path in paths.items()
         }
         self._list_request = _template("GET", f"{base}/models{query}", lines) % (b"", 0, b"")
@@ -228,9 +235,17 @@ class HttpBackend:
         extra = self.extra_lines(call)
         if self._client_key and call.authorization is not None:
             extra += self.client_line(call.authorization)
-        request = self._requests[dialect] % (extra, len(body), body)
         clock = self._env.clock
-        answer = Answer(call, request, self.name, clock, strip, self._client_key)
+        worded = self._worded.get(dialect) if self._worded is not None else None
+        if worded is None:
+            request = self._requests[dialect] % (extra, len(body), body)
+            answer = Answer(call, request, self.name, clock, strip, self._client_key)
+        else:
+            wording = worded(body, call)
+            request = self._requests[dialect] % (extra, len(wording.body), wording.body)
+            answer = RewordedAnswer(
+                wording, call, request, self.name, clock, strip, self._client_key
+            )
         call.upstream_at = clock()
         try:
             origin.send(answer)
@@ -278,6 +293,10 @@ def chosen_paths(
         said = f"backends.{config.name}.apis: {unknown[0]!r} is none of {', '.join(known)}"
         raise ConfigError(said)
     return dict(known[api] for api in apis)
+
+
+def _joined(base: str, path: str) -> str:
+    return base.removesuffix("/v1") + path if path.startswith("/") else f"{base}/{path}"
 
 
 def _with(body: bytes, fields: dict[str, object]) -> bytes:
