@@ -19,7 +19,7 @@ STAGES: Final = (
     "fanout",
     "validate",
     "template", "text", "compress",
-    "tools", "cache", "dedup", "near_dedup", "retry",
+    "tools", "cache", "dedup", "near_dedup", "continuation", "retry",
     "admission", "breaker", "outlier", "timeout", "batch",
 )  # fmt: skip
 SHIPPED: Final = frozenset({"idempotency", "cache", "dedup", "admission", "retry", "breaker"})

@@ -146,6 +146,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     rules.near(stages, problems)
     rules.rerank(stages, backends, problems)
     rules.collected(stages, backends, problems)
+    rules.continuing(stages, backends, problems)
     if supervisor:
         rules.supervision(supervisor, problems)
     if not (server and supervisor and pipeline and rings and store and observability):

@@ -255,5 +255,18 @@ def collected(
             problems.add_value(f"stages.batch.backends[{i}]", name, said)
 
 
+def continuing(
+    stages: Mapping[str, Any], backends: Sequence[BackendConfig], problems: Problems
+) -> None:
+    """Streams are gone on with by backends that are there and generate words."""
+    kinds = {one.name: one.kind for one in backends}
+    for name in getattr(stages.get("continuation"), "backends", ()):
+        path = f"stages.continuation.backends.{name}"
+        if name not in kinds:
+            problems.add(path, f"no such backend; {suggestion(name, list(kinds))}")
+        elif kinds[name] == "echo":
+            problems.add(path, "a backend of kind 'echo' repeats a prompt and continues nothing")
+
+
 def _local(host: str) -> bool:
     return is_loopback(host) or host in {"0.0.0.0", "::"}

@@ -31,6 +31,7 @@ from tpo_mp.errors import DeadlineExceeded, Shed, TpoError
 from tpo_mp.types import Call, Reply, Sink, Stream
 
 from .promise import Promise, run
+from .spending import paid_by
 
 if TYPE_CHECKING:
     from .flights import Flights
@@ -466,6 +467,8 @@ class Flight:
             if rider.reply is not None:
                 rider.reply.usage = reply.usage
                 rider.reply.finish_reason = reply.finish_reason
+        if riders and self._asks is not None:
+            paid_by(riders[0].call, self._asks)
         if error is None:
             self._flights.served(riders, reply)
         self._flush_all()

@@ -51,3 +51,12 @@ class AsideBooks:
         before = call.aside or Aside(0, 0.0)
         call.aside = Aside(before.tokens + usage.prompt, before.cost_usd + (cost or 0.0))
         return usage.prompt
+
+
+def paid_by(call: Call, asked: Call) -> None:
+    """A call pays for what was asked in its name, also since its answer began."""
+    call.backend, call.attempts = asked.backend, asked.attempts
+    call.unclear = call.unclear or asked.unclear
+    if asked.aside is not None:
+        before, more = call.aside or Aside(0, 0.0), asked.aside
+        call.aside = Aside(before.tokens + more.tokens, before.cost_usd + more.cost_usd)

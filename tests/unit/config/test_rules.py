@@ -286,6 +286,17 @@ def test_calls_are_collected_for_backends_that_are_there(refused: Refused) -> No
     assert line == said
 
 
+def test_streams_are_gone_on_with_by_backends_that_are_there(refused: Refused) -> None:
+    """A name that is none, and one that continues nothing."""
+    text = '[[backends]]\nname = "alpha"\nkind = "echo"\n'
+    for name, why in (
+        ("alhpa", "no such backend; did you mean 'alpha'?"),
+        ("alpha", "a backend of kind 'echo' repeats a prompt and continues nothing"),
+    ):
+        (line,) = refused(f'{text}[stages.continuation.backends]\n{name} = "vllm"\n')
+        assert line == f"stages.continuation.backends.{name}: {why}"
+
+
 SEALING = "[store]\nencryption_keys = [{}]\n"
 
 
