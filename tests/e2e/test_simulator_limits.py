@@ -131,6 +131,19 @@ def test_a_quota_is_used_up_on_the_whole_host(limited: Gateway) -> None:
     assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
 
 
+def test_what_a_limit_refuses_costs_no_quota(limited: Gateway) -> None:
+    """The two that passed were counted, the two that were refused were not."""
+    narrow = {"enforce": True, "models": [{"match": "gpt-4o", "requests_per_minute": 2}]}
+    told = {"limits": narrow, "quotas": {"daily_requests": 3}}
+    assert limited.ask("/admin/config", told).status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    assert [ask(limited, "sk-fifth").status for _ in range(4)] == [200, 200, 429, 429]
+    assert limited.ask("/admin/config", {"limits": {"enforce": False}}).status == 200
+    assert ask(limited, "sk-fifth").status == 200
+    assert ask(limited, "sk-fifth").json()["error"]["code"] == "quota_exceeded"
+    assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
+
+
 @pytest.mark.parametrize(("chance", "refused"), [(0.0, range(1)), (0.5, range(8, 32)), (1.0, [39])])
 def test_beyond_the_limit_chance_decides(
     limited: Gateway, chance: float, refused: Sequence[int]
