@@ -24,6 +24,13 @@ from tpo_mp.supervisor import placement
 from tpo_mp.supervisor.pinning import EngineNeed
 
 FAKE = Path(__file__).parents[1] / "support/fake_engine.py"
+LLAMA_SERVER = f"""#!{sys.executable}
+import runpy, sys
+words = sys.argv[1:]
+metrics = ["metrics"] if "--metrics" in words else []
+sys.argv = ["{FAKE}", words[words.index("--port") + 1], *metrics]
+runpy.run_path("{FAKE}", run_name="__main__")
+"""
 
 
 def engine(name: str, *words: str, **options: Any) -> str:
@@ -313,4 +320,26 @@ def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -
     assert gateway.tpo("reload").returncode == 0
     wait_for(lambda: lacking() == [set(), set()], 10, "nothing to be lacking")
     assert tells(one=(3, 1))
+    gateway.stop()
+
+
+def test_llama_cpp_tells_its_load(start: Callable[..., Gateway], tmp_path: Path) -> None:
+    """Its server has no page of metrics unless it is told to."""
+    model = tmp_path / "small.gguf"
+    model.write_bytes(b"x")
+    program = tmp_path / "bin/llama-server"
+    program.parent.mkdir()
+    program.write_text(LLAMA_SERVER)
+    program.chmod(0o755)
+    config = f'[[engines]]\nname = "one"\nkind = "llama_cpp"\nmodel = "{model}"\nmodels = ["m"]\n'
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    gateway = start(config, env={"PATH": path})
+    found = until(gateway, one="ready")["one"]
+    assert said(chat(gateway)) == f"pid {found['pid']}"
+    for state, number in (("running", 3), ("waiting", 1)):
+        wait_for(
+            lambda state=state, number=number: (  # type: ignore[misc]
+                gateway.metric("tpo_engine_requests", backend="one", state=state) == number
+            ), 20, f"requests {state}",
+        )  # fmt: skip
     gateway.stop()

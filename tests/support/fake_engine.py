@@ -3,7 +3,8 @@
 ``python fake_engine.py PORT [WORD …]``; words: ``child`` starts a process that ignores SIGTERM,
 ``stubborn`` ignores SIGTERM itself, ``load=S`` answers 503 on ``/health`` for S seconds,
 ``die=S`` exits 7 after S seconds, ``hog=MIB`` holds so much memory, ``mute`` answers no health
-question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar.
+question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar, ``metrics``
+serves llama.cpp's page, which is 501 otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class Server(BaseHTTPRequestHandler):
     asked = 0
 
     def do_GET(self) -> None:
-        """Health and models."""
+        """Health, models and, where it is to, metrics."""
+        if self.path == "/metrics":
+            page = b"llamacpp:requests_processing 3\nllamacpp:requests_deferred 1\n"
+            self._send(*((200, page) if "metrics" in WORDS else (501, b"")))
+            return
         Server.asked += 1
         loading = time.monotonic() - STARTED_AT < float(WORDS.get("load", 0))
         if "mute" in WORDS and Server.asked > 1:
@@ -61,7 +66,9 @@ class Server(BaseHTTPRequestHandler):
         self._answer(200, whole | {"choices": [choice], "usage": usage})
 
     def _answer(self, status: int, value: object) -> None:
-        data = json.dumps(value).encode()
+        self._send(status, json.dumps(value).encode())
+
+    def _send(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
