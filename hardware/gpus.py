@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tpo_mp.supervisor.placement import bus_node
+
 from .machine import Gpu
 
 _WAIT_S = 5.0
@@ -49,7 +51,7 @@ def _by_handle(nvml: Any, index: int, root: Path) -> Gpu:
     name = nvml.nvmlDeviceGetName(handle)
     bus = nvml.nvmlDeviceGetPciInfo(handle).busId
     total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return Gpu(index, _plain(name), total, node_of(root, _plain(bus)))
+    return Gpu(index, _plain(name), total, bus_node(root, _plain(bus)))
 
 
 def _plain(text: str | bytes) -> str:
@@ -78,7 +80,7 @@ def parse_smi(text: str, root: Path) -> tuple[Gpu, ...]:
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) == 4 and cells[0].isdigit():
             memory = int(cells[2]) * _MIB if cells[2].isdigit() else None
-            gpus.append(Gpu(int(cells[0]), cells[1], memory, node_of(root, cells[3])))
+            gpus.append(Gpu(int(cells[0]), cells[1], memory, bus_node(root, cells[3])))
     return tuple(gpus)
 
 
@@ -92,15 +94,5 @@ def by_driver(root: Path) -> tuple[Gpu, ...]:
             continue
         name = re.search(r"^Model:\s*(.+)$", text, re.MULTILINE)
         gpus.append(Gpu(len(gpus), name[1].strip() if name else "", None,
-                        node_of(root, folder.name)))  # fmt: skip
+                        bus_node(root, folder.name)))  # fmt: skip
     return tuple(gpus)
-
-
-def node_of(root: Path, bus: str) -> int | None:
-    """The memory node that a PCI bus hangs on; ``None`` where nobody says."""
-    address = bus.lower()[-12:]  # the driver writes eight digits of the domain, the kernel four
-    try:
-        node = int((root / "sys/bus/pci/devices" / address / "numa_node").read_text())
-    except (OSError, ValueError):
-        return None
-    return node if node >= 0 else None

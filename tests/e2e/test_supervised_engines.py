@@ -277,6 +277,32 @@ def test_engines_and_workers_are_on_cores_of_their_own(start: Callable[..., Gate
     gateway.stop()
 
 
+def test_an_engine_is_on_the_node_of_its_gpu(start: Callable[..., Gateway], tmp_path: Path) -> None:
+    """A machine is shown whose first GPU hangs on the first of two nodes, one of our cores each.
+
+    The worker is on the other one then; engines without a GPU would have that.
+    """
+    if not placement.deal(1, [EngineNeed("one", 1)]).pinned:
+        pytest.skip("nobody is bound here")
+    first, *others = (core.cpus for core in placement.cores())
+    for node, cpus in enumerate([first, [cpu for core in others for cpu in core]]):
+        for cpu in cpus:
+            (tmp_path / f"root/sys/devices/system/cpu/cpu{cpu}/node{node}").mkdir(parents=True)
+    bus = "0000:3b:00.0"
+    for path, text in ((f"proc/driver/nvidia/gpus/{bus}/information", "Model: A\n"),
+                       (f"sys/bus/pci/devices/{bus}/numa_node", "0\n")):  # fmt: skip
+        file = tmp_path / "root" / path
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    env = {"TPO_TEST": "1", "TPO_SYSTEM_ROOT": str(tmp_path / "root")}
+    with_gpu = engine("one", model="m", cores=1, gpus=[0])
+    gateway = start(with_gpu, workers=1, env=env)
+    found = until(gateway, one="ready")["one"]
+    assert set(found["cpus"]) <= set(first)
+    seen = psutil.Process(found["pid"]).environ()
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == ("0", "PCI_BUS_ID")
+
+
 def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -> None:
     """State and restarts of each, whether an engine dies or control does; gone with a reload."""
     broken = '[[engines]]\nname = "broken"\ncommand = ["/no/such/program"]\n'

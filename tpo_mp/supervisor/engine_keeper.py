@@ -175,6 +175,8 @@ class EngineKeeper:
         own: dict[str, str] = {"PYTHONUNBUFFERED": "1", TOKEN: token}
         if engine.gpus:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.gpus))
+            # CUDA's own order is by speed: these are the numbers that nvidia-smi shows.
+            own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         ticket = self._ticket(command)
         if ticket:
             own[ENGINE_RINGS] = json.dumps(ticket)

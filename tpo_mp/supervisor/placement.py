@@ -22,14 +22,17 @@ from tpo_mp.config.engines import EngineSection
 from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, deal_rest, unpinned
 
 __all__ = [
-    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside", "can_pin", "cgroup_folders",
-    "cores", "cores_first", "deal", "more", "needs_of", "parse_cpu_list", "pin", "plan", "portable",
-    "quota_cpus", "siblings",
+    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside", "bus_node", "can_pin",
+    "cgroup_folders", "cores", "cores_first", "deal", "gpu_nodes", "more", "needs_of",
+    "parse_cpu_list", "pin", "plan", "portable", "quota_cpus", "siblings",
 ]  # fmt: skip
 
-_CPU_DIR = Path("/sys/devices/system/cpu")
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+_SHOWN = os.environ.get("TPO_SYSTEM_ROOT", "/") if os.environ.get("TPO_TEST") == "1" else "/"
+_ROOT = Path(_SHOWN)
+"""Where ``sys`` and ``proc`` lie; tests may show another machine (``TPO_TEST=1`` only)."""
+_CPU_DIR = _ROOT / "sys/devices/system/cpu"
+_CGROUP = _ROOT / "sys/fs/cgroup"
+_OWN_CGROUP = _ROOT / "proc/self/cgroup"
 
 
 def portable() -> bool:
@@ -166,9 +169,35 @@ def auto_workers() -> int:
     return max(1, count if quota is None else min(count, round(quota)))
 
 
-def needs_of(engines: Sequence[EngineSection]) -> list[EngineNeed]:
-    """Say what the engines of a configuration ask for."""
-    return [EngineNeed(engine.name, engine.cores) for engine in engines]
+def needs_of(engines: Sequence[EngineSection], root: Path = _ROOT) -> list[EngineNeed]:
+    """Say what the engines of a configuration ask for, and near which memory node."""
+    nodes = gpu_nodes(root) if engines else {}
+    return [EngineNeed(engine.name, engine.cores, _home(engine.gpus, nodes)) for engine in engines]
+
+
+def _home(gpus: Sequence[int], nodes: Mapping[int, int]) -> int | None:
+    """The node of most of an engine's GPUs, of its first ones; an engine without a list has all."""
+    seen = [nodes[gpu] for gpu in gpus or nodes if gpu in nodes]
+    if not gpus and len(set(seen)) > 1:
+        return None
+    return max(seen, key=seen.count, default=None)
+
+
+def gpu_nodes(root: Path = _ROOT) -> dict[int, int]:
+    """The memory node of each NVIDIA GPU, where the kernel knows it, numbered by their buses."""
+    folders = sorted((root / "proc/driver/nvidia/gpus").glob("*"))
+    found = ((index, bus_node(root, folder.name)) for index, folder in enumerate(folders))
+    return {index: node for index, node in found if node is not None}
+
+
+def bus_node(root: Path, bus: str) -> int | None:
+    """The memory node that a PCI bus hangs on; ``None`` where nobody says."""
+    address = bus.lower()[-12:]  # the driver writes eight digits of the domain, the kernel four
+    try:
+        node = int((root / "sys/bus/pci/devices" / address / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
 
 
 def beside(engines: Sequence[EngineNeed], cores: int, auto: int) -> int:

@@ -32,7 +32,8 @@ from .state import Child, Intent, Role
 PASSED = frozenset({
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOGNAME", "PATH",
     "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV",
-    "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_TEST",
+    "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_SYSTEM_ROOT",
+    "TPO_TEST",
 })  # fmt: skip
 PASSED_PREFIXES = ("CUDA_", "HF_", "LC_", "MLX_", "NVIDIA_", "PYTHON", "SSL_CERT_", "XDG_")
 REAP_S = 5.0

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.machines import unfold
 from tpo_mp.config.engines import EngineSection
 from tpo_mp.supervisor import placement
 from tpo_mp.supervisor.pinning import UNPINNED, Core, EngineNeed
@@ -197,3 +198,19 @@ def test_as_many_workers_as_auto_starts_leave_room_for_engines(
     """Those that say no number have half of what others leave; a worker there is always."""
     needs = [EngineNeed(str(n), cores) for n, cores in enumerate(asked)]
     assert placement.beside(needs, 8, 8) == workers
+
+
+def test_engines_are_wanted_near_their_gpus(tmp_path: Path) -> None:
+    """The node of most of those it has; of all, where it names none and they are together."""
+    root = unfold("two_sockets_alternating", tmp_path)
+    assert placement.gpu_nodes(root) == {0: 0, 1: 1}
+
+    def node(*gpus: int) -> int | None:
+        engine = EngineSection(name="e", model="m", port=1, gpus=gpus)
+        return placement.needs_of([engine], root)[0].node
+
+    assert [node(0), node(1), node(1, 0), node(7), node()] == [0, 1, 1, None, None]
+    assert placement.needs_of([EngineSection(name="e", port=1)], tmp_path / "none")[0].node is None
+    (tmp_path / "sys/bus/pci/devices/0000:af:00.0/numa_node").write_text("-1\n")
+    assert placement.gpu_nodes(root) == {0: 0}
+    assert node() == 0
