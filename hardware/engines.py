@@ -31,6 +31,7 @@ from tpo_mp.config.engines import (
     EngineRefused,
     EngineSection,
 )
+from tpo_mp.supervisor import memory_room
 
 from . import gpus
 
@@ -162,15 +163,22 @@ def _needs_memory(engine: EngineSection, model: str) -> None:
     needed = weights_bytes(path) if path is not None else 0
     limit = engine.memory_limit_bytes
     room = psutil.virtual_memory().available
+    group = memory_room.room()
     if limit and needed > limit:
         raise EngineRefused(
             f"model {engine.model}: {needed // _MIB} MiB of weights, over memory_limit_bytes, "
             f"{limit // _MIB} MiB"
         )
+    whose = ""
+    if group is not None and group.left < room:
+        room, whose = (
+            group.left,
+            f" of the {group.limit // _MIB} MiB that its control group may have",
+        )
     if needed > room:
         raise EngineRefused(
             f"model {engine.model}: {needed // _MIB} MiB of weights, and {room // _MIB} MiB of "
-            "memory are left"
+            f"memory are left{whose}"
         )
 
 

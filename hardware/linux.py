@@ -11,14 +11,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tpo_mp.supervisor import placement
+from tpo_mp.supervisor import memory_room, placement
 from tpo_mp.supervisor.pinning import Core
 
 from .machine import CoreKind, CpuCache, Machine, MemoryNode
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_NO_LIMIT = 1 << 60
-"""Version 1 says "no limit" by a number near the largest there is."""
 _KINDS = (("performance", "cpu_core"), ("efficiency", "cpu_atom"))
 
 
@@ -45,7 +43,7 @@ def read(root: Path = Path("/"), allowed: Iterable[int] | None = None) -> Machin
         caches=caches,
         kinds=_kinds(root / "sys/devices", mine),
         memory_bytes=_meminfo(root / "proc/meminfo"),
-        memory_limit_bytes=_memory_limit(groups, own),
+        memory_limit_bytes=memory_room.limit_bytes(groups, own),
         quota_cpus=placement.quota_cpus(groups, own),
         cpuset=cpuset,
     )
@@ -144,13 +142,3 @@ def _cpuset(groups: Path, own: Path) -> tuple[int, ...] | None:
                 allowed = cpus if allowed is None or len(cpus) < len(allowed) else allowed
                 break
     return allowed
-
-
-def _memory_limit(groups: Path, own: Path) -> int | None:
-    limits = []
-    for folder in placement.cgroup_folders(groups, own, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _number(folder / name)
-            if limit is not None and limit < _NO_LIMIT:
-                limits.append(limit)
-    return min(limits, default=None)

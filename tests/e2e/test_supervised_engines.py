@@ -303,6 +303,31 @@ def test_an_engine_is_on_the_node_of_its_gpu(start: Callable[..., Gateway], tmp_
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == ("0", "PCI_BUS_ID")
 
 
+def test_the_memory_of_its_control_group_is_an_engines_limit_too(
+    start: Callable[..., Gateway], tmp_path: Path
+) -> None:
+    """Ended before the kernel chooses somebody; what the kernel killed is said to be."""
+    group = tmp_path / "root/sys/fs/cgroup"
+    for path, text in ((group / "memory.max", 64 << 20), (group / "memory.current", 60 << 20),
+                       (group / "memory.stat", "inactive_file 9000000\nactive_file 1"),
+                       (group / "memory.events", "oom 0\noom_kill 0"),
+                       (tmp_path / "root/proc/self/cgroup", "0::/")):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    env = {"TPO_TEST": "1", "TPO_SYSTEM_ROOT": str(tmp_path / "root")}
+    config = "[supervisor]\nbackoff_min_s = 0.5\n" + engine("one", "hog=40", model="m")
+    gateway = start(config, workers=1, env=env)
+    first = until(gateway, one="ready")["one"]["pid"]
+    (group / "memory.events").write_text("oom 1\noom_kill 1\n")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: "killed for memory" in words_of(gateway, "one"), 20, "what the kernel did")
+    wait_for(lambda: rows(gateway)["one"]["pid"] not in (None, first), 20, "another process")
+    until(gateway, one="ready")
+    (group / "memory.current").write_text(f"{(64 << 20) + 9_000_000}\n")
+    wait_for(lambda: "its control group has 0 of 64 MiB left" in words_of(gateway, "one"), 20,
+             "its end")  # fmt: skip
+
+
 def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -> None:
     """State and restarts of each, whether an engine dies or control does; gone with a reload."""
     broken = '[[engines]]\nname = "broken"\ncommand = ["/no/such/program"]\n'

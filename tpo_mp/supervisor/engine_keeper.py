@@ -55,7 +55,7 @@ from tpo_mp.config.engines import (
 from tpo_mp.config.values import Secret
 from tpo_mp.shm.lifeline import IGNORED, MAX_WORDS, PR_SET_PDEATHSIG
 
-from . import placement
+from . import memory_room, placement
 from .engine_docks import NO_TICKET, Ticket, descriptors
 from .engine_log import EngineLog
 from .engine_probe import EngineProbe
@@ -67,6 +67,8 @@ LOAD_INTERVAL_S = 0.25
 PROBE_S = 5.0
 WARM_UP_S = 120.0
 MEMORY_S = 1.0
+GROUP_LEFT = 0.02
+"""Share of its group's memory limit that is left when an engine that has most of it is ended."""
 READ_BYTES = 65_536
 ORPHANED_GRACE_S = 1.0
 """What an engine gets to end in when its supervisor is gone: whoever starts next wants its port."""
@@ -119,6 +121,7 @@ class EngineKeeper:
         self._kill_at: float | None = None
         self._told = False
         self._deaf = False
+        self._kills = memory_room.kills()
 
     def run(self) -> int:
         """Keep the engine until it ends; answer the exit code."""
@@ -298,13 +301,20 @@ class EngineKeeper:
         self._say(state="ready")
 
     def _weigh(self, now: float) -> None:
-        limit = self._engine.memory_limit_bytes
-        if not limit or now < self._weigh_at:
+        if now < self._weigh_at:
             return
         self._weigh_at = now + MEMORY_S
+        limit, room = self._engine.memory_limit_bytes, memory_room.room()
+        short = room is not None and room.left < GROUP_LEFT * room.limit
+        if not limit and not short:
+            return
         held = sum(map(_rss, self._family()))
-        if held > limit:
+        if 0 < limit < held:
             self._give_up(f"held {held >> 20} MiB of memory, over its limit of {limit >> 20} MiB")
+        elif room is not None and short and held > room.held // 2:
+            # Sooner than the kernel, which may choose the gateway, and tells nobody why.
+            self._give_up(f"held {held >> 20} MiB of memory, and its control group has "
+                          f"{room.left >> 20} of {room.limit >> 20} MiB left")  # fmt: skip
 
     def _family(self) -> list[psutil.Process]:
         try:
@@ -333,12 +343,18 @@ class EngineKeeper:
             record_path(self._order.state_dir, self._engine.name).unlink(missing_ok=True)
         if self._told:
             return 0
-        words = self._words or f"{_how(status)}{self._last()}"
+        words = self._words or f"{self._how(status)}{self._last()}"
         self._say(words=words, status=status)
         self._log.aloud = False
         self._log.say(f"ended: {words}")
         self._log.close()
         return ENDED
+
+    def _how(self, status: int) -> str:
+        room = memory_room.room() if status == -signal.SIGKILL else None
+        if room is not None and memory_room.kills() > self._kills:
+            return f"killed for memory: its control group may have {room.limit >> 20} MiB"
+        return _how(status)
 
     def _last(self) -> str:
         line = self._log.last_line()

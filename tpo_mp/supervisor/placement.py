@@ -22,17 +22,17 @@ from tpo_mp.config.engines import EngineSection
 from .pinning import UNPINNED, Core, EngineNeed, PinningPlan, assign, deal_rest, unpinned
 
 __all__ = [
-    "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside", "bus_node", "can_pin",
-    "cgroup_folders", "cores", "cores_first", "deal", "gpu_nodes", "more", "needs_of",
-    "parse_cpu_list", "pin", "plan", "portable", "quota_cpus", "siblings",
+    "CGROUP", "OWN_CGROUP", "UNPINNED", "allowed_cpus", "auto_workers", "balances", "beside",
+    "bus_node", "can_pin", "cgroup_folders", "cores", "cores_first", "deal", "gpu_nodes", "more",
+    "needs_of", "parse_cpu_list", "pin", "plan", "portable", "quota_cpus", "siblings",
 ]  # fmt: skip
 
 _SHOWN = os.environ.get("TPO_SYSTEM_ROOT", "/") if os.environ.get("TPO_TEST") == "1" else "/"
 _ROOT = Path(_SHOWN)
 """Where ``sys`` and ``proc`` lie; tests may show another machine (``TPO_TEST=1`` only)."""
 _CPU_DIR = _ROOT / "sys/devices/system/cpu"
-_CGROUP = _ROOT / "sys/fs/cgroup"
-_OWN_CGROUP = _ROOT / "proc/self/cgroup"
+CGROUP = _ROOT / "sys/fs/cgroup"
+OWN_CGROUP = _ROOT / "proc/self/cgroup"
 
 
 def portable() -> bool:
@@ -118,7 +118,7 @@ def _last_cache(folder: Path, cpu: int) -> int:
     return max(levels, default=(0, 0))[1]
 
 
-def quota_cpus(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> float | None:
+def quota_cpus(root: Path = CGROUP, own: Path = OWN_CGROUP) -> float | None:
     """Return the CPU quota in CPUs, or None when there is none (cgroup versions 2 and 1).
 
     The least of those from this process's own group up to the root, since each of them holds.

@@ -9,6 +9,7 @@ import pytest
 
 from hardware import engines, gpus
 from tpo_mp.config.engines import EngineRefused, EngineSection
+from tpo_mp.supervisor.memory_room import MemoryRoom
 
 
 @pytest.fixture
@@ -111,3 +112,12 @@ def test_a_repository_that_is_not_here_cannot_be_had_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(EngineRefused, match="HF_HUB_OFFLINE is set"):
         engines.mlx(engine("org/absent"), ())
+
+
+def test_weights_over_what_the_control_group_has_left_are_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's machine has more memory than it."""
+    monkeypatch.setattr(engines.memory_room, "room", lambda: MemoryRoom(64 << 20, (64 << 20) - 99))
+    with pytest.raises(EngineRefused, match="of the 64 MiB that its control group may have"):
+        engines.mlx(engine(model), ())
