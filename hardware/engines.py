@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -39,6 +39,9 @@ WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".npz", ".pt")
 _REPO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _MIB: Final = 1 << 20
+_LLAMA_SERVER: Final = "llama-server"
+_INTERRUPT: Final = "--interrupt_requests"
+_NO: Final = ("0", "off", "f", "false", "n", "no")
 
 
 def mlx(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
@@ -53,7 +56,7 @@ def mlx(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
 
 def llama_cpp(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     """``llama-server``, or the server of llama-cpp-python where only that is installed."""
-    program = shutil.which("llama-server")
+    program = shutil.which(_LLAMA_SERVER)
     if program is None and find_spec("llama_cpp") is None:
         raise EngineRefused("llama-server is not in PATH, nor is llama-cpp-python installed")
     _needs_gpus(engine)
@@ -61,15 +64,39 @@ def llama_cpp(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     name = served(engine)
     threads = ["--threads", str(len(cpus))] if cpus else []
     if program is None:
-        _needs_memory(engine, model)
-        argv = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--model_alias", name]
-        threads = ["--n_threads", str(len(cpus))] if cpus else []
-    elif Path(model).exists():
+        return _llama_cpp_python(engine, cpus, model, env)
+    if Path(model).exists():
         _needs_memory(engine, model)
         argv = [program, "--model", model, "--alias", name, "--metrics"]
     else:
         argv = [program, "--hf-repo", model, "--alias", name, "--metrics"]
     return EngineCommand((*argv, "--host", HOST, "--port", "{port}", *threads), env)
+
+
+def _llama_cpp_python(
+    engine: EngineSection, cpus: Sequence[int], model: str, env: dict[str, str]
+) -> EngineCommand:
+    """Its server has one model behind one lock, and no page about its health."""
+    if not Path(model).exists():
+        raise EngineRefused(f"model {engine.model}: llama-cpp-python's server loads files only")
+    _needs_memory(engine, model)
+    given = dict(zip(engine.args, (*engine.args[1:], ""), strict=False))
+    given |= dict(arg.split("=", 1) for arg in engine.args if "=" in arg)
+    if given.get(_INTERRUPT, "false").lower() not in _NO:
+        raise EngineRefused(
+            f"{_INTERRUPT} must be false: else each call ends the one before it half said"
+        )
+    argv = [sys.executable, "-m", "llama_cpp.server", "--model", model]
+    argv += ["--model_alias", served(engine), "--host", HOST, "--port", "{port}"]
+    argv += ["--n_threads", str(len(cpus))] if cpus else []
+    return EngineCommand((*argv, _INTERRUPT, "false"), env, health_path="/v1/models")
+
+
+def _needs_of_llama_cpp() -> dict[str, Any]:
+    """llama-cpp-python's server computes one call at a time, and counts no tokens in streams."""
+    if shutil.which(_LLAMA_SERVER) is not None or find_spec("llama_cpp") is None:
+        return {}
+    return {"max_concurrent": 1, "stream_unary": False, "metrics_path": ""}
 
 
 def vllm(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
@@ -88,7 +115,7 @@ def vllm(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
 
 
 MLX: Final = EngineKind(mlx, client="openai")
-LLAMA_CPP: Final = EngineKind(llama_cpp)
+LLAMA_CPP: Final = EngineKind(llama_cpp, needs=_needs_of_llama_cpp)
 VLLM: Final = EngineKind(vllm)
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.raw import ask as get
+from tests.support.toml import section
 from tests.support.wait import free_port, wait_for
 from tpo_mp.supervisor import placement
 from tpo_mp.supervisor.pinning import EngineNeed
@@ -326,6 +328,69 @@ def test_the_memory_of_its_control_group_is_an_engines_limit_too(
     (group / "memory.current").write_text(f"{(64 << 20) + 9_000_000}\n")
     wait_for(lambda: "its control group has 0 of 64 MiB left" in words_of(gateway, "one"), 20,
              "its end")  # fmt: skip
+
+
+PYTHON_SERVER = """
+import json, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert words["--interrupt_requests"] == "false", words
+now, most = [], [0]
+
+class Server(BaseHTTPRequestHandler):
+    def answer(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.answer(200 if self.path == "/v1/models" else 404, {"object": "list", "data": []})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        now.append(0)
+        most[0] = max(most[0], len(now))
+        time.sleep(0.2)
+        now.pop()
+        said = {"role": "assistant", "content": f"{most[0]} at once, stream {body.get('stream')}"}
+        choice = {"index": 0, "message": said, "finish_reason": "stop"}
+        whole = {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
+        self.answer(200, whole | {"choices": [choice]})
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(words["--port"])), Server).serve_forever()
+"""
+
+
+def test_the_server_of_llama_cpp_python_gets_one_call_at_a_time(
+    start: Callable[..., Gateway], tmp_path: Path
+) -> None:
+    """Where ``llama-server`` is not to be found: it interrupts nobody, and has no health page."""
+    package = tmp_path / "site/llama_cpp/server"
+    package.mkdir(parents=True)
+    for file, text in (("../__init__.py", ""), ("__init__.py", ""), ("__main__.py", PYTHON_SERVER)):
+        (package / file).write_text(text)
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(b"x" * 100)
+    interrupting = {"args": ["--interrupt_requests", "true"]}
+    config = "".join(
+        section("[[engines]]", name=name, kind="llama_cpp", model=str(model), models=[name], **more)
+        for name, more in (("one", {}), ("two", interrupting))
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
+    env = {"PYTHONPATH": path, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    gateway = start(config, workers=2, env=env)
+    until(gateway, one="ready")
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda _n: said(chat(gateway, "one")), range(4)))
+    assert set(texts) == {"1 at once, stream None"}
+    assert "--interrupt_requests must be false" in words_of(gateway, "two")
 
 
 def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 ENGINE_RINGS: Final = "TPO_ENGINE_RINGS"
 """Where an engine that can answer over shared memory is told its dock there."""
+HEALTH_PATH: Final = "/health"
 GROUP: Final = "tpo_mp.engines"
 KINDS: Final = ("mlx", "llama_cpp", "vllm")
 """Kinds that ``--backend KIND --model MODEL`` starts."""
@@ -123,7 +124,7 @@ class EngineSection(Section, frozen=True, kw_only=True):
             pattern=r"^(/[!-~]*)?$(?!\n)",
             description="Path that answers 200 once it can serve; empty: its port is open.",
         ),
-    ] = "/health"
+    ] = HEALTH_PATH
     health_interval_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds between two such questions.")
     ] = 2.0
@@ -167,12 +168,14 @@ class EngineSection(Section, frozen=True, kw_only=True):
 class EngineCommand:
     """How a kind's engine is started: command line, and variables it needs.
 
-    ``rings``: it can be asked over shared memory, as ``ENGINE_RINGS`` tells it.
+    ``rings``: it can be asked over shared memory, as ``ENGINE_RINGS`` tells it.  ``health_path`` is
+    where it answers 200 where that is not the path of all others (``/health``).
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     rings: bool = False
+    health_path: str = ""
 
 
 class EngineRefused(Exception):
@@ -186,11 +189,13 @@ Build: TypeAlias = Callable[[EngineSection, Sequence[int]], EngineCommand]
 class EngineKind:
     """What a package says of a kind: its command, and the kind of backend that speaks with it.
 
-    No such kind: a backend of the engine's kind does.
+    No such kind: a backend of the engine's kind does.  ``needs`` answers what that backend's entry
+    says where the file says nothing else.
     """
 
     build: Build
     client: str = ""
+    needs: Callable[[], Mapping[str, Any]] = dict
 
 
 @cache
@@ -302,10 +307,13 @@ def _backend(index: int, table: Tree, backends: list[Any], problems: Problems) -
         )
     entry["base_url"] = url
     entry.setdefault("kind", _client(kind) if not table.get("command") else _built(kind))
+    if not table.get("command"):
+        for key, value in _needs(kind).items():
+            entry.setdefault(key, value)
     if "models" not in entry:
         entry["models"] = list(_served(table))
-    if table.get("health_path", "/health"):
-        asked = {"enabled": True, "path": table.get("health_path", "/health"), "interval_s": 1.0}
+    if table.get("health_path", HEALTH_PATH):
+        asked = {"enabled": True, "path": table.get("health_path", HEALTH_PATH), "interval_s": 1.0}
         entry.setdefault("health", asked)
     _name_models(table, entry)
 
@@ -327,6 +335,14 @@ def _client(kind: str) -> str:
     except EngineRefused:
         found = None  # said when it is started
     return (found.client if found else "") or _built(kind)
+
+
+def _needs(kind: str) -> Mapping[str, Any]:
+    try:
+        found = known_kind(kind)
+    except EngineRefused:
+        return {}
+    return found.needs() if found else {}
 
 
 def _built(kind: str) -> str:

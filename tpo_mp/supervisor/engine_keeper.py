@@ -45,6 +45,7 @@ from setproctitle import setproctitle
 
 from tpo_mp.config.engines import (
     ENGINE_RINGS,
+    HEALTH_PATH,
     HOST,
     EngineCommand,
     EngineRefused,
@@ -105,7 +106,8 @@ class EngineKeeper:
     def __init__(self, order: KeeperOrder) -> None:
         self._order = order
         self._engine = order.engine
-        asked = f"GET {order.engine.health_path} HTTP" if order.engine.health_path else ""
+        self._health_path = path = order.engine.health_path
+        asked = f"GET {path} HTTP" if path else ""
         self._log = EngineLog(order.state_dir, order.engine.name, order.engine.log_bytes, asked)
         self._process: subprocess.Popen[bytes] | None = None
         self._output_fd = -1
@@ -149,6 +151,8 @@ class EngineKeeper:
 
     def _start(self, command: EngineCommand) -> None:
         engine = self._engine
+        if command.health_path and engine.health_path == HEALTH_PATH:
+            self._health_path = command.health_path
         if not command.argv:
             raise EngineRefused("its command is empty")
         if not port_is_free(engine.port):
@@ -262,7 +266,7 @@ class EngineKeeper:
     def _question(self, now: float) -> EngineProbe:
         engine = self._engine
         if not self._warming:
-            return EngineProbe(engine.port, engine.health_path, now + PROBE_S)
+            return EngineProbe(engine.port, self._health_path, now + PROBE_S)
         body = {
             "model": engine.models[0] if engine.models else engine.model,
             "messages": [{"role": "user", "content": "Hi"}],
