@@ -152,6 +152,10 @@ class FakeGateway:
         """The names it was given."""
         return self.names
 
+    def adapter(self, model: str) -> tuple[str, str] | None:
+        """Nobody loads any."""
+        return None
+
     def knows_model(self, model: str) -> bool:
         """Whether the name was given."""
         return model in self.names

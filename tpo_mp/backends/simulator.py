@@ -17,12 +17,13 @@ from time import time
 from typing import TypeAlias
 
 from tpo_mp.config.prices import Prices, PricesSection
-from tpo_mp.errors import ConfigError, TpoError
+from tpo_mp.errors import ConfigError, NotFound, TpoError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
+from tpo_mp.simulator.adapters import serves
 from tpo_mp.simulator.call_journal import CallJournal
-from tpo_mp.simulator.engine_timing import Engines
+from tpo_mp.simulator.engine_timing import RANK, Engines, rank_of
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.fault_frames import spoilt, struck
 from tpo_mp.simulator.fixed_replies import FixedReplies
@@ -30,7 +31,7 @@ from tpo_mp.simulator.key_quotas import KeyQuotas
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import latency_of
 from tpo_mp.simulator.limits import Allowance, Standing
-from tpo_mp.simulator.live import NOTHING_TOLD, LiveState
+from tpo_mp.simulator.live import NOTHING_TOLD, LiveState, LoadedAdapter
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.options import SimulatorOptions, speech_of
@@ -47,7 +48,7 @@ from tpo_mp.simulator.seeds import Occurrences
 from tpo_mp.simulator.slow_writes import written_with
 from tpo_mp.simulator.source import SimulatedStream, WholeAnswer
 from tpo_mp.simulator.timer import timer_of
-from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace
+from tpo_mp.simulator.timing import AT_ONCE, Asked, Pace, Timing
 from tpo_mp.simulator.troubles import Troubles
 from tpo_mp.types import Call, Dialect, Reply, Usage
 
@@ -85,6 +86,13 @@ class SimulatorBackend:
         self.name = config.name
         self._env = env
         self._most_s = config.request_timeout_s
+        self._asleep = state.sleep is not None
+        self._ranked = any(engine.data_parallel_size > 1 for engine in config.engines.values())
+        self._known = (*config.models, *config.model_map)
+        self._adapts = state.adapters_loaded > 0
+        self.adapters: dict[str, LoadedAdapter] = {
+            one.name: one for one in state.adapters if serves(self._known, one.base)
+        }
         self._models = [m for m in config.models if not set(m) & set("*?[")]
         own = OwnLedger(env.ledger, config.name)
         self._draws = Occurrences(config.repeats, partial(env.ledger.ordinal, crowd=True))
@@ -142,6 +150,12 @@ class SimulatorBackend:
         """Answer, refuse or fail as the request, its orders and the rules say."""
         call.upstream_at = self._env.clock()
         call.seen = 0  # another attempt is another occurrence
+        if self._asleep and call.dialect not in _COUNTS:
+            raise refusal(ErrorOrder(503, name="engine_sleeping"), call, self._allowance)
+        if self._adapts and call.model not in self.adapters and not serves(self._known, call.model):
+            # Routes remember a name, and this one was an adapter's.
+            said = f"The model `{call.model[:120]}` does not exist."
+            raise NotFound(said, reason="model_not_found", param="model")
         if self._keys is not None and not self._keys.knows(call.authorization):
             raise refusal(ErrorOrder(401), call, self._allowance)
         if self._trouble.counts_calls:
@@ -165,7 +179,7 @@ class SimulatorBackend:
 
     def _at_once(self, call: Call, fixed: FixedReplies) -> Promise[Reply] | None:
         """The whole reply to a plain chat; None: it takes more than that."""
-        if call.dialect is not Dialect.OPENAI_CHAT or self._latency.timing_of(call.model):
+        if call.dialect is not Dialect.OPENAI_CHAT or self._timing_of(call.model):
             return None
         found = fixed.reply_to(call.body)
         if found is None:
@@ -261,7 +275,7 @@ class SimulatorBackend:
     @property
     def carried(self) -> frozenset[bytes]:
         """Request headers that its rules ask about."""
-        return self._trouble.carried
+        return self._trouble.carried | {RANK.encode()} if self._ranked else self._trouble.carried
 
     async def list_models(self) -> Sequence[str]:
         """The literal names it was configured with."""
@@ -362,7 +376,7 @@ class SimulatorBackend:
     ) -> Pace:
         if self._replay is not None and answered.recording is not None:
             return self._replay.pace(call, answered.recording, orders.delay_s)
-        timing = self._latency.timing_of(call.model)
+        timing = self._timing_of(call.model)
         if timing is None:
             return AT_ONCE
         usage = answered.usage
@@ -377,8 +391,15 @@ class SimulatorBackend:
                 self._latency.factor * self._trouble.slowdown(),
                 answered,
                 refuse,
+                self.adapters.get(call.model),
+                rank_of(call.forward) if self._ranked else -1,
             )
         )
+
+    def _timing_of(self, model: str) -> Timing | None:
+        """The timing of a model, or of the one that an adapter of this name is for."""
+        adapter = self.adapters.get(model) if self._adapts else None
+        return self._latency.timing_of(model if adapter is None else adapter.base)
 
     def _reply(
         self,

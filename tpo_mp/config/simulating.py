@@ -24,7 +24,8 @@ NAME: Final = "simulator"
 MOST_OPEN: Final = 10_000
 """Calls that ``simulate`` holds open at once, unless told otherwise."""
 ADMIN: Final = "simulator_admin"
-"""The surface that ``simulate`` serves of itself."""
+STEERING: Final = (ADMIN, "vllm_dev")
+"""Surfaces that ``simulate`` serves of itself, and that ask for ``admin_api_key``."""
 FLAGS: Final = {
     "seed": "seed", "latency_multiplier": "latency_multiplier", "no_latency": "latency_multiplier",
 }  # fmt: skip
@@ -55,10 +56,11 @@ def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: P
     if given.get("scenario") is not None:
         options["scenario"] = given["scenario"]
         problems.origins["simulator.scenario"] = "--scenario"
-    _admin(tree, options, problems)
+    _admin(tree, options, problems, alone=bool(given.get("simulate")))
     if given.get("simulate"):
         _alone(tree, problems)
-        tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
+        for surface in STEERING:
+            tree.setdefault("surfaces", {}).setdefault(surface, {})
         tree.setdefault("server", {}).setdefault("max_open_calls", MOST_OPEN)
     for name in [name for name in options if name in OF_A_BACKEND]:
         problems.add(f"simulator.{name}", "belongs to [[backends]], not here")
@@ -106,13 +108,16 @@ def _alone(tree: Tree, problems: Problems) -> None:
         stages["stages"] = []
 
 
-def _admin(tree: Tree, options: Tree, problems: Problems) -> None:
-    """``admin_api_key`` beside the other options is the surface's, and asks for it."""
+def _admin(tree: Tree, options: Tree, problems: Problems, *, alone: bool) -> None:
+    """``admin_api_key`` beside the other options is the surfaces', and asks for the first."""
     if "admin_api_key" in options:
-        path = f"surfaces.{ADMIN}.admin_api_key"
-        problems.origins[path] = "simulator.admin_api_key"
-        table = tree.setdefault("surfaces", {}).setdefault(ADMIN, {})
-        table.setdefault("admin_api_key", options.pop("admin_api_key"))
+        key = options.pop("admin_api_key")
+        surfaces = tree.setdefault("surfaces", {})
+        for surface in STEERING:
+            if surface == ADMIN or surface in surfaces or alone:
+                path = f"surfaces.{surface}.admin_api_key"
+                problems.origins[path] = "simulator.admin_api_key"
+                surfaces.setdefault(surface, {}).setdefault("admin_api_key", key)
 
 
 def _find_files(table: Tree, base: Path | None) -> None:

@@ -23,6 +23,8 @@ class ModelCard(Struct):
     type: Literal["model"]
     display_name: str
     created_at: str
+    parent: str | UnsetType = UNSET
+    root: str | UnsetType = UNSET
 
 
 class ModelList(Struct):

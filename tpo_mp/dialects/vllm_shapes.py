@@ -48,3 +48,24 @@ class ServerLoad(Struct):
     """How many calls are under way."""
 
     server_load: int
+
+
+class LoadAdapter(Struct, kw_only=True):
+    """A LoRA adapter to load; `base_model_name` is the model it is for, the first if left out."""
+
+    lora_name: str
+    lora_path: str
+    base_model_name: str | None = None
+    load_inplace: bool = False
+
+
+class UnloadAdapter(Struct, kw_only=True):
+    """A LoRA adapter to unload."""
+
+    lora_name: str
+
+
+class Sleeping(Struct):
+    """Whether the engines sleep."""
+
+    is_sleeping: bool

@@ -50,3 +50,12 @@ def choice(query: Mapping[str, str], name: str, words: Collection[str]) -> str |
     if raw is not None and raw not in words:
         raise InvalidRequest(f"{name} must be one of {', '.join(words)}", param=name)
     return raw
+
+
+def listed(head: Head, name: str) -> list[str]:
+    """The values of the one parameter that may be given several times; other names are refused."""
+    pairs = parse_qsl(head.query.decode("latin-1"), keep_blank_values=True)
+    odd = next((key for key, _ in pairs if key != name), None)
+    if odd is not None:
+        raise InvalidRequest(f"{odd[:80]} is no parameter here; {name} is", param=odd[:80])
+    return [value for _, value in pairs]

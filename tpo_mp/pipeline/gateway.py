@@ -64,6 +64,9 @@ class Gateway(Protocol):
     async def models(self) -> Sequence[str]:
         """Every model a client may name."""
 
+    def adapter(self, model: str) -> tuple[str, str] | None:
+        """Of a model that is an adapter, the model it is for and where it lies."""
+
     def knows_model(self, model: str) -> bool:
         """Whether some backend serves ``model``."""
 

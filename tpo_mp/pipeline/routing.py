@@ -63,10 +63,13 @@ class Target:
         return self.attempt(call)
 
     def serves(self, model: str) -> bool:
-        """Whether this backend serves the model (glob or mapped name)."""
-        return model in self.model_map or any(
+        """Whether this backend serves the model (glob, mapped name, or an adapter it has now)."""
+        if model in self.model_map or any(
             p == "*" or p == model or fnmatchcase(model, p) for p in self.models
-        )
+        ):
+            return True
+        adapters = getattr(self.backend, "adapters", None)
+        return adapters is not None and model in adapters()
 
 
 @dataclass(frozen=True, slots=True)

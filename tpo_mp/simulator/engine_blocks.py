@@ -92,6 +92,11 @@ class KvBlocks:
             self._names[block] = name
             self._by_name[name] = block
 
+    def forget(self) -> None:
+        """Let no block be found any more; who holds one keeps it."""
+        self._names = [None] * len(self._names)
+        self._by_name.clear()
+
     def _forget(self, block: int) -> None:
         name = self._names[block]
         if name is not None:

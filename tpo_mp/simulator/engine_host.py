@@ -14,6 +14,9 @@ workers keep their clients, send what the engine must know of a request, and hea
 Counts are whole, not changes, so a message more or less does no harm.  A submission that is not
 answered is sent again, and a home that has it already answers with how far it is.
 
+The ranks of a data-parallel engine share a home, which sends a request to the one with least to do
+unless it names one.
+
 When a home dies, its requests are submitted to the next home, with the tokens that are still to
 come; the new engine begins empty.  Clients see a pause, as after a preemption.  When a client's
 worker dies, its requests leave within 50 ms.
@@ -41,6 +44,7 @@ from .engine_metrics import EngineMetrics, Names
 from .engine_prompt import NAME_BYTES
 from .engine_room import EngineRoom, Guest
 from .engine_steps import EngineFull, EngineRequest, EngineShape
+from .live import read_state
 from .timer import NEVER, MicroTimer
 
 TICK_S: Final = 0.05
@@ -48,6 +52,8 @@ UNANSWERED_S: Final = 0.25
 """After this long a submission nobody answered is sent again."""
 SILENT_S: Final = 5.0
 """After this long without news it is asked for."""
+GLANCE_S: Final = 1.0
+"""Engines at rest look this often whether they were told to sleep."""
 GIVEN_UP_S: Final = 10.0
 """After this long a submission nobody ever answered is refused."""
 MOST_ROOMS: Final = 64
@@ -65,6 +71,7 @@ class EngineSetup:
     shape: EngineShape
     speedup: float = 1.0
     names: Names = "new"
+    ranks: int = 1
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
@@ -82,6 +89,9 @@ class Submission(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     choices: int = 1
     limit: int = 0
     blocks: bytes = b""
+    lora: str = ""
+    rank: int = -1
+    """Of the engine; -1: whichever has least to do."""
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
@@ -196,7 +206,11 @@ class EngineHost:
         self._timer = timer
         self._peers = env.peers
         self._numbers = count(randrange(1 << 30))  # noqa: S311 - not those of who was here before
-        self._rooms: dict[tuple[str, str], EngineRoom] = {}
+        self._rooms: dict[tuple[str, str, int], EngineRoom] = {}
+        self._turn = count()
+        self._version, state = read_state(env.live)
+        self._level = 0 if state.sleep is None else state.sleep.level
+        self._dropped, self._aborted = state.caches_dropped, state.calls_aborted
         self._away: dict[int, Ticket] = {}
         self._stays: dict[tuple[int, int], _Stay] = {}
         self._news: dict[int, dict[int, Row]] = {}
@@ -250,9 +264,13 @@ class EngineHost:
         self._watch()
 
     def _place_here(self, ticket: Ticket, told: Submission) -> None:
+        room = self._room(told)
         guest = _guest(told, lambda r: ticket.progress(r.generated, r.cached_tokens, r.over))
-        ticket.guest, ticket.room = guest, self._room(told)
+        guest.refuse = ticket.refuse
+        ticket.guest, ticket.room = guest, room
         try:
+            if self._level:
+                raise EngineFull
             ticket.room.submit(guest, told.arrived_at)
         except EngineFull:
             ticket.guest = None
@@ -314,16 +332,24 @@ class EngineHost:
             stay.room.cancel(stay.guest)
         room = self._room(told)
         guest = _guest(told, lambda request: self._note(key, request))
+        guest.refuse = lambda: self._refuse(key)
         try:
+            if self._level:
+                raise EngineFull  # asked before it fell asleep, or asked again since
             room.submit(guest, told.arrived_at)
         except EngineFull:
-            self._stays.pop(key, None)
-            self._peers.tell(seat, self.topic, _encode(Refused(told.number)))
+            self._refuse(key)
             return
         self._stays[key] = _Stay(room, life, guest)
         self._note(key, guest.request)
         self._say_news()
         self._watch()
+
+    def _refuse(self, key: tuple[int, int]) -> None:
+        """Refuse a request of another worker; one that does not hear it asks again."""
+        seat, number = key
+        self._stays.pop(key, None)
+        self._peers.tell(seat, self.topic, _encode(Refused(number)))
 
     def _note(self, key: tuple[int, int], request: EngineRequest) -> None:
         """Keep a row for a request's worker, in the place of an older one."""
@@ -351,19 +377,60 @@ class EngineHost:
                 del self._news[seat]
 
     def _room(self, told: Submission) -> EngineRoom:
-        model = told.model
-        if (told.engine, model) not in self._rooms and len(self._rooms) >= MOST_ROOMS:
-            model = OTHER
-        room = self._rooms.get((told.engine, model))
-        setup = self._setups[told.engine]
-        if room is None:
-            env = self._env
-            metrics = EngineMetrics(env.metrics, setup.shape, model, setup.names)
-            room = EngineRoom(setup.shape, self._timer, env.clock, metrics)
-            room.told = self._say_news
-            self._rooms[told.engine, model] = room
+        """The engine that a request is for: of the ranks of its model, the one it names."""
+        self._look()
+        model, setup = told.model, self._setups[told.engine]
+        if (told.engine, model, 0) not in self._rooms:
+            if len(self._rooms) >= MOST_ROOMS:
+                model = OTHER
+            for rank in range(setup.ranks):
+                self._make_room(told.engine, model, rank)
+        ranks = [self._rooms[told.engine, model, rank] for rank in range(setup.ranks)]
+        if 0 <= told.rank < setup.ranks:
+            room = ranks[told.rank]
+        elif setup.ranks == 1:
+            room = ranks[0]
+        else:
+            first = next(self._turn) % setup.ranks  # of several idle ones, each in its turn
+            room = min(ranks[first:] + ranks[:first], key=lambda room: room.load)
         room.factor = told.factor / setup.speedup
         return room
+
+    def _make_room(self, engine: str, model: str, rank: int) -> None:
+        if (engine, model, rank) in self._rooms:
+            return
+        if not self._rooms:
+            self._timer.add(self._env.clock() + GLANCE_S, _Glance(self))
+        env, setup = self._env, self._setups[engine]
+        metrics = EngineMetrics(env.metrics, setup.shape, model, setup.names, str(rank))
+        room = EngineRoom(setup.shape, self._timer, env.clock, metrics)
+        room.told, room.before = self._say_news, self._look
+        room.sleep(self._level)
+        self._rooms[engine, model, rank] = room
+
+    # -- sleep ------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Do what the live state says, if it changed: sleep, give up what runs, forget."""
+        if self._env.live.version == self._version:
+            return
+        self._version, state = read_state(self._env.live)
+        level = 0 if state.sleep is None else state.sleep.level
+        slept, self._level = self._level, level
+        dropped, self._dropped = self._dropped, state.caches_dropped
+        aborted, self._aborted = self._aborted, state.calls_aborted
+        for room in self._rooms.values():
+            if aborted != state.calls_aborted:
+                room.give_up()
+            if dropped != state.caches_dropped:
+                room.engine.kv.forget()
+            if slept != level:
+                room.sleep(level)
+
+    def glance(self) -> float:
+        """Look although nothing happens here; how long until the next time."""
+        self._look()
+        return GLANCE_S if self.users else NEVER
 
     # -- clock ------------------------------------------------------------------------------------
 
@@ -415,6 +482,19 @@ class EngineHost:
             self._peers.listen(self.topic, None)
 
 
+class _Glance:
+    """An entry of the timer that looks at the live state for engines at rest."""
+
+    stopped = False
+
+    def __init__(self, host: EngineHost) -> None:
+        self._host = host
+
+    def due(self, now: float) -> float:
+        """Look; when to look again."""
+        return now + self._host.glance()
+
+
 def _guest(told: Submission, tell: Callable[[EngineRequest], None]) -> Guest:
     names = told.blocks
     request = EngineRequest(
@@ -422,6 +502,7 @@ def _guest(told: Submission, tell: Callable[[EngineRequest], None]) -> Guest:
         told.answer_tokens,
         names=[names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES)],
         priority=told.priority,
+        lora=told.lora,
     )
     return Guest(request, tell, told.reason, told.choices, told.limit)
 

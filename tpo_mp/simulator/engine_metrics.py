@@ -14,15 +14,20 @@ Series are made when the engine first is asked, by the process it lives in; gaug
 so the host's sum is the engine's own.  Instants are those of the clock the engine runs by.
 
 Source: vLLM's documentation of its metrics, and the series a 0.32 server showed.
-Known weakness: metrics of speculative decoding, LoRA and KV transfer are absent, as on a server
-that has none of these on; a worker's metrics hold the series of about a dozen engines, those of
-further ones are only counted (``tpo_metrics_overflow_total``).
+``vllm:lora_requests_info`` appears with the first request for an adapter; of its series the newest
+is in force, those before it are 0.
+
+Known weakness: metrics of speculative decoding and KV transfer are absent, as on a server that has
+neither on; a worker's metrics hold the series of about a dozen engines, those of further ones are
+only counted (``tpo_metrics_overflow_total``); a list of adapters is cut after 64 characters, and
+beyond 64 such lists it is called ``other``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
+from time import time
 from typing import Final, Literal, TypeAlias
 
 from tpo_mp.ports import Counter, Gauge, Histogram, Metrics
@@ -59,6 +64,7 @@ REQUEST_S: Final = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 1
 STEP_TOKENS: Final = tuple(2.0**n for n in range(15))
 CHOICES: Final = (1, 2, 5, 10, 20)
 PREEMPTIONS: Final = (0, 1, 2, 5, 10, 20, 50, 100)
+SLEEP_STATES: Final = ("awake", "weights_offloaded", "discard_all")
 REASONS: Final = ("stop", "length", "abort", "error", "repetition")
 
 
@@ -79,6 +85,8 @@ class EngineMetrics:
         self._new = names in ("new", "both")
         self._old = names in ("old", "both")
         self._counted = (0, 0, 0, 0, 0)
+        self._max_loras = str(shape.max_loras)
+        self._adapters: Gauge | None = None
         tokens = upto(shape.max_model_tokens)
         self._gauges(shape)
         self._counters()
@@ -105,6 +113,27 @@ class EngineMetrics:
         self._by_capacity.set(waiting)
         for usage in self._usage:
             usage.set(engine.kv_usage)
+        if engine.adapts:
+            self._tell_adapters(engine)
+
+    def _tell_adapters(self, engine: StepEngine) -> None:
+        """Say in the labels of a series whose adapters run and wait; its value is when."""
+        running = {request.lora for request in engine.running if request.lora}
+        waiting = {request.lora for request in engine.waiting if request.lora}
+        now = self._gauge(
+            "lora_requests_info", "When these adapters were last seen to run and to wait.",
+            max_lora=self._max_loras, running_lora_adapters=",".join(sorted(running)),
+            waiting_lora_adapters=",".join(sorted(waiting)),
+        )  # fmt: skip
+        if self._adapters is not None and self._adapters is not now:
+            self._adapters.set(0)
+        self._adapters = now
+        now.set(time())
+
+    def sleeping(self, level: int) -> None:
+        """Tell how deep the engine sleeps, 0: not at all."""
+        for at, state in enumerate(self._sleep):
+            state.set(at == level)
 
     def stepped(self, engine: StepEngine) -> None:
         """Count the step that was planned."""
@@ -176,6 +205,9 @@ class EngineMetrics:
         if self._old:
             usage.append(g("gpu_cache_usage_perc", "Share of KV blocks in use, 1 is all."))
         self._usage = usage
+        text = "1: it is so."
+        self._sleep = [g("engine_sleep_state", text, sleep_state=name) for name in SLEEP_STATES]
+        self.sleeping(0)
         g(
             "cache_config_info", "How the KV cache is cut.", block_size=str(shape.block_tokens),
             num_gpu_blocks=str(shape.blocks), enable_prefix_caching=str(shape.prefix_caching),

@@ -30,6 +30,7 @@ _SHAPE: Final = {
     "max_num_batched_tokens": "max_batched_tokens",
     "max_waiting": "max_waiting",
     "max_model_len": "max_model_tokens",
+    "max_loras": "max_loras",
     "block_size": "block_tokens",
     "num_gpu_blocks": "blocks",
     "enable_chunked_prefill": "chunked_prefill",
@@ -66,6 +67,14 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     enable_prefix_caching: Annotated[
         bool | None, Meta(description="Whether equal beginnings of prompts are computed once.")
     ] = None
+    max_loras: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="LoRA adapters whose requests run together; 1 if nothing says."),
+    ] = None
+    data_parallel_size: Annotated[
+        int,
+        Meta(ge=1, le=16, description="Ranks: engines with a batch, a queue and a cache each."),
+    ] = 1
     scheduling_policy: Annotated[
         Literal["fcfs", "priority"],
         Meta(description="Order of service: arrival, or the request's `priority`, lower first."),
@@ -134,7 +143,10 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def setup(self) -> EngineSetup:
         """The engine as it is run."""
-        return EngineSetup(shape=self.shape(), speedup=self.speedup, names=self.metric_names)
+        return EngineSetup(
+            shape=self.shape(), speedup=self.speedup, names=self.metric_names,
+            ranks=self.data_parallel_size,
+        )  # fmt: skip
 
 
 def all_engines(own: Mapping[str, EngineOptions]) -> dict[str, EngineOptions]:

@@ -15,7 +15,7 @@ engine; a cancelled request is told nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -40,6 +40,8 @@ class Guest:
     reason: str = "stop"
     choices: int = 1
     limit: int = 0
+    refuse: Callable[[], None] = field(default_factory=lambda: _nothing)
+    """Called when the engine gives it up."""
 
 
 class EngineRoom:
@@ -55,6 +57,8 @@ class EngineRoom:
         self.stopped = False
         self.told: Callable[[], None] = _nothing
         """Called after some tokens were told."""
+        self.before: Callable[[], None] = _nothing
+        """Called before a step begins."""
         self._timer = timer
         self._clock = clock
         self._metrics = metrics
@@ -86,6 +90,21 @@ class EngineRoom:
         self._metrics.aborted()
         self._metrics.level(self.engine)
 
+    @property
+    def load(self) -> int:
+        """How full it is: one that waits weighs as much as four that run."""
+        return 4 * len(self.engine.waiting) + len(self.engine.running)
+
+    def give_up(self) -> None:
+        """Refuse all that are here."""
+        for guest in list(self._guests.values()):
+            self.cancel(guest)
+            guest.refuse()
+
+    def sleep(self, level: int) -> None:
+        """Tell how deep it sleeps, 0: not at all."""
+        self._metrics.sleeping(level)
+
     def due(self, now: float) -> float:
         """End a step, tell of its tokens, begin the next; when that ends."""
         if self.engine.stepping:
@@ -97,6 +116,7 @@ class EngineRoom:
         self.told()
         if told == TOLD_AT_ONCE:
             return now
+        self.before()
         began_at = self._ends_at if now - self._ends_at < LATE_S else now
         self._begin(began_at)
         self._metrics.counts(self.engine)

@@ -13,6 +13,8 @@ whose tokens are all computed gets its next one at the step's end.
 
 Order is (priority, arrival); without the priority policy arrival alone.  When no block is free the
 last of that order gives its own up, so the first always goes on and every admitted request ends.
+Requests of more than ``max_loras`` adapters never run together: one whose adapter has no place
+lets others pass.
 
 Invariants: at most ``max_seqs`` run; no step computes more than its budget; a request that is over
 holds no block; what waits is bounded by ``max_waiting``.
@@ -45,6 +47,7 @@ class EngineShape:
     chunked_prefill: bool = True
     prefix_caching: bool = True
     by_priority: bool = False
+    max_loras: int = 1
     costs: StepCosts = field(default_factory=StepCosts)
 
 
@@ -57,12 +60,12 @@ class EngineRequest:
 
     ``names`` are its full blocks' chained hashes in order, prompt and answer together; there may be
     fewer than blocks.  Instants are the caller's seconds, -1 while not yet; ``before_at`` is that
-    of the token before the last.
+    of the token before the last.  ``lora`` is the name of its adapter, empty for none.
     """
 
     __slots__ = (
         "answer_tokens", "arrived_at", "before_at", "blocks", "cached_tokens", "computed",
-        "first_token_at", "generated", "last_token_at", "named", "names", "order", "over",
+        "first_token_at", "generated", "last_token_at", "lora", "named", "names", "order", "over",
         "preemptions", "priority", "prompt_tokens", "started_at",
     )  # fmt: skip
 
@@ -73,11 +76,13 @@ class EngineRequest:
         *,
         names: Sequence[bytes] = (),
         priority: int = 0,
+        lora: str = "",
     ) -> None:
         self.prompt_tokens = max(prompt_tokens, 1)
         self.answer_tokens = max(answer_tokens, 1)
         self.names = names
         self.priority = priority
+        self.lora = lora
         self.order = (0, 0)
         self.blocks: list[int] = []
         self.computed = 0
@@ -122,6 +127,8 @@ class StepEngine:
         self.plan: list[tuple[EngineRequest, int]] = []
         self.work = StepWork()
         self.stepping = False
+        self.adapts = False
+        """Whether any request ever named an adapter."""
         self._arrivals = 0
 
     @property
@@ -138,6 +145,7 @@ class StepEngine:
         self._arrivals += 1
         request.order = (request.priority if self.shape.by_priority else 0, self._arrivals)
         request.arrived_at = now
+        self.adapts = self.adapts or bool(request.lora)
         insort(self.waiting, request, key=_order)
 
     def cancel(self, request: EngineRequest) -> None:
@@ -235,8 +243,12 @@ class StepEngine:
     def _admit(self, budget: int, now: float) -> None:
         """Plan who waits, in order, as long as there is room."""
         shape = self.shape
-        while self.waiting and budget > 0 and len(self.running) < shape.max_seqs:
-            request = self.waiting[0]
+        at = 0
+        while at < len(self.waiting) and budget > 0 and len(self.running) < shape.max_seqs:
+            request = self.waiting[at]
+            if request.lora and not self._has_place(request.lora):
+                at += 1  # those behind it need not wait for its adapter
+                continue
             found = self._found(request)
             cached = len(found) * shape.block_tokens
             tokens = request.known - cached
@@ -247,10 +259,15 @@ class StepEngine:
             short = -(-(cached + tokens) // shape.block_tokens) - len(found)
             if self.kv.free - self.kv.idle(found) < short:
                 return
-            del self.waiting[0]
+            del self.waiting[at]
             self._start(request, found, short, now)
             self._schedule(request, tokens)
             budget -= tokens
+
+    def _has_place(self, lora: str) -> bool:
+        """Whether an adapter is in the batch, or fits beside those that are."""
+        active = {request.lora for request in self.running if request.lora}
+        return lora in active or len(active) < self.shape.max_loras
 
     def _found(self, request: EngineRequest) -> list[int]:
         """Blocks it need not compute; its last token it always must."""

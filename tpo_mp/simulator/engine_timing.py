@@ -26,6 +26,8 @@ from .engine_prompt import block_names
 from .timer import MicroTimer
 from .timing import AT_ONCE, EVERYTHING, Asked, Offer, Pace
 
+RANK: Final = "x-data-parallel-rank"
+_RANK_LINE: Final = f"{RANK}: ".encode()
 MOST_PRIORITY: Final = 1 << 31
 
 
@@ -84,6 +86,7 @@ class EngineTiming:
         self._name = name
         self._shape = options.shape()
         self._status = options.full_status
+        self._ranks = options.data_parallel_size
 
     def pace(self, asked: Asked) -> Pace:
         """How the tokens of one answer come; raises ``InvalidRequest``."""
@@ -92,14 +95,17 @@ class EngineTiming:
             return AT_ONCE
         request, shape = answered.requests[0], self._shape
         self._check_length(asked, request)
-        salt = f"{asked.call.tenant}\0{_salt(request)}"
+        salt, adapter = f"{asked.call.tenant}\0{_salt(request)}", asked.adapter
+        if adapter is not None:
+            salt += f"\0{adapter.name}\0{adapter.number}"  # its tokens are not those of the model
+        self._check_rank(asked.rank)
         names: list[bytes] = []
         if shape.prefix_caching:
             names = block_names(answered.requests, answered.reply, shape.block_tokens, salt)
         wanted = Submission(
             number=0,
             engine=self._name,
-            model=request.model,
+            model=request.model if adapter is None else adapter.base,
             prompt_tokens=max(asked.prompt_tokens, 1),
             answer_tokens=max(asked.tokens + asked.hidden, 1),
             priority=self._priority(asked, request),
@@ -109,6 +115,8 @@ class EngineTiming:
             choices=request.n or 1,
             limit=request.max_tokens or 0,
             blocks=b"".join(names),
+            lora="" if adapter is None else adapter.name,
+            rank=asked.rank,
         )
         return EnginePace(self._host, wanted, asked, self._status)
 
@@ -124,6 +132,11 @@ class EngineTiming:
                 param="max_tokens" if asked.prompt_tokens < most else "messages",
             )
 
+    def _check_rank(self, rank: int) -> None:
+        if rank >= self._ranks:
+            said = f"data_parallel_rank {rank} is out of range [0, {self._ranks})."
+            raise InvalidRequest(said, reason="invalid_value", param=RANK)
+
     def _priority(self, asked: Asked, request: ModelRequest) -> int:
         given: Any = request.extra.get("priority")
         if given is None:
@@ -134,6 +147,21 @@ class EngineTiming:
             said = "priority needs an engine with scheduling_policy = 'priority'"
             raise InvalidRequest(said, param="priority")
         return given
+
+
+def rank_of(lines: bytes) -> int:
+    """The rank that a request's header lines name, -1 for none; raises ``InvalidRequest``.
+
+    What is no number is no rank, as with vLLM.
+    """
+    _, found, rest = lines.partition(_RANK_LINE)
+    value = rest.partition(b"\r\n")[0].strip()
+    if not found or not (value.isdigit() or (value[:1] == b"-" and value[1:].isdigit())):
+        return -1
+    if value[:1] == b"-":
+        said = f"data_parallel_rank {value[:20].decode()} is out of range."
+        raise InvalidRequest(said, reason="invalid_value", param=RANK)
+    return int(value[:9])
 
 
 def _salt(request: ModelRequest) -> str:

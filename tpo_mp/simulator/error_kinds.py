@@ -161,6 +161,10 @@ KINDS: Final[dict[str, ErrorKind]] = {
         503, "circuit_breaker_open", "The circuit breaker is open; try again later.",
         "overloaded_error",
     ),
+    "engine_sleeping": _down(
+        503, "engine_sleeping", "The model {model} is asleep; POST /wake_up wakes it.",
+        "overloaded_error",
+    ),
     "gateway_timeout": _down(
         504, "gateway_timeout", "A server further on took too long.", "timeout_error", TIMEOUT_S
     ),

@@ -44,12 +44,30 @@ class StatsBaseline(Struct, frozen=True, kw_only=True):
     buckets: tuple[int, ...] = ()
 
 
+class LoadedAdapter(Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of one of the models; ``number`` counts what was loaded on this host."""
+
+    name: str
+    path: str
+    base: str
+    number: int
+
+
+class Sleep(Struct, frozen=True, kw_only=True):
+    """The engines sleep; ``left`` are the parts that nobody woke yet."""
+
+    level: int
+    left: tuple[str, ...]
+
+
 class LiveState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of the simulators of one host.
 
     ``options`` are changes to ``[simulator]`` (see ``live_options``); ``scenario`` is unset until
     one is switched on or off; ``chaos`` False silences all faults that no request ordered;
     ``limits_epoch`` grows when the rate limits are set back.
+    ``adapters_loaded``, ``caches_dropped`` and ``calls_aborted`` count how often that was ordered:
+    an engine that finds a number grown does what it missed.
     """
 
     options: dict[str, Any] = {}
@@ -58,6 +76,11 @@ class LiveState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     chaos: bool = True
     limits_epoch: int = 0
     stats: StatsBaseline | None = None
+    adapters: tuple[LoadedAdapter, ...] = ()
+    adapters_loaded: int = 0
+    sleep: Sleep | None = None
+    caches_dropped: int = 0
+    calls_aborted: int = 0
 
 
 NOTHING_TOLD: Final = LiveState()

@@ -10,7 +10,7 @@ leaves the file's options in force, with a warning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
@@ -18,8 +18,9 @@ from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Dialect, Reply
 
+from .adapters import serves
 from .call_journal import CallJournal
-from .live import LiveState, read_state
+from .live import LiveState, LoadedAdapter, read_state
 from .live_options import patched
 from .meter import Meter
 from .read_ahead import unread
@@ -44,6 +45,9 @@ class _Provider(Protocol):
 
     @property
     def journal(self) -> CallJournal | None: ...
+
+    @property
+    def adapters(self) -> Mapping[str, LoadedAdapter]: ...
 
     async def list_models(self) -> Sequence[str]: ...
 
@@ -108,6 +112,14 @@ class LivingBackend(Generic[C]):
     async def list_models(self) -> Sequence[str]:
         """The literal names it was configured with."""
         return await self.inner.list_models()
+
+    def adapters(self) -> Mapping[str, tuple[str, str]]:
+        """Models it has beyond those of its config, as of now: what each is made of, and where."""
+        if self._live.version == self._version:
+            return {one.name: (one.base, one.path) for one in self.inner.adapters.values()}
+        _, state = read_state(self._live)
+        known = (*self._config.models, *self._config.model_map)
+        return {a.name: (a.base, a.path) for a in state.adapters if serves(known, a.base)}
 
     def close(self) -> None:
         """Let go of what is held; running calls finish."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from tpo_mp.types import Call
 
 if TYPE_CHECKING:
+    from .live import LoadedAdapter
     from .provider import Answered
 
 INSTANT: Final = "instant"
@@ -56,6 +57,10 @@ class Asked:
     """What is said; how much of the prompt was known already may still be told it."""
     refuse: Callable[[int], None] = _nobody_hears
     """Answer with this status after all; called between ``begin`` and ``stop``."""
+    adapter: LoadedAdapter | None = None
+    """Of the model that answers, when the call names one by its name."""
+    rank: int = -1
+    """Of a data-parallel engine; -1: any."""
 
 
 class Pace(Protocol):

@@ -123,7 +123,7 @@ class OpenAIApi:
         exchange.respond(200, orjson.dumps(self._entry(name)), extra=id_line(exchange.head))
 
     def _entry(self, name: str) -> dict[str, object]:
-        return {
+        card: dict[str, object] = {
             "id": name,
             "object": "model",
             "created": self._started,
@@ -132,6 +132,10 @@ class OpenAIApi:
             "display_name": name,
             "created_at": self._started_at,
         }
+        adapter = self._gateway.adapter(name)
+        if adapter is not None:
+            card["parent"], card["root"] = adapter
+        return card
 
 
 FEATURE = Feature(Config, OpenAIApi)

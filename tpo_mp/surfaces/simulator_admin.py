@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
-from hmac import compare_digest
 from time import time
 from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
@@ -23,16 +22,16 @@ from msgspec import Meta, Struct, structs
 
 from tpo_mp import registry
 from tpo_mp.config.simulating import KIND
-from tpo_mp.config.values import Secret, is_loopback
+from tpo_mp.config.values import Secret
 from tpo_mp.dialects import shapes
 from tpo_mp.dialects.body import parse
-from tpo_mp.errors import Unauthorized
 from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Handler, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator import live_options, scenario_switch, stats
+from tpo_mp.simulator.admission import Doorkeeper
 from tpo_mp.simulator.live import LiveState, Proposed, change, composed, read_state
 from tpo_mp.simulator.own_ledger import OwnLedger
 from tpo_mp.simulator.read_ahead import unread
@@ -55,8 +54,7 @@ class SimulatorAdmin:
     """Routes under ``/admin``."""
 
     def __init__(self, config: Config, env: Env) -> None:
-        key = config.admin_api_key
-        self._key = None if key is None else key.reveal().encode()
+        self._door = Doorkeeper(config.admin_api_key, "/admin")
         self._env = env
         self._gateway: Gateway
 
@@ -95,7 +93,7 @@ class SimulatorAdmin:
         self, method: str, template: str, handler: Handler, outcome: Outcome, **more: Any
     ) -> Endpoint:
         def guarded(exchange: Exchange) -> object:
-            self._admit(exchange)
+            self._door.admit(exchange)
             return handler(exchange)
 
         guarded.__doc__ = handler.__doc__
@@ -105,16 +103,6 @@ class SimulatorAdmin:
             method, template, guarded, "ops",
             outcomes=(outcome,), parameters=reads, errors=errors, access="admin", **more,
         )  # fmt: skip
-
-    def _admit(self, exchange: Exchange) -> None:
-        """Raise ``Unauthorized`` for whoever may not use this."""
-        headers = exchange.head.headers
-        if self._key is not None:
-            if not compare_digest(headers.get(b"x-admin-key", b""), self._key):
-                raise Unauthorized("X-Admin-Key is not the one configured", reason="bad_admin_key")
-        elif b"origin" in headers or not is_loopback(exchange.peer):
-            said = "without admin_api_key only programs on this machine may use /admin"
-            raise Unauthorized(said, reason="admin_key_required")
 
     # -- options ------------------------------------------------------------------------------
 

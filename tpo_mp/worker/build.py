@@ -153,6 +153,7 @@ class Models:
             self._literal += list(entry.model_map)
             if any(set(m) & set("*?[") for m in entry.models):
                 self._asked.append((entry, backends[entry.name]))
+        self._adapted = [one.adapters for one in backends.values() if hasattr(one, "adapters")]
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._globs = {
             e.name: {m for m in e.models if not set(m) & set("*?[")} | set(e.model_map)
@@ -197,7 +198,13 @@ class Models:
         if any(self._known.get(e.name, (-1.0, []))[0] < now for e, _ in self._asked):
             await asyncio.shield(self._refresh())
         reported = [m for e, _ in self._asked for m in self._known.get(e.name, (0.0, []))[1]]
-        return list(dict.fromkeys(self._literal + reported))
+        adapted = [name for adapters in self._adapted for name in adapters()]
+        return list(dict.fromkeys(self._literal + reported + adapted))
+
+    def adapter(self, name: str) -> tuple[str, str] | None:
+        """Of an adapter, the model it is for and where it lies."""
+        found = (adapters().get(name) for adapters in self._adapted)
+        return next((one for one in found if one is not None), None)
 
     async def _ask(self) -> None:
         async def ask(entry: BackendConfig, backend: Any) -> None:

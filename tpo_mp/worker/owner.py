@@ -300,6 +300,9 @@ class Owner:
     async def models(self) -> Sequence[str]:
         return await self.pipeline.models.names()
 
+    def adapter(self, model: str) -> tuple[str, str] | None:
+        return self.pipeline.models.adapter(model)
+
     def knows_model(self, model: str) -> bool:
         return self.pipeline.router.knows(model)
 

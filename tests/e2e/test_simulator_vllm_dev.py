@@ -1,0 +1,255 @@
+"""Adapters, sleep and ranks of simulated engines: one truth for two workers, whichever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.gateway import Gateway
+from tests.support.raw import RawClient, RawReply, build, chat, sse_data
+from tests.support.wait import wait_for
+
+CHAT = "/v1/chat/completions"
+PROMPT = "Tell me all that is known about rivers, and bridges across them, and the fish in them."
+CONFIG = """
+[simulator]
+strategy = "fixed"
+text = "one two three four five six seven eight nine ten"
+models = ["base", "twins", "quick"]
+latency = { base = "slow", twins = "twins" }
+
+[simulator.engines.slow]
+max_num_seqs = 4
+max_model_len = 2048
+num_gpu_blocks = 256
+base_ms = 100
+
+[simulator.engines.twins]
+preset = "vllm-8b-h100"
+max_num_seqs = 1
+data_parallel_size = 2
+base_ms = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def engines(short_tmp: Path) -> Iterator[Gateway]:
+    """A simulator of two workers."""
+    with Gateway(short_tmp / "dev", config=CONFIG, workers=2, verb="simulate") as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def sessions(engines: Gateway) -> list[str]:
+    """A session on each worker."""
+    found: dict[str, str] = {}
+    for number in range(64):
+        session = f"session-{number}"
+        reply = engines.ask(CHAT, chat("x", model="quick"), {"x-session-id": session})
+        found.setdefault(reply.headers["x-tpo-shard"], session)
+        if len(found) == 2:
+            return list(found.values())
+    raise AssertionError(found)
+
+
+def everywhere(engines: Gateway, sessions: list[str], model: str, **more: Any) -> list[RawReply]:
+    """One answer of each worker."""
+    told = chat(PROMPT, model=model, **more)
+    return [engines.ask(CHAT, told, {"x-session-id": session}) for session in sessions]
+
+
+def samples(engines: Gateway, name: str) -> list[tuple[dict[str, str], float]]:
+    """What ``/metrics`` says of a vLLM series now."""
+    page = engines.ask("/metrics").body.decode()
+    return [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == f"vllm:{name}"
+    ]
+
+
+def opened(
+    engines: Gateway, model: str, stack: ExitStack, headers: dict[str, str] | None = None
+) -> RawClient:
+    """A stream that was asked for, nothing read yet."""
+    client = stack.enter_context(RawClient(engines.url))
+    body = json.dumps(chat(PROMPT, model=model, stream=True)).encode()
+    head = {"content-type": "application/json", "host": client.host, **(headers or {})}
+    client.send(build("POST", CHAT, head, body))
+    return client
+
+
+def begun(client: RawClient) -> RawClient:
+    """Wait for a stream's first token."""
+    client.read_head()
+    next(iter(client.chunks()))
+    return client
+
+
+def killed(engines: Gateway, slot: int) -> None:
+    """One worker dies, and there is another."""
+    victim = engines.status()["slots"][slot]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(
+        lambda: engines.status()["slots"][slot]["pid"] not in (None, victim)
+        and engines.ask("/ready").status == 200,
+        20, "a new worker",
+    )  # fmt: skip
+
+
+def load(engines: Gateway, name: str, **more: Any) -> RawReply:
+    """Load an adapter."""
+    told = {"lora_name": name, "lora_path": f"/adapters/{name}", **more}
+    return engines.ask("/v1/load_lora_adapter", told)
+
+
+def test_an_adapter_is_a_model_of_every_worker_until_it_is_unloaded(
+    engines: Gateway, sessions: list[str]
+) -> None:
+    """Listed with its model, answered in its name, known to a worker that comes later."""
+    before = everywhere(engines, sessions, "sql")
+    assert [reply.status for reply in before] == [404, 404]
+    done = load(engines, "sql")
+    assert (done.status, done.body) == (200, b"Success: LoRA adapter 'sql' added successfully.")
+    for reply in everywhere(engines, sessions, "sql"):
+        assert reply.json()["model"] == "sql"
+    killed(engines, 0)
+    assert [reply.status for reply in everywhere(engines, sessions, "sql")] == [200, 200]
+    for _ in range(6):
+        listed = {card["id"]: card for card in engines.ask("/v1/models").json()["data"]}
+        assert (listed["sql"]["parent"], listed["sql"]["root"]) == ("base", "/adapters/sql")
+        assert "parent" not in listed["base"]
+    gone = engines.ask("/v1/unload_lora_adapter", {"lora_name": "sql"})
+    assert gone.body == b"Success: LoRA adapter 'sql' removed successfully."
+    assert [reply.status for reply in everywhere(engines, sessions, "sql")] == [404, 404]
+    assert "sql" not in {card["id"] for card in engines.ask("/v1/models").json()["data"]}
+
+
+def test_what_vllm_refuses_is_refused_in_its_words(engines: Gateway) -> None:
+    """Twice loaded, never loaded, nameless, for a model that is not there."""
+    assert load(engines, "twice").status == 200
+    refusals = [
+        (load(engines, "twice"), 400, "InvalidUserInput"),
+        (load(engines, "base"), 400, "InvalidUserInput"),
+        (load(engines, "odd", base_model_name="nobody"), 404, "NotFoundError"),
+        (engines.ask("/v1/load_lora_adapter", {"lora_name": "x"}), 400, "InvalidUserInput"),
+        (engines.ask("/v1/unload_lora_adapter", {"lora_name": "odd"}), 404, "NotFoundError"),
+        (engines.ask("/v1/unload_lora_adapter", {}), 400, "InvalidUserInput"),
+    ]
+    for reply, status, kind in refusals:
+        error = reply.json()["error"]
+        assert (reply.status, error["type"], error["code"]) == (status, kind, status)
+    assert load(engines, "twice", load_inplace=True).status == 200
+
+
+def test_adapters_share_the_batch_one_at_a_time_and_no_blocks(engines: Gateway) -> None:
+    """With ``max_loras`` 1 a second adapter waits, the model itself does not."""
+    assert load(engines, "left").status == load(engines, "right").status == 200
+    with ExitStack() as stack:
+        begun(opened(engines, "left", stack))
+        opened(engines, "right", stack)
+        base = begun(opened(engines, "base", stack))
+        assert list(sse_data(b"".join(base.chunks())))[-1] == b"[DONE]"  # past the one that waits
+
+        def told() -> bool:
+            newest = max(samples(engines, "lora_requests_info"), key=lambda one: one[1])[0]
+            shown = (newest["running_lora_adapters"], newest["waiting_lora_adapters"])
+            return shown in (("left", "right"), ("right", "")) and newest["max_lora"] == "1"
+
+        wait_for(told, 10, "the adapters in the metrics")
+
+    def cached(model: str) -> int:
+        usage = engines.ask(CHAT, chat(PROMPT, model=model)).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached("left") == cached("base") == 16
+    assert load(engines, "left", load_inplace=True).status == 200
+    assert (cached("left"), cached("left")) == (0, 16)
+
+
+def test_sleep_ends_what_runs_and_refuses_what_comes_on_every_worker(
+    engines: Gateway, sessions: list[str]
+) -> None:
+    """Also on one that is started meanwhile; it is awake when both its parts are."""
+    assert [reply.status for reply in everywhere(engines, sessions, "base")] == [200, 200]
+    with ExitStack() as stack:
+        clients = [
+            opened(engines, "base", stack, {"x-session-id": session}) for session in sessions
+        ]
+        for client in clients:
+            begun(client)
+        assert engines.ask("/sleep?level=2", {}).status == 200
+        for client in clients:
+            said = b"".join(client.chunks())
+            assert b'"error"' in said
+            assert b"[DONE]" not in said
+    for model in ("base", "quick"):
+        for reply in everywhere(engines, sessions, model):
+            assert (reply.status, reply.json()["error"]["code"]) == (503, "engine_sleeping")
+    killed(engines, 1)
+    assert [reply.status for reply in everywhere(engines, sessions, "base")] == [503, 503]
+    assert engines.ask("/tokenize", {"prompt": "a b"}).status == 200
+
+    def states() -> set[str]:
+        return {
+            labels["sleep_state"]
+            for labels, value in samples(engines, "engine_sleep_state")
+            if value
+        }
+
+    wait_for(lambda: states() <= {"discard_all"}, 10, "engines that are told to sleep")
+    assert engines.ask("/wake_up?tags=weights", {}).status == 200
+    assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
+    assert engines.ask("/wake_up?tags=kv_cache", {}).status == 200
+    assert engines.ask("/is_sleeping").json() == {"is_sleeping": False}
+    woken = everywhere(engines, sessions, "base")
+    cached = [r.json()["usage"]["prompt_tokens_details"]["cached_tokens"] for r in woken]
+    assert cached == [0, 16]
+    assert engines.ask("/reset_prefix_cache", {}).status == 200
+    again = everywhere(engines, sessions, "base")[0].json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_sleep_that_waits_lets_calls_end(engines: Gateway) -> None:
+    """Who came before it is answered; bad orders change nothing."""
+    with ExitStack() as stack:
+        client = begun(opened(engines, "base", stack))
+        assert engines.ask("/sleep?mode=wait", {}).status == 200
+        assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
+    assert engines.ask(CHAT, chat(PROMPT, model="base")).status == 503
+    for path in ("/sleep?level=3", "/sleep?mode=keep", "/wake_up?tags=all", "/wake_up?part=x"):
+        assert engines.ask(path, {}).status == 400
+    assert engines.ask("/wake_up", {}).status == 200
+    assert engines.ask(CHAT, chat(PROMPT, model="quick")).status == 200
+
+
+def test_ranks_have_a_batch_each_and_a_request_may_name_one(engines: Gateway) -> None:
+    """Two run at once on two ranks; whoever names a busy one waits there."""
+
+    def running() -> dict[str, float]:
+        found = samples(engines, "num_requests_running")
+        return {of["engine"]: value for of, value in found if of["model_name"] == "twins"}
+
+    def waiting() -> dict[str, float]:
+        found = samples(engines, "num_requests_waiting")
+        return {of["engine"]: value for of, value in found if of["model_name"] == "twins"}
+
+    with ExitStack() as stack:
+        for _ in range(2):
+            begun(opened(engines, "twins", stack))
+        wait_for(lambda: running() == {"0": 1, "1": 1}, 10, "one on each rank")
+        opened(engines, "twins", stack, {"X-data-parallel-rank": "1"})
+        opened(engines, "twins", stack, {"X-data-parallel-rank": "1"})
+        wait_for(lambda: waiting().get("1", 0) >= 1, 10, "somebody to wait for rank 1")
+        assert waiting()["0"] == 0
+    odd = engines.ask(CHAT, chat(PROMPT, model="twins"), {"X-data-parallel-rank": "2"})
+    assert (odd.status, odd.json()["error"]["param"]) == (400, "x-data-parallel-rank")

@@ -1,0 +1,100 @@
+"""vLLM's developer routes: who may use them, what they refuse and what they change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.fake_gateway import FakeExchange, Surface
+from tpo_mp.backends import simulator
+from tpo_mp.config.tree import Config
+from tpo_mp.config.values import Secret
+from tpo_mp.errors import Unauthorized
+from tpo_mp.ports import Feature
+from tpo_mp.simulator.adapters import MOST_ADAPTERS
+from tpo_mp.simulator.live import LiveState, read_state
+from tpo_mp.surfaces.vllm_dev import FEATURE
+
+BACKEND = simulator.Config(name="simulator", kind="simulator", models=("base", "wild-*"))
+CONFIG = Config(backends=(BACKEND,))
+
+
+def surface(**options: Any) -> Surface:
+    """The surface of a simulator."""
+    if not options:
+        return Surface(FEATURE, config=CONFIG)
+    config = FEATURE.Config(**options)
+    return Surface(Feature(lambda: config, FEATURE.build), config=CONFIG)  # type: ignore[arg-type]
+
+
+def state(made: Surface) -> LiveState:
+    """What holds on the host."""
+    return read_state(made.world.env.live)[1]
+
+
+def load(made: Surface, name: str, **more: Any) -> FakeExchange:
+    """Load an adapter."""
+    told = {"lora_name": name, "lora_path": "/somewhere", **more}
+    return made.ask("POST", "/v1/load_lora_adapter", told)
+
+
+def test_who_may_use_it() -> None:
+    """No page in a browser, nobody without the key; anybody where it is open."""
+    page = {"origin": "http://127.0.0.1"}
+    with pytest.raises(Unauthorized):
+        surface().ask("POST", "/sleep", headers=page)
+    with pytest.raises(Unauthorized):
+        surface(admin_api_key=Secret("a-key")).ask("POST", "/sleep")
+    keyed = surface(admin_api_key=Secret("a-key"))
+    assert keyed.ask("POST", "/sleep", headers={"x-admin-key": "a-key"}).status == 200
+    assert surface(open=True).ask("POST", "/sleep", headers=page).status == 200
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {}, {"lora_name": "x"}, {"lora_path": "x"}, {"lora_name": 7, "lora_path": "x"},
+        {"lora_name": "x" * 129, "lora_path": "x"}, {"lora_name": "x\n", "lora_path": "x"},
+        {"lora_name": "base", "lora_path": "x"}, [],
+        {"lora_name": "x", "lora_path": "x", "load_inplace": "yes"},
+        {"lora_name": "x", "lora_path": "x", "base_model_name": "nobody"},
+    ],
+)  # fmt: skip
+def test_a_refused_load_changes_nothing(told: Any) -> None:
+    """And says why as vLLM does, by the name of the field."""
+    made = surface()
+    reply = made.ask("POST", "/v1/load_lora_adapter", told)
+    error = reply.json()["error"]
+    assert reply.status == error["code"]
+    assert reply.status in (400, 404)
+    assert error["param"]
+    assert state(made) == LiveState()
+
+
+def test_adapters_are_bounded_and_numbered() -> None:
+    """Loading in place counts as another; one unloaded leaves its place."""
+    made = surface()
+    for number in range(MOST_ADAPTERS):
+        assert load(made, f"a{number}").status == 200
+    assert load(made, "more").status == 400
+    assert load(made, "a0", load_inplace=True, base_model_name="wild-1").status == 200
+    newest = state(made).adapters[-1]
+    assert (newest.name, newest.base, newest.number) == ("a0", "wild-1", MOST_ADAPTERS + 1)
+    assert made.ask("POST", "/v1/unload_lora_adapter", {"lora_name": "a1"}).status == 200
+    assert load(made, "more").status == 200
+
+
+def test_it_is_awake_when_both_parts_are() -> None:
+    """Waking who is awake is no mistake; tags that do not exist are."""
+    made = surface()
+    assert made.ask("POST", "/wake_up").status == 200
+    assert made.ask("POST", "/sleep?level=2&mode=wait").status == 200
+    assert made.refusal("POST", "/wake_up?tags=brain").param == "tags"
+    for tag, sleeping in (("kv_cache", True), ("kv_cache", True), ("weights", False)):
+        assert made.ask("POST", f"/wake_up?tags={tag}").status == 200
+        assert made.ask("GET", "/is_sleeping").json() == {"is_sleeping": sleeping}
+    assert made.ask("POST", "/sleep").status == 200
+    assert made.ask("POST", "/wake_up?tags=weights&tags=kv_cache").status == 200
+    after = state(made)
+    assert (after.sleep, after.caches_dropped, after.calls_aborted) == (None, 2, 1)

@@ -1,0 +1,53 @@
+"""Whether the simulated engines sleep: what puts them to sleep and what wakes them.
+
+Who asks a sleeping model is answered 503; what ``mode=abort`` finds under way in an engine ends so
+too, what ``mode=wait`` finds there runs to its end.  Cached blocks are gone either way.
+
+Invariants: the host sleeps or it does not, whichever worker was told; it is awake when every part
+was woken.
+Known weakness: an answer that a profile paces runs to its end in either mode.
+
+Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import structs
+
+from tpo_mp.errors import InvalidRequest
+
+from .live import LiveState, Sleep
+
+PARTS: Final = ("weights", "kv_cache")
+MODES: Final = ("abort", "wait")
+
+
+def fallen_asleep(state: LiveState, level: int, mode: str) -> LiveState:
+    """``state`` asleep; one that sleeps already sleeps as deep as this."""
+    return structs.replace(
+        state,
+        sleep=Sleep(level=level, left=PARTS),
+        caches_dropped=state.caches_dropped + 1,
+        calls_aborted=state.calls_aborted + (mode == "abort"),
+    )
+
+
+def woken(state: LiveState, parts: Sequence[str]) -> LiveState:
+    """``state`` with these parts awake, all if none is named; raises ``InvalidRequest``."""
+    for part in parts:
+        if part not in PARTS:
+            known = ", ".join(PARTS)
+            raise InvalidRequest(f"tags must be among {known}, not {part[:80]!r}", param="tags")
+    if state.sleep is None:
+        return state
+    left = tuple(part for part in state.sleep.left if parts and part not in parts)
+    sleep = structs.replace(state.sleep, left=left) if left else None
+    return structs.replace(state, sleep=sleep)
+
+
+def cache_dropped(state: LiveState) -> LiveState:
+    """``state`` whose engines forget what their prefix caches hold."""
+    return structs.replace(state, caches_dropped=state.caches_dropped + 1)
