@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ TARGETS = {
     "openai_responses": ("/v1/responses", "responses"),
     "anthropic_messages": ("/v1/messages", "messages"),
 }
+UNFIT = "The model produced output that does not match the expected peg-native format"
 TOOLS = [
     {
         "type": "function",
@@ -145,6 +147,32 @@ def test_gathered_reply_is_translated_like_any_other(bench: Bench) -> None:
     reply = bench.gateway.ask("/v1/messages", PLAIN["anthropic_messages"] | {"model": "up"})
     assert reply.json()["content"] == [{"type": "text", "text": "for a stranger"}]
     assert reply.json()["usage"]["input_tokens"] == 7
+
+
+def test_what_a_model_wrote_blames_no_server_in_a_stream_either(bench: Bench) -> None:
+    """llama.cpp's word for it, read by a client or gathered; any other error is the server's."""
+    first = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "up",
+             "choices": [{"index": 0, "delta": {"content": "well"}, "finish_reason": None}]}  # fmt: skip
+
+    def ends_with(said: str) -> None:
+        events = (first, {"error": {"code": 500, "type": "server_error", "message": said}})
+        lines = tuple(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+        bench.upstream.queue("answer", events=lines)
+
+    def failures() -> int:
+        return int(bench.gateway.ask("/api/v1/providers/up").json()["failures"])
+
+    target, before = TARGETS["openai_chat"][0], failures()
+    ends_with(UNFIT)
+    reply = bench.gateway.ask(target, chat("whole", "up"))
+    assert (reply.status, reply.json()["error"]["code"]) == (502, "unfit_output")
+    assert UNFIT in reply.json()["error"]["message"]
+    ends_with(UNFIT)
+    assert UNFIT.encode() in bench.gateway.ask(target, chat("streamed", "up", stream=True)).body
+    assert failures() == before
+    ends_with("out of memory")
+    assert bench.gateway.ask(target, chat("broken", "up")).status == 502
+    assert failures() == before + 1
 
 
 @pytest.mark.parametrize("mode", ["cut", "no_done", "stream_error", "malformed_sse", "html"])
