@@ -162,7 +162,7 @@ def mlx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlxServer]:
 
 
 @pytest.fixture(scope="session")
-def node() -> Node:
+def node() -> Iterator[Node]:
     """Node with the pinned JavaScript clients, installed by whichever test process is first."""
     found = javascript.find_node()
     require(found is not None, f"node {javascript.OLDEST_MAJOR} or newer")
@@ -170,7 +170,8 @@ def node() -> Node:
     with _locked(javascript.FOLDER / ".install.lock"):
         failure = javascript.install(found)
     require(not failure, f"the npm packages of tests/js ({failure})")
-    return found
+    yield found
+    found.close()
 
 
 def _join_mlx(shared: Path) -> MlxServer:

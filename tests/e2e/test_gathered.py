@@ -151,8 +151,9 @@ def test_gathered_reply_is_translated_like_any_other(bench: Bench) -> None:
 
 def test_what_a_model_wrote_blames_no_server_in_a_stream_either(bench: Bench) -> None:
     """llama.cpp's word for it, read by a client or gathered; any other error is the server's."""
+    delta = {"index": 0, "delta": {"content": "well"}, "finish_reason": None}
     first = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "up",
-             "choices": [{"index": 0, "delta": {"content": "well"}, "finish_reason": None}]}  # fmt: skip
+             "choices": [delta]}  # fmt: skip
 
     def ends_with(said: str) -> None:
         events = (first, {"error": {"code": 500, "type": "server_error", "message": said}})

@@ -1,5 +1,7 @@
-// Runs one scenario and prints what it saw as one JSON value.
-// Usage: node SCRIPT SCENARIO '{"url": …}'; an error of the SDK is part of the answer, any other ends the script.
+// Runs scenarios: a line `["SCENARIO", {"url": …}]` of standard input is answered by one of standard output, with
+// what was `seen`.  An error of the SDK is part of that; of any other is said that it `failed`.
+import { createInterface } from "node:readline";
+
 
 /** Describe an error as a caller of the SDK sees it; `Known` is the SDK's base class. */
 function describe(error) {
@@ -7,17 +9,18 @@ function describe(error) {
   return { class: error.constructor.name, status, type, code, param, message, request_id: requestID, body: error.error };
 }
 
-/** Run the scenario that the command line names; `Known` is the base class of the SDK's errors. */
+/** Run the scenarios that are asked for; `Known` is the base class of the SDK's errors. */
 export async function run(scenarios, Known) {
-  const [name, options] = process.argv.slice(2);
-  let seen;
-  try {
-    seen = await scenarios[name](JSON.parse(options));
-  } catch (error) {
-    if (!(error instanceof Known)) throw error;
-    seen = { error: describe(error) };
+  for await (const line of createInterface({ input: process.stdin })) {
+    const [name, options] = JSON.parse(line);
+    let answer;
+    try {
+      answer = { seen: await scenarios[name](options) };
+    } catch (error) {
+      answer = error instanceof Known ? { seen: { error: describe(error) } } : { failed: `${error.stack}` };
+    }
+    console.log(JSON.stringify(answer));
   }
-  console.log(JSON.stringify(seen));
   process.exit(0); // connections kept alive would hold the process
 }
 

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,43 @@ OLDEST_MAJOR = 22
 """The oldest Node that the pinned clients run on, as ``tests/js/package.json`` says."""
 
 
-@dataclass(frozen=True, slots=True)
 class Node:
-    """A Node and the command line of its npm."""
+    """A Node, the command line of its npm, and a process of it for every script of ``tests/js``."""
 
-    node: str
-    npm: tuple[str, ...]
+    def __init__(self, node: str, npm: tuple[str, ...]) -> None:
+        """Starts nothing."""
+        self.node = node
+        self.npm = npm
+        self._running: dict[str, subprocess.Popen[str]] = {}
 
     def run(self, script: str, scenario: str, **options: Any) -> Any:
-        """Run one scenario of ``tests/js/SCRIPT.mjs`` and answer what it printed."""
-        done = subprocess.run(
-            [self.node, f"{script}.mjs", scenario, json.dumps(options)],
-            capture_output=True, text=True, timeout=60, check=False, cwd=FOLDER,
-            env=_environment(),
+        """Run one scenario of ``tests/js/SCRIPT.mjs`` and answer what it saw."""
+        child = self._running.pop(script, None) or self._start(script)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            print(json.dumps([scenario, options]), file=child.stdin, flush=True)
+            told = child.stdout.readline()
+            assert told, f"{script}.mjs ended with {child.wait(10)}"
+            answer = json.loads(told)
+        except BaseException:  # a late answer would be taken for the next one's
+            _end(child)
+            raise
+        self._running[script] = child
+        assert "failed" not in answer, answer["failed"]
+        return answer["seen"]
+
+    def close(self) -> None:
+        """End its processes."""
+        for child in self._running.values():
+            _end(child)
+        self._running.clear()
+
+    def _start(self, script: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self.node, f"{script}.mjs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=FOLDER, env=_environment(),
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
 
 def find_node() -> Node | None:
@@ -70,6 +90,11 @@ def install(node: Node) -> str:
         return "; ".join(words[:3]) or f"npm ended with {done.returncode}"
     stamp.write_text(wanted)
     return ""
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.communicate()
 
 
 def _major(node: str) -> int:
