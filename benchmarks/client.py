@@ -67,7 +67,7 @@ class Client:
         self.left -= 1
         connection.sent_at = perf_counter()
         connection.transport.write(
-            b"%b%0*d%b" % (connection.before, DIGITS, self.sent, connection.after)
+            b"%b%0*d%b" % (connection.before, DIGITS, self.number(), connection.after)
         )
 
     def finished(self, connection: Connection, status: int) -> None:
@@ -123,6 +123,10 @@ class Client:
             cpu_s=cpu,
             label=label,
         )
+
+    def number(self) -> int:
+        """What tells the next request from others, as far as they shall differ."""
+        return self.sent % self.plan.distinct if self.plan.distinct else self.sent
 
     def payload(self, session: str = "") -> Payload:
         """Answer the request to send, with a session id or without."""

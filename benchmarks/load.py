@@ -31,7 +31,7 @@ local n = 0
 local format = string.format
 request = function()
   n = n + 1
-  return before .. format("%0{digits}d", n) .. after
+  return before .. format("%0{digits}d", {number}) .. after
 end
 done = function(summary, latency, requests)
   local e = summary.errors
@@ -45,12 +45,13 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the load looks like."""
+    """What the load looks like; ``distinct`` is after how many requests they repeat, 0: never."""
 
     conns: int = 64
     stream: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     path: str = PATH
+    distinct: int = 0
 
 
 class Load:
@@ -85,6 +86,7 @@ class Load:
             stream=shape.stream,
             extra=dict(shape.extra),
             path=shape.path,
+            distinct=shape.distinct,
         )
         limit = sum(phase.secs for phase in phases) + 90
         with on_cores(self.cores):
@@ -102,7 +104,8 @@ class Load:
 
     def _wrk(self, url: str, shape: Shape, secs: float, pids: Sequence[int]) -> Outcome:
         script = self.work / "load.lua"
-        script.write_text(lua(Payload(tag(), shape.stream, shape.extra, path=shape.path), url))
+        payload = Payload(tag(), shape.stream, shape.extra, path=shape.path)
+        script.write_text(lua(payload, url, shape.distinct))
         argv = ["wrk", "-t1", f"-c{shape.conns}", f"-d{max(1, round(secs))}s", "--timeout", "30s"]
         argv += ["-s", str(script)]
         before = cpu_s(pids)
@@ -122,13 +125,14 @@ def tag() -> str:
     return secrets.token_hex(4)
 
 
-def lua(payload: Payload, url: str) -> str:
+def lua(payload: Payload, url: str, distinct: int = 0) -> str:
     """Write the wrk script that sends ``payload``."""
     before, after = payload.pieces(url)
     # A JSON string of ASCII is a Lua string too; long brackets would eat the carriage returns.
     return _SCRIPT.format(
-        before=json.dumps(before.decode()), after=json.dumps(after.decode()), digits=DIGITS
-    )
+        before=json.dumps(before.decode()), after=json.dumps(after.decode()), digits=DIGITS,
+        number=f"n % {distinct}" if distinct else "n",
+    )  # fmt: skip
 
 
 def from_wrk(text: str, cpu: float) -> Outcome:

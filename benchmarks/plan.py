@@ -31,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     extra: dict[str, Any] = msgspec.field(default_factory=dict)
     path: str = PATH
+    distinct: int = 0
     timeout_s: float = 30.0
 
 

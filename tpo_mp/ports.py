@@ -205,6 +205,9 @@ class Stage(Protocol):
     ``join(key, call)`` serves calls that the same stage brought from another process (see
     ``Peers.bring``); ``blocked(call, backend)`` of an ATTEMPT stage says without a change that it
     would refuse that backend now, so that routes take another.
+    ``recall(key, question)`` tells again what was told (see ``pipeline.chain.AnswerTeller``), and a
+    stage outside one that does says ``sees_repeats = False`` where it need not see a request again
+    whose very bytes were answered before and which carries no idempotency key.
     A stage that only ``advises`` so refuses nobody: what it blocks is asked when nothing is left;
     it may leave out everything else.
     """

@@ -167,6 +167,17 @@ class TierCounts(NamedTuple):
     unavailable: int
 
 
+class AnswerMark(NamedTuple):
+    """Where an answer was found, for asking later whether it would be found there still."""
+
+    line_at: int
+    line: bytes
+    place: int
+    claimed: int
+    generation: int
+    expires_ms: int
+
+
 class AnswerCache(Protocol):
     """Answers that all processes of the host find again, by keys of 16 bytes; bounded in bytes."""
 
@@ -180,6 +191,14 @@ class AnswerCache(Protocol):
 
     def find(self, key: bytes) -> bytes | None:
         """The answer kept under a key, if there is one."""
+        ...
+
+    def find_marked(self, key: bytes) -> tuple[bytes, AnswerMark] | None:
+        """The same, and where it lies."""
+        ...
+
+    def still(self, mark: AnswerMark) -> bool:
+        """Whether ``find`` would answer what it did when this was made."""
         ...
 
     def count(self, *, hit: bool) -> None:
@@ -255,6 +274,14 @@ class NoCache:
     def find(self, key: bytes) -> bytes | None:  # noqa: ARG002
         """Nothing is there."""
         return None
+
+    def find_marked(self, key: bytes) -> tuple[bytes, AnswerMark] | None:  # noqa: ARG002
+        """Nothing is there."""
+        return None
+
+    def still(self, mark: AnswerMark) -> bool:  # noqa: ARG002
+        """Nothing ever was."""
+        return False
 
     def count(self, *, hit: bool) -> None:
         """Nobody asks for it."""

@@ -133,6 +133,9 @@ class FakeGateway:
         """Whether the id ends in the tenant's name."""
         return call_id.endswith(self.tenant(head))
 
+    def recall(self, exchange: Any) -> None:
+        """Nothing came before."""
+
     def new_call(
         self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None
     ) -> Call:

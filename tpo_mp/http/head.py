@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -77,6 +77,7 @@ class Head:
     ``principal`` is whom it speaks for, ``keyed`` the header that proved it.
     ``trace`` are the header lines that continue the client's trace upstream.
     ``tally`` is where it is counted.
+    ``scope`` is what a shard knows of bodies with such a head (``worker.recalls``).
     ``special`` says that headers which steer a call are present.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
@@ -85,8 +86,8 @@ class Head:
     __slots__ = (
         "client", "content_length", "endpoint", "extra", "family", "full_lane", "gzip_from",
         "headers", "keep_alive", "keyed", "method", "params", "path", "principal", "query",
-        "refusal", "request_id", "session", "shaped", "special", "tally", "trace", "version_10",
-        "whole",
+        "refusal", "request_id", "scope", "session", "shaped", "special", "tally", "trace",
+        "version_10", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -113,6 +114,7 @@ class Head:
         self.principal: Principal = EVERYBODY
         self.keyed = b""
         self.tally: TallyRow = cast("TallyRow", None)
+        self.scope: Any = None
 
     def add_lines(self, lines: bytes) -> None:
         """Let every response carry ``lines`` too."""

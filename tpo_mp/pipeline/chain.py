@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import isfunction
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from tpo_mp.errors import ConfigError
 from tpo_mp.types import Call, Phase, Reply
 
+from .kept import ToldAnswer
 from .promise import Promise, run
 from .stage_times import MARKED, StageTimes
 
@@ -31,6 +32,31 @@ Serve: TypeAlias = Callable[[Call], Awaitable[Reply]]
 Named: TypeAlias = tuple[str, Any]
 Before: TypeAlias = Callable[[Call], Reply | None]
 After: TypeAlias = Callable[[Call, Reply], Reply | None]
+
+
+class AnswerTeller(Protocol):
+    """A stage that may answer a call before it is one, from its bytes alone."""
+
+    def key_of(self, call: Call) -> bytes | None:
+        """What the answer to a call is kept under; ``None``: the stage has none to give."""
+        ...
+
+    def recall(self, key: bytes, question: Call) -> ToldAnswer | None:
+        """What a call with this key is told in the form of ``question``, if it is told at once.
+
+        It is counted as told.
+        """
+        ...
+
+
+def _teller(stages: Sequence[Any]) -> AnswerTeller | None:
+    """The stage that tells again, if all outside it let such calls pass unseen."""
+    for stage in stages:
+        if hasattr(stage, "recall"):
+            return stage  # type: ignore[no-any-return]  # the protocol's one word
+        if getattr(stage, "sees_repeats", True):
+            return None
+    return None
 
 
 def check_order(stages: Sequence[Named]) -> None:
@@ -156,7 +182,7 @@ class _WayBack:
 class Chain:
     """The compiled pipeline of one config epoch."""
 
-    __slots__ = ("admit", "epoch", "join", "names", "serve")
+    __slots__ = ("admit", "epoch", "join", "names", "serve", "teller")
 
     def __init__(
         self,
@@ -179,6 +205,8 @@ class Chain:
         joins = [s.join for _, s in stages if hasattr(s, "join")]
         self.join: Callable[[bytes, Call], Awaitable[Reply]] | None = joins[0] if joins else None
         """Serves a call that was brought here because of its key."""
+        self.teller = _teller([s for _, s in stages])
+        """Says at once what was told before, where no stage outside it must see each call."""
         serve = route(attempt)
         for phase in reversed(_INNER):
             layers = [s for _, s in stages if s.phase is phase]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .feeds import Feeds
     from .native_delivery import NativeDelivery
+    from .recall import Recalled
     from .response_log import EventPage
 
 
@@ -49,6 +50,12 @@ class Gateway(Protocol):
     @property
     def config(self) -> Config:
         """The configuration that new calls are served with."""
+
+    def recall(self, exchange: Exchange) -> Recalled | None:
+        """What is known of a request whose very bytes came before; ``None``: nothing.
+
+        ``ANSWERED`` when it was answered at once.
+        """
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None

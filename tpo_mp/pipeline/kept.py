@@ -115,8 +115,62 @@ def keep(call: Call, reply: Reply, body: bytes) -> bytes | None:
     )  # fmt: skip
 
 
+class ToldAnswer:
+    """An answer in the form that a call asked for, whose id is each call's own."""
+
+    __slots__ = ("_cached", "_completion", "_prefix", "_prompt", "content_type", "finish_reason",
+                 "pieces", "size", "stream")  # fmt: skip
+
+    def __init__(
+        self, answer: AnswerRecord, stream: bool, content_type: bytes, pieces: list[bytes],
+        prefix: bytes,
+    ) -> None:  # fmt: skip
+        self.stream = stream
+        self.content_type = content_type
+        self.pieces = pieces
+        """What stands between the places of the id, quotes and all."""
+        self._prefix = prefix
+        self.finish_reason = answer.finish_reason
+        self._prompt = answer.prompt
+        self._completion = answer.completion
+        self._cached = answer.cached
+        self.size = sum(map(len, pieces))
+
+    def body(self, call_id: str) -> bytes:
+        """Its bytes as the answer to the call of an id."""
+        pieces = self.pieces
+        if len(pieces) == 1:
+            return pieces[0]
+        fresh = b'"%b%b"' % (self._prefix, call_id.replace("-", "").encode())
+        return fresh.join(pieces)
+
+    def usage(self) -> Usage | None:
+        """Tokens that the answer took when it was made, where they are known."""
+        if self._prompt < 0 and self._completion < 0:
+            return None
+        return Usage(self._prompt, self._completion, self._cached)
+
+    def reply(self, call_id: str) -> Reply:
+        """It as the reply to the call of an id."""
+        body = self.body(call_id)
+        stream = KeptStream(body) if self.stream else None
+        reply = Reply(200, None if stream else body, stream=stream, content_type=self.content_type)
+        reply.finish_reason = self.finish_reason
+        reply.usage = self.usage()
+        return reply
+
+
 def replay(kept: bytes, call: Call) -> Reply | None:
     """The answer to ``call`` that was kept for its key; ``None`` when it cannot be said so."""
+    told = tell(kept, call)
+    return None if told is None else told.reply(call.id)
+
+
+def tell(kept: bytes, call: Call) -> ToldAnswer | None:
+    """A kept answer in the form that ``call`` asks for; ``None`` when it cannot be said so.
+
+    What is told depends on the call's key, dialect and form (``stream``, ``usage_wanted``) alone.
+    """
     try:
         answer = _decode(kept)
         if answer.version != _VERSION:
@@ -132,16 +186,11 @@ def replay(kept: bytes, call: Call) -> Reply | None:
     except (TpoError, msgspec.MsgspecError, ValueError, KeyError, TypeError):
         return None
     found = _ID.search(answer.body, 0, _ID_WITHIN)
-    if found is not None:
-        prefix, rest = found.groups(b"")
-        fresh = prefix + call.id.replace("-", "").encode()
-        body = body.replace(b'"%b%b"' % (prefix, rest), b'"%b"' % fresh)
-    stream = KeptStream(body) if call.stream else None
-    reply = Reply(200, None if stream else body, stream=stream, content_type=content_type)
-    reply.finish_reason = answer.finish_reason
-    if answer.prompt >= 0 or answer.completion >= 0:
-        reply.usage = Usage(answer.prompt, answer.completion, answer.cached)
-    return reply
+    if found is None:
+        return ToldAnswer(answer, call.stream, content_type, [body], b"")
+    prefix, rest = found.groups(b"")
+    pieces = body.split(b'"%b%b"' % (prefix, rest))
+    return ToldAnswer(answer, call.stream, content_type, pieces, prefix)
 
 
 class KeptStream:

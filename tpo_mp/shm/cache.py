@@ -56,7 +56,7 @@ from typing import Final
 from zlib import crc32
 
 from tpo_mp.errors import Shed
-from tpo_mp.types import CacheCounts, TierCounts, TierResult
+from tpo_mp.types import AnswerMark, CacheCounts, TierCounts, TierResult
 
 from .fence import FENCED, fence
 from .rows import RowTable
@@ -147,6 +147,11 @@ class SharedCache:
 
     def find(self, key: bytes) -> bytes | None:
         """The answer kept under a key of 16 bytes; ``None``: there is none."""
+        found = self.find_marked(key)
+        return None if found is None else found[0]
+
+    def find_marked(self, key: bytes) -> tuple[bytes, AnswerMark] | None:
+        """The same, and where it lies."""
         at = self._index_at + (int.from_bytes(key[:4], "little") & self._mask) * SET_BYTES
         lines = self._map[at : at + SET_BYTES]
         found = lines.find(key)
@@ -154,9 +159,23 @@ class SharedCache:
             if not found % LINE_BYTES:
                 answer = self._read(lines, found, key)
                 if answer is not None:
-                    return answer
+                    return answer, self._mark(at, lines, found)
             found = lines.find(key, found + 1)
         return None
+
+    def still(self, mark: AnswerMark) -> bool:
+        """Whether ``find`` would answer what it did when this was made.
+
+        The line says the same, so its record is the one that was proven: a place never comes again.
+        """
+        line_at, line, place, claimed, generation, expires_ms = mark
+        words = self._words
+        return (
+            self._map[line_at : line_at + _TAKEN_AT] == line
+            and expires_ms > self._clock() * 1e3
+            and 0 < words[claimed] - place <= self._log_bytes
+            and generation == words[_GENERATION]
+        )
 
     def count(self, *, hit: bool) -> None:
         """Count one call that was looked up."""
@@ -238,6 +257,13 @@ class SharedCache:
                     yield length
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _mark(self, at: int, lines: bytes, line: int) -> AnswerMark:
+        """What tells whether this line of a set names the same record later."""
+        place, log, _, expires_ms, generation = _HINT.unpack_from(lines, line + KEY_BYTES)
+        claimed = (_SEATS_AT + LINE_BYTES * log) // 8
+        said = lines[line : line + _TAKEN_AT]
+        return AnswerMark(at + line, said, place, claimed, generation, expires_ms)
 
     def _read(self, lines: bytes, line: int, key: bytes) -> bytes | None:
         """The answer that a line names, if it is one."""

@@ -30,8 +30,10 @@ from msgspec import Meta, Struct
 
 from tpo_mp.pipeline import kept, second_look
 from tpo_mp.pipeline.fingerprint import MAX_BODY_BYTES, Match, Reuse, fingerprint
+from tpo_mp.pipeline.kept import ToldAnswer
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.second_look import SecondLook
+from tpo_mp.pipeline.shelf import AnswerShelf
 from tpo_mp.pipeline.taps import Tapped, tap
 from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
 from tpo_mp.types import AnswerTier, Call, Phase, Reply, Tap
@@ -69,6 +71,7 @@ class Cache:
         self.ttl_s = config.ttl_s
         self.max_answer = min(config.max_answer_bytes, env.cache.most)
         self._salt = 0
+        self._shelf = AnswerShelf(env.cache)
         self.entrusted = False
 
     def meet(self, backends: Sequence[BackendConfig]) -> None:
@@ -85,8 +88,7 @@ class Cache:
         key = kept.answer_key(key, self._salt)
         cache = self.cache
         if call.reuse == _ANY:
-            found = cache.find(key)
-            reply = None if found is None else kept.replay(found, call)
+            reply = self._shelf.reply(key, call)
             if reply is not None:
                 call.cache = "hit"
                 cache.count(hit=True)
@@ -100,6 +102,22 @@ class Cache:
         if self.entrusted:
             return proceed(call)
         return _Keeping(self, call, key, cache.generation).watch(proceed(call))
+
+    # -- AnswerTeller ---------------------------------------------------------------------------
+
+    def key_of(self, call: Call) -> bytes | None:
+        """What the answer to a call is kept under; ``None``: it is not looked up."""
+        if call.reuse != _ANY or len(call.body) > self._max_request:
+            return None
+        key = fingerprint(call, self._match)
+        return None if key is None else kept.answer_key(key, self._salt)
+
+    def recall(self, key: bytes, question: Call) -> ToldAnswer | None:
+        """What is told to a call with this key and in the form of ``question``; it is a hit."""
+        told = self._shelf.told(key, question)
+        if told is not None:
+            self.cache.count(hit=True)
+        return told
 
     # -- AnswerKeeper ---------------------------------------------------------------------------
 
@@ -121,8 +139,7 @@ class Cache:
         key = fingerprint(call, self._match)
         if key is None:
             return None
-        found = self.cache.find(kept.answer_key(key, self._salt))
-        reply = None if found is None else kept.replay(found, call)
+        reply = self._shelf.reply(kept.answer_key(key, self._salt), call)
         if reply is None:
             call.cache = "miss"
         else:

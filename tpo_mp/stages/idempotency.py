@@ -49,6 +49,7 @@ class Idempotency:
     """Lets one request of each key run."""
 
     phase: ClassVar[Phase] = Phase.ADMIT
+    sees_repeats: ClassVar[bool] = False  # those have no key
 
     def __init__(self, config: Config, env: Env) -> None:
         self._runs = KeyedRuns(

@@ -7,6 +7,7 @@ Source: OpenAI API reference; error envelope and headers as its SDKs read them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from time import time
 
@@ -21,6 +22,7 @@ from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.recall import ANSWERED
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect
 
@@ -72,22 +74,29 @@ class OpenAIApi:
 
     def chat(self, exchange: Exchange) -> None:
         """Run one chat completion, streamed or not."""
-        self._run(exchange, openai_chat.decode_request(exchange.body), Dialect.OPENAI_CHAT)
+        self._run(exchange, openai_chat.decode_request, Dialect.OPENAI_CHAT)
 
     def completions(self, exchange: Exchange) -> None:
         """Run one legacy completion, streamed or not."""
-        request = openai_completions.decode_request(exchange.body)
-        self._run(exchange, request, Dialect.OPENAI_COMPLETIONS)
+        self._run(exchange, openai_completions.decode_request, Dialect.OPENAI_COMPLETIONS)
 
     def embeddings(self, exchange: Exchange) -> None:
         """Embed texts with a backend that can."""
-        request = openai_embeddings.decode_request(exchange.body)
-        self._run(exchange, request, Dialect.OPENAI_EMBEDDINGS)
+        self._run(exchange, openai_embeddings.decode_request, Dialect.OPENAI_EMBEDDINGS)
 
-    def _run(self, exchange: Exchange, request: RequestHead, spoken: Dialect) -> None:
-        body = exchange.body
-        if request.has_routing_fields():
-            body = strip_routing_fields(body)
+    def _run(
+        self, exchange: Exchange, decode: Callable[[bytes], RequestHead], spoken: Dialect
+    ) -> None:
+        known = self._gateway.recall(exchange)
+        if known is ANSWERED:
+            return
+        if known is None:
+            body = exchange.body
+            request = decode(body)
+            if request.has_routing_fields():
+                body = strip_routing_fields(body)
+        else:
+            request, body = known.request, known.body
         call = self._gateway.new_call(
             exchange,
             model=request.model,
@@ -97,6 +106,8 @@ class OpenAIApi:
         )
         call.dialect = spoken
         call.usage_wanted = request.usage_wanted
+        if known is not None:
+            call.fingerprint = known.question.fingerprint
         self._gateway.submit(Delivery(self._gateway, exchange, call))
 
     async def models(self, exchange: Exchange) -> None:

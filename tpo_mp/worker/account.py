@@ -16,7 +16,7 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -38,20 +38,25 @@ from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
 from tpo_mp.shm.series import NANO
-from tpo_mp.types import STAGES, Call, Terminal
+from tpo_mp.types import STAGES, Call, Terminal, Usage
 
 from .letters import Letters
 from .model_labels import ModelLabels
 
 if TYPE_CHECKING:
+    from tpo_mp.http.head import Head
     from tpo_mp.pipeline.audited import Said
     from tpo_mp.pipeline.delivery import Delivery
+    from tpo_mp.pipeline.kept import ToldAnswer
+    from tpo_mp.pipeline.recall import Recalled
 
 BATCH = 64
 MAX_KEPT = 8192
 MAX_ROWS = 1024
 MOST_TEXT = 8 << 20
 _NO_TEXTS = (None, None, 0)
+_OF_REPEATS = ("rag", "assemble", "post_process", "stream")
+"""Stages that a call goes through which no backend was asked for."""
 LOOKED_UP = frozenset(("hit", "miss"))
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
@@ -91,6 +96,56 @@ class _Row:
         self.unpriced = m.counter(*UNPRICED, model=model).index
 
 
+class Repeat(NamedTuple):
+    """A request that was answered as one before it, without becoming a call; instants as a call's.
+
+    ``known`` and ``told`` are what it asked and what it was told.
+    """
+
+    known: Recalled
+    told: ToldAnswer
+    call_id: str
+    head: Head
+    started_at: float
+    finished_at: float
+    shard: int
+    peer: str
+    bytes_in: int
+    bytes_out: int
+
+
+class _Books:
+    """Where repeats of one request are entered, and what each of them saves."""
+
+    __slots__ = (
+        "cached",
+        "calls_saved",
+        "completion",
+        "cost",
+        "path",
+        "prompt",
+        "row",
+        "saved_nano",
+        "tokens",
+        "tokens_saved",
+        "told",
+    )  # fmt: skip
+
+    def __init__(
+        self, told: ToldAnswer, path: str, row: _Row,
+        saved: tuple[CellCounter, CellCounter, CellCounter], dollars: float | None,
+    ) -> None:  # fmt: skip
+        usage = told.usage() or Usage()
+        self.told = told
+        self.path = path
+        self.row = row
+        self.prompt, self.completion, self.cached = usage.prompt, usage.completion, usage.cached
+        self.calls_saved, self.tokens_saved = saved[0].index, saved[1].index
+        self.cost = saved[2].index
+        self.tokens = max(usage.prompt, 0) + max(usage.completion, 0)
+        self.saved_nano = 0 if dollars is None else round(dollars * NANO)
+
+
 class Account:
     """One shard's books."""
 
@@ -116,6 +171,7 @@ class Account:
         self._letters = letters
         self._on_crash = on_crash
         self._queue: list[Delivery] = []
+        self._repeats: list[Repeat] = []
         self._records: list[tuple[object, ...]] = []
         self._text = 0  # characters of prompts and answers among them
         self._slots: list[int] = []
@@ -136,6 +192,8 @@ class Account:
             "hit": counter("orchestrator_cache_hits_total", "Calls answered from the cache."),
             "miss": counter("orchestrator_cache_misses_total", "Calls the cache had no answer to."),
         }
+        text = "Calls told again what an equal one before them was told, without being read."
+        self._repeated = counter("tpo_repeats_total", text)
         self._saved: dict[tuple[str, str], tuple[CellCounter, CellCounter, CellCounter]] = {}
         self._errors: dict[tuple[str, str], CellCounter] = {}
         self._dropped = counter("tpo_records_dropped_total", "Records lost to a full ring.")
@@ -149,8 +207,71 @@ class Account:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
+    def add_repeat(self, repeat: Repeat) -> None:
+        """Queue one that was answered as a call before it."""
+        self._repeats.append(repeat)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
     def _turn(self) -> None:
         self._scheduled = False
+        if self._repeats:
+            try:
+                self._enter_repeats()
+            except Exception as e:  # noqa: BLE001 - as below
+                self._on_crash(e)
+        if self._queue:
+            self._enter_calls()
+        if len(self._records) >= BATCH:
+            self.flush()
+
+    def _enter_repeats(self) -> None:
+        """Enter them as ``_enter`` does calls; their records go now: no slots tell of them."""
+        repeats, self._repeats = self._repeats, []
+        cells, n = self._cells, len(repeats)
+        for repeat in repeats:
+            known, told, call_id, head, started_at, finished_at, *rest = repeat
+            books: _Books | None = known.books
+            if books is None or books.told is not told:
+                books = known.books = self._books_of(repeat)
+            row, took_s = books.row, finished_at - started_at
+            cells[row.calls] += 1
+            at = row.duration
+            cells[at + bisect_left(DURATION_S, took_s)] += 1
+            cells[at + _DURATION_SUM] += int(took_s * 1e6)
+            cells[books.calls_saved] += 1
+            cells[books.tokens_saved] += books.tokens
+            cells[books.cost] += books.saved_nano
+            shard, peer, bytes_in, bytes_out = rest
+            principal, finished = head.principal, self._wall_offset + finished_at
+            request = known.request
+            # The fields of ``frames.RecordFrame``, in its order.
+            self._records.append((
+                call_id, finished, finished - took_s, head.method, books.path, 200, Terminal.DONE,
+                request.model, "none", told.stream, principal.tenant, principal.key_id,
+                head.session or "", head.request_id, books.prompt, books.completion, bytes_in,
+                bytes_out, took_s, 0.0, 0, shard, "", peer, 0.0, books.cached, "hit", "",
+            ))  # fmt: skip
+        stages = self._stages
+        for stage in _OF_REPEATS:
+            stages[stage].inc(n)
+        self._looked_up["hit"].inc(n)
+        self._repeated.inc(n)
+        self._terminal[Terminal.DONE].inc(n)
+        self.flush()
+
+    def _books_of(self, repeat: Repeat) -> _Books:
+        model, usage = repeat.known.request.model, repeat.told.usage() or Usage()
+        label = model if model in self.models.known else self.models.label(model, 200)
+        path = repeat.head.endpoint.template if repeat.head.endpoint else ""
+        row = self._rows.get((path, label, "none", 200))
+        if row is None:
+            row = self._new_row(path, label, "none", 200)
+        dollars = self.prices.saved_usd(model, usage.prompt, usage.completion)
+        return _Books(repeat.told, path, row, self._saved_by("hit", label), dollars)
+
+    def _enter_calls(self) -> None:
         queue, self._queue = self._queue, []
         enter = self._enter
         admitted = inferred = replied = done = unassembled = 0
@@ -183,8 +304,6 @@ class Account:
         stages["post_process"].inc(replied)
         stages["stream"].inc(replied)
         self._terminal[Terminal.DONE].inc(done)
-        if len(self._records) >= BATCH:
-            self.flush()
 
     def _enter(self, delivery: Delivery) -> None:
         """Add one call to its row, and its record to the batch."""
@@ -280,6 +399,15 @@ class Account:
             self._looked_up[how].inc()
         if how == "miss" or not saved:
             return
+        calls, tokens, cost = self._saved_by(how, label)
+        calls.inc()
+        tokens.inc(max(prompt, 0) + max(completion, 0))
+        dollars = self.prices.saved_usd(model, prompt, completion)
+        if dollars is not None:
+            self._cells[cost.index] += round(dollars * NANO)
+
+    def _saved_by(self, how: str, label: str) -> tuple[CellCounter, CellCounter, CellCounter]:
+        """Where calls, tokens and dollars are counted that a cache saved."""
         row = self._saved.get((how, label))
         if row is None:
             money, counter = self._metrics.money, self._metrics.counter
@@ -287,12 +415,7 @@ class Account:
                 counter(*SAVED_CALLS, by=how), counter(*SAVED_TOKENS, by=how),
                 money(*SAVED_COST, by=how, model=label),
             )  # fmt: skip
-        calls, tokens, cost = row
-        calls.inc()
-        tokens.inc(max(prompt, 0) + max(completion, 0))
-        dollars = self.prices.saved_usd(model, prompt, completion)
-        if dollars is not None:
-            self._cells[cost.index] += round(dollars * NANO)
+        return row
 
     def _new_row(self, path: str, model: str, backend: str, status: int) -> _Row:
         if len(self._rows) >= MAX_ROWS:

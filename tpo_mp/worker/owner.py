@@ -48,6 +48,7 @@ from .account import Account
 from .build import Pipeline
 from .mesh import Mesh
 from .placing import Placing
+from .recalls import Recalls
 from .remote import Bounced
 from .syncs import Syncs
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from tpo_mp.http.head import Head
     from tpo_mp.pipeline.delivery import Delivery
     from tpo_mp.pipeline.native_delivery import NativeDelivery
+    from tpo_mp.pipeline.recall import Recalled
     from tpo_mp.pipeline.response_log import EventPage
 
     from .asyncs import Asyncs
@@ -102,6 +104,8 @@ class Owner:
         self._registry = registry
         self._account = account
         self._add_timer = add_timer
+        self._recalls = Recalls(self, account, self._ids, placing)
+        self.recall: Callable[[Exchange], Recalled | None] = self._recalls.recall
         self._max_open = max_open_calls
         self._encode_meta = msgspec.msgpack.Encoder().encode
         self._metas: dict[tuple[str, str, str, str, bool], bytes] = {}
@@ -137,6 +141,7 @@ class Owner:
         keys = reversed(pipeline.config.auth.keys)  # the first of a tenant's keys counts
         self._tiers = {key.tenant or key.id: key.tier for key in keys}
         self._carrying = tuple(one for one in backends if hasattr(one, "carried"))
+        self._recalls.use(None if self._carrying else pipeline)
         self._account.models.use(pipeline.models.configured)
         self._account.prices = pipeline.prices
         placed = partial(self._placed, pipeline)
@@ -279,6 +284,8 @@ class Owner:
         if slot >= 0:
             self._registry.set_state(slot, SlotState.SETTLED)
         self._account.add(delivery)
+        if delivery.call.cache == "hit":
+            self._recalls.learn(delivery)
 
     def serving(self, epoch: int, key: bytes = b"") -> Callable[[Call], Awaitable[Reply]]:
         """The inner chain of a config epoch, for a call that was admitted under it elsewhere.

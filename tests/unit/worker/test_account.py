@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,11 +17,13 @@ from tpo_mp.errors import BackendFailure, DeadlineExceeded, RateLimited, Shed
 from tpo_mp.http.head import Head
 from tpo_mp.pipeline.audited import Audited
 from tpo_mp.pipeline.delivery import Delivery, UnexpectedError
+from tpo_mp.pipeline.kept import AnswerRecord, ToldAnswer
+from tpo_mp.pipeline.recall import Recalled
 from tpo_mp.shm.frames import HEAD, Kind, RecordFrame
 from tpo_mp.shm.metrics import MetricsArena
-from tpo_mp.types import Aside, Ending, Reply, Terminal, Usage
+from tpo_mp.types import Aside, Ending, Principal, Reply, Terminal, Usage
 from tpo_mp.worker import account
-from tpo_mp.worker.account import BATCH, Account
+from tpo_mp.worker.account import BATCH, Account, Repeat
 
 _decode = msgspec.msgpack.Decoder(list[RecordFrame]).decode
 
@@ -138,6 +141,60 @@ def test_a_call_s_cost_is_in_its_record_and_in_the_metric(books: Books) -> None:
     assert books.value(name, worker="up", model="dark") == 0
     assert books.value("tpo_unpriced_calls_total", model="dark") == 1
     assert books.value("tpo_unpriced_calls_total", model="m") == 0
+
+
+@pytest.mark.parametrize("usage", [(1000, 10, 600), (-1, -1, 0), (5, -1, 0)])
+@pytest.mark.parametrize("model", ["m", "dark"])
+def test_a_repeat_is_entered_as_the_call_it_stands_for(
+    books: Books, model: str, usage: tuple[int, int, int]
+) -> None:
+    """Every cell grows as by a hit on the whole way, and its record says the same; at once."""
+    other = Books()
+    price = TokenPrice(input=2, output=8, cached=0.5)
+    for one in (books, other):
+        one.account.prices = Prices(PricesSection(builtin=False, models={"m": price}))
+        one.account.models.use(["m", "dark"])
+    answer = AnswerRecord(2, False, True, b"application/json", "stop", *usage, b"")
+    told = ToldAnswer(answer, False, b"application/json", [b"x" * 9], b"")
+    reply = told.reply("c")
+    for _ in range(3):
+        books.finish(
+            reply=reply, model=model, attempts=0, backend="", cache="hit", id="c", shard=3, slot=-1,
+            client_request_id="mine", session="s", tenant="t", key_id="k", peer="127.0.0.1",
+        )  # fmt: skip
+    books.account.flush()
+    (record, *_) = books.records()
+    head = Head()
+    head.method, head.request_id, head.session = "POST", "mine", "s"
+    head.principal = Principal("t", "k", "standard")
+    endpoint: Any = SimpleNamespace(template="/v1/x")
+    head.endpoint = endpoint
+    request: Any = SimpleNamespace(model=model)
+    known = Recalled(request, make_call(b"body"), b"key")
+    began_at = make_call(b"{}").started_at
+    for _ in range(3):
+        other.account.add_repeat(
+            Repeat(known, told, "c", head, began_at, began_at + 2.0, 3, "127.0.0.1", 4, 9)
+        )
+    other.loop.run()
+    (repeated, *_) = other.records()
+    assert len(other.records()) == 3
+    names = [n for n in RecordFrame.__struct_fields__ if n not in ("finished_at", "started_at")]
+    assert [getattr(repeated, n) for n in names] == [getattr(record, n) for n in names]
+    assert other.value("tpo_repeats_total") == 3
+    assert _samples(other) == _samples(books)
+    other.arena.close()
+
+
+def _samples(books: Books) -> list[tuple[str, str]]:
+    """All that was counted, but for whether a call went the whole way."""
+    found = [
+        (family.name, repr(sample))
+        for family in books.arena.collect()
+        for sample in family.samples
+        if family.name != "tpo_repeats_total"
+    ]
+    return sorted(found)
 
 
 def test_who_joined_and_pays_has_saved_nothing(books: Books) -> None:

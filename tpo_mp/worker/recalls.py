@@ -1,0 +1,217 @@
+"""Requests whose very bytes came before: their body is not read again, and a hit is told at once.
+
+A body that the cache answered twice is remembered with what reading it found, in the ``Scope`` of
+whoever sent it: the route, the tenant, and the credential that would go upstream.  The same bytes
+of the same scope need no decoding, no normalising and no hashing.  Where the pipeline has no stage
+in front of the cache that must see each call, such a request is answered without becoming a call,
+if the cache would answer it now; it is counted and recorded as one.
+
+Whatever steers a single call by a header (``Head.special``) goes the whole way.
+
+Invariants: what is told is what the whole way would tell at that moment; a new configuration
+forgets all; at most ``MOST`` bodies and ``MOST_BYTES``, the oldest go first.
+Known weakness: a request that is told at once has no slot in the registry, so a worker that is
+killed before the end of its loop's turn leaves no record of it; its client has the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
+
+from tpo_mp.dialects.codec import RequestHead
+from tpo_mp.errors import TpoError
+from tpo_mp.pipeline.codecs import codec
+from tpo_mp.pipeline.delivery import SSE_LINES
+from tpo_mp.pipeline.fingerprint import Match, fingerprint
+from tpo_mp.pipeline.recall import ANSWERED, Recalled
+from tpo_mp.shm import failpoints
+from tpo_mp.shm.callid import CallIds, marked
+from tpo_mp.types import Call
+
+from .account import Account, Repeat
+from .placing import Placing
+
+if TYPE_CHECKING:
+    from tpo_mp.http.exchange import Exchange
+    from tpo_mp.http.head import Head
+    from tpo_mp.pipeline.chain import AnswerTeller
+    from tpo_mp.pipeline.delivery import Delivery
+    from tpo_mp.pipeline.kept import ToldAnswer
+
+    from .build import Pipeline
+    from .owner import Owner
+
+MOST: Final = 4096
+MOST_BYTES: Final = 4 << 20
+MOST_BODY_BYTES: Final = 16 << 10
+MOST_SCOPES: Final = 1024
+MOST_SEEN: Final = 8192
+_ENTRY_BYTES: Final = 1536
+_LINES: Final = (
+    b"x-request-id: %b\r\nx-tpo-call-id: %b\r\nx-tpo-shard: %d\r\n"
+    b"server-timing: gateway;dur=%.2f, upstream;dur=0.00\r\nx-tpo-cache: hit\r\n"
+)
+_Place: TypeAlias = tuple[str, str, bytes | None]
+
+
+class _Reads(Protocol):
+    decode_request: Callable[[bytes], RequestHead]
+
+
+class Scope:
+    """Bodies of one route, tenant and upstream credential; of one ``life``."""
+
+    __slots__ = ("authorization", "closed", "known", "life", "tenant")
+
+    def __init__(
+        self, life: object, tenant: str, authorization: bytes | None, *, closed: bool = False
+    ) -> None:
+        self.life = life
+        self.tenant = tenant
+        self.authorization = authorization
+        self.closed = closed
+        """Whether nothing is remembered here."""
+        self.known: dict[bytes, Recalled] = {}
+
+
+class Recalls:
+    """Those of one shard, under one configuration."""
+
+    def __init__(self, owner: Owner, account: Account, ids: CallIds, placing: Placing) -> None:
+        self._owner = owner
+        self._account = account
+        self._ids = ids
+        self._placing = placing
+        self.use(None)
+
+    def use(self, pipeline: Pipeline | None) -> None:
+        """Begin anew with a configuration; ``None``: one in which nothing is remembered."""
+        self._life = object()
+        self._teller: AnswerTeller | None = None if pipeline is None else pipeline.chain.teller
+        self._nowhere = Scope(self._life, "", None, closed=True)
+        self._off = pipeline is None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._scopes: dict[_Place, Scope] = {}
+        self._order: deque[tuple[Scope, bytes]] = deque()
+        self._bytes = 0
+        self._seen: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def recall(self, exchange: Exchange) -> Recalled | None:
+        """What is known of a request; ``ANSWERED`` when it was answered."""
+        head = exchange.head
+        scope: Scope | None = head.scope
+        if scope is None or scope.life is not self._life:
+            scope = head.scope = self._scope_of(head)
+        if not scope.known:
+            return None
+        known = scope.known.get(exchange.body)
+        if known is None:
+            return None
+        teller = self._teller
+        if teller is None or known.key is None or self._owner.draining or failpoints.ACTIVE:
+            return known
+        told = teller.recall(known.key, known.question)
+        if told is None:
+            return known
+        self._answer(exchange, known, told)
+        return ANSWERED
+
+    def _answer(self, exchange: Exchange, known: Recalled, told: ToldAnswer) -> None:
+        """Answer, and have it entered into the books."""
+        began_at = monotonic()
+        head, bytes_in, peer, shard = (
+            exchange.head,
+            len(known.body),
+            exchange.peer,
+            self._owner.slot,
+        )
+        call_id = self._ids.new()
+        tenant = head.principal.tenant
+        if tenant:
+            call_id = marked(call_id, self._placing.mark(tenant))
+        body = told.body(call_id)
+        name = call_id.encode()
+        now = monotonic()
+        asked = head.request_id.encode() if head.request_id else name
+        lines = _LINES % (asked, name, shard, (now - began_at) * 1e3)
+        if told.stream:
+            exchange.begin(200, told.content_type, lines + SSE_LINES, None)
+            exchange.write(body)
+            exchange.finish()
+        else:
+            exchange.respond(200, body, told.content_type, lines)
+        self._account.add_repeat(
+            Repeat(known, told, call_id, head, began_at, now, shard, peer, bytes_in, len(body))
+        )
+
+    # -- what is remembered ---------------------------------------------------------------------
+
+    def learn(self, delivery: Delivery) -> None:
+        """Remember the body of a call that was a hit, the second time."""
+        scope: Scope | None = delivery.exchange.head.scope
+        call = delivery.call
+        body, size = call.body, len(call.body)
+        if scope is None or scope.closed or scope.life is not self._life or size > MOST_BODY_BYTES:
+            return
+        mark = hash(body) ^ id(scope)
+        if mark not in self._seen:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        if body in scope.known:
+            return
+        known = self._read(scope, call)
+        if known is None:
+            return
+        scope.known[body] = known
+        self._order.append((scope, body))
+        self._bytes += _ENTRY_BYTES + 3 * size
+        while self._bytes > MOST_BYTES or len(self._order) > MOST:
+            scope, body = self._order.popleft()
+            del scope.known[body]
+            self._bytes -= _ENTRY_BYTES + 3 * len(body)
+
+    def _read(self, scope: Scope, call: Call) -> Recalled | None:
+        """What the bytes of a body say by themselves, whatever became of the call."""
+        reads = cast("_Reads", codec(call.dialect))  # those whose surfaces recall have it
+        try:
+            request = reads.decode_request(call.body)
+        except TpoError:
+            return None
+        if request.has_routing_fields():
+            return None
+        probe = Call(
+            id="", model=request.model, body=call.body, stream=bool(request.stream), started_at=0.0
+        )
+        probe.dialect, probe.usage_wanted = call.dialect, request.usage_wanted
+        probe.tenant, probe.authorization = scope.tenant, scope.authorization
+        if fingerprint(probe, Match.ALL) is None:
+            return None
+        return Recalled(
+            request, probe, None if self._teller is None else self._teller.key_of(probe)
+        )
+
+    def _scope_of(self, head: Head) -> Scope:
+        if self._off or head.special or head.endpoint is None:
+            return self._nowhere
+        # As ``Owner.new_call`` has it: a key of ours never goes upstream.
+        ours = head.keyed == b"authorization"
+        authorization = None if ours else head.headers.get(b"authorization")
+        place = (head.endpoint.template, head.principal.tenant, authorization)
+        scope = self._scopes.get(place)
+        if scope is None:
+            if len(self._scopes) >= MOST_SCOPES:
+                self._life = object()
+                self._nowhere = Scope(self._life, "", None, closed=True)
+                self._forget()
+            scope = self._scopes[place] = Scope(self._life, place[1], authorization)
+        return scope
