@@ -13,6 +13,7 @@ import pytest
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
+from tests.support.toml import NO_RETRIES
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -129,6 +130,27 @@ def test_every_call_of_a_dead_worker_is_one_dead_letter(
     one = host.ask(f"/api/v1/dlq/{letters[0]['request_id']}")
     assert "long" in one.body.decode()
     host.replaced(slot, victim)
+    host.end()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_failed_a_moment_before_its_worker_died_is_a_letter(
+    start_host: StartHost, upstream: Upstream, slack: float, stream: bool
+) -> None:
+    """Killed with the error just sent: its letter may not have left the worker yet."""
+    host = start_host(config=NO_RETRIES + RELAY.format(url=upstream.url))
+    upstream.play("status", status=500)
+    names = [f"failed-{turn}" for turn in range(3)]
+    for name in names:
+        host.warm()
+        pids = host.worker_pids()
+        body = {"model": "up-1", "messages": [{"role": "user", "content": name}], "stream": stream}
+        reply = host.ask("/v1/chat/completions", body, {"X-Request-Id": name})
+        slot = int(reply.headers["x-tpo-shard"])
+        kill(pids[slot])
+        assert reply.status == 502
+        host.replaced(slot, pids[slot])
+    host.lettered(set(names), 2 * slack)
     host.end()
 
 

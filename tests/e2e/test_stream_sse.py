@@ -177,7 +177,8 @@ def test_owner_that_is_killed_is_told_of(upstream: Upstream, start_gateway: Star
             (*_, last) = far.rest()
             assert (last.name, last.data["code"]) == ("error", "worker_lost")
         wait_for(lambda: gateway.status()["slots"][0]["state"] == "ready", 20, "its successor")
-        upstream.play()
+        # The successor is followed from the other's next beat on, so this lasts for some.
+        upstream.play(**SLOW)
         with bench.post(0, session_id="watched") as again:
             check_whole(again.rest())
         while (seen := session.event()).name != "done":

@@ -305,21 +305,26 @@ class Harvest:
         lost: list[tuple[Orphan, float]] = []
         orphans.sort(key=lambda one: one[1].started_wall_ms)  # a session's letters keep their order
         for call_id, orphan in orphans:
-            told = call_id in finished or shelf.letters.stored(call_id)
+            lettered = shelf.letters.stored(call_id)
+            told = call_id in finished or lettered
             if rerun and not told and len(sweep.suspects) < MOST_SUSPECTS:
                 sweep.suspects += self._suspects(orphan)
+            recorded = call_id in finished or call_id in source.recorded
             if orphan.flags & SlotFlag.JOB or told:
                 sweep.done_slots.append((orphan.seat, orphan.slot))
+                if orphan.flags & SlotFlag.JOB or recorded:
+                    continue
             elif rerun and _rerunnable(orphan) and (possible or self._may_wait(source, call_id)):
                 if possible:
                     sweep.to_rerun.append(orphan)
-            else:
-                died_at = self._died_at(source, orphan)
+                continue
+            died_at = self._died_at(source, orphan)
+            if not lettered:
                 letters.append(letter_of(orphan, died_at))
                 note_failure(shelf, orphan, letters[-1])
-                if call_id not in source.recorded:
-                    lost.append((orphan, died_at))
-                    source.recorded |= {call_id}
+            if not recorded:
+                lost.append((orphan, died_at))
+                source.recorded |= {call_id}
         sweep.letters = shelf.add_letters(letters)
         if lost:
             sweep.records = records_of(lost)

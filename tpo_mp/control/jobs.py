@@ -19,6 +19,7 @@ Known weakness: a prompt whose worker died is run once more from its start.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from tpo_mp.store.job_table import JobRow, JobTable, Seat
 
 from . import job_work
 from .job_work import Handout
-from .keeper import Keeper
+from .keeper import JOB_BYTES, Keeper
 from .reruns import Sender
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ Answer = Callable[[bool, bytes | None], None]
 
 LOST_MOST = 4
 SENT_BACK_MOST = 1000
+EARLY_BYTES = 16 << 20
 GRACE_S = 0.5
 RETRY_S = 1.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 5.0
@@ -91,6 +93,9 @@ class JobRunner:
         self._jobs: dict[str, _Job] = {}
         self._calls: dict[str, _Running] = {}
         self._loaded = False
+        self._early: deque[tuple[told.Question, Answer]] = deque()
+        """Asked before the jobs were loaded, which is a moment after the host is ready."""
+        self._early_bytes = 0
         self._load_at = 0.0
         self._turn = 0
         self.concurrency = 32
@@ -146,6 +151,8 @@ class JobRunner:
             for handout in found[1]:
                 self._track(handout)
                 self._send(handout)
+            while self._early:
+                self._take(*self._early.popleft())
 
         self._submit(work, done)
 
@@ -317,8 +324,16 @@ class JobRunner:
             answer(False, None)
             return
         if not self._loaded:  # what came before this process was there is not known yet
-            answer(False, None)
-        elif isinstance(question, told.EndPrompt):
+            if self._early_bytes < EARLY_BYTES:
+                self._early_bytes += len(value) + JOB_BYTES
+                self._early.append((question, answer))
+            else:
+                answer(False, None)
+        else:
+            self._take(question, answer)
+
+    def _take(self, question: told.Question, answer: Answer) -> None:
+        if isinstance(question, told.EndPrompt):
             self._end(question, answer)
         elif isinstance(question, told.StartJob):
             self._start(question, answer)

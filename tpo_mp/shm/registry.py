@@ -23,7 +23,8 @@
 States and who moves them:
 
     0 FREE -> 1 ACCEPTED -> 2 SENT -> 3 FIRST_BYTE -> 0 FREE     the seat's occupant
-    1, 2, 3 -> 6 SETTLED -> 0 FREE   the occupant: answered, its call record not pushed yet
+    1, 2, 3 -> 6 SETTLED -> 0 FREE   the occupant: answered, its call record not pushed yet, and
+                                     no dead letter to come: nothing is done about it if it dies
     1, 2, 3 -> 4 ORPHANED      supervisor, after it reaped the occupant (or at a cold start)
     4 -> 5 HARVESTED           control, after it wrote the dead letter
     5 -> 0 FREE                the seat's next occupant, before it uses slot and pages again

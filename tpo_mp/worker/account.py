@@ -452,7 +452,11 @@ class Account:
         self.flush()
 
     def flush(self) -> None:
-        """Push what waits to control, then release the slots it accounts for."""
+        """Push what waits to control, then release the slots it accounts for.
+
+        Letters go first: to whoever finds its record, a call needs no letter.
+        """
+        lettered = self._letters.flush()
         while self._records:
             frame = HEAD.pack(Kind.RECORDS, 0) + self._encode(self._records[: self._batch])
             if len(frame) > self._max_record and self._batch > 1:
@@ -467,7 +471,7 @@ class Account:
             self._dropped.inc(lost)
         if not self._records:
             self._text = 0
-        if self._letters.flush() and not self._records:
+        if lettered and not self._records:
             self.release()
 
     def release(self) -> bool:

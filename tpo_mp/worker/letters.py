@@ -33,6 +33,14 @@ _FRAME_BYTES = 1536
 _ALWAYS = (Terminal.SHED, Terminal.EXPIRED, Terminal.CRASHED)
 
 
+def wants_letter(delivery: Delivery) -> bool:
+    """Whether a call that ended so leaves a letter."""
+    terminal = delivery.terminal
+    if not delivery.lettered:
+        return False
+    return terminal in _ALWAYS or (terminal is Terminal.FAILED and delivery.status >= 500)
+
+
 class Letters:
     """The outgoing letters of one shard."""
 
@@ -48,10 +56,7 @@ class Letters:
 
     def add(self, delivery: Delivery) -> None:
         """Write a letter if this end calls for one."""
-        terminal = delivery.terminal
-        if not delivery.lettered:
-            return
-        if terminal in _ALWAYS or (terminal is Terminal.FAILED and delivery.status >= 500):
+        if wants_letter(delivery):
             self._written.inc()
             self._hold(delivery)
 

@@ -76,7 +76,7 @@ class Links:
     def send(self, seat: int, record: bytes, *, control: bool = False, ring: bool = True) -> bool:
         """Send one whole record; False when the ring is full.
 
-        Without ``ring`` the reader finds it at its next look (control looks every 20 ms).
+        Without ``ring`` the reader finds it at its next look (control looks every 50 ms).
         """
         went = self._writers[seat].push(record, control=control)
         if ring or not went:

@@ -46,6 +46,7 @@ from tpo_mp.types import EVERYBODY, NO_DEADLINE, Call, Priority, Reply
 
 from .account import Account
 from .build import Pipeline
+from .letters import wants_letter
 from .mesh import Mesh
 from .placing import Placing
 from .recalls import Recalls
@@ -278,10 +279,14 @@ class Owner:
             outcome.cancel_with = run(awaitable, _into(outcome))
 
     def settled(self, delivery: Delivery) -> None:
-        """Account for a call that ended."""
+        """Account for a call that ended.
+
+        One whose letter has yet to leave this process keeps its slot as it is: should the process
+        die first, what control finds there becomes the letter.
+        """
         self.open.discard(delivery)
         slot = delivery.call.slot
-        if slot >= 0:
+        if slot >= 0 and (delivery.error is None or not wants_letter(delivery)):
             self._registry.set_state(slot, SlotState.SETTLED)
         self._account.add(delivery)
         if delivery.call.cache == "hit":

@@ -14,7 +14,8 @@ The call's id names its owner; a session's calls may be owned by any shard, so a
 Invariants: B holds at most ``CREDIT_BYTES`` of events its client has not taken; A's end is an
 ordinary ``Listener``, cut off like any other when it lags; what a full ring refuses is tried again,
 in order; when A dies, or its ring is damaged, followers of its calls get an error event and those
-of sessions follow its successor; when B dies, its listeners leave within 50 ms.
+of sessions follow its successor, from B's next beat on; when B dies, its listeners leave within
+50 ms.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ class Shelf:
         self.letters = self
         self.kept: list[str] = []
         self.taken: list[Letter] = []
+        self.there: set[str] = set()
         self.records: list[RecordFrame] = []
 
     def record(self, batch: bytes) -> None:
@@ -39,9 +40,9 @@ class Shelf:
         """No earlier run."""
         return []
 
-    def stored(self, _call_id: str) -> bool:
-        """Nothing was."""
-        return False
+    def stored(self, call_id: str) -> bool:
+        """Nothing was, but what the test says."""
+        return call_id in self.there
 
     def add_letters(self, letters: list[Letter]) -> int:
         """Keep their names."""
@@ -133,6 +134,31 @@ def test_a_record_that_is_read_after_the_sweep_began_counts(
     (record,) = keeper.shelf.records
     assert (record.call_id, record.terminal, record.error) == (lost, "crashed", "worker_lost")
     assert (record.path, record.model, record.bytes_in) == ("/v1/chat/completions", "m", 2)
+    registry.close()
+
+
+def test_a_call_whose_letter_was_its_worker_s_last_word_gets_a_record(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its letter left its worker, its record did not: one record, and no second letter."""
+    registry = Registry.create_file(tmp_path / "registry", 5, 64)
+    writer, ids, keeper = registry.writer(0, 1), CallIds(0, 1), LateKeeper()
+    monkeypatch.setattr(module, "record_ids", lambda _batches: set())
+    harvest = Harvest(
+        plane, registry, cast("Any", keeper), cast("Any", NoReruns()), structlog.get_logger(),
+        lambda: True,
+    )  # fmt: skip
+    call_id = ids.new()
+    meta = msgspec.msgpack.encode(SlotMeta("/v1/chat/completions", "m", "", "", "", False))
+    writer.open(to_bytes(call_id), meta, b"{}", 0)
+    registry.orphan_seat(0, 1)
+    keeper.shelf.there = {call_id}
+    for _ in range(3):
+        harvest.tick()
+        keeper.run()
+    assert [record.call_id for record in keeper.shelf.records] == [call_id]
+    assert keeper.shelf.kept == []
+    assert not list(registry.orphans())
     registry.close()
 
 

@@ -243,13 +243,34 @@ def test_next_control_goes_on_where_the_last_one_ended(house: House) -> None:
     house.start(3, concurrency=2)
     before = house.sent()
     house.runner = house.runner_of(run=7)
-    assert house.ask(told.AskProgress("x")) is None, "not loaded: not known"
+    said: list[tuple[bool, bytes | None]] = []
+    house.runner.ask(told.encode(told.AskProgress("x")), lambda *answer: said.append(answer))
+    assert said == [], "not loaded: not known"
     house.turn()
+    ((ok, value),) = said
+    assert (ok, told.decode_answer(value or b"").said) == (True, "unknown")
     assert sorted(call for _, call, _ in house.sent()) == sorted(call for _, call, _ in before)
     house.turn()
     assert house.sent() == []
     assert house.end(before[0][1])
     assert [text for _, _, text in house.sent()] == ["p2"]
+
+
+def test_questions_before_the_jobs_are_loaded_are_bounded(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are answered in order once it is; too many are refused at once."""
+    monkeypatch.setattr(module, "EARLY_BYTES", 2 * module.JOB_BYTES)
+    house.runner = house.runner_of(run=7)
+    job_id = IDS.new()
+    said: list[bool] = []
+    job = told.StartJob(job_id, "", "s", "m", 1, 9, 0.5, msgspec.msgpack.encode(["p"]))
+    for question in (job, told.AskProgress(job_id), told.AskProgress(job_id)):
+        house.runner.ask(told.encode(question), lambda ok, _: said.append(ok))
+    assert said == [False]
+    house.turn()
+    assert said == [False, True, True]
+    assert [text for _, _, text in house.sent()] == ["p"]
 
 
 def test_next_life_of_the_host_runs_again_what_was_running(house: House) -> None:

@@ -36,6 +36,19 @@ def test_call_runs_here_and_is_answered(host: FakeHost) -> None:
     assert [kind for _, kind, _ in host.to_control()] == [Kind.RECORDS]
 
 
+def test_a_failed_call_is_an_orphan_until_its_letter_is_sent(host: FakeHost) -> None:
+    """What died with its worker is then found in its slot; an answered call is not."""
+    shard = host.shards[0]
+    for answer in (Reply(200, b"said"), BackendFailure("no", reason="upstream_error")):
+        shard.ask()
+        shard.up.answer(answer)
+    host.pump()
+    host.registry.orphan_seat(0, 1)
+    assert len(list(host.registry.orphans())) == 1
+    shard.account.flush()
+    assert [kind for _, kind, _ in host.to_control()] == [Kind.DEAD_LETTER, Kind.RECORDS]
+
+
 def test_identity_comes_from_seat_and_head(host: FakeHost) -> None:
     """The id names seat and epoch; the client's own is a label."""
     shard = host.shards[1]
