@@ -168,10 +168,11 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     apis: Annotated[tuple[str, ...], Meta(
         description="APIs it speaks; empty means all of its kind.")] = ()  # fmt: skip
     max_concurrent: Annotated[
-        Annotated[int, Meta(ge=0, le=1_000_000)] | Literal["auto"],
+        Annotated[int, Meta(ge=0, le=1_000_000)] | Literal["auto", "overload"],
         Meta(description="Calls it answers at a time, of all workers together; more wait in its "
-             "queue (stage `admission`). 0: no limit; auto: found out by how fast it answers."),
-    ] = 0  # fmt: skip
+             "queue (stage `admission`). 0: no limit; auto: found out by how fast it answers; "
+             "overload: no limit until it answers that it has too many, then what it can take."),
+    ] = "overload"  # fmt: skip
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with options that are each in bounds: path within the entry, and why."""

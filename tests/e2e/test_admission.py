@@ -178,6 +178,42 @@ def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, origin: 
         wait_for(lambda: limits(gateway, "auto") == {limit()}, 10, "one limit, told by all")
 
 
+def test_who_answers_that_it_has_too_many_gets_no_more(short_tmp: Path, origin: Upstream) -> None:
+    """Nobody is held back until a backend refuses, then hardly anybody is refused any more.
+
+    As shipped, without a word about limits; on both workers, also when one was killed.
+    """
+    stages = section("[pipeline]", stages=["admission"])
+    config = stages + backend("plain", origin.base_url)
+    with Gateway(short_tmp / "overload", config=config, workers=2) as gateway:
+
+        def limit() -> float:
+            return gateway.metric("tpo_backend_concurrency_limit", backend="plain")
+
+        callers = Load(gateway.url, Random(2), clients=40, model="plain", streams=False, pause_s=0)
+        origin.play(first_s=0.05)
+        with callers as load:
+            load.more(400)
+            assert origin.counters.max_working > 20
+            assert limit() == 0
+            origin.play(first_s=0.05, refuse_above=8)
+            wait_for(lambda: 0 < limit() <= 10, 20, "a limit")
+
+            def refused() -> float:
+                """Of the calls that reach the backend now."""
+                before = len(load.attempts)
+                load.more(300)
+                lately = load.attempts[before:]
+                return sum(attempt.status == 503 for attempt in lately) / len(lately)
+
+            wait_for(lambda: refused() < 0.1, 30, "hardly a refusal")
+            os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+            load.more(50)
+            wait_for(lambda: 0 < limit() <= 12, 5, "the limit that was found before")
+            wait_for(lambda: refused() < 0.1, 30, "hardly a refusal")
+            load.stop()
+
+
 def test_a_number_is_kept_to(gateway: Gateway) -> None:
     """However fast the backend is, and shown as what it is."""
     assert limits(gateway, "few") == {PLACES}

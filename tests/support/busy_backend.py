@@ -7,8 +7,10 @@ from heapq import heappop, heappush
 from random import Random
 
 from tpo_mp.pipeline.place_math import (
+    MANY,
     WINDOW_S,
     LimitBounds,
+    LimitState,
     LimitWindow,
     begun,
     due,
@@ -39,7 +41,9 @@ class BusyBackend:
         self.offered = offered
         self.refuses_above = refuses_above
         self.now = 1000.0
-        self.state = begun(bounds, self.now)
+        self.state = LimitState() if bounds.waits else begun(bounds, self.now)
+        self.refuses = 0.0
+        """Share of the calls that are refused, however few there are."""
         self.window = LimitWindow()
         self.waiting: list[float] = []
         self.running: list[tuple[float, float]] = []
@@ -69,9 +73,9 @@ class BusyBackend:
         return self.limits
 
     def _let_in(self, drawn: Callable[[Random], float]) -> None:
-        places = int(self.state.limit)
+        places = int(self.state.limit) or MANY
         while (held := len(self.running) + len(self.waiting)) < min(places, self.offered):
-            if held >= self.refuses_above:
+            if held >= self.refuses_above or self.random.random() < self.refuses:
                 self.refused += 1
                 self.window = self.window._replace(lost=self.window.lost + 1)
                 break
@@ -83,7 +87,11 @@ class BusyBackend:
             heappush(self.running, (self.now + self.service_s * drawn(self.random), since))
 
     def _look(self) -> None:
-        if due(self.state, self.window, self.now):
+        if not self.state.limit:
+            if self.window.lost:
+                self.state = begun(self.bounds, self.now)
+            self.window = LimitWindow()
+        elif due(self.state, self.window, self.now):
             held = len(self.running) + len(self.waiting)
             self.state = judged(self.state, self.window, self.bounds, held, self.now)
             self.window = LimitWindow()

@@ -62,6 +62,8 @@ class Script:
     """Nothing is answered before this is set."""
     at_once: int = 0
     """So many requests work at a time, and the others wait before their ``first_s``; 0: all."""
+    refuse_above: int = 0
+    """So many requests work at a time, and more are answered ``status`` at once; 0: none."""
     delay_s: float = 0.0
     pad_bytes: int = 0
     keep_alive: bool = True
@@ -414,6 +416,10 @@ async def _reply(
     script: Script, body: dict[str, Any], writer: asyncio.StreamWriter, number: int
 ) -> None:
     counters = _counters.get()
+    if 0 < script.refuse_above <= counters.working:
+        error = {"message": "too many requests", "type": "overloaded", "code": None}
+        await _send(writer, _unary({"error": error}, script.status, script.headers))
+        return
     counters.working += 1
     counters.max_working = max(counters.max_working, counters.working)
     try:

@@ -192,7 +192,7 @@ class HttpBackend:
             loop=asyncio.get_running_loop(),
             wheel=self._env.timers,
             max_idle=config.max_idle,
-            max_connections=0 if config.max_concurrent == "auto" else config.max_concurrent,
+            max_connections=config.max_concurrent if isinstance(config.max_concurrent, int) else 0,
             room=self._env.rooms["inference"],
             dialled=self._env.metrics.counter(
                 "tpo_upstream_connections_total",

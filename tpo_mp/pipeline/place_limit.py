@@ -11,6 +11,9 @@ the new limit into the word that all read when they take places (``Share.limit``
     limit:NAME:took    firsts, their seconds, wholes, their seconds  ┐ LimitWindow
     limit:NAME:met     lost, full, -, -                              ┘
 
+A limit that waits for overload (``LimitBounds.waits``) is ``idle`` until then: there is none, and
+only failures come here.
+
 Invariants: every sample counts once, in whichever process it was seen, and is judged once: the
 moment of the last judgement is taken by one.  The state is the host's, so nothing is lost with a
 process but a quarter of a second of samples.
@@ -56,7 +59,10 @@ class PlaceLimit:
         self._watching = False
         self.deadline = NO_DEADLINE
         self.filed_at = 0.0
-        if not share.limit:
+        self._waits = bounds.waits
+        self.idle = bounds.waits and not share.limit
+        """Whether there is no limit yet, and nobody needs to know how long calls take."""
+        if not share.limit and not bounds.waits:
             share.limit = int(begun(bounds, 0.0).limit)
 
     # -- what calls see -------------------------------------------------------------------------
@@ -76,8 +82,12 @@ class PlaceLimit:
     def failed(self, error: BaseException | None, after_s: float, *, stream: bool) -> None:
         """A try failed: for want of room, or with nobody waiting for it any more, or otherwise."""
         if isinstance(error, TpoError) and error.reason in _OVERLOADED:
-            self._lost += 1
-            self._watch()
+            # Who says when to come back counts in time, not in calls: that is a breaker's matter.
+            if not self._waits or error.retry_after_s is None:
+                self._lost += 1
+                self._watch()
+        elif self.idle:
+            return
         elif after_s > 2 * self._usual_s > 0 and _was_left(error):
             # It would have taken longer yet: what is known of it must not be lost, or a backend
             # that all leave would look like one that answers few.
@@ -129,7 +139,13 @@ class PlaceLimit:
         name, best_name, took_name, met_name = self._names
         state = LimitState(*ledger.look(name), *ledger.look(best_name))
         if not state.limit:
+            if self._waits and not window.lost:
+                share.limit = 0  # else who wrote the state died before it wrote this
+                return
             state = begun(self._bounds, now)
+            if self._waits:  # what was seen before is of another time
+                _taken(ledger.update, took_name)
+                _taken(ledger.update, met_name)
         elif not due(state, window, now):
             self._look(state)
             return

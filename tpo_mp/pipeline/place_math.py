@@ -17,6 +17,13 @@ slower than tolerated, a *probe* now and then lowers it to a part, waits until t
 are gone, and takes what it then measures for the best.  Once that is known, at most a twentieth of
 the time is probes.
 
+Where the bounds say ``waits``, there is no limit (0) until a backend answers overload, and how long
+it takes says nothing.  From then on calls are counted, a window with overload takes a fifth off
+what is under way, and others raise it again, the faster the longer overload is past; when nobody
+had to wait for ``CALM_S``, there is no limit any more.  If a limit that fell costs answers and
+there is overload all the same, fewer calls are no help (one model of many is out of its quota,
+say), and it is let alone for a minute.
+
 Invariants: the limit stays in its bounds; the same states and windows lead to the same limits.
 Known weakness: a window is one mean, so a change in what is asked (longer prompts, another model)
 looks like a slower backend until the next probe.
@@ -30,6 +37,8 @@ from typing import Final, NamedTuple
 WINDOW_S: Final = 0.5
 LEAST_SAMPLES: Final = 10
 MOST_SAMPLES: Final = 500
+MANY: Final = 1_000_000
+"""Calls are counted, and never too many."""
 FEW_LOST: Final = 0.02
 CUT: Final = 0.8
 CAREFUL_S: Final = 5.0
@@ -45,6 +54,11 @@ NEWS: Final = 0.75
 LONGEST_PROBE_S: Final = 30.0
 """A probe that saw too little by then leaves the best as it was."""
 _LEAST_OF_KIND: Final = 5
+CALM_S: Final = 60.0
+"""Without overload and without anybody who waits, after which no limit is needed."""
+HELPLESS: Final = 0.6
+"""Part of the answers that is left when a limit that fell is no help."""
+HELPLESS_S: Final = 60.0
 
 
 class LimitBounds(NamedTuple):
@@ -54,6 +68,8 @@ class LimitBounds(NamedTuple):
     least: int = 1
     most: int = 1000
     tolerance: float = 1.5
+    waits: bool = False
+    """There is no limit before the first overload."""
 
 
 class LimitState(NamedTuple):
@@ -61,6 +77,9 @@ class LimitState(NamedTuple):
 
     ``resume`` is the limit to go back to after a probe: above 0 while calls from before it end,
     below 0 while it measures.  ``probe_at`` is when the next step of a probe is due.
+
+    Where a limit waits for overload, ``first_s`` is how many answers a second there were when it
+    began to fall (0: it does not), and before ``probe_at`` it does not fall.
     """
 
     limit: float = 0.0
@@ -96,7 +115,9 @@ class LimitWindow(NamedTuple):
 
 
 def begun(bounds: LimitBounds, now: float) -> LimitState:
-    """The state before anything is known."""
+    """The state before anything is known; at the first overload, where it waits for that."""
+    if bounds.waits:
+        return LimitState(limit=float(MANY), judged_at=now, lost_at=now)
     return LimitState(
         limit=_within(bounds.start, bounds),
         judged_at=now,
@@ -111,7 +132,8 @@ def due(state: LimitState, window: LimitWindow, now: float) -> bool:
         return now >= state.probe_at
     if state.resume < 0 and now >= state.judged_at + LONGEST_PROBE_S:
         return True
-    enough = min(max(state.limit / 2, LEAST_SAMPLES), MOST_SAMPLES)
+    half = 0.0 if state.limit >= MANY else state.limit / 2
+    enough = min(max(half, LEAST_SAMPLES), MOST_SAMPLES)
     return now >= state.judged_at + WINDOW_S and window.seen >= enough
 
 
@@ -119,6 +141,8 @@ def judged(
     state: LimitState, window: LimitWindow, bounds: LimitBounds, held: int, now: float
 ) -> LimitState:
     """The next state; ``held`` is how many places are taken now."""
+    if bounds.waits:
+        return _of_overload(state, window, bounds, held, now)
     state = state._replace(judged_at=now)
     if state.resume > 0:  # calls from before the probe: they say nothing
         return state._replace(resume=-state.resume)
@@ -138,6 +162,28 @@ def judged(
     else:  # not held back: it is not the limit that fills the backend
         limit = (state.limit + target) / 2 if limited or held > state.limit / 2 else state.limit
     return state._replace(limit=_within(limit, bounds))
+
+
+def _of_overload(
+    state: LimitState, window: LimitWindow, bounds: LimitBounds, held: int, now: float
+) -> LimitState:
+    """The next state of a limit that only overload brings about."""
+    good = (window.firsts + window.wholes) / max(now - state.judged_at, 1e-3)
+    state = state._replace(judged_at=now)
+    if window.lost > FEW_LOST * window.seen:
+        before, state = state.first_s, state._replace(lost_at=now)
+        if now < state.probe_at:
+            return state
+        if before and good < HELPLESS * before:
+            return state._replace(limit=float(MANY), first_s=0.0, probe_at=now + HELPLESS_S)
+        limit = _within(min(state.limit, max(held, 1)) * CUT, bounds)
+        return state._replace(limit=limit, first_s=before or good)
+    state = state._replace(first_s=0.0)
+    if not window.full:
+        return state._replace(limit=0.0) if now >= state.lost_at + CALM_S else state
+    # Slowly where overload was, and the faster the longer none came: each look costs refusals.
+    rise = min(sqrt(state.limit), ((now - state.lost_at) / CAREFUL_S) ** 2)
+    return state._replace(limit=min(state.limit + rise, float(MANY)))
 
 
 def slowness(state: LimitState, window: LimitWindow) -> float:

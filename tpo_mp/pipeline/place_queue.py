@@ -21,6 +21,7 @@ from tpo_mp.ports import Share
 from .drain_rate import DrainRate
 from .lanes import Lanes, Waiter
 from .overtaking import Overtaking
+from .place_math import MANY
 
 TOLD_AGAIN_S: Final = 0.5
 NEXT_PART: Final = 2
@@ -79,7 +80,7 @@ class PlaceQueue:
     @property
     def places(self) -> int:
         """How many there are now: what was said, or what the host found out."""
-        return self.limit if self.limit >= 0 else self._share.limit
+        return self.limit if self.limit >= 0 else self._share.limit or MANY
 
     @property
     def busy(self) -> bool:

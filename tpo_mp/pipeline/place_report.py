@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 from tpo_mp.ports import Env, Gauge
 from tpo_mp.types import NO_DEADLINE
 
+from .place_math import MANY
+
 if TYPE_CHECKING:
     from .places import Door
 
@@ -47,8 +49,9 @@ class PlaceReport:
             for gauge in self._gauges.pop(name):
                 gauge.set(0)
         for name, door in self._doors.items():
+            door.heed()
             limit, held = self._gauges.get(name) or self._made(name)
-            there = door.told if door.told >= 0 else door.share.limit
+            there = door.told if door.told >= 0 else door.share.limit % MANY
             limit.set(there if self._kept_here(name) else 0)
             held.set(door.used)
         now = self._env.clock()

@@ -30,7 +30,9 @@ class Left(Protocol):
 
 def through(door: Left, call: Call, proceed: Proceed, clock: Callable[[], float]) -> Promise[Reply]:
     """One try that has its place, which is given back when it is over."""
-    leaving = _Leaving(door) if door.auto is None else _Measured(door, clock, call.stream)
+    auto = door.auto
+    idle = auto is None or auto.idle
+    leaving = _Leaving(door) if idle else _Measured(door, clock, call.stream)
     try:
         trying = proceed(call)
     except BaseException:
@@ -72,9 +74,12 @@ class _Leaving:
     def __init__(self, door: Left) -> None:
         self._door = door
 
-    def answered(self, reply: Reply | None, error: BaseException | None) -> None:  # noqa: ARG002
+    def answered(self, reply: Reply | None, error: BaseException | None) -> None:
         """The try failed, or began to answer."""
         if reply is None:
+            auto = self._door.auto
+            if auto is not None and auto.idle:
+                auto.failed(error, 0.0, stream=False)
             self._door.leave()
         else:
             when_over(reply, self._over)
@@ -97,7 +102,7 @@ class _Measured(_Leaving):
     def answered(self, reply: Reply | None, error: BaseException | None) -> None:
         """It failed, or began to answer: until then it is the backend's time."""
         auto = self._door.auto
-        if auto is not None:
+        if auto is not None and not auto.idle:
             took_s = self._clock() - self._since
             if reply is None:
                 auto.failed(error, took_s, stream=self._stream)

@@ -40,7 +40,7 @@ from tpo_mp.types import NO_DEADLINE
 
 from .lanes import Waiter
 from .place_limit import PlaceLimit
-from .place_math import LimitBounds
+from .place_math import MANY, LimitBounds
 from .place_queue import PlaceQueue, Who
 from .place_report import PlaceReport, share_name
 
@@ -50,6 +50,8 @@ ASKED_AGAIN_S: Final = 2.0
 MOST_AT_ONCE: Final = 32
 AUTO: Final = -1
 """The limit of a backend whose places the host finds out itself (``place_limit``)."""
+OVERLOAD: Final = -2
+"""The same, but there is none until the backend says that it has too many."""
 LEASE_PART: Final = 8
 """A lease is at most this part of what is left."""
 
@@ -148,6 +150,7 @@ class Door:
         "leased",
         "limit",
         "name",
+        "now",
         "share",
         "told",
         "used",
@@ -166,21 +169,24 @@ class Door:
         self.auto: PlaceLimit | None = None
         """Measures where the limit is ``AUTO``."""
         self.told = 0
+        self.now = 0
+        """The limit of a call that comes with ``OVERLOAD``: none, or ``AUTO``."""
         self._idle = False
         self._excess = 0
 
     @property
     def places(self) -> int:
         """How many the host has now; 0: there is no limit."""
-        return self.limit if self.limit >= 0 else self.share.limit
+        return self.limit if self.limit >= 0 else self.share.limit or MANY
 
     def meant(self, limit: int, env: Env, bounds: LimitBounds) -> None:
-        """Learn the limit that calls will come with; ``AUTO``: find it out, inside these bounds."""
+        """Learn the limit that calls will come with; below 0: find it out, inside these bounds."""
         self.told = limit
-        measures = limit == AUTO
-        self.auto = (
-            PlaceLimit(env, self.name, self.share, bounds, self.shrink) if measures else None
-        )
+        self.auto = None
+        if limit < 0:
+            bounds = bounds._replace(waits=limit == OVERLOAD)
+            self.auto = PlaceLimit(env, self.name, self.share, bounds, self.look)
+            self.look()
 
     def enter(self, limit: int) -> bool:
         """Take a place without waiting, if there is one; ``limit`` is the host's, 0 for none."""
@@ -225,6 +231,20 @@ class Door:
                 self._give_back()
             self._idle = True
         return self.leased > self.used
+
+    def heed(self) -> None:
+        """Look at what another process may have found out, also if no call comes."""
+        if self.told == OVERLOAD:
+            self.look()
+
+    def look(self) -> None:
+        """There may be another limit, or none any more."""
+        if self.told == OVERLOAD and self.auto is not None:
+            self.now = AUTO if self.share.limit else 0
+            self.auto.idle = not self.now
+            if self.limit != self.now:
+                self._change(self.now)
+        self.shrink()
 
     def shrink(self) -> None:
         """Give back, now and as calls leave, what is held beyond the limit."""

@@ -1,9 +1,11 @@
 """One queue per backend for the whole host, in front of the calls that it answers at a time.
 
-A try of a backend that has ``max_concurrent`` takes one of that many places (``"auto"``: of as many
-as the host finds it can use, ``pipeline.place_limit``), which all workers share, and holds it until
-the reply is complete.  Without a free place it waits in the backend's queue (``pipeline.places``):
-by priority, fair between tenants, by deadline (``pipeline.lanes``).
+A try of a backend that has ``max_concurrent`` takes one of that many places, which all workers
+share, and holds it until the reply is complete.  How many these are the host may find out
+(``pipeline.place_limit``): by how fast it answers (``"auto"``), or, unless told otherwise, once it
+answers that it has too many calls; until then there is no limit.
+Without a free place it waits in the backend's queue (``pipeline.places``): by priority, fair
+between tenants, by deadline (``pipeline.lanes``).
 Places are taken per try and not per call, so a call holds none while it waits for its next try,
 and each backend that a route picks counts for itself; a retried call keeps its age.
 
@@ -31,12 +33,13 @@ from tpo_mp.errors import DeadlineExceeded, Shed, TpoError
 from tpo_mp.pipeline.lanes import Waiter
 from tpo_mp.pipeline.place_math import LimitBounds
 from tpo_mp.pipeline.placed import Passing, through
-from tpo_mp.pipeline.places import AUTO, Door, PlaceTicket, desk_of
+from tpo_mp.pipeline.places import AUTO, OVERLOAD, Door, PlaceTicket, desk_of
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import BackendConfig, Counter, Env, Feature, Histogram, Proceed
 from tpo_mp.types import Call, Phase, Priority, Reply
 
 WAITS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_FOUND_OUT: Final[dict[str, int]] = {"auto": AUTO, "overload": OVERLOAD}
 LEAST_PAUSE_S: Final = 0.05
 MOST_PAUSE_S: Final = 60.0
 """Longer ones make SDKs give up, or come back by a clock of their own."""
@@ -99,7 +102,8 @@ class Admission:
         bounds = LimitBounds(start, c.auto_least, c.auto_most, c.auto_tolerance)
         for entry in entries:
             told, door = _Told(entry.name, self._env), self._desk.door(entry.name)
-            limit = AUTO if entry.max_concurrent == "auto" else entry.max_concurrent
+            most = entry.max_concurrent
+            limit = most if isinstance(most, int) else _FOUND_OUT[most]
             door.meant(limit, self._env, bounds)
             self._doors[entry.name] = (door, limit, told)
         self._desk.report()
@@ -110,7 +114,7 @@ class Admission:
         if known is None:
             return proceed(call)
         door, limit, told = known
-        if door.enter(limit):
+        if door.enter(door.now if limit == OVERLOAD else limit):
             return through(door, call, proceed, self._env.clock)
         return _Waiting(self, door, told, call, proceed).out
 

@@ -27,6 +27,7 @@ from tpo_mp.pipeline.circuit import State
 from tpo_mp.pipeline.ejection import row_of, unpack_ejection
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.loads import Loads, counts_load
+from tpo_mp.pipeline.place_math import MANY
 from tpo_mp.pipeline.place_report import share_name
 from tpo_mp.pipeline.scoring import Scoreboard, sum_up
 from tpo_mp.pipeline.usual_times import UsualTimes, times_of
@@ -231,11 +232,11 @@ class ProvidersApi:
         return shapes.ProviderTimeout(_rounded(stream), _rounded(whole))
 
     def _places(self, entry: BackendConfig) -> shapes.ProviderPlaces:
-        if not entry.max_concurrent:
+        fixed = entry.max_concurrent
+        share = self._env.shares.of(share_name(entry.name)) if fixed else None
+        if share is None or (fixed == "overload" and not share.limit):
             return shapes.ProviderPlaces(None, None, 0)
-        share = self._env.shares.of(share_name(entry.name))
-        found_out = entry.max_concurrent == "auto"
-        limit = share.limit or None if found_out else int(entry.max_concurrent)
+        limit = fixed if isinstance(fixed, int) else share.limit % MANY or None
         return shapes.ProviderPlaces(share.total(), limit, share.wanted)
 
     def _tries(self, scores: Sequence[Score], now: float) -> shapes.ProviderTries:

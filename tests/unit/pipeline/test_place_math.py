@@ -92,3 +92,39 @@ def test_streams_and_whole_replies_are_compared_with_their_own() -> None:
     assert judged(state, window, BOUNDS, 20, 50.0).limit > 20
     slow = LimitWindow(firsts=50, first_sum_s=50 * 0.4, wholes=1, whole_sum_s=5.0, full=1)
     assert judged(state, slow, BOUNDS, 20, 50.0).limit < 20
+
+
+WAITS = LimitBounds(waits=True)
+
+
+def test_however_slow_it_is_there_is_no_limit_without_overload() -> None:
+    """Four at a time before a hundred callers: who is slow but answers is not held back."""
+    backend = BusyBackend(4, 0.5, WAITS, seed=9, offered=100)
+    backend.run(30)
+    assert backend.state.limit == 0
+    assert backend.served > 0
+
+
+def test_overload_brings_a_limit_and_calm_takes_it_away() -> None:
+    """It is found, keeps nearly all refusals away, and is gone a minute after it was needed."""
+    backend = BusyBackend(20, 0.05, WAITS, seed=10, offered=100, refuses_above=20)
+    backend.run(20)
+    before = backend.refused, backend.served
+    least, _, most = settled(backend.run(60))
+    refused, served = backend.refused - before[0], backend.served - before[1]
+    assert 12 <= least <= most <= 26, (least, most)
+    assert refused <= 0.12 * served
+    assert served >= 0.75 * 60 * 20 / 0.05
+    backend.offered = 5
+    backend.run(90)
+    assert backend.state.limit == 0
+
+
+def test_fewer_calls_that_are_no_help_are_let_alone() -> None:
+    """A third is refused whatever comes (a model without quota): calls wait a tenth of the time."""
+    backend = BusyBackend(50, 0.05, WAITS, seed=11, offered=50)
+    backend.refuses = 0.33
+    limits = backend.run(300)
+    held_back = sum(limit < 50 for limit in limits)
+    assert 0 < held_back <= 0.15 * len(limits), (held_back, len(limits))
+    assert min(limits) >= 50 / 5
