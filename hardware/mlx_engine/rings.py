@@ -24,6 +24,8 @@ from tpo_mp.shm.frames import HEAD, Kind
 
 RECHECK_S: Final = 0.01
 LOOK_S: Final = 0.05
+DOUBT_S: Final = 1.0
+"""For how long rings are looked at often after one had something that no bell told of."""
 _BATCH: Final = 256
 _JSON: Final = b"application/json"
 _SSE: Final = b"text/event-stream"
@@ -85,6 +87,7 @@ class RingOut:
         while (data and self.credit <= 0) or not ends.push(self, kind, payload):
             self.go.clear()
             ends.waiting.add(self)
+            ends.look_soon()
             await self.go.wait()
         if data:
             self.credit -= len(payload)
@@ -121,7 +124,8 @@ class RingEnds:
         self._to_ring: set[int] = set()
         self._calls: dict[tuple[int, int], RingOut] = {}
         self._uncut: list[RingOut] = []
-        self._publish_at = 0.0
+        self._publish_at = self._doubt_until = 0.0
+        self._soon = False
         self._timer: asyncio.TimerHandle | None = None
         self.waiting: set[RingOut] = set()
         self.most = self._writers[0].max_record - HEAD.size
@@ -173,8 +177,9 @@ class RingEnds:
 
     def _look(self) -> None:
         """A bell may be lost, and nobody tells when a full ring has room again."""
-        self._poll()
         now = self._loop.time()
+        if self._poll():
+            self._doubt_until = now + DOUBT_S
         if now >= self._publish_at:
             self._publish_at = now + LOOK_S
             for writer in self._writers:  # which heals damage to what they said last
@@ -184,15 +189,27 @@ class RingEnds:
             call.go.set()
         uncut, self._uncut = self._uncut, []
         self._cut(uncut)
-        self._timer = self._loop.call_later(RECHECK_S if self._calls else LOOK_S, self._look)
+        self._soon = bool(waiting or self._uncut or now < self._doubt_until)
+        self._timer = self._loop.call_later(RECHECK_S if self._soon else LOOK_S, self._look)
 
-    def _poll(self) -> None:
+    def look_soon(self) -> None:
+        """Somebody waits for room, of which no bell will tell."""
+        if not self._soon:
+            self._soon = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(RECHECK_S, self._look)
+
+    def _poll(self) -> bool:
+        """Take what came; answers whether anything did."""
+        found = False
         for seat, reader in enumerate(self._readers):
             if self._rings.life_of(seat) != self._lives[seat]:
                 self._lives[seat] = self._rings.life_of(seat)
                 self._leave(seat)
             while reader.pending():
                 records = reader.drain(_BATCH)
+                found = True
                 for record in records:
                     self._take(seat, record)
                 if reader.corrupt != self._corrupt[seat]:
@@ -200,6 +217,7 @@ class RingEnds:
                     self._leave(seat)
                 if len(records) < _BATCH:
                     break
+        return found
 
     def _leave(self, seat: int) -> None:
         for call in [call for call in self._calls.values() if call.seat == seat]:

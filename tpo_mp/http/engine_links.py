@@ -8,6 +8,10 @@ difference; where there are no rings, or these are full, a call goes by HTTP.
 Flow control: the engine may have ``CREDIT_BYTES`` of an answer under way; more is granted as the
 client takes it.  An engine that dies is an upstream that closed its connections.
 
+A doorbell that is lost costs at most a beat of the worker (50 ms), which looks at the rings; once
+that has found something, or while a full ring refuses records, they are looked at every 10 ms.  To
+do so all the time would cost a wake-up a token where these are slow.
+
 Invariants: the rings are always drained; an exchange is told one end; after ``drop`` it is told
 nothing; a call that was asked over rings is not asked again by HTTP.
 """
@@ -34,7 +38,11 @@ from .upstream import NEVER, Origin, ResponseHead, UpstreamExchange
 
 GRANT_BYTES: Final = 16_384
 RECHECK_S: Final = 0.01
+DOUBT_S: Final = 1.0
+"""For how long rings are looked at often after one had something that no bell told of."""
 _BATCH: Final = 256
+_DATA: Final = int(Kind.DATA)
+_HEAD_BYTES: Final = HEAD.size
 _FRAME_BYTES: Final = 512
 """What a CALL has beside its body."""
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,6 +67,7 @@ class EngineLinks:
         self.rings = rings
         self._loop = loop
         self._rechecks = False
+        self._doubt_until = 0.0
         self._on_crash = on_crash
         self._writers = [rings.to_engine(seat, dock, life) for dock in docks]
         self._readers = [rings.from_engine(seat, dock) for dock in docks]
@@ -67,14 +76,15 @@ class EngineLinks:
         self._to_ring: set[int] = set()
         self._unsent: list[deque[bytes]] = [deque() for _ in docks]
         self._calls: dict[tuple[int, int], RingCall] = {}
+        self._epochs = [rings.epoch_of(dock) for dock in docks]
         # Another number than a dead worker's calls had whose answers may still come.
         self._next = randbits(32)
         self._most = self._writers[0].max_record - HEAD.size
 
     @property
     def busy(self) -> bool:
-        """Whether calls are under way, so that waits must be short."""
-        return bool(self._calls) or any(self._unsent)
+        """Whether calls are under way."""
+        return bool(self._calls)
 
     def start(self, dock: int, exchange: UpstreamExchange, origin: Origin) -> bool:
         """Ask the engine in a dock; ``False``: there is no room for it now."""
@@ -90,7 +100,6 @@ class EngineLinks:
         for at in range(first, length, self._most):
             self._send(dock, HEAD.pack(Kind.DATA, number) + body[at : at + self._most])
         self._calls[dock, number] = RingCall(self, dock, epoch, number, exchange, origin)
-        self._recheck_soon()
         return True
 
     def grant(self, call: RingCall, n: int) -> bool:
@@ -115,34 +124,38 @@ class EngineLinks:
         if self._calls:
             self.poll()
 
-    def poll(self) -> None:
-        """Take what engines sent, and notice those that died."""
+    def poll(self) -> bool:
+        """Take what engines sent, and notice those that died; say whether anything was there."""
+        found = False
+        epoch_of, epochs = self.rings.epoch_of, self._epochs
         for dock, reader in enumerate(self._readers):
             while reader.pending():
                 records = reader.drain(_BATCH)
-                for record in records:
-                    try:
-                        self._take(dock, record)
-                    except Exception as e:  # noqa: BLE001 - a defect ends no other call
-                        self._on_crash(e)
+                found = True
+                self._take(dock, records)
                 if reader.corrupt != self._corrupt[dock]:
                     self._corrupt[dock] = reader.corrupt
                     self._give_up(dock, "a shared-memory record was damaged")
                 if len(records) < _BATCH:
                     break
-        if self._calls:
-            epoch_of = self.rings.epoch_of
-            for call in [c for c in self._calls.values() if c.epoch != epoch_of(c.dock)]:
-                call.lost("the engine ended")
+            if epoch_of(dock) != epochs[dock]:
+                self._moved(dock)
+        return found
 
     def tick(self) -> None:
         """Also heal damage to this end's words, and send what a full ring refused."""
         for writer in self._writers:
             writer.republish()
-        self.poll()
+        self._look()
         self._send_again()
         for call in list(self._calls.values()):
             call.tick()
+
+    def _look(self) -> None:
+        """Look without having heard a bell; what is found then says that one was lost."""
+        if self.poll():
+            self._doubt_until = self._loop.time() + DOUBT_S
+            self._recheck_soon()
 
     def _recheck_soon(self) -> None:
         if not self._rechecks:
@@ -150,11 +163,10 @@ class EngineLinks:
             self._loop.call_later(RECHECK_S, self._recheck)
 
     def _recheck(self) -> None:
-        """Look at the rings while calls are under way: a doorbell may be lost."""
         self._rechecks = False
-        if self.busy:
-            self.poll()
-            self._send_again()
+        self._look()
+        self._send_again()
+        if any(self._unsent) or (self.busy and self._loop.time() < self._doubt_until):
             self._recheck_soon()
 
     # -- inside -------------------------------------------------------------------------------
@@ -165,17 +177,28 @@ class EngineLinks:
                 unsent.popleft()
                 self._ring(dock)
 
-    def _take(self, dock: int, record: bytes) -> None:
-        kind, number = HEAD.unpack_from(record)
-        call = self._calls.get((dock, number))
-        if call is None:
-            return
-        if kind == Kind.DATA:
-            call.data(record[HEAD.size :])
-        elif kind == Kind.REPLY:
-            call.replied(_decode_reply(memoryview(record)[HEAD.size :]))
-        elif kind == Kind.END:
-            call.ended(cut=len(record) > HEAD.size)
+    def _take(self, dock: int, records: list[bytes]) -> None:
+        calls = self._calls
+        for record in records:
+            kind, number = HEAD.unpack_from(record)
+            call = calls.get((dock, number))
+            if call is None:
+                continue
+            try:
+                if kind == _DATA:
+                    call.data(record[_HEAD_BYTES:])
+                elif kind == Kind.REPLY:
+                    call.replied(_decode_reply(memoryview(record)[_HEAD_BYTES:]))
+                elif kind == Kind.END:
+                    call.ended(cut=len(record) > _HEAD_BYTES)
+            except Exception as e:  # noqa: BLE001 - a defect ends no other call
+                self._on_crash(e)
+
+    def _moved(self, dock: int) -> None:
+        """Another engine is in the dock, or none."""
+        self._epochs[dock] = epoch = self.rings.epoch_of(dock)
+        for call in [c for c in self._calls.values() if c.dock == dock and c.epoch != epoch]:
+            call.lost("the engine ended")
 
     def _give_up(self, dock: int, why: str) -> None:
         for call in [c for c in self._calls.values() if c.dock == dock]:

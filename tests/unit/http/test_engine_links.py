@@ -11,7 +11,7 @@ import pytest
 from hardware.mlx_engine.rings import RingEnds, RingOut
 from tests.support.wait import until
 from tpo_mp.errors import BackendFailure, BackendTimeout, TpoError
-from tpo_mp.http.engine_links import EngineLine, EngineLinks, EngineOrigin
+from tpo_mp.http.engine_links import RECHECK_S, EngineLine, EngineLinks, EngineOrigin
 from tpo_mp.http.upstream import Deadlines, ResponseHead, UpstreamExchange
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.shm.doorbell import Doorbell
@@ -395,3 +395,31 @@ def test_silent_engine_meets_the_deadline() -> None:
         assert heard.end.reason == "idle_timeout"
 
     with_host(forever, test)
+
+
+def test_once_a_bell_was_lost_nobody_waits_for_the_next() -> None:
+    """A tick that finds something makes the worker look by itself; without, it hears bells only."""
+    go = asyncio.Event()
+
+    async def twice(_target: str, _body: bytes | None, out: RingOut) -> None:
+        await out.begin()
+        await go.wait()
+        await out.write(b"words")
+        await out.end()
+
+    async def test(host: Host) -> None:
+        heard = host.ask()  # nobody listens to the worker's bell here
+        while not host.links[0].poll():
+            await asyncio.sleep(0.001)
+        go.set()
+        await asyncio.sleep(5 * RECHECK_S)
+        assert not heard.end
+        await host.until(lambda: heard.end)
+        go.clear()
+        again = host.ask()
+        await host.until(lambda: again.head)
+        go.set()
+        await until(lambda: again.end)
+        assert (again.end, again.body) == ("ended", b"words")
+
+    with_host(twice, test)
