@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gateway import ROOT, Gateway
 
@@ -75,3 +77,49 @@ def test_stream_without_its_end_is_a_failure(provider: Gateway) -> None:
     )  # fmt: skip
     assert code == 1
     assert told["failed: incomplete stream"] == "5"
+
+
+def test_a_trace_says_when_and_how_long(provider: Gateway, tmp_path: Path) -> None:
+    """Twenty times as fast, with its lengths, counted by the server; the rest of a trace is left.
+
+    A request that had gone out before its time would have been answered by then.
+    """
+    rows = [(0, 40, 9), (1000, 2000, 3), (20_000, 700, 30), (90_000, 50, 50)]
+    lines = (
+        json.dumps({"timestamp": at, "input_length": asked, "output_length": said, "hash_ids": [1]})
+        for at, asked, said in rows
+    )
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(lines))
+
+    def tokens() -> list[float]:
+        page = provider.ask("/metrics").body.decode()
+        counted = {"tpo_prompt_tokens_total": 0.0, "llm_tokens_generated_total": 0.0}
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.name in counted:
+                    counted[sample.name] += sample.value
+        return list(counted.values())
+
+    before = tokens()
+    code, told, _ = load(
+        provider, "--trace", str(path), "--speed", "20", "--for", "1.5", "--model", "traced",
+        "--stream", "--assert", "error_rate<=0", "--quiet",
+    )  # fmt: skip
+    assert code == 0, told
+    assert (told["sent"], told["answered"]) == ("3", "3")
+    assert float(told["throughput"].removesuffix("/s")) <= 3 / 1.0
+    used = [after - was for after, was in zip(tokens(), before, strict=True)]
+    assert used == [2740, 42]
+
+
+def test_a_trace_that_is_none_is_told(provider: Gateway, tmp_path: Path) -> None:
+    """With its place, and before anything is sent; a pattern beside it is a contradiction."""
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,12,many\n")
+    code, told, said = load(provider, "--trace", str(path))
+    assert (code, told) == (2, {})
+    assert f"{path}: line 2: column 'GeneratedTokens': 'many' is no number" in said
+    code, _, said = load(provider, "--trace", str(path), "--rate", "5")
+    assert code == 2
+    assert "--rate and --trace" in said

@@ -7,13 +7,14 @@ Invariants: open loop: a request goes out when it is due, or counts as ``not sen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from time import monotonic
+from typing import Protocol
 
 import aiohttp
 
-from tpo_mp.simulator.load_plan import LoadOutcome, LoadPlan
+from tpo_mp.simulator.load_plan import LoadOutcome
 
 PROGRESS_S = 1.0
 _CHUNK = 65_536
@@ -28,10 +29,25 @@ class Traffic:
     body: bytes
     timeout_s: float = 60.0
     most_open: int = 1000
+    bodies: Callable[[int], bytes] | None = None
+    """Makes the body of each request from its number; None: all have the same."""
+
+    def numbered(self, number: int) -> Traffic:
+        """The traffic of one request."""
+        return self if self.bodies is None else replace(self, body=self.bodies(number))
+
+
+class Plan(Protocol):
+    """When requests go out."""
+
+    @property
+    def for_s(self) -> float: ...
+
+    def arrivals(self) -> Iterable[float]: ...
 
 
 async def send_all(
-    plan: LoadPlan, traffic: Traffic, progress: Callable[[float, LoadOutcome, int], None]
+    plan: Plan, traffic: Traffic, progress: Callable[[float, LoadOutcome, int], None]
 ) -> LoadOutcome:
     """Send a whole plan; ``progress(seconds, outcome, open)`` is called about once a second."""
     seen, running = LoadOutcome(), set[asyncio.Task[None]]()
@@ -56,7 +72,8 @@ async def send_all(
                 seen.failed("not sent")
                 await asyncio.sleep(0)
                 continue
-            task = asyncio.create_task(_one(session, traffic, due_at, seen))
+            asked = traffic.numbered(seen.sent - 1)
+            task = asyncio.create_task(_one(session, asked, due_at, seen))
             running.add(task)
             task.add_done_callback(running.discard)
         if running:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import click
 import orjson
+from click.core import ParameterSource
 
-from tpo_mp.errors import ExitCode
-from tpo_mp.simulator.load_plan import PATTERNS, LoadAssertion, LoadOutcome, LoadPlan, table
+from tpo_mp.errors import ConfigError, ExitCode
+from tpo_mp.simulator.load_plan import (
+    PATTERNS,
+    LoadAssertion,
+    LoadOutcome,
+    LoadPlan,
+    TracePlan,
+    table,
+)
 from tpo_mp.simulator.made_requests import FAMILIES, chat_body, chat_path
+from tpo_mp.simulator.traces import TraceRow, prompt_of, rows_of
 
 from .asking import check_target, headers_with
 from .load_traffic import Traffic, send_all
 
+_DEFAULT: Final = ParameterSource.DEFAULT
 _RATE: Final = click.FloatRange(0.001, 100_000)
 _SECONDS: Final = click.FloatRange(0.01, 86_400)
 
@@ -33,6 +47,14 @@ _SECONDS: Final = click.FloatRange(0.01, 86_400)
               help="When a spike begins [after a third].")  # fmt: skip
 @click.option("--spike-for", "spike_for_s", type=_SECONDS, metavar="SECONDS",
               help="How long it is [a third].")  # fmt: skip
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Times and lengths of a public trace (Azure, BurstGPT, Mooncake) instead.",
+)
+@click.option("--speed", type=click.FloatRange(0.001, 1e6), default=1.0, show_default=True,
+              help="So many times as fast as the trace.")  # fmt: skip
 @click.option("--dialect", "-d", type=click.Choice(FAMILIES), default="openai",
               show_default=True, help="Whose API is asked.")  # fmt: skip
 @click.option("--model", "-m", default="gpt-4o", show_default=True, help="Model that is asked.")
@@ -52,7 +74,8 @@ _SECONDS: Final = click.FloatRange(0.01, 86_400)
 @click.option("--quiet", "-q", is_flag=True, help="Tell no progress.")
 def COMMAND(  # noqa: N802 - the name every file of this folder exports
     url: str, pattern: str, rate: float, to: float | None, for_s: float,
-    spike_at_s: float | None, spike_for_s: float | None, dialect: str, model: str, message: str,
+    spike_at_s: float | None, spike_for_s: float | None, trace: str | None, speed: float,
+    dialect: str, model: str, message: str,
     max_tokens: int, stream: bool, key: str, timeout_s: float, most_open: int,
     assertions: tuple[str, ...], anywhere: bool, quiet: bool,
 ) -> int:  # fmt: skip
@@ -61,7 +84,7 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
     Each goes out at its time, whatever became of those before it, and its latency counts from then.
     """
     check_target(url, anywhere)
-    plan = LoadPlan(
+    plan: LoadPlan | TracePlan = LoadPlan(
         pattern=next(one for one in PATTERNS if one == pattern),
         rate=rate,
         to=2 * rate if to is None else to,
@@ -74,6 +97,11 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
         next(plan.arrivals(), None)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    bodies = None
+    if trace is not None:
+        rows = _rows(Path(trace), speed)
+        plan = TracePlan(rows, speed)
+        bodies = partial(_traced, rows, dialect, model, stream)
     body = chat_body(dialect, model, message, max_tokens=max_tokens, stream=stream)
     traffic = Traffic(
         url=url.rstrip("/") + chat_path(dialect, model, stream=stream),
@@ -81,10 +109,40 @@ def COMMAND(  # noqa: N802 - the name every file of this folder exports
         body=orjson.dumps(body),
         timeout_s=timeout_s,
         most_open=most_open,
+        bodies=bodies,
     )
     seen = asyncio.run(send_all(plan, traffic, _silent if quiet else _tell))
     click.echo(table(seen, wanted))
     return ExitCode.OK if all(one.holds(seen) for one in wanted) else ExitCode.FAILED
+
+
+_OF_A_PATTERN: Final = ("pattern", "rate", "to", "spike_at_s", "spike_for_s", "message",
+                        "max_tokens")  # fmt: skip
+
+
+def _rows(path: Path, speed: float) -> list[TraceRow]:
+    """The trace's requests, of so many seconds as ``--for`` says if it does."""
+    context = click.get_current_context()
+    given = [n for n in (*_OF_A_PATTERN, "for_s") if context.get_parameter_source(n) != _DEFAULT]
+    wrong = [name for name in given if name in _OF_A_PATTERN]
+    if wrong:
+        said = wrong[0].removesuffix("_s").replace("_", "-")
+        raise click.UsageError(f"--{said} and --trace: a trace says that itself")
+    for_s = context.params["for_s"] * speed if "for_s" in given else math.inf
+    try:
+        return rows_of(path, for_s)
+    except ConfigError as error:
+        raise click.UsageError(error.message) from None
+
+
+def _traced(rows: Sequence[TraceRow], dialect: str, model: str, stream: bool, number: int) -> bytes:
+    """A body of a row's lengths; ``ignore_eos`` has servers that know it write all of them."""
+    row = rows[number]
+    words, most = prompt_of(row, number), max(row.answer_tokens, 1)
+    body = chat_body(dialect, model, words, max_tokens=most, stream=stream)
+    if dialect == "openai":
+        body["ignore_eos"] = True
+    return orjson.dumps(body)
 
 
 def _tell(seconds: float, seen: LoadOutcome, waiting: int) -> None:

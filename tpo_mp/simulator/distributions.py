@@ -25,6 +25,7 @@ from msgspec import Meta, Struct
 
 from .samples import read_samples
 from .spreads import Mixture, Spread
+from .traces import TraceColumn, lengths_of
 
 Z99: Final = NormalDist().inv_cdf(0.99)
 _UNIT: Final = NormalDist()
@@ -219,6 +220,8 @@ class Empirical(_Shape, frozen=True, kw_only=True, tag="empirical"):
 
     values: Annotated[tuple[NotNegative, ...], Meta(min_length=1, max_length=100_000)] | None = None
     file: str | None = None
+    trace: TraceColumn | None = None
+    """The file is a public trace of requests, and this is what is taken of each."""
     points: (
         Annotated[
             tuple[tuple[Annotated[float, Meta(ge=0, le=1)], NotNegative], ...],
@@ -231,6 +234,8 @@ class Empirical(_Shape, frozen=True, kw_only=True, tag="empirical"):
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.values, self.file, self.points)) != 1:
             raise ValueError("takes one of values, file and points")
+        if self.trace is not None and self.file is None:
+            raise ValueError("trace says what is taken of a file")
         if self.points is not None:
             shares = [share for share, _ in self.points]
             heights = [value for _, value in self.points]
@@ -246,7 +251,8 @@ class Empirical(_Shape, frozen=True, kw_only=True, tag="empirical"):
             return [share for share, _ in self.points], [value for _, value in self.points]
         ordered: Sequence[float]
         if self.file is not None:
-            ordered = read_samples(Path(self.file))
+            path = Path(self.file)
+            ordered = lengths_of(path, self.trace) if self.trace else read_samples(path)
         else:
             ordered = sorted(self.values or ())
         steps = max(len(ordered) - 1, 1)

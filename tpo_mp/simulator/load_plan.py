@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from .traces import TraceRow
+
 Pattern: TypeAlias = Literal["constant", "ramp", "spike"]
 PATTERNS: Final[tuple[Pattern, ...]] = ("constant", "ramp", "spike")
 MOST_REQUESTS: Final = 1_000_000
@@ -71,6 +73,23 @@ class LoadPlan:
             else:
                 high = middle
         return high if count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TracePlan:
+    """Requests when those of a trace came, ``speed`` times as fast."""
+
+    rows: Sequence[TraceRow]
+    speed: float = 1.0
+
+    @property
+    def for_s(self) -> float:
+        """Seconds until the last goes out."""
+        return self.rows[-1].at_s / self.speed
+
+    def arrivals(self) -> Iterator[float]:
+        """Seconds from the beginning at which each request goes out, in order."""
+        return (row.at_s / self.speed for row in self.rows)
 
 
 @dataclass(slots=True)

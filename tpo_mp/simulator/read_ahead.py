@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tpo_mp.errors import ConfigError
 
-from . import dataset, recordings, samples
+from . import dataset, recordings, samples, traces
 from .kept_files import KeptFiles
 
 FILES: Final[dict[str, KeptFiles[Any]]] = {"dataset": dataset.KEPT, "replay": recordings.KEPT}
@@ -74,7 +74,9 @@ def unread(configs: Iterable[object], options: Mapping[str, Any]) -> Callable[[]
             if isinstance(path, str) and path and not kept.knows(Path(path)):
                 wanted.append((kept, Path(path)))
         found = {*_own(config), *_named(options.get("profiles"), _DEEPEST)}
-        wanted += [(samples.KEPT, path) for path in found if not samples.KEPT.knows(path)]
+        # Which of the two a file is, its first line tells whoever reads it.
+        for kept in (samples.KEPT, traces.KEPT):
+            wanted += [(kept, path) for path in found if not kept.knows(path)]
     if not wanted:
         return None
 
