@@ -136,7 +136,7 @@ def test_an_engine_serves_is_restarted_and_ends_with_its_group(
 
 def test_an_engine_never_outlives_its_supervisor(start: Callable[..., Gateway]) -> None:
     """The supervisor is killed: the keeper ends it; both are killed: the next start does."""
-    config = engine("one", "child", "stubborn", model="m")
+    config = engine("one", "child", "stubborn", model="m", stop_grace_s=0.5)
     gateway = start(config)
     found = until(gateway, one="ready")["one"]
     family = tree_of(found["pid"])
@@ -160,6 +160,27 @@ def test_an_engine_never_outlives_its_supervisor(start: Callable[..., Gateway]) 
     gateway = start(config)
     assert gone(family)
     assert "old_engine_killed" in gateway.stderr
+    until(gateway, one="ready")
+    gateway.stop()
+
+
+def test_without_the_paths_of_linux_the_next_start_ends_all_of_it(
+    start: Callable[..., Gateway],
+) -> None:
+    """Keeper and supervisor are killed: nobody is left to end the engine, whose record is."""
+    config, env = engine("one", "child", model="m"), {"TPO_PORTABLE": "1"}
+    gateway = start(config, env=env)
+    family = tree_of(until(gateway, one="ready")["one"]["pid"])
+    keeper = family[0].parent()
+    assert keeper is not None
+    os.kill(gateway.pid, signal.SIGSTOP)
+    keeper.kill()
+    wait_for(lambda: gone([keeper]), 10, "the keeper to end")
+    gateway.send_signal(signal.SIGKILL)
+    gateway.close()
+    assert not any(gone([process]) for process in family)
+    gateway = start(config, env=env)
+    assert gone(family)
     until(gateway, one="ready")
     gateway.stop()
 
