@@ -47,6 +47,8 @@ FLUSH_S: Final = 1.0
 WAITS_S: Final = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 REST_S: Final = 1.0
 """Nothing is written for so long after Redis refused to: it is full, or a copy."""
+_GRAIN_S: Final = 0.001
+"""By so much may a timer of the loop come late: it counts whole milliseconds."""
 _MAGIC: Final = b"TA1\0"
 _MARK: Final = 16
 _HEAD: Final = len(_MAGIC) + 2 * _MARK
@@ -135,10 +137,15 @@ class RedisTier:
             self._told(TierResult.SKIPPED)
             tell(None)
         else:
-            self._asked[key] = [(whose, tell)]
+            those = self._asked[key] = [(whose, tell)]
+            since, loop = monotonic(), asyncio.get_running_loop()
             task = self._link.spawn(self._look(key))
+            # The link counts who is late and closes his connection, which takes turns of the loop
+            # that nobody here waits for; and timers may come late by their grain.
+            patience_s = max(self._wait_s - _GRAIN_S, self._wait_s / 2)
+            late = loop.call_later(patience_s, self._late, key, those, since)
             # Told from here even if the task is ended before it began.
-            task.add_done_callback(partial(self._looked, key, monotonic()))
+            task.add_done_callback(partial(self._looked, key, those, since, late))
 
     async def _look(self, key: bytes) -> Found | None:
         name = ANSWER + key.hex().encode()
@@ -148,13 +155,29 @@ class RedisTier:
         )
         return self._read(*said)
 
-    def _looked(self, key: bytes, since: float, task: asyncio.Task[Found | None]) -> None:
+    def _late(self, key: bytes, those: list[tuple[bytes, Tell]], since: float) -> None:
+        """The time of those who wait is up, whatever comes."""
+        if self._asked.get(key) is those:
+            del self._asked[key]
+            self._waits.observe(monotonic() - since)
+            self._tell(key, those, TierResult.FAILED, None, {})
+
+    def _looked(
+        self, key: bytes, those: list[tuple[bytes, Tell]], since: float, late: asyncio.TimerHandle,
+        task: asyncio.Task[Found | None],
+    ) -> None:  # fmt: skip
+        late.cancel()
+        if self._asked.get(key) is not those:
+            if not task.cancelled():
+                task.exception()
+            return
+        del self._asked[key]
         self._waits.observe(monotonic() - since)
         result, found = TierResult.FAILED, None
         if not task.cancelled() and task.exception() is None:
             found = task.result()
             result = TierResult.MISS if found is None else TierResult.HIT
-        self._tell(key, self._asked.pop(key), result, found, {})
+        self._tell(key, those, result, found, {})
 
     def _tell(
         self, key: bytes, those: list[tuple[bytes, Tell]], result: TierResult, found: Found | None,

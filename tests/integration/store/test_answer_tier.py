@@ -249,6 +249,35 @@ def test_a_redis_that_is_paused_or_slow_is_left_alone_till_it_answers_in_time(
     run(test, lambda: Host(server, wait_s=0.2))
 
 
+def test_who_waits_is_let_go_before_the_link_has_given_up(server: RedisServer) -> None:
+    """Not by way of closing the connection, which takes turns of the loop; that follows."""
+
+    async def test(host: Host) -> None:
+        server.ask("CLIENT", "PAUSE", "60000", "ALL")
+        failures: list[float] = []
+        for n in range(3):
+            told = asyncio.Event()
+
+            def tell(found: Found, told: asyncio.Event = told) -> None:
+                failures.append(host.tier._link._failures)
+                assert found is None
+                told.set()
+
+            host.tier.find(key_of(n), WHOSE, tell)
+            host.tier.find(key_of(n), WHOSE, tell)
+            await told.wait()
+            await until(
+                lambda n=n: host.tier._link._failures == n + 1,  # type: ignore[misc]
+                5, "the link to have given up, too",
+            )  # fmt: skip
+        assert failures == [0, 0, 1, 1, 2, 2]
+        assert host.counts == {TierResult.FAILED: 6}
+        server.ask("CLIENT", "UNPAUSE")
+        await host.ready()
+
+    run(test, lambda: Host(server, wait_s=0.1))
+
+
 @pytest.mark.parametrize("refusal", ["NOAUTH", "WRONGPASS"])
 def test_a_redis_that_wants_another_password_is_away(server: RedisServer, refusal: str) -> None:
     """The log says why; once it wants none any more it is asked again."""
