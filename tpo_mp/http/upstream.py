@@ -574,6 +574,9 @@ class UpstreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None: ...  # one request waits in the transport, and is bounded
+    def resume_writing(self) -> None: ...
+
     def connection_lost(self, exc: Exception | None) -> None:
         origin, exchange = self.origin, self.exchange
         self.lost = True
