@@ -53,14 +53,9 @@ class ResponseHead:
     """One checked response head; ``passed`` are the allow-listed header lines for the client."""
 
     __slots__ = (
-        "chunked",
-        "content_length",
-        "content_type",
-        "keep_alive",
-        "passed",
-        "retry_after",
+        "chunked", "content_length", "content_type", "keep_alive", "passed", "retry_after",
         "status",
-    )
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.status = 0
