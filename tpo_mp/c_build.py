@@ -130,4 +130,4 @@ BUILD = CBuild()
 """Of this process."""
 
 if BUILD.taken:
-    sys.meta_path.insert(0, Finder(HOME, BUILD.modules))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder(HOME, BUILD.modules))
