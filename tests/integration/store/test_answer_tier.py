@@ -253,7 +253,7 @@ def test_who_waits_is_let_go_before_the_link_has_given_up(server: RedisServer) -
     """Not by way of closing the connection, which takes turns of the loop; that follows."""
 
     async def test(host: Host) -> None:
-        server.ask("CLIENT", "PAUSE", "60000", "ALL")
+        server.stop()
         failures: list[float] = []
         for n in range(3):
             told = asyncio.Event()
@@ -272,7 +272,7 @@ def test_who_waits_is_let_go_before_the_link_has_given_up(server: RedisServer) -
             )  # fmt: skip
         assert failures == [0, 0, 1, 1, 2, 2]
         assert host.counts == {TierResult.FAILED: 6}
-        server.ask("CLIENT", "UNPAUSE")
+        server.go_on()
         await host.ready()
 
     run(test, lambda: Host(server, wait_s=0.1))
