@@ -129,6 +129,18 @@ def test_one_that_is_down_is_left_alone_by_all_and_comes_back(bench: Bench) -> N
     wait_for(told, 10, "the metric")
     for url in (bench.gateway.url, bench.gateway.ops):
         assert "backend-one" in get(url, "/ready").json()["degraded"]
+        health = get(url, "/health").json()
+        assert (health["total_nodes"], health["healthy_nodes"]) == (1, 1)
+        assert health["loaded_models"] == ["alone", "busy", "echo", "m"]
+        assert health["cluster_load"] == 0
+        assert health["load_balancer_stats"] == {
+            "unhealthy_count": 1,
+            "by_endpoint": {
+                "echo": {"state": "unknown", "is_healthy": True},
+                "one": {"state": "down", "is_healthy": False},
+                "two": {"state": "ready", "is_healthy": True},
+            },
+        }
     status = bench.gateway.status()
     control, worker = status["control"]["pid"], status["slots"][0]["pid"]
     os.kill(control, signal.SIGKILL)

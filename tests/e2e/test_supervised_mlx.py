@@ -18,6 +18,8 @@ import pytest
 from tests.conftest import require
 from tests.support import tiny_model
 from tests.support.gateway import Gateway
+from tests.support.raw import RawClient
+from tests.support.shards import render
 from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -45,6 +47,19 @@ memory_limit_bytes = 4096
 name = "echo"
 kind = "echo"
 models = ["e"]
+"""
+
+THREAD_KILLER = """
+import ctypes, signal, sys, threading
+
+def kill(*_):
+    for thread in threading.enumerate():
+        if thread.name == "mlx":
+            ended = ctypes.py_object(SystemExit)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ended)
+
+if "hardware.mlx_engine" in sys.orig_argv:
+    signal.signal(signal.SIGUSR1, kill)
 """
 
 
@@ -79,8 +94,15 @@ def chat(gateway: Gateway, model: str, **more: Any) -> Any:
 
 
 def test_one_command_starts_the_engine_and_the_gateway(tiny: Path, tmp_path: Path) -> None:
-    """``serve --backend mlx --model FOLDER``: answers, streams, is restarted, ends whole."""
-    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    """``serve --backend mlx --model FOLDER``: answers, streams, is restarted, ends whole.
+
+    Restarted also when only the thread of the model is gone, of which its open call learns.
+    """
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(THREAD_KILLER)
+    paths = filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH")))
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0",
+           "PYTHONPATH": os.pathsep.join(paths)}  # fmt: skip
     args = ("--backend", "mlx", "--model", str(tiny))
     with Gateway(tmp_path / "host", *args, workers=2, env=env, ready_s=90) as gateway:
         first = wait_for(partial(ready, gateway, "mlx"), 90, "the engine to load")
@@ -96,6 +118,18 @@ def test_one_command_starts_the_engine_and_the_gateway(tiny: Path, tmp_path: Pat
         again = wait_for(partial(ready, gateway, "mlx", first["pid"]), 90, "another engine")
         assert again["restarts"] == 1
         wait_for(lambda: chat(gateway, "tiny").status == 200, 30, "calls to be answered again")
+        with RawClient(gateway.url, timeout_s=60) as client:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}],
+                    "max_tokens": 1900, "ignore_eos": True, "stream": True}  # fmt: skip
+            client.send(render(client.host, body, {}, "fast"))
+            assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+            chunks = client.chunks()
+            assert b"data: " in next(chunks)
+            os.kill(again["pid"], signal.SIGUSR1)
+            assert b'"error"' in b"".join(chunks)
+        wait_for(lambda: "model's thread ended" in words_of(gateway, "mlx"), 30, "its last words")
+        again = wait_for(partial(ready, gateway, "mlx", again["pid"]), 90, "a third engine")
+        wait_for(lambda: chat(gateway, "tiny").status == 200, 30, "calls to be answered once more")
         family = psutil.Process(again["pid"]).parent()
         assert family is not None
         assert "engine-mlx | ready after" in gateway.stderr

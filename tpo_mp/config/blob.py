@@ -49,6 +49,8 @@ class BackendView(Struct, frozen=True, array_like=True):
     name: str
     kind: str
     models: tuple[str, ...]
+    model_map: tuple[str, ...] = ()
+    """Names that it renames."""
 
 
 class ProcessView(Struct, frozen=True, kw_only=True):
@@ -120,7 +122,9 @@ def to_blob(config: Config) -> bytes:
         distributed=config.distributed,
         ops_port_given=config.ops_port_given,
         warnings=config.warnings,
-        backends=tuple(BackendView(b.name, b.kind, b.models) for b in config.backends),
+        backends=tuple(
+            BackendView(b.name, b.kind, b.models, tuple(b.model_map)) for b in config.backends
+        ),
         engines=config.engines,
     )
     features = _Features(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -38,11 +38,16 @@ class OpsPort:
     """The server on an inherited listening socket."""
 
     def __init__(
-        self, plane: Plane, arena: ArenaView, places: Callable[[], Mapping[str, int]]
+        self,
+        plane: Plane,
+        arena: ArenaView,
+        places: Callable[[], Mapping[str, int]],
+        models: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """``places`` answers the waiting rooms' capacities as configured now."""
+        """The waiting rooms' capacities and the models' names are asked for as they are now."""
         self._plane = plane
         self._places = places
+        self._models = models
         self._arena = arena
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ops-pages")
         self._routes: dict[str, Handler] = {
@@ -121,7 +126,9 @@ class OpsPort:
         return _json(*await self._made(lambda: health.ready(self._plane, self._arena)))
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
-        body = await self._made(lambda: health.health(self._plane, self._arena, self._places()))
+        body = await self._made(
+            lambda: health.health(self._plane, self._arena, self._places(), self._models())
+        )
         return _json(health.health_status(body), body)
 
     async def _made(self, page: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from tpo_mp.config.sections import (
     StoreSection,
 )
 from tpo_mp.pipeline.edges import places
+from tpo_mp.pipeline.routing import named_models
 from tpo_mp.ports import Probe
 from tpo_mp.store.job_table import JobCaps
 from tpo_mp.store.letters import LetterCaps
@@ -43,6 +44,8 @@ class ControlOptions:
     rag: RagConfig | None
     """Folders of documents, and how many these may be; ``None`` without the stage."""
     backends: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """Those that the configuration names."""
     engines: tuple[str, ...] = ()
     """Those that the host starts itself."""
     probes: tuple[Probe, ...] = ()
@@ -59,7 +62,8 @@ def read_options(blob: bytes | None) -> ControlOptions:
     options = _options(view.server, view.store, view.observability, pipeline_view(blob), rag)
     names = tuple(backend.name for backend in view.backends)
     engines = tuple(engine.name for engine in view.engines)
-    return replace(options, backends=names, engines=engines, probes=probes(blob))
+    models = tuple(named_models(view.backends))
+    return replace(options, backends=names, models=models, engines=engines, probes=probes(blob))
 
 
 def _options(

@@ -128,7 +128,8 @@ class ControlProcess:
         shares = SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat)
         self.probing = Probing(ledger, scores, shares, metrics, time.monotonic, self.log)
         self._engines = EngineSeries(ledger, metrics, self._arena)
-        self._ops = OpsPort(self.plane, series, lambda: self.options.places)
+        self._ops = OpsPort(self.plane, series, lambda: self.options.places,
+                            lambda: self.options.models)  # fmt: skip
         self._turn_booked = False
         self._beat_at = loop.time()
         self._hushed_until = 0.0

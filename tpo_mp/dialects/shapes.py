@@ -581,6 +581,11 @@ class HealthReport(Struct):
     """The host's state in detail."""
 
     status: Literal["healthy", "degraded", "unhealthy", "shutting_down"]
+    total_nodes: int
+    healthy_nodes: int
+    loaded_models: list[str]
+    cluster_load: float
+    load_balancer_stats: dict[str, Any]
     version: str
     uptime_secs: int
     shutting_down: bool

@@ -32,6 +32,9 @@ STATE_GAUGE = "tpo_backend_state"
 ENGINE_GAUGE = "tpo_engine_state"
 _ENGINE_WELL = (0, 3)
 """Unknown and ready; see ``shm.engine_rows``."""
+WELL = ("healthy", "degraded")
+"""A host that takes calls."""
+_STANDINGS = ("unknown", "starting", "ready", "draining", "down")
 _AWAY = (1, 4)
 """Starting and down; see ``shm.standing``."""
 
@@ -123,10 +126,13 @@ def ready(plane: PlaneView, metrics: ArenaView | None = None) -> tuple[int, Body
     return 503, body | {"status": "not_ready", "ready": False, "reason": reason}
 
 
-def health(plane: PlaneView, metrics: ArenaView, places: Mapping[str, int]) -> Body:
+def health(
+    plane: PlaneView, metrics: ArenaView, places: Mapping[str, int], models: Iterable[str] = ()
+) -> Body:
     """The body of ``/health``; ``health_status`` gives its status.
 
-    ``places`` is the configured capacity of the waiting room by stage, as ``rooms`` wants it.
+    ``places`` is the configured capacity of the waiting room by stage, as ``rooms`` wants it, and
+    ``models`` are those that the configuration names.
     """
     levels = _Levels(metrics)
     draining = plane.host_state > RUNNING
@@ -138,8 +144,13 @@ def health(plane: PlaneView, metrics: ArenaView, places: Mapping[str, int]) -> B
     waiting = sum(room.waiting for room in found)
     most = sum(room.capacity for room in found)
     rss = sum(_rss(plane.seat(n).pid) for n in range(plane.seats))
+    status = _status(plane, breaker, degraded)
     return {
-        "status": _status(plane, breaker, degraded),
+        "status": status,
+        **nodes(status),
+        "loaded_models": sorted({*models}),
+        "cluster_load": round(used / capacity, 4) if capacity else 0.0,
+        "load_balancer_stats": _balance(levels),
         "version": package_version(),
         "uptime_secs": int(max(0.0, time.time() - plane.started_at_wall_ms / 1e3)),
         "shutting_down": draining,
@@ -166,9 +177,14 @@ def health(plane: PlaneView, metrics: ArenaView, places: Mapping[str, int]) -> B
     }
 
 
+def nodes(status: str) -> Body:
+    """How many hosts there are and how many are well: this one."""
+    return {"total_nodes": 1, "healthy_nodes": int(status in WELL)}
+
+
 def health_status(body: Body) -> int:
     """The HTTP status of a health body."""
-    return 200 if body["status"] in ("healthy", "degraded") else 503
+    return 200 if body["status"] in WELL else 503
 
 
 def package_version() -> str:
@@ -246,6 +262,18 @@ def _breaker(levels: _Levels) -> Body:
         "failure_count": int(levels.one("orchestrator_circuit_breaker_failures")),
         "next_probe_in_secs": round(min((w for w in waits if w), default=0.0), 3),
         "probe_failures": int(max(probes, default=0)),
+    }
+
+
+def _balance(levels: _Levels) -> Body:
+    """How the backends stand; nobody asks an unknown one."""
+    seen = {dict(s.labels).get("backend", ""): int(s.value) for s in levels.samples(STATE_GAUGE)}
+    return {
+        "unhealthy_count": sum(state in _AWAY for state in seen.values()),
+        "by_endpoint": {
+            name: {"state": _name(_STANDINGS, state), "is_healthy": state not in _AWAY}
+            for name, state in sorted(seen.items())
+        },
     }
 
 

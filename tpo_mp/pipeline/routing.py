@@ -10,12 +10,12 @@ Known weakness: decisions per model are remembered for at most 4 096 models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import iscoroutinefunction
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from tpo_mp.errors import CircuitOpen, NotFound, Shed
 from tpo_mp.types import Call, Reply
@@ -79,6 +79,24 @@ class Rule:
     models: tuple[str, ...]
     strategy: Any
     targets: tuple[Target, ...]
+
+
+class Named(Protocol):
+    """What a configuration says of a backend's models."""
+
+    @property
+    def models(self) -> Sequence[str]: ...
+    @property
+    def model_map(self) -> Iterable[str]: ...
+
+
+def named_models(backends: Iterable[Named]) -> list[str]:
+    """The models that a configuration names, not counting those that globs stand for."""
+    found: set[str] = set()
+    for entry in backends:
+        found.update(m for m in entry.models if not set(m) & set("*?["))
+        found.update(entry.model_map)
+    return sorted(found)
 
 
 def wrap(

@@ -20,6 +20,7 @@ from tpo_mp.observe import health, prometheus
 from tpo_mp.observe.version import version
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.routing import named_models
 from tpo_mp.ports import Env, Feature
 
 T = TypeVar("T")
@@ -90,7 +91,10 @@ class OpsApi:
         """Show the host's state in detail."""
         gateway = self._gateway
         room = places(gateway.config.pipeline.edges)
-        body = await _aside(lambda: health.health(gateway.plane, gateway.metrics_arena, room))
+        models = named_models(gateway.config.backends)
+        body = await _aside(
+            lambda: health.health(gateway.plane, gateway.metrics_arena, room, models)
+        )
         exchange.respond(health.health_status(body), orjson.dumps(body))
 
     async def metrics(self, exchange: Exchange) -> None:

@@ -23,6 +23,7 @@ from tpo_mp.observe import health
 from tpo_mp.observe.rooms import DEPTH_GAUGE, rooms
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.routing import named_models
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.standing import drain_row, health_row, read_standing
 from tpo_mp.store.questions import LETTERS, LetterQuery
@@ -221,7 +222,8 @@ class StatusApi:
     def _health(self) -> dict[str, Any]:
         gateway = self._gateway
         room = places(gateway.config.pipeline.edges)
-        return health.health(gateway.plane, gateway.metrics_arena, room)
+        models = named_models(gateway.config.backends)
+        return health.health(gateway.plane, gateway.metrics_arena, room, models)
 
     def _state(self, backend: str) -> str:
         look = self._env.ledger.look
@@ -234,10 +236,8 @@ class StatusApi:
 
     def _nodes(self, report: dict[str, Any]) -> dict[str, Any]:
         shards = report["host"]["shards"]
-        well = report["status"] in ("healthy", "degraded")
         return {
-            "total_nodes": 1,
-            "healthy_nodes": int(well),
+            **health.nodes(report["status"]),
             "shards": len(shards),
             "shards_ready": sum(shard["state"] == "ready" for shard in shards),
         }

@@ -102,6 +102,27 @@ def test_health_has_the_documented_shape() -> None:
     assert body["circuit_breaker"]["state"] == "closed"
     assert [shard["state"] for shard in body["host"]["shards"]] == ["ready", "ready"]
     assert body["degraded"] == []
+    assert (body["total_nodes"], body["healthy_nodes"], body["cluster_load"]) == (1, 1, 0.06)
+    assert body["loaded_models"] == []
+    assert body["load_balancer_stats"] == {"unhealthy_count": 0, "by_endpoint": {}}
+
+
+def test_health_tells_how_backends_stand_and_which_models_there_are() -> None:
+    """Alike for all pages; a host that drains is no node that is well."""
+    states = gauge(health.STATE_GAUGE, 4, backend="b")
+    states.samples += gauge(health.STATE_GAUGE, 2, backend="a").samples
+    plane = running_host()
+    body = health.health(plane, FakeArena([states]), PLACES, ["m", "k", "m"])
+    assert body["loaded_models"] == ["k", "m"]
+    assert body["load_balancer_stats"] == {
+        "unhealthy_count": 1,
+        "by_endpoint": {
+            "a": {"state": "ready", "is_healthy": True},
+            "b": {"state": "down", "is_healthy": False},
+        },
+    }
+    plane.host_state = 2
+    assert health.health(plane, FakeArena(), PLACES)["healthy_nodes"] == 0
 
 
 def test_health_is_503_while_draining_or_when_every_breaker_is_open() -> None:
