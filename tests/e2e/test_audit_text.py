@@ -138,3 +138,29 @@ def test_off_nothing_of_a_prompt_is_on_disk(short_tmp: Path) -> None:
             assert not {"input", "output", "truncated"} & entry.keys()
         assert not talk.on_disk("plovdiv")
     assert not talk.on_disk("plovdiv", running=False)
+
+
+def test_with_a_key_it_is_sealed_on_disk(short_tmp: Path) -> None:
+    """Read as ever, over the death of a worker; locked while the key is away, and back with it."""
+    sealing = '[store]\nencryption_keys = ["a key of the audit, long enough for it"]\n'
+    talk = Talk(short_tmp / "sealed", TEXT + sealing)
+    with talk.gateway as gateway:
+        talk.talk(1)
+        talk.entries()
+        os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+        talk.talk(1)
+        assert gateway.config_path is not None
+        with_key = gateway.config_path.read_text()
+        for key_is_there in (True, False, True):
+            for call_id, entry in talk.entries().items():
+                said = talk.asked[call_id] if key_is_there else None
+                assert (entry["input"], entry["locked"]) == (said, not key_is_there), entry
+                assert entry["output"] == ([said] if said else None)
+            assert not talk.on_disk("plovdiv")
+            told = gateway.config_path.read_text()
+            gateway.config_path.write_text(
+                told.replace(sealing, "") if sealing in told else with_key
+            )
+            reloaded = gateway.tpo("reload")
+            assert reloaded.returncode == 0, reloaded
+    assert not talk.on_disk("plovdiv", running=False)

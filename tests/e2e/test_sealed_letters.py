@@ -33,6 +33,7 @@ class Sealed:
 
     def __init__(self, start: StartGateway, upstream: Upstream, folder: Path) -> None:
         self._path = folder / "sealed.toml"
+        self.more = ""
         self._text = ECHO + backend("up", upstream.base_url) + NO_RETRIES
         self.write("OLD_KEY")
         self.gateway = start(config=self._path, workers=2, env=KEYS)
@@ -41,7 +42,7 @@ class Sealed:
         """Name other keys in the file."""
         keys: Sequence[Any] = [{"env": name} for name in names]
         store = section("[store]", durability="always", encryption_keys=keys)
-        self._path.write_text(self._text + store)
+        self._path.write_text(self._text + store + self.more)
 
     def reload(self, *names: str) -> None:
         """Take other keys while it runs."""
@@ -130,3 +131,31 @@ def test_open_calls_are_sealed_and_wait_for_their_key(
     assert host.said(entry["request_id"]) == "lost canary"
     wait_for(lambda: not copies[0].exists(), 20, "the copy removed")
     assert b"lost canary" not in on_disk(gateway)
+
+
+def test_the_scheduler_asks_a_letter_whose_key_is_back(
+    start_gateway: StartGateway, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Tried in vain while its key was away, also by hand, it is asked once a reload brings it.
+
+    The worker that found it locked is dead by then.
+    """
+    host = Sealed(start_gateway, upstream, tmp_path)
+    gateway = host.gateway
+    first = fail(gateway, upstream, CHAT, chat("first canary", model="up"))
+    host.reload("NEW_KEY")
+    second = fail(gateway, upstream, CHAT, chat("second canary", model="up"))
+    host.more = section("[store.replay]", enabled=True, concurrency=1)
+    host.reload("NEW_KEY")
+    wait_for(lambda: [e["request_id"] for e in letters(gateway)] == [first], 20, "one replayed")
+    assert [b"second canary" in seen.body for seen in list(upstream.seen)[-1:]] == [True]
+    refused = post(gateway, f"/api/v1/dlq/{first}/replay")
+    assert refused.json()["error"]["code"] == "letter_locked"
+    pid = gateway.worker_pids()[0]
+    os.kill(pid, signal.SIGKILL)
+    gateway.replaced(0, pid)
+    host.reload("NEW_KEY", "OLD_KEY")
+    wait_for(lambda: letters(gateway) == [], 20, "the other one replayed, too")
+    assert b"first canary" in list(upstream.seen)[-1].body
+    told = gateway.ask(f"/api/v1/dlq/{first}").json()
+    assert (told["status"], told["attempts"]) == ("replayed", 1), second

@@ -26,7 +26,10 @@ import orjson
 from tpo_mp.shm.frames import RecordFrame
 from tpo_mp.store.audit_questions import AuditQuery, Cursor
 from tpo_mp.store.blocks import BLOCK_BYTES, Block, BlockReader
+from tpo_mp.store.sealing import UNSEALED, Seals
 from tpo_mp.store.shelf import Shelf
+
+from .sealed_records import opened
 
 SLICE_S: Final = 0.03
 FEW_BLOCKS: Final = 8192
@@ -121,7 +124,7 @@ class AuditReader:
         pending = 0
         if query.after is None:
             kept = [r for r in _of(shelf.records_in_memory()) if passes(r, query)]
-            entries = [entry_of(r) for r in reversed(kept)][: query.limit]
+            entries = [entry_of(r, shelf.seals) for r in reversed(kept)][: query.limit]
             pending = len(kept) - len(entries)
         last = query.after
         needles = _needles(query)
@@ -141,8 +144,9 @@ class AuditReader:
                 if len(entries) >= query.limit or room <= 0:
                     more = True
                     break
-                entries.append(entry_of(record))
+                entries.append(entry_of(record, shelf.seals))
                 room -= len(record.input or "") + len(record.output or "")
+                room -= sum(len(text or b"") for text in record.sealed)
                 last = place
             else:
                 last = Cursor(block.segment, block.start, 0)
@@ -255,7 +259,7 @@ def passes(record: RecordFrame, query: AuditQuery) -> bool:
     )
 
 
-def entry_of(record: RecordFrame) -> dict[str, Any]:
+def entry_of(record: RecordFrame, seals: Seals = UNSEALED) -> dict[str, Any]:
     """A record as the API shows it; without what was said when that was not kept."""
     entry: dict[str, Any] = {
         "id": record.call_id,
@@ -290,10 +294,12 @@ def entry_of(record: RecordFrame) -> dict[str, Any]:
         "peer": record.peer,
         "tags": record.tags,
     }
-    if record.input is not None or record.output is not None:
+    if record.input is not None or record.output is not None or record.sealed:
+        said, answered, locked = opened(record, seals)
         entry |= {
-            "input": record.input,
-            "output": None if record.output is None else [record.output],
+            "input": said,
+            "output": None if answered is None else [answered],
+            "locked": locked,
             "truncated": [name for bit, name in _TEXTS if record.cut & bit],
         }
     return entry

@@ -39,6 +39,7 @@ from .keeper import Keeper
 from .mail import Mail
 from .pieces import Lost, Pieces
 from .replays import Replays
+from .sealed_records import sealed
 
 FLUSH_BYTES = 1 << 20
 _ANSWER_BYTES = 64
@@ -109,7 +110,7 @@ class Desk:
 
         def work(shelf: Shelf) -> None:
             for batch in batches:
-                shelf.record(batch)
+                shelf.record(sealed(batch, shelf.seals))
 
         self._keeper.submit(work, cost=sum(map(len, batches)))
 

@@ -155,6 +155,7 @@ class Replays:
 
         def take(tables: Tables) -> tuple[_Given, ...]:
             given = []
+            replay_table.keys_are(tables, shelf.seals.marks)
             if self._first:  # who died before us may not have sent them; workers know what they ask
                 asked = replay_table.asked_by(tables, self._run)
                 given = [_Given(n, attempt, seat) for n, attempt, seat, _ in asked]
@@ -193,6 +194,8 @@ class Replays:
                 return self._begun(tables, seat, epoch, call_id, word.attempt)
             if word.how == "withdrawn":
                 replay_table.withdrawn(tables, call_id, self._run, seat, epoch)
+            elif word.how == "locked":
+                replay_table.locked(tables, call_id, word.attempt, now)
             else:
                 for_good = word.how == "refused"
                 replay_table.failed(

@@ -50,6 +50,7 @@ class AuditEntry(Struct):
     tags: list[str]
     input: str | None = None
     output: list[str] | None = None
+    locked: bool = False
     truncated: list[Literal["input", "output"]] = []
 
 

@@ -324,6 +324,8 @@ class Replayer:
 def _failure(number: int, asked: ReplayDelivery | None, error: TpoError) -> ReplayWord:
     """What to tell of an attempt that ended with ``error``."""
     if asked is None:
+        if error.reason == LOCKED:
+            return ReplayWord("locked", number)
         return ReplayWord(
             "failed" if error.retryable or isinstance(error, Busy) else "refused", number
         )

@@ -177,6 +177,7 @@ class RecordFrame(_Frame, frozen=True):
     ``cache`` is as ``Call.cache``, ``guard`` as ``Call.guard``.
     ``input`` and ``output`` are what was said, ``None`` and not sent unless that is kept; bit 0 of
     ``cut`` says that the first is not all of it, bit 1 the second.  ``tags`` are the client's.
+    ``sealed`` are input and output instead, once they were sealed for the disk.
     """
 
     call_id: str
@@ -212,6 +213,7 @@ class RecordFrame(_Frame, frozen=True):
     cut: int = 0
     aside_tokens: int = 0
     tags: list[str] = []
+    sealed: list[bytes | None] = []
 
 
 class DeadLetterFrame(_Frame, frozen=True):

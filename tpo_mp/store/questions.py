@@ -40,12 +40,13 @@ class ReplayWord(Struct, frozen=True, array_like=True):
 
     ``begun`` comes before the backend is asked, and control answers the attempt's number: a new
     one for an attempt of 0, else the same if that attempt is still this worker's, else nothing.
-    ``answered``, ``failed`` and ``refused`` (it can never be asked) end the attempt;
+    ``answered``, ``failed``, ``refused`` (it can never be asked) and ``locked`` (it cannot with the
+    keys of now) end the attempt;
     ``withdrawn`` ends whatever this worker has begun, for who was not told the number.
     ``unclear``: a backend may have done the work, and more than what was answered.
     """
 
-    how: Literal["begun", "answered", "failed", "refused", "withdrawn"]
+    how: Literal["begun", "answered", "failed", "refused", "locked", "withdrawn"]
     attempt: int = 0
     unclear: bool = False
 

@@ -41,6 +41,9 @@ _SPENT: Final = 3e12
 _MARK: Final = "replay_attempts_allowed"
 _FOR_GOOD: Final = 1_000_000
 """Added to the attempts of a letter that can never be asked, so that they are enough."""
+_LOCKED: Final = 1_000_000_000
+"""The same for one whose key is away, until the keys are others."""
+_KEYS: Final = "replay_keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,24 @@ def failed(
         " WHERE call_id=? AND attempts=? AND run!=''",
         (next_at, _FOR_GOOD if for_good else 0, unclear, call_id, attempt),
     )
+
+
+def locked(tables: Tables, call_id: str, attempt: int, now: float) -> None:
+    """Note that it cannot be asked with the keys of now, which was no attempt."""
+    tables.write(
+        "UPDATE letter_attempts SET run='', next_at=?, attempts=attempts%?+?"
+        " WHERE call_id=? AND attempts=? AND run!=''",
+        (now, _LOCKED, _LOCKED - 1, call_id, attempt),
+    )
+
+
+def keys_are(tables: Tables, keys: str) -> None:
+    """Ask the locked ones again if the keys are others than last time."""
+    if (tables.mark(_KEYS) or "") != keys:
+        tables.set_mark(_KEYS, keys)
+        tables.write(
+            "UPDATE letter_attempts SET attempts=attempts%? WHERE attempts>=?", (_LOCKED, _LOCKED)
+        )
 
 
 def answered(tables: Tables, call_id: str, attempt: int, *, unclear: bool = False) -> None:

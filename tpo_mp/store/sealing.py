@@ -60,6 +60,11 @@ class Seals:
     def __hash__(self) -> int:
         return hash(self._secrets)
 
+    @property
+    def marks(self) -> str:
+        """Which keys these are, and nothing of them; in no order."""
+        return " ".join(sorted(mark.hex() for mark in self._keys))
+
     def seal(self, plain: bytes, about: bytes) -> bytes:
         """Seal with the first key; without one it stays as it is."""
         if not self._keys:

@@ -133,6 +133,11 @@ class Shelf:
             with self._guarded():
                 self._tables.set_durability(options.durability)
 
+    @property
+    def seals(self) -> Seals:
+        """The keys as they are now."""
+        return self._options.seals
+
     # -- call records ---------------------------------------------------------------------------
 
     def record(self, batch: bytes) -> None:
