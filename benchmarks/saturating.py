@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import secrets
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from statistics import fmean as mean
@@ -23,6 +24,9 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
+
+from benchmarks.machine import ROOT
+from benchmarks.report import Row
 
 MODEL = "saturated"
 _RUN = secrets.token_hex(8)
@@ -143,6 +147,20 @@ async def saturate(
         "itl_ms": round(mean(waits.gaps) * 1e3, 3),
         "failed": waits.failed,
     }
+
+
+def label(clients: int) -> str:
+    """Name a number of clients."""
+    return f"{clients} client{'s' * (clients > 1)}"
+
+
+def measured(url: str, clients: int, *, rounds: int, prompt: int, answer: int = 0) -> Row:
+    """Run this module in a process of its own; answers its row."""
+    argv = [sys.executable, "-m", "benchmarks.saturating", url, "--clients", str(clients)]
+    argv += ["--rounds", str(rounds), "--prompt", str(prompt), "--answer", str(answer)]
+    out = subprocess.run(argv, capture_output=True, text=True, timeout=180, cwd=ROOT, check=True)
+    row: Row = json.loads(out.stdout)
+    return row
 
 
 def main() -> int:

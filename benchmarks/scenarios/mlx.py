@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -15,11 +13,10 @@ import uvloop
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.generating import TOKENS, generate
-from benchmarks.machine import ROOT
-from benchmarks.procs import Process, free_port
+from benchmarks.hosting import running, wait_healthy
+from benchmarks.procs import NotReadyError, free_port
 from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
-from benchmarks.targets import Skipped
 
 OURS, THEIRS = "mlx_engine", "mlx_lm-server"
 MODULES = {THEIRS: ("mlx_lm", "server", "--log-level", "WARNING"), OURS: ("hardware.mlx_engine",)}
@@ -46,7 +43,7 @@ def run(bench: Bench) -> dict[str, Series]:
             try:
                 with started(bench, name, model) as url:
                     row = measure(url, model, number, quick=bench.options.quick)
-            except Skipped as reason:
+            except NotReadyError as reason:
                 series.skipped = str(reason)
                 say(f"  {name}: skipped: {reason}")
                 continue
@@ -67,32 +64,18 @@ def started(bench: Bench, name: str, model: Path) -> Iterator[str]:
     """Run one server on the gateway's core until the block ends; answers its URL."""
     module, *words = MODULES[name]
     if importlib.util.find_spec(module) is None:
-        raise Skipped("not installed")
+        raise NotReadyError("not installed")
     port = free_port()
     argv = [sys.executable, "-W", "ignore", "-m", module, *words, "--model", str(model)]
     argv += ["--host", "127.0.0.1", "--port", str(port)]
     hub = bench.work / "hub"  # mlx_lm's server lists it, so it must exist
     hub.mkdir(exist_ok=True)
     env = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "TOKENIZERS_PARALLELISM": "false"}
-    cores = bench.cores.for_gateway()
-    process = Process(argv, log=bench.work / f"{name}.log", cores=cores, env=env, cwd=ROOT)
-    try:
+    log = bench.work / f"{name}.log"
+    with running(bench, argv, log, env=env, grace_s=3) as process:
         url = f"http://127.0.0.1:{port}"
-        _wait_healthy(process, url)
+        wait_healthy(process, url, READY_S)
         yield url
-    finally:
-        process.stop(3)
-
-
-def _wait_healthy(process: Process, url: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if process.popen.poll() is not None:
-            raise Skipped(f"exit code {process.popen.returncode}: {process.tail()}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2):
-            return
-        time.sleep(0.1)
-    raise Skipped(f"not ready after {READY_S:g} s: {process.tail()}")
 
 
 def measure(url: str, model: Path, number: int, *, quick: bool = False) -> Row:

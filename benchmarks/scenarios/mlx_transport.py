@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,12 +16,11 @@ import uvloop
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.generating import TOKENS, Generated
-from benchmarks.machine import ROOT
-from benchmarks.procs import NotReadyError, Process
+from benchmarks.hosting import ours
+from benchmarks.procs import NotReadyError
 from benchmarks.report import Row, Series
 from benchmarks.scenario import Column, Scenario
 from benchmarks.scenarios.mlx import build
-from benchmarks.targets import READY
 from tpo_mp.supervisor.client import request
 
 RINGS, HTTP = "rings", "http"
@@ -63,21 +61,12 @@ def run(bench: Bench) -> dict[str, Series]:
 
 @contextlib.contextmanager
 def _gateway(bench: Bench, model: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    home = bench.work / "mlx-gateway"
-    home.mkdir(exist_ok=True)
-    config = home / "tpo.toml"
-    config.write_text("".join(
+    config = "".join(
         _ENGINE.format(name=name, model=model, rings=str(name == RINGS).lower())
         for name in (RINGS, HTTP)
-    ))  # fmt: skip
-    argv = [sys.executable, "-m", "tpo_mp", "serve", "--config", str(config), "--port", "0",
-            "--ops-port", "0", "--workers", "1", "--state-dir", str(home / "state")]  # fmt: skip
-    process = Process(argv, log=home / "log", cores=bench.cores.for_gateway(), cwd=ROOT)
-    try:
-        url = process.wait_line(READY, READY_S)["url"]
-        yield url, _loaded(home / "state")
-    finally:
-        process.stop()
+    )
+    with ours(bench, "serve", "mlx-gateway", config, ready_s=READY_S) as (url, state):
+        yield url, _loaded(state)
 
 
 def _loaded(state: Path) -> Mapping[str, Any]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.engine_fit import Table, serve
-from benchmarks.machine import ROOT
-from benchmarks.procs import NotReadyError, Process
+from benchmarks.hosting import ours
+from benchmarks.procs import NotReadyError
 from benchmarks.report import Row, Series
-from benchmarks.saturating import MODEL
+from benchmarks.saturating import MODEL, label, measured
 from benchmarks.scenario import Column, Scenario
-from benchmarks.targets import READY
 from tpo_mp.simulator.engine_presets import PRESETS
 
 PRESET = "nim-70b-fp8"
@@ -43,46 +38,18 @@ def run(bench: Bench) -> dict[str, Series]:
     clients = CLIENTS[::3] if bench.options.quick else CLIENTS
     found = {label(n): Series() for n in clients}
     try:
-        with simulating(bench) as url:
+        with ours(bench, "simulate", "saturation", CONFIG) as (url, _):
             for turn in range(bench.options.rounds):
                 for n in clients:
-                    row = measure(url, n) | alone(n) | {"round": turn}
+                    row = (
+                        measured(url, n, rounds=ROUNDS, prompt=PROMPT) | alone(n) | {"round": turn}
+                    )
                     say(f"  {turn + 1} {n} clients: {short(row)}")
                     found[label(n)].rows.append(row)
     except (NotReadyError, subprocess.SubprocessError) as error:
         for series in found.values():
             series.skipped = series.skipped or str(error)
     return found
-
-
-def label(clients: int) -> str:
-    """Name a number of clients."""
-    return f"{clients} client{'s' * (clients > 1)}"
-
-
-@contextmanager
-def simulating(bench: Bench) -> Iterator[str]:
-    """One simulator on the gateway's core; ends with the block."""
-    home = bench.work / "saturation"
-    home.mkdir(exist_ok=True)
-    config = home / "tpo.toml"
-    config.write_text(CONFIG)
-    argv = [sys.executable, "-m", "tpo_mp", "simulate", "--config", str(config), "--port", "0"]
-    argv += ["--ops-port", "0", "--workers", "1", "--state-dir", str(home / "state")]
-    process = Process(argv, log=home / "log", cores=bench.cores.for_gateway(), cwd=ROOT)
-    try:
-        yield process.wait_line(READY, 30)["url"]
-    finally:
-        process.stop()
-
-
-def measure(url: str, clients: int) -> Row:
-    """Let so many clients ask."""
-    argv = [sys.executable, "-m", "benchmarks.saturating", url, "--clients", str(clients)]
-    argv += ["--prompt", str(PROMPT), "--rounds", str(ROUNDS)]
-    out = subprocess.run(argv, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
-    row: Row = json.loads(out.stdout)
-    return row
 
 
 def alone(clients: int) -> Row:

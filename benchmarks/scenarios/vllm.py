@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,12 +19,11 @@ import psutil
 
 from benchmarks.bench import Bench, say, short
 from benchmarks.engine_fit import Table, exactly, fit
-from benchmarks.machine import ROOT
-from benchmarks.procs import NotReadyError, Process, free_port
+from benchmarks.hosting import ours, running, wait_healthy
+from benchmarks.procs import NotReadyError, free_port
 from benchmarks.report import Row, Series
-from benchmarks.saturating import MODEL
+from benchmarks.saturating import MODEL, label, measured
 from benchmarks.scenario import Column, Scenario
-from benchmarks.targets import READY
 from tpo_mp.simulator.engine_costs import StepCosts
 from tpo_mp.simulator.engine_steps import EngineShape
 
@@ -61,35 +58,26 @@ def run(bench: Bench) -> dict[str, Series]:
             raise NotReadyError("no vLLM was named (--vllm PROGRAM)")
         with real(bench, bench.options.vllm) as url:
             version = version_of(url)
-            measured = [curve(url, clients, "vllm") for _ in range(bench.options.rounds)]
-        with simulated(bench, fitted(measured)) as url:
+            seen = [curve(url, clients, "vllm") for _ in range(bench.options.rounds)]
+        with simulated(bench, fitted(seen)) as url:
             shown = [curve(url, clients, "simulated") for _ in range(bench.options.rounds)]
     except (NotReadyError, ImportError, subprocess.SubprocessError) as error:
         return {name: Series(skipped=str(error)) for name in found}
-    for turn, (theirs, ours) in enumerate(zip(measured, shown, strict=True)):
+    for turn, (real_rows, rows) in enumerate(zip(seen, shown, strict=True)):
         for n in clients:
-            row = ours[n] | {f"real_{key}": value for key, value in theirs[n].items()}
+            row = rows[n] | {f"real_{key}": value for key, value in real_rows[n].items()}
             found[label(n)].rows.append(row | {"round": turn})
             found[label(n)].version = version if n == clients[0] else ""
     return found
-
-
-def label(clients: int) -> str:
-    """Name a number of clients."""
-    return f"{clients} client{'s' * (clients > 1)}"
 
 
 def curve(url: str, clients: tuple[int, ...], name: str) -> dict[int, Row]:
     """A row for every number of clients."""
     rows: dict[int, Row] = {}
     for n in clients:
-        argv = [sys.executable, "-m", "benchmarks.saturating", url, "--clients", str(n)]
-        argv += ["--prompt", str(PROMPT), "--answer", str(ANSWER), "--rounds", str(ROUNDS)]
         load = psutil.getloadavg()[0]
-        out = subprocess.run(
-            argv, capture_output=True, text=True, timeout=180, cwd=ROOT, check=True
-        )
-        rows[n] = json.loads(out.stdout) | {"load": round(load, 1)}
+        row = measured(url, n, rounds=ROUNDS, prompt=PROMPT, answer=ANSWER)
+        rows[n] = row | {"load": round(load, 1)}
         say(f"  {name} {n}: {short(rows[n])}")
     return rows
 
@@ -121,34 +109,19 @@ def real(bench: Bench, program: Path) -> Iterator[str]:
     argv += ["--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS)]
     env = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
            "VLLM_CPU_OMP_THREADS_BIND": str(bench.cores.gateway)}  # fmt: skip
-    process = Process(
-        argv, log=bench.work / "vllm.log", cores=bench.cores.for_gateway(), env=env, cwd=ROOT
-    )
-    try:
+    with running(bench, argv, bench.work / "vllm.log", env=env) as process:
         url = f"http://127.0.0.1:{port}"
-        wait_healthy(process, url)
+        wait_healthy(process, url, READY_S)
         curve(url, (1, SEQS), "vllm, to warm it")
         yield url
-    finally:
-        process.stop(10)
 
 
 @contextlib.contextmanager
 def simulated(bench: Bench, costs: StepCosts) -> Iterator[str]:
     """A simulator with the same limits and these costs, on the same core."""
-    home = bench.work / "vllm-simulated"
-    home.mkdir(exist_ok=True)
-    config = home / "tpo.toml"
-    config.write_text(configured(costs))
-    argv = [sys.executable, "-m", "tpo_mp", "simulate", "--config", str(config), "--port", "0"]
-    argv += ["--ops-port", "0", "--workers", "1", "--state-dir", str(home / "state")]
-    process = Process(argv, log=home / "log", cores=bench.cores.for_gateway(), cwd=ROOT)
-    try:
-        url = process.wait_line(READY, 60)["url"]
+    with ours(bench, "simulate", "vllm-simulated", configured(costs)) as (url, _):
         curve(url, (1,), "simulated, to warm it")
         yield url
-    finally:
-        process.stop()
 
 
 def configured(costs: StepCosts) -> str:
@@ -188,18 +161,6 @@ def build(folder: Path) -> Path:
     fast.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(LLAMA))
     return folder
-
-
-def wait_healthy(process: Process, url: str) -> None:
-    """Wait until the server is ready; raises ``NotReadyError``."""
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if process.popen.poll() is not None:
-            raise NotReadyError(f"exit code {process.popen.returncode}: {process.tail()}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2):
-            return
-        time.sleep(0.5)
-    raise NotReadyError(f"not ready after {READY_S:g} s: {process.tail()}")
 
 
 def version_of(url: str) -> str:
