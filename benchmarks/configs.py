@@ -116,16 +116,10 @@ first_token_ms = 50
 max_concurrent = 16
 """
 
-# About 120 blocks hold a prompt: six of them fit.
-_ENGINE = """
-[[backends]]
-name = "engine"
-kind = "simulator"
-models = ["*"]
-
+_SMALL = """
 [simulator]
-min_tokens = 4
-max_tokens = 4
+min_tokens = {tokens}
+max_tokens = {tokens}
 latency = {{ "*" = "small" }}
 
 [simulator.engines.small]
@@ -133,10 +127,17 @@ preset = "nim-8b"
 max_num_seqs = 8
 block_size = 16
 max_model_len = 4096
-num_gpu_blocks = 800
+num_gpu_blocks = {blocks}
+speedup = {speedup}
 """
 
-# Each remembers what about half of the conversations of ``scenarios.affinity`` come to.
+_ENGINE = """
+[[backends]]
+name = "engine"
+kind = "simulator"
+models = ["*"]
+"""
+
 _ENGINES = """
 [[backends]]
 name = "left"
@@ -152,19 +153,6 @@ models = ["*"]
 models = ["*"]
 strategy = "{strategy}"
 backends = ["left", "right"]
-
-[simulator]
-min_tokens = 16
-max_tokens = 16
-latency = {{ "*" = "small" }}
-
-[simulator.engines.small]
-preset = "nim-8b"
-max_num_seqs = 8
-block_size = 16
-max_model_len = 4096
-num_gpu_blocks = 1000
-speedup = 4
 """
 
 _REAL_ENGINES = """
@@ -220,9 +208,12 @@ def toml(mode: str, upstream: str) -> str:
         latency = "first_token_ms = 100\ntoken_ms = 100" if mode == "paced" else ""
         return _SIMULATOR.format(text=" ".join(["word"] * 500), latency=latency)
     if mode in ROUTES:
-        return _ENGINES.format(strategy=ROUTES[mode])
+        # Each remembers what about half of the conversations of ``scenarios.affinity`` come to.
+        small = _SMALL.format(tokens=16, blocks=1000, speedup=4)
+        return _ENGINES.format(strategy=ROUTES[mode]) + small
     if mode in BATCHES:
-        return _ENGINE.format() + BATCHES[mode] + "\n"
+        # About 120 blocks hold a prompt: six of them fit.
+        return _ENGINE + _SMALL.format(tokens=4, blocks=800, speedup=1) + BATCHES[mode] + "\n"
     if mode == "overload":
         return _OVERLOAD.format(key=KEY, second_key=SECOND_KEY)
     backend = _ECHO if mode == "echo" else _OPENAI

@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.configs import BOTH_FAMILIES, WITH_A_MAPPED_NAME
 from tests.support.gateway import Gateway
+from tests.support.shards import Shards, connect_to, session_on
 from tests.support.tiny_model import MlxServer
-from tests.support.toml import NO_CACHE, NO_RETRIES
+from tests.support.toml import ECHO, NO_CACHE, NO_RETRIES, backend
 from tests.support.upstream import Upstream
 
 
@@ -19,6 +20,18 @@ def origin() -> Iterator[Upstream]:
     """What the gateways of a module ask; it counts."""
     with Upstream() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shards(short_tmp: Path) -> Iterator[Shards]:
+    """Both connections stay open for all tests that ask them."""
+    with Upstream() as upstream:
+        config = ECHO + backend("up", upstream.base_url)
+        with Gateway(short_tmp / "shards", config=config, workers=2) as gateway:
+            url = gateway.url
+            with connect_to(url, 0) as one, connect_to(url, 1) as other:
+                sessions = (session_on(url, 0), session_on(url, 1))
+                yield Shards(gateway, upstream, (one, other), sessions)
 
 
 @pytest.fixture(scope="session")

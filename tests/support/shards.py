@@ -10,8 +10,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from .gateway import Gateway
 from .messages import CHUNKED, chunked
 from .raw import RawClient, RawReply, build, chat
+from .upstream import Upstream
+from .wait import wait_for
 
 CHAT = "/v1/chat/completions"
 ECHO = "echo"
@@ -47,6 +50,25 @@ def session_on(url: str, shard: int, prefix: str = "s") -> str:
             if shard_of(client, f"{prefix}-{number}") == shard:
                 return f"{prefix}-{number}"
     raise AssertionError(f"no session lives on shard {shard}")
+
+
+@dataclass(slots=True)
+class Shards:
+    """Two shards before an upstream, with a connection to each and a session on each."""
+
+    gateway: Gateway
+    upstream: Upstream
+    clients: tuple[RawClient, RawClient]
+    sessions: tuple[str, str]
+
+    def ended(self, aborted: int, within_s: float = 5.0) -> None:
+        """Wait until the upstream lost one more client than before."""
+        counters = self.upstream.counters
+        wait_for(lambda: counters.aborted == aborted + 1, within_s, "upstream cancelled")
+
+    def started(self, requests: int) -> None:
+        """Wait until the upstream has one more request."""
+        wait_for(lambda: self.upstream.counters.requests == requests + 1, 10, "call upstream")
 
 
 def render(host: str, value: Any, headers: dict[str, str], lane: Lane, target: str = CHAT) -> bytes:
