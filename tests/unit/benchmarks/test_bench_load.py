@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from benchmarks.client import Client
 from benchmarks.load import Load, from_wrk, lua, tag
 from benchmarks.payload import Payload
+from benchmarks.plan import Plan
 
 URL = "http://127.0.0.1:1"
 
@@ -20,6 +22,19 @@ def test_script_joins_the_same_bytes_as_our_own_client_sends():
     assert [json.loads(text).encode() for text in strings] == [before, after]
     assert "\r" not in script
     assert r"\u" not in script
+
+
+def test_requests_repeat_where_they_shall():
+    """Never, or after so many."""
+    payload = Payload("tag")
+    assert 'format("%012d", n)' in lua(payload, URL)
+    assert 'format("%012d", n % 3)' in lua(payload, URL, 3)
+    for distinct, numbers in ((0, [1, 2, 3, 4]), (3, [1, 2, 0, 1])):
+        client = Client(Plan(url=URL, tag="tag", conns=1, phases=[], distinct=distinct))
+        told = []
+        for client.sent in range(1, 5):
+            told.append(client.number())
+        assert told == numbers
 
 
 def test_summary_of_wrk_is_read_from_the_line_of_the_script():
