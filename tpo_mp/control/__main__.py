@@ -38,6 +38,9 @@ def main() -> int:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
     gc.disable()  # modules make no garbage worth looking for
+    from tpo_mp.http.late_trust import import_aiohttp
+
+    import_aiohttp()
     from .process import ControlProcess
 
     gc.enable()

@@ -20,6 +20,9 @@ def _boot() -> int:
     if failpoints.ACTIVE:
         failpoints.hit("sup.after_spawn")
 
+    from tpo_mp.http.late_trust import import_aiohttp
+
+    import_aiohttp()
     import uvloop
     from aiohttp import http_parser
     from setproctitle import setproctitle
