@@ -34,7 +34,7 @@ def test_map_is_never_torn_by_a_writer_killed_at_any_instant(seed: int) -> None:
             assert version % 2 == 0
             assert len(set(cells)) == 1
             assert time.perf_counter() - before < 1
-    assert len(versions) > KILLS
+    assert len(versions) > KILLS // 2, "maps were published in between"
 
 
 def test_beat_of_another_process_is_seen(seed: int) -> None:
