@@ -4,8 +4,8 @@ What ``scripts/compile`` runs.  ``MODULES`` is what is compiled; a module joins 
 says that it pays.  The product's source stays free of mypyc: what it cannot take is put right
 here, in its syntax tree, between the type check and the translation.
 
-- A class it cannot make (of msgspec, a protocol, an error or another class with an interpreted
-  base) stays the interpreter's: its source runs in its place.
+- A class it cannot make (of msgspec, a protocol, a named tuple, an error or another with an
+  interpreted base) stays the interpreter's: its source runs in its place.
 - ``asyncio.Protocol`` as a base only tells types, so it goes: event loops ask for methods.
 - A class that some interpreted one is derived from is told so, or that derivation is refused.
 
@@ -22,6 +22,7 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 import time
@@ -127,8 +128,22 @@ def main() -> int:
     shutil.rmtree(HOME, ignore_errors=True)
     made.rename(HOME)
     shutil.rmtree(work, ignore_errors=True)
+    if not imports(modules):
+        shutil.rmtree(HOME)
+        say("what was made cannot be imported, and was removed")
+        return 1
     say(f"{HOME.relative_to(ROOT)} holds {len(modules)} modules")
     return 0
+
+
+def imports(modules: list[str]) -> bool:
+    """Import all that was made, as a gateway would; what fails is on standard error."""
+    code = "".join(f"import {name}\n" for name in ["tpo_mp.worker.shard", *modules])
+    environ = os.environ | {"TPO_C_BUILD": "require", "PYTHONPATH": str(ROOT)}
+    code = "import tpo_mp.c_build as c; assert c.BUILD.taken, c.BUILD.left\n" + code
+    return (
+        subprocess.run([sys.executable, "-P", "-c", code], env=environ, check=False).returncode == 0
+    )
 
 
 def say(text: str) -> None:
@@ -209,9 +224,9 @@ def adapt(trees: list[MypyFile], builtins: SymbolTable) -> None:
 
 def is_interpreted(info: TypeInfo, native: set[TypeInfo]) -> bool:
     """Say whether a class is the interpreter's to make."""
-    if info.is_protocol or info.typeddict_type:
-        return True
-    if info.is_enum or info.is_named_tuple:
+    if info.is_protocol or info.typeddict_type or info.is_named_tuple:
+        return True  # a named tuple's annotations may name what is imported for types only
+    if info.is_enum:
         return False
     if info.metaclass_type and info.metaclass_type.type.fullname != "abc.ABCMeta":
         return True
