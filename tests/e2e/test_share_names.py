@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from hashlib import blake2b
 
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.innards import needs_linux, shared
 from tests.support.raw import chat
-from tests.support.toml import ECHO
+from tests.support.toml import ECHO, section
 from tests.support.wait import wait_for
 from tpo_mp.shm.shares import LINES, NAME_BYTES, ShareSegment
 
@@ -46,3 +48,34 @@ def test_a_backend_that_is_gone_is_forgotten(start_gateway: StartGateway) -> Non
     assert keepers(gateway, "backend:fourth") >= 2
     wait_for(lambda: keepers(gateway, "backend:second") == 0, 50, "the second one forgotten")
     assert keepers(gateway, "backend:fourth") >= 2
+
+
+def test_the_scores_of_backends_that_are_gone_make_room(start_gateway: StartGateway) -> None:
+    """Two configurations of 200 backends have more names than there are lines; a worker dies."""
+
+    def config(kind: str) -> str:
+        return "".join(
+            section("[[backends]]", name=f"{kind}-{n}", kind="echo", models=[f"{kind}-{n}"])
+            for n in range(200)
+        )
+
+    gateway = start_gateway(config=config("old"), workers=2)
+    assert gateway.config_path is not None
+    assert gateway.ask("/v1/chat/completions", chat("hi", "old-7")).status == 200
+    for _ in range(4):  # both workers look at all of them
+        assert gateway.ask("/api/v1/providers").status == 200
+    pid = gateway.worker_pids()[0]
+    os.kill(pid, signal.SIGKILL)
+    gateway.replaced(0, pid)
+    gateway.config_path.write_text(config("new"))
+    told = gateway.tpo("reload")
+    assert told.returncode == 0, told
+    assert gateway.ask("/v1/chat/completions", chat("hi", "new-199")).status == 200
+
+    def counted() -> bool:
+        listed = gateway.ask("/api/v1/providers").json()["providers"]
+        (entry,) = (one for one in listed if one["name"] == "new-199")
+        return bool(entry["successes"] == 1)
+
+    wait_for(counted, 20, "the call counted")
+    assert gateway.metric("tpo_scores_refused_total") == 0

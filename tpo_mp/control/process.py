@@ -37,7 +37,7 @@ from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.shm.scores import ScoreSegment, SharedScores
+from tpo_mp.shm.scores import SharedScores
 from tpo_mp.shm.shares import SharedShares
 from tpo_mp.store.shelf import Shelf
 
@@ -122,9 +122,7 @@ class ControlProcess:
         self.replays = self.desk.replays = Replays(self.plane, self.keeper, self.mail, registry.run)
         self.desk.keys = KeyDesk(registry.run, self._lives)
         self.folders = Folders(self.keeper, self.log, metrics)
-        scores = SharedScores(
-            ScoreSegment.attach(handoff.scores_fd, handoff.seats), table, handoff.seat
-        )
+        scores = SharedScores.of_host(handoff.scores_fd, table, self.plane, handoff.seat)
         shares = SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat)
         self.probing = Probing(ledger, scores, shares, metrics, time.monotonic, self.log)
         self._engines = EngineSeries(ledger, metrics, self._arena)

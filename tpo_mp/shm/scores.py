@@ -4,12 +4,13 @@
 
     0      magic u64 | layout u64 | seats u64 | pad to 64
     64     names   256 x 16 bytes    blake2b of the line's name; zeros: no line yet
-    then   per seat 256 lines of 217 words:
+    then   per seat 256 lines of 218 words:
            +0   good_at   f64        CLOCK_MONOTONIC of the last good end; 0: none
            +1   bad_at    f64        the same of the last failure
            +2   reason    48 bytes   crc32 u32 | why it failed, ASCII, padded with zeros
            +8   totals    29 words   good | bad | busy | refused | 25 buckets of ``TOOK_S``
            +37  marks     6 x (stamp u64 | totals as they were at the beginning of that slice)
+           +217 kept      whether the seat's occupant may still use the line
 
 A slice is ten minutes of CLOCK_MONOTONIC and has the number ``stamp`` (1 is the first).  The first
 thing that a seat counts in a slice is preceded by a copy of its totals into the mark of the slice;
@@ -19,6 +20,11 @@ without a mark in that time has counted nothing in it.
 One process, the seat's occupant, writes a seat's lines; the next occupant goes on where it stopped,
 so nothing is forgotten with a process.  Names are given under the ledger's lock of row 3.
 
+When no line is free, one that no living seat keeps is given to the new name, under the same lock,
+under which lines are also found and kept; its words of all seats are zeroed before the name is
+written, so who dies between leaves an old name that nobody asks for with fewer counts.  A process
+keeps a line from before it has an object of it until after it has none.
+
 What others see if the writer dies between any two lines: a word as it was or as it became; a time
 without its count, or a count without its bucket; a reason whose CRC is wrong, which is shown as
 none; a mark whose stamp is 0, which counts for nothing (the stamp is zeroed before the copy and
@@ -27,22 +33,24 @@ written after it), and is made again by the next occupant.
 Memory order: none is relied on; a count seen late is a count read earlier.  Who sees a stamp before
 its totals reads numbers that are off by one slice, until the next look.
 
-Invariants: totals never fall; reading writes nothing.
+Invariants: totals of a name never fall while anybody living keeps it; reading them writes nothing.
 Known weakness: a window is as long as whole slices are, so of the last hour it has at least fifty
-minutes; the lines are never given back, and a host counts at most 256 targets in its life.
+minutes; at most 256 targets are in use at a time.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Final
+from weakref import WeakValueDictionary, finalize
 from zlib import crc32
 
 from tpo_mp.ports import Counter
 from tpo_mp.types import TOOK_S, TryTally
 
+from .plane import Plane, SeatState
 from .rows import RowTable
 from .segment import Segment
 from .structure import SeatStructure
@@ -52,7 +60,7 @@ SCORES_REFUSED: Final = (
     "Targets (backend and model) whose tries a worker does not count: there are 256 already.",
 )
 MAGIC: Final = int.from_bytes(b"TPOSCORE", "little")
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 LINES: Final = 256
 NAME_BYTES: Final = 16
 LOCK_ROW: Final = 3
@@ -66,7 +74,9 @@ _TOTALS: Final = 8
 _GOOD, _BAD, _BUSY, _REFUSED, _TIMES = range(5)
 _TALLY: Final = _TIMES + len(TOOK_S) + 1
 _MARKS: Final = _TOTALS + _TALLY
-_LINE: Final = _MARKS + SLICES * (1 + _TALLY)
+_KEPT: Final = _MARKS + SLICES * (1 + _TALLY)
+_LINE: Final = _KEPT + 1
+_MOST_REFUSED: Final = 4096
 _NOBODY: Final = bytes(NAME_BYTES)
 _NAMING_NS: Final = 50_000_000
 
@@ -96,56 +106,116 @@ class SharedScores:
     """The ``Scores`` of one process, which sits on ``seat``."""
 
     def __init__(
-        self, segment: ScoreSegment, table: RowTable, seat: int, refused: Counter | None = None
+        self,
+        segment: ScoreSegment,
+        table: RowTable,
+        seat: int,
+        refused: Counter | None = None,
+        living: Callable[[], Iterable[int]] | None = None,
     ) -> None:
-        """``refused`` counts names that there is no line for, once each."""
+        """Take the seat; ``refused`` counts names that there is no line for, once each.
+
+        ``living`` tells which seats have an occupant; all of them, where nobody says so.
+        """
         self._refused = refused
         self._segment = segment
         self._table = table
         self._seat = seat
-        self._lines: dict[str, SharedScore | None] = {}
+        self._living = living or (lambda: range(segment.seats))
+        self._lines: WeakValueDictionary[str, SharedScore] = WeakValueDictionary()
+        self._without: set[str] = set()
+        for line in range(LINES):  # the last occupant's
+            segment.words[_at(seat, line) + _KEPT] = 0
+
+    @classmethod
+    def of_host(
+        cls, fd: int, table: RowTable, plane: Plane, seat: int, refused: Counter | None = None
+    ) -> SharedScores:
+        """Those that a process on a seat inherited."""
+        seats = plane.seats
+
+        def living() -> list[int]:
+            return [n for n in range(seats) if plane.seat(n).state != SeatState.EMPTY]
+
+        return cls(ScoreSegment.attach(fd, seats), table, seat, refused, living)
 
     def of(self, name: str) -> SharedScore | None:
         """The line of a target; ``None`` at the cap, and while nobody can be given one."""
-        if name in self._lines:
-            return self._lines[name]
+        found = self._lines.get(name)
+        if found is not None:
+            return found
         number = self._number(name)
         if number is None:
             return None
-        found = None if number < 0 else SharedScore(self._segment, self._seat, number)
-        if found is None and self._refused is not None:
-            self._refused.inc()
-        self._lines[name] = found
+        if number < 0:
+            if self._refused is not None and name not in self._without:
+                self._refused.inc()
+            if len(self._without) < _MOST_REFUSED:
+                self._without.add(name)
+            return None
+        self._without.discard(name)
+        segment = self._segment
+        found = self._lines[name] = SharedScore(segment, self._seat, number)
+        kept = _at(self._seat, number) + _KEPT
+        finalize(found, _leave, segment.words, kept).atexit = False
         return found
 
     def _number(self, name: str) -> int | None:
-        """Which line it is; -1: there are no more, ``None``: not now."""
+        """Which line it is, kept from now on; -1: there are no more, ``None``: not now."""
         digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
         with self._table.lock(LOCK_ROW, wait_ns=_NAMING_NS) as held:
             if held is None:
                 return None
             memory = self._segment.map
-            for line in range(LINES):
+            names = memory[_NAMES_AT : _NAMES_AT + LINES * NAME_BYTES]
+            known = [names[at : at + NAME_BYTES] for at in range(0, len(names), NAME_BYTES)]
+            if digest in known:
+                line = known.index(digest)
+            else:
+                line = known.index(_NOBODY) if _NOBODY in known else self._unkept()
+                if line < 0:
+                    return -1
+                for seat in range(self._segment.seats):
+                    at = _at(seat, line) * 8
+                    memory[at : at + _LINE * 8] = bytes(_LINE * 8)
                 at = _NAMES_AT + line * NAME_BYTES
-                found = memory[at : at + NAME_BYTES]
-                if found == digest:
-                    return line
-                if found == _NOBODY:
-                    memory[at : at + NAME_BYTES] = digest
-                    return line
+                memory[at : at + NAME_BYTES] = digest
+            self._segment.words[_at(self._seat, line) + _KEPT] = 1
+            return line
+
+    def _unkept(self) -> int:
+        """A line that nobody living has an object of; -1: all have one."""
+        words, living = self._segment.words, {*self._living(), self._seat}
+        for line in range(LINES):
+            if not any(words[_at(seat, line) + _KEPT] for seat in living):
+                return line
         return -1
+
+
+def _at(seat: int, line: int) -> int:
+    """Where the words of a seat's line begin."""
+    return _FIRST + (seat * LINES + line) * _LINE
+
+
+def _leave(words: memoryview, kept: int) -> None:
+    """Nobody here has an object of the line any more."""
+    try:
+        words[kept] = 0
+    except ValueError:  # unmapped meanwhile
+        return
 
 
 class SharedScore:
     """One target: counts what this process sees, tells what all have seen."""
 
-    __slots__ = ("_at", "_goods", "_hits", "_seats", "_segment", "_times", "_turns_at", "_words")
+    __slots__ = ("__weakref__", "_at", "_goods", "_hits", "_seats", "_segment", "_times",
+                 "_turns_at", "_words")  # fmt: skip
 
     def __init__(self, segment: ScoreSegment, seat: int, line: int) -> None:
         self._segment = segment
         self._words = segment.words
         self._times = segment.times
-        self._seats = [_FIRST + (n * LINES + line) * _LINE for n in range(segment.seats)]
+        self._seats = [_at(n, line) for n in range(segment.seats)]
         self._at = self._seats[seat]
         self._goods = self._at + _TOTALS + _GOOD
         self._hits = self._at + _TOTALS + _TIMES
@@ -217,7 +287,7 @@ class SharedScore:
 
     def _since(self, at: int, first: int) -> list[int]:
         words = self._words
-        marks = range(at + _MARKS, at + _LINE, 1 + _TALLY)
+        marks = range(at + _MARKS, at + _KEPT, 1 + _TALLY)
         stamped = [(words[mark], mark) for mark in marks if words[mark] >= max(first, 1)]
         if not stamped:
             return []

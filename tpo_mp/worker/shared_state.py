@@ -16,7 +16,7 @@ from tpo_mp.shm.plane import Plane
 from tpo_mp.shm.prefixes import PrefixSegment, SharedPrefixes
 from tpo_mp.shm.quotas import SharedQuotas
 from tpo_mp.shm.rows import RowTable
-from tpo_mp.shm.scores import SCORES_REFUSED, ScoreSegment, SharedScores
+from tpo_mp.shm.scores import SCORES_REFUSED, SharedScores
 from tpo_mp.shm.shares import SharedShares
 
 
@@ -35,11 +35,8 @@ class SharedState:
             metrics.counter("tpo_journal_dropped_total", "Journal entries left out."),
         )
         self.shares = SharedShares.of_host(handoff.shares_fd, table, plane, seat)
-        self.scores = SharedScores(
-            ScoreSegment.attach(handoff.scores_fd, handoff.seats),
-            table,
-            seat,
-            metrics.counter(*SCORES_REFUSED),
+        self.scores = SharedScores.of_host(
+            handoff.scores_fd, table, plane, seat, metrics.counter(*SCORES_REFUSED)
         )
         self.claims = SharedClaims.of_host(
             ClaimSegment.attach(handoff.claims_fd), table, plane, seat

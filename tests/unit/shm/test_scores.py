@@ -98,8 +98,8 @@ def test_there_is_a_cap_and_a_lock(segment: ScoreSegment, table: RowTable) -> No
     scores = SharedScores(segment, table, 0, refused)
     with table.lock(LOCK_ROW) as held:
         assert held is not None
-    for n in range(LINES):
-        assert scores.of(f"b:{n}") is not None
+    kept = [scores.of(f"b:{n}") for n in range(LINES)]
+    assert None not in kept
     assert refused.value == 0
     for _ in range(3):
         assert scores.of("one:more") is None
@@ -123,3 +123,28 @@ def test_quantiles_are_as_near_as_the_buckets() -> None:
     assert TOOK_S[10] < (tally.quantile_s(0.99) or 0) <= TOOK_S[11]
     open_end = TryTally(1, 0, 0, 0, (0,) * len(TOOK_S) + (1,))
     assert open_end.quantile_s(0.5) == TOOK_S[-1]
+
+
+def test_names_nobody_uses_are_given_back(segment: ScoreSegment, table: RowTable) -> None:
+    """When there is need: kept by another living seat they are not, and begin again at nothing."""
+    living = [0, 1]
+    one, two = (SharedScores(segment, table, n, None, lambda: living) for n in (0, 1))
+    for n in range(LINES):
+        made = one.of(f"old:{n}")
+        assert made is not None
+        made.good(0.1, 50.0)
+    del made
+    theirs = [two.of(f"old:{n}") for n in range(LINES)]
+    assert one.of("new:m") is None, "the other seat keeps all lines"
+    assert theirs[3] is not None
+    assert theirs[3].total().good == 1
+    theirs[7] = None
+    new = one.of("new:m")
+    assert new is not None
+    assert new.total() == TryTally()
+    assert one.of("newer:m") is None
+    living.remove(1)  # it was killed
+    newer = one.of("newer:m")
+    assert newer is not None
+    assert newer.total() == TryTally()
+    assert SharedScores(segment, table, 1, None, lambda: [0, 1]).of("newest:m") is not None
