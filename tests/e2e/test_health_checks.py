@@ -152,7 +152,8 @@ def test_one_that_is_down_is_left_alone_by_all_and_comes_back(bench: Bench) -> N
         return all(b["state"] == "ready" and b["pid"] not in (control, worker) for b in berths)
 
     wait_for(replaced, 30, "another control and another worker", every_s=0.1)
-    assert bench.state("one") == "down"
+    # On a crowded machine what the last control found may have grown old by now.
+    bench.stands("one", "down")
     assert bench.shares() == (0, 8)
     bench.one.pages["/health"] = WELL
     bench.stands("one", "ready")

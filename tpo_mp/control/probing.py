@@ -124,7 +124,7 @@ class Probing:
     async def _ask_on(self, probe: Probe) -> None:
         judgement = Judgement(probe.rise, probe.fall)
         found = read_standing(self._ledger.look(health_row(probe.name)), (0.0, 0.0, 0.0, 0.0))
-        if found.standing(self._clock()):
+        if found.state:  # also when it is too old to be believed: the first answer will tell
             judgement.resume(found.state, found.since, found.why)
         board = Scoreboard(self._scores, [probe])
         async with _session(probe, await _trust(probe), keep=False) as session:
