@@ -12,8 +12,8 @@ here, in its syntax tree, between the type check and the translation.
 What a compiled module must heed itself: no ``cast`` to a type that the value has not (it is
 checked); patching its functions from outside reaches no compiled caller.
 
-Known weakness: a compiled ``Call`` is not copied by ``copy.copy``, so `dedup` fails on a full build;
-the syntax tree is mypy's own affair, so its version is pinned.
+Known weakness: ``Call.__new__(Call)`` fails where both are compiled, so `dedup` does.
+The syntax tree is mypy's own affair, so its version is pinned.
 """
 
 from __future__ import annotations
