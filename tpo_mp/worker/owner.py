@@ -106,7 +106,6 @@ class Owner:
         self._account = account
         self._add_timer = add_timer
         self._recalls = Recalls(self, account, self._ids, placing)
-        self.recall: Callable[[Exchange], Recalled | None] = self._recalls.recall
         self._max_open = max_open_calls
         self._encode_meta = msgspec.msgpack.Encoder().encode
         self._metas: dict[tuple[str, str, str, str, bool], bytes] = {}
@@ -162,6 +161,9 @@ class Owner:
 
     def owns(self, head: Head, call_id: str) -> bool:
         return call_id.endswith(self._placing.mark(head.principal.tenant))
+
+    def recall(self, exchange: Exchange) -> Recalled | None:
+        return self._recalls.recall(exchange)
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
