@@ -471,9 +471,7 @@ class Call:
         self.stream = stream
         self.started_at = started_at
         self.dialect = Dialect.OPENAI_CHAT
-        self.tenant = ""
-        self.tier = ""
-        self.key_id = ""
+        self.tenant = self.tier = self.key_id = ""
         self.idempotency_key = b""
         self.session: str | None = None
         self.affinity: str | None = None
@@ -482,32 +480,50 @@ class Call:
         self.patience_s = NO_DEADLINE
         self.client_request_id = ""
         self.authorization: bytes | None = None
-        self.peer = ""
-        self.note = ""
-        self.cache = ""
-        self.guard = ""
+        self.peer = self.note = self.cache = self.guard = ""
         self.reuse = 0
         self.sdk_try = -1
         self.fingerprint: Any = None
         self.seen = 0
         self.forward = b""
         self.usage_wanted = False
-        self.slot = -1
-        self.shard = -1
+        self.slot = self.shard = -1
         self.attempts = 0
         self.backend = ""
         self.choices: tuple[str, ...] = ()
         self.tried: set[str] | None = None
-        self.upstream_at = 0.0
-        self.first_byte_at = 0.0
-        self.rerun = False
-        self.unclear = False
+        self.upstream_at = self.first_byte_at = 0.0
+        self.rerun = self.unclear = False
         self.limit_lines = b""
         self.endings: list[Callable[[Ending], object]] | None = None
         self.audited: Any = None
         self.admitted = False
         self.spent: list[float] | None = None
         self.aside: Aside | None = None
+
+    def __copy__(self) -> Call:
+        """Written out: compiled to C a class has no other way, and a loop would cost much more."""
+        made = Call(
+            id=self.id, model=self.model, body=self.body, stream=self.stream, started_at=0.0
+        )
+        (
+            made.started_at, made.admitted, made.affinity, made.aside, made.attempts, made.audited,
+            made.authorization, made.backend, made.cache, made.choices, made.client_request_id,
+            made.deadline, made.dialect, made.endings, made.fingerprint, made.first_byte_at,
+            made.forward, made.guard, made.idempotency_key, made.key_id, made.limit_lines,
+            made.note, made.patience_s, made.peer, made.priority, made.rerun, made.reuse,
+            made.sdk_try, made.seen, made.session, made.shard, made.slot, made.spent,
+            made.tenant, made.tier, made.tried, made.unclear, made.upstream_at, made.usage_wanted,
+        ) = (
+            self.started_at, self.admitted, self.affinity, self.aside, self.attempts, self.audited,
+            self.authorization, self.backend, self.cache, self.choices, self.client_request_id,
+            self.deadline, self.dialect, self.endings, self.fingerprint, self.first_byte_at,
+            self.forward, self.guard, self.idempotency_key, self.key_id, self.limit_lines,
+            self.note, self.patience_s, self.peer, self.priority, self.rerun, self.reuse,
+            self.sdk_try, self.seen, self.session, self.shard, self.slot, self.spent,
+            self.tenant, self.tier, self.tried, self.unclear, self.upstream_at, self.usage_wanted,
+        )  # fmt: skip
+        return made
 
 
 LEASE_NUMBERS = 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from tests.support.fake_net import Collected, HeldStream
 from tpo_mp.types import NO_DEADLINE, STAGES, Call, Phase, Priority, Reply, Stream, Terminal, Usage
 
@@ -25,6 +27,16 @@ def test_stages_and_ends_are_those_operators_know() -> None:
     assert {end.value for end in Terminal} == {
         "done", "failed", "shed", "expired", "cancelled", "crashed",
     }  # fmt: skip
+
+
+def test_copy_of_a_call_has_all_of_it() -> None:
+    """Every field, also one that was added yesterday."""
+    call = Call(id="i", model="m", body=b"", stream=False, started_at=1.0)
+    for name in Call.__slots__:
+        setattr(call, name, object())
+    copied = copy(call)
+    assert all(getattr(copied, name) is getattr(call, name) for name in Call.__slots__)
+    assert copied is not call
 
 
 def test_fresh_call_asks_for_nothing_special() -> None:
