@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from . import c_build  # noqa: F401 - before any module that may be compiled
-
 if TYPE_CHECKING:
     from .library import spawn_pipeline
 

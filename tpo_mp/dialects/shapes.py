@@ -466,14 +466,12 @@ class VersionAnswer(Struct):
     """The running program.
 
     ``build_timestamp`` is when its newest source file was written, or null where it lies in none;
-    ``build`` is `c` where the hot path is compiled, else `python`; ``features`` are what may be
-    configured, as ``door/name``.
+    ``features`` are what may be configured, as ``door/name``.
     """
 
     name: Literal["tpo-mp"]
     version: str
     build_timestamp: str | None
-    build: Literal["c", "python"]
     features: list[str]
 
 

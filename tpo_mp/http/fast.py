@@ -42,7 +42,7 @@ class FastConnection(asyncio.Protocol):
 
     def __init__(self, edge: ClientEdge) -> None:
         self._edge = edge
-        self.head: Head
+        self.head: Head = cast("Head", None)
         self.body = b""
         self.open = False
         self.on_disconnect: Callable[[], None] | None = None

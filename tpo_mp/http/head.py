@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -113,7 +113,7 @@ class Head:
         self.client: str | None = None
         self.principal: Principal = EVERYBODY
         self.keyed = b""
-        self.tally: TallyRow
+        self.tally: TallyRow = cast("TallyRow", None)
         self.scope: Any = None
 
     def add_lines(self, lines: bytes) -> None:

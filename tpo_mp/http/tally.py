@@ -24,9 +24,7 @@ from .head import Head
 
 REQUESTS: Final = "http_requests_total"
 DURATION: Final = "http_request_duration_seconds"
-BOUNDS_S: Final[tuple[float, ...]] = (
-    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
+BOUNDS_S: Final = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SUM: Final = len(BOUNDS_S) + 1
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 LEFT, CUT = 499, 0

@@ -53,9 +53,14 @@ class ResponseHead:
     """One checked response head; ``passed`` are the allow-listed header lines for the client."""
 
     __slots__ = (
-        "chunked", "content_length", "content_type", "keep_alive", "passed", "retry_after",
+        "chunked",
+        "content_length",
+        "content_type",
+        "keep_alive",
+        "passed",
+        "retry_after",
         "status",
-    )  # fmt: skip
+    )
 
     def __init__(self) -> None:
         self.status = 0
@@ -568,9 +573,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         return False
-
-    def pause_writing(self) -> None: ...  # one request waits in the transport, and is bounded
-    def resume_writing(self) -> None: ...
 
     def connection_lost(self, exc: Exception | None) -> None:
         origin, exchange = self.origin, self.exchange

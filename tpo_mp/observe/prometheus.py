@@ -18,8 +18,6 @@ import psutil
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from tpo_mp.c_build import BUILD
-
 from .health import (
     READY,
     SEAT_STATES,
@@ -66,10 +64,7 @@ class HostCollector(Collector):
 def derived(plane: PlaneView) -> Iterator[Metric]:
     """Series that the control words and the process table know."""
     uptime = max(0.0, time.time() - plane.started_at_wall_ms / 1e3)
-    yield _gauge(
-        "tpo_build_info", "Version of the running package, and whether its hot path is compiled.",
-        1, version=package_version(), build=BUILD.name,
-    )  # fmt: skip
+    yield _gauge("tpo_build_info", "Version of the running package.", 1, version=package_version())
     yield _gauge("tpo_uptime_seconds", "Seconds since the supervisor started.", uptime)
     yield _gauge("tpo_host_state", "0 starting, 1 running, 2 draining, 3 stopping.",
                  plane.host_state)  # fmt: skip

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tpo_mp import __version__, registry
-from tpo_mp.c_build import BUILD
 from tpo_mp.ports import Door
 
 
@@ -47,6 +46,5 @@ def version() -> dict[str, Any]:
         "name": "tpo-mp",
         "version": __version__,
         "build_timestamp": BUILD_TIMESTAMP,
-        "build": BUILD.name,
         "features": features(),
     }

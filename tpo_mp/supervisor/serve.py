@@ -19,7 +19,6 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from tpo_mp.c_build import BUILD
 from tpo_mp.errors import ExitCode, TpoError
 
 from .compiling import Compilation
@@ -41,10 +40,6 @@ def serve(options: ServeOptions) -> int:
     os.umask(0o077)
     set_limits()
     config_path = options.config_path and options.config_path.absolute()
-    if (complaint := BUILD.complaint) is not None:
-        write_line(sys.stderr, f"tpo-mp: {complaint}")
-        if BUILD.fatal:
-            return int(ExitCode.BOOT_FAILED)
 
     def compile_now(now: float, ports: Mapping[str, int]) -> Compilation:
         return Compilation(config_path, {**options.flags, "engine_ports": dict(ports)}, now)

@@ -31,7 +31,7 @@ from .state import Child, Intent, Role
 
 PASSED = frozenset({
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOGNAME", "PATH",
-    "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "TPO_C_BUILD",
+    "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV",
     "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_SYSTEM_ROOT",
     "TPO_TEST",
 })  # fmt: skip
