@@ -64,7 +64,8 @@ class House:
 
     def ask(self, model: str, text: str, **more: Any) -> RawReply:
         """One chat."""
-        return self.gateway.ask(CHAT, chat(text, model, **{"temperature": 0.8, **more}))
+        with RawClient(self.gateway.url, timeout_s=100) as client:  # many tokens take their time
+            return client.post_json(CHAT, chat(text, model, **{"temperature": 0.8, **more}))
 
 
 @pytest.fixture(scope="module")

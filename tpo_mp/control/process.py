@@ -72,7 +72,8 @@ LAST_ROUNDS = 64
 SUSPECT_S = 1.0
 """A beat later than this is on the way to counting as a hang."""
 HUSH_S = 0.25
-SETTLE_S = 0.4
+SETTLE_S = 2.0
+"""At most; it is over as soon as nothing is left to write down."""
 
 
 class ControlProcess:
