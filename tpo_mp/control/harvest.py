@@ -335,7 +335,7 @@ class Harvest:
         """The body that its worker died with, if it was working on it."""
         if orphan.body is None or orphan.flags & SlotFlag.TRUNCATED:
             return []
-        if orphan.state_before is SlotState.SETTLED:
+        if orphan.state_before is SlotState.OWING:
             return []
         now = self._clock()
         began_at = now - (time.time() - orphan.started_wall_ms / 1e3)
@@ -369,7 +369,8 @@ class Harvest:
 def _rerunnable(orphan: Orphan) -> bool:
     flags = orphan.flags
     whole = orphan.body is not None and not flags & SlotFlag.TRUNCATED
-    return bool(flags & SlotFlag.ASYNC) and orphan.attempts < 1 and whole
+    untried = orphan.attempts < 1 and orphan.state_before is not SlotState.OWING
+    return bool(flags & SlotFlag.ASYNC) and untried and whole
 
 
 def _remove(link: Path) -> None:

@@ -27,9 +27,9 @@ from .fence import FENCED, fence
 from .registry import Registry
 from .registry_layout import INLINE_BYTES, SENT_AT, SLOT, SLOT_BYTES, STATE_AT
 
-# Open, or orphaned and not yet a dead letter.
-_KEPT = re.compile(rb"[\x01-\x04]")
-_FIRST, _LAST = 1, 4
+# Open, or not yet a dead letter: orphaned, or over.
+_STATES = b"\x01\x02\x03\x04\x07"
+_KEPT = re.compile(b"[" + _STATES + b"]")
 _WORD_BYTES = 8
 _SLOT_WORDS = SLOT_BYTES // _WORD_BYTES
 
@@ -98,7 +98,7 @@ class OpenSlots:
     def _open(self, at: int) -> bool:
         if FENCED:
             fence()
-        is_open = _FIRST <= self._segment.map[at + STATE_AT] <= _LAST
+        is_open = self._segment.map[at + STATE_AT] in _STATES
         if FENCED:
             fence()
         return is_open

@@ -23,9 +23,9 @@
 States and who moves them:
 
     0 FREE -> 1 ACCEPTED -> 2 SENT -> 3 FIRST_BYTE -> 0 FREE     the seat's occupant
-    1, 2, 3 -> 6 SETTLED -> 0 FREE   the occupant: answered, its call record not pushed yet, and
-                                     no dead letter to come: nothing is done about it if it dies
-    1, 2, 3 -> 4 ORPHANED      supervisor, after it reaped the occupant (or at a cold start)
+    1, 2, 3 -> 6 SETTLED -> 0 FREE   the occupant: answered, its call record not pushed yet
+    1, 2, 3 -> 7 OWING -> 0 FREE     the occupant: over, its dead letter not pushed yet
+    1, 2, 3, 7 -> 4 ORPHANED   supervisor, after it reaped the occupant (or at a cold start)
     4 -> 5 HARVESTED           control, after it wrote the dead letter
     5 -> 0 FREE                the seat's next occupant, before it uses slot and pages again
 
@@ -100,6 +100,7 @@ class SlotState(IntEnum):
     ORPHANED = 4
     HARVESTED = 5
     SETTLED = 6
+    OWING = 7
 
 
 class SlotFlag(IntFlag):
@@ -113,9 +114,9 @@ class SlotFlag(IntFlag):
 
 _FREE, _ACCEPTED = int(SlotState.FREE), int(SlotState.ACCEPTED)
 _REUSABLE = (SlotState.FREE, SlotState.HARVESTED, SlotState.SETTLED)
-_OPEN = (SlotState.ACCEPTED, SlotState.SENT, SlotState.FIRST_BYTE)
+_OPEN = (SlotState.ACCEPTED, SlotState.SENT, SlotState.FIRST_BYTE, SlotState.OWING)
 # An area's states, one byte per slot, are searched as text: control does it every second.
-_OPEN_STATES = re.compile(rb"[\x01-\x03]")
+_OPEN_STATES = re.compile(rb"[\x01-\x03\x07]")
 _ORPHANED_STATE = re.compile(rb"\x04")
 
 

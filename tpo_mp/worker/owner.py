@@ -283,13 +283,14 @@ class Owner:
     def settled(self, delivery: Delivery) -> None:
         """Account for a call that ended.
 
-        One whose letter has yet to leave this process keeps its slot as it is: should the process
-        die first, what control finds there becomes the letter.
+        Should this process die before the letter of a failed one has left it, control makes the
+        letter from what it finds in the slot.
         """
         self.open.discard(delivery)
         slot = delivery.call.slot
-        if slot >= 0 and (delivery.error is None or not wants_letter(delivery)):
-            self._registry.set_state(slot, SlotState.SETTLED)
+        if slot >= 0:
+            owes = delivery.error is not None and wants_letter(delivery)
+            self._registry.set_state(slot, SlotState.OWING if owes else SlotState.SETTLED)
         self._account.add(delivery)
         if delivery.call.cache == "hit":
             self._recalls.learn(delivery)

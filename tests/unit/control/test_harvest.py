@@ -18,7 +18,7 @@ from tpo_mp.shm import registry as registry_module
 from tpo_mp.shm.callid import CallIds, to_bytes
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import Command, Plane, SeatState
-from tpo_mp.shm.registry import Registry
+from tpo_mp.shm.registry import Registry, SlotState
 from tpo_mp.store.letters import Letter
 
 
@@ -202,7 +202,7 @@ def test_bodies_that_workers_died_with_are_told_once(
     """With when they began and when the death was seen; not of calls that had ended."""
     registry = Registry.create_file(tmp_path / "registry", 5, 64)
     writer, ids, keeper = registry.writer(0, 1), CallIds(0, 1), LateKeeper()
-    finished, lost = ids.new(), ids.new()
+    finished, failed, lost = ids.new(), ids.new(), ids.new()
     monkeypatch.setattr(module, "record_ids", lambda batches: {b.decode() for b in batches})
     monkeypatch.setattr(keeper.shelf, "stored", lambda call_id: call_id in keeper.shelf.kept)
     told: list[Suspect] = []
@@ -216,6 +216,8 @@ def test_bodies_that_workers_died_with_are_told_once(
     meta = msgspec.msgpack.encode(SlotMeta("/v1/chat/completions", "m", "", "", "", False))
     for call_id, body in ((finished, b"finished"), (lost, b"lost")):
         writer.open(to_bytes(call_id), meta, body, 0)
+    owing = writer.open(to_bytes(failed), meta, b"failed", 0)
+    writer.set_state(owing, SlotState.OWING)
     harvest.note_records(0, finished.encode())
     now += 5
     plane.seat(0).vacate()
@@ -227,6 +229,7 @@ def test_bodies_that_workers_died_with_are_told_once(
         harvest.tick()
         keeper.run()
     (suspect,) = told
+    assert sorted(keeper.shelf.kept) == sorted((failed, lost))
     assert suspect.digest == digest_of_body(b"lost")
     assert suspect.died_by == died
     assert suspect.began_at <= now
