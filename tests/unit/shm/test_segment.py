@@ -100,7 +100,8 @@ def test_full_memory_is_a_clear_error_not_a_crash(
     with pytest.raises(Fault, match="no room"):
         Segment.create_file(tmp_path / "file", 4096)
     assert not (tmp_path / "file").exists()
-    assert len(set(Path("/dev/fd").iterdir())) == len(before)
+    # What other tests left open may be collected meanwhile.
+    assert set(Path("/dev/fd").iterdir()) <= before
 
 
 def test_other_errors_of_the_system_are_not_disguised(
