@@ -352,12 +352,12 @@ def test_the_memory_of_its_control_group_is_an_engines_limit_too(
 
 
 PYTHON_SERVER = """
-import json, sys, threading, time
+import json, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 assert words["--interrupt_requests"] == "false", words
-now, most = [], [0]
+now, most, another = [], [0], threading.Event()
 
 class Server(BaseHTTPRequestHandler):
     def answer(self, status, value):
@@ -375,7 +375,9 @@ class Server(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         now.append(0)
         most[0] = max(most[0], len(now))
-        time.sleep(0.2)
+        if len(now) > 1:
+            another.set()
+        another.wait(0.2)  # until a second one is here, if one may come
         now.pop()
         said = {"role": "assistant", "content": f"{most[0]} at once, stream {body.get('stream')}"}
         choice = {"index": 0, "message": said, "finish_reason": "stop"}

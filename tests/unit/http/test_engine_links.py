@@ -11,7 +11,7 @@ import pytest
 from hardware.mlx_engine.rings import RingEnds, RingOut
 from tests.support.wait import until
 from tpo_mp.errors import BackendFailure, BackendTimeout, TpoError
-from tpo_mp.http.engine_links import RECHECK_S, EngineLine, EngineLinks, EngineOrigin
+from tpo_mp.http.engine_links import EngineLine, EngineLinks, EngineOrigin
 from tpo_mp.http.upstream import Deadlines, ResponseHead, UpstreamExchange
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.shm.doorbell import Doorbell
@@ -408,12 +408,13 @@ def test_once_a_bell_was_lost_nobody_waits_for_the_next() -> None:
         await out.end()
 
     async def test(host: Host) -> None:
+        links = host.links[0]
         heard = host.ask()  # nobody listens to the worker's bell here
-        while not host.links[0].poll():
-            await asyncio.sleep(0.001)
+        await until(links.poll)
         go.set()
-        await asyncio.sleep(5 * RECHECK_S)
+        await until(lambda: any(reader.pending() for reader in links._readers))
         assert not heard.end
+        assert not links._rechecks, "it will not look by itself"
         await host.until(lambda: heard.end)
         go.clear()
         again = host.ask()
