@@ -11,6 +11,7 @@ from psutil import Process
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
+from tests.support.stalls import Stalls
 from tests.support.wait import wait_for
 from tpo_mp import __version__
 from tpo_mp.shm.plane import LAYOUT
@@ -76,18 +77,20 @@ def test_no_connection_waits_for_a_slot_that_backs_off(
         kill(host.slot(0)["pid"])
         host.logged("worker_died", deaths)
     waits: list[float] = []
-    for batch in range(50):
-        with Crowd(host.url, 20, prefix=f"batch{batch}", stream=False) as crowd:
-            attempts = crowd.ended()
-        assert crowd.outcomes() == {"ok": 20}
-        waits += [a.ended_at - a.began_at for a in attempts]
-    print(f"slowest of {len(waits)}: {max(waits) * 1000:.0f} ms")
+    with Stalls() as machine:
+        for batch in range(50):
+            with Crowd(host.url, 20, prefix=f"batch{batch}", stream=False) as crowd:
+                attempts = crowd.ended()
+            assert crowd.outcomes() == {"ok": 20}
+            waits += [a.ended_at - a.began_at for a in attempts]
+    stood_ms = machine.longest_s * 1000
+    print(f"slowest of {len(waits)}: {max(waits) * 1000:.0f} ms; a core stood for {stood_ms:.0f}")
     assert host.slot(0)["state"] == "backing off"
-    # A shared machine stands still now and then; a connection in a queue that nobody accepts from
-    # waits for all of the 30 s.
-    waits.sort()
-    assert waits[-10] < 0.3 * slack
-    assert waits[-1] < 5
+    # A shared machine stands still now and then, client and host one after the other; a connection
+    # in a queue that nobody accepts from waits for all of the 30 s.
+    assert len(waits) == 1000
+    assert max(waits) < 0.3 * slack + 2 * machine.longest_s
+    assert max(waits) < 15
     assert host.ask("/ready").json()["degraded"]
     assert len(host.events("worker_died")) == 3
     with Load(host.url, rng, clients=4) as load:
