@@ -7,19 +7,23 @@ An SDK's own pause before its first retry is at most half a second: who waits lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
+from tests.support.configs import BOTH_FAMILIES
 from tests.support.dialects import REPLIES
 from tests.support.gateway import Gateway
 from tests.support.javascript import Node
+from tests.support.toml import NO_CACHE, NO_RETRIES
 from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
 
 SDKS = ("openai-python", "anthropic-python", "openai-javascript", "anthropic-javascript")
 BACKENDS = {"gpt-1": "openai_chat", "claude-1": "anthropic_messages"}
@@ -36,6 +40,15 @@ class Asked:
 
     status: int
     calls: int
+
+
+@pytest.fixture(scope="module")
+def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """Of these tests alone, since they count."""
+    with Upstream() as upstream:
+        config = NO_CACHE + NO_RETRIES + BOTH_FAMILIES.format(base_url=upstream.base_url)
+        with Gateway(short_tmp / "retries", config=config, workers=2) as gateway:
+            yield gateway, upstream
 
 
 @pytest.fixture(params=SDKS)
@@ -82,10 +95,17 @@ def calls_of(gateway: Gateway) -> int:
     return sum(int(float(line.split()[-1])) for line in lines)
 
 
-def measured(ask: Ask, gateway: Gateway, model: str) -> Asked:
-    """Ask once, however often that is."""
-    before = calls_of(gateway)
-    return Asked(ask(gateway.url, model), calls_of(gateway) - before)
+def measured(ask: Ask, scripted: tuple[Gateway, Upstream], model: str) -> Asked:
+    """Ask once, however often that is.
+
+    A call is counted just after its answer was sent; this gateway asks its upstream once a call.
+    """
+    gateway, upstream = scripted
+    before = upstream.counters.requests
+    assert calls_of(gateway) == before, "somebody else's calls"
+    status = ask(gateway.url, model)
+    wait_for(lambda: calls_of(gateway) >= upstream.counters.requests, 10, "calls to be counted")
+    return Asked(status, calls_of(gateway) - before)
 
 
 @pytest.mark.parametrize("model", BACKENDS)
@@ -94,24 +114,25 @@ def test_pause_in_milliseconds_is_kept(
     ask: Ask, scripted: tuple[Gateway, Upstream], model: str, status: int
 ) -> None:
     """``retry-after-ms`` from either API; the second try is answered."""
-    gateway, upstream = scripted
+    _, upstream = scripted
     headers = {"Retry-After-Ms": str(round(PAUSE_S * 1e3)), "Retry-After": "1"}
     upstream.queue("status", status=status, reply=NO, headers=headers)
     upstream.queue("answer", reply=REPLIES[BACKENDS[model]])
-    asked = measured(ask, gateway, model)
+    asked = measured(ask, scripted, model)
     assert (asked.status, asked.calls) == (200, 2)
     assert upstream.seen[-1].at - upstream.seen[0].at >= PAUSE_S
 
 
 def test_pause_up_to_a_date_is_kept(ask: Ask, scripted: tuple[Gateway, Upstream]) -> None:
     """``retry-after`` as an HTTP date, which has whole seconds."""
-    gateway, upstream = scripted
-    date = formatdate(time.time() + 6, usegmt=True)  # a client may take a while to start
+    _, upstream = scripted
+    ahead_s = 3.0  # more than a client waits by itself
+    date, due = formatdate(time.time() + ahead_s, usegmt=True), time.monotonic() + ahead_s - 1
     upstream.queue("status", status=429, reply=NO, headers={"Retry-After": date})
     upstream.queue("answer", reply=REPLIES["openai_chat"])
-    asked = measured(ask, gateway, "gpt-1")
+    asked = measured(ask, scripted, "gpt-1")
     assert (asked.status, asked.calls) == (200, 2)
-    assert upstream.seen[-1].at - upstream.seen[0].at >= 1
+    assert upstream.seen[-1].at >= due
 
 
 @pytest.mark.parametrize("model", BACKENDS)
@@ -120,25 +141,25 @@ def test_who_is_told_not_to_come_back_does_not(
     ask: Ask, scripted: tuple[Gateway, Upstream], model: str, status: int
 ) -> None:
     """``x-should-retry: false`` from either API: one call, and its error."""
-    gateway, upstream = scripted
+    _, upstream = scripted
     upstream.queue("status", status=status, reply=NO, headers={"X-Should-Retry": "false"})
-    asked = measured(ask, gateway, model)
+    asked = measured(ask, scripted, model)
     assert asked.status in (status, 529)
     assert asked.calls == 1
 
 
 def test_who_is_told_to_come_back_does(ask: Ask, scripted: tuple[Gateway, Upstream]) -> None:
     """``x-should-retry: true`` on a refusal that nobody would try again."""
-    gateway, upstream = scripted
+    _, upstream = scripted
     upstream.queue("status", status=422, reply=NO, headers={"X-Should-Retry": "true"})
     upstream.queue("answer", reply=REPLIES["openai_chat"])
-    asked = measured(ask, gateway, "gpt-1")
+    asked = measured(ask, scripted, "gpt-1")
     assert (asked.status, asked.calls) == (200, 2)
 
 
 def test_tries_come_to_an_end(ask: Ask, scripted: tuple[Gateway, Upstream]) -> None:
     """Three in all, then the upstream's own status."""
-    gateway, upstream = scripted
+    _, upstream = scripted
     upstream.queue("status", 3, status=429, reply=NO, headers={"Retry-After-Ms": "1"})
-    asked = measured(ask, gateway, "gpt-1")
+    asked = measured(ask, scripted, "gpt-1")
     assert (asked.status, asked.calls) == (429, 3)

@@ -125,6 +125,13 @@ class Gateway:
         text = self.stderr_path.read_text(errors="replace") if self.stderr_path.exists() else ""
         return text[-20_000:]
 
+    def says(self, pattern: str, timeout_s: float = 10.0) -> re.Match[str]:
+        """Wait for a line of its log: other processes may tell of a thing before the log does."""
+        try:
+            return wait_for(lambda: re.search(pattern, self.stderr), timeout_s, f"{pattern} logged")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.stderr}") from None
+
     def tpo(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run another ``tpo-mp`` command against this gateway's state directory."""
         return subprocess.run(

@@ -28,6 +28,6 @@ enabled = false
 """
 
 
-def front_of(simulator: Gateway, folder: Path) -> Gateway:
-    """A two-shard gateway whose upstreams are the simulator, in each dialect's own API."""
-    return Gateway(folder, config=FRONT.format(url=simulator.url), workers=2)
+def front_of(simulator: Gateway, folder: Path, workers: int = 2) -> Gateway:
+    """A gateway whose upstreams are the simulator, in each dialect's own API."""
+    return Gateway(folder, config=FRONT.format(url=simulator.url), workers=workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tpo_mp.errors import Fault
 from .statedir import running_pid, socket_address
 
 TIMEOUT_S = 60.0
+RETRY_S = 0.02
 
 
 class NotRunning(Fault):
@@ -33,7 +35,7 @@ def request(
         connection.settimeout(timeout_s)
         try:
             with socket_address(state_dir) as address:
-                connection.connect(address)
+                _connect(connection, address, timeout_s)
             connection.sendall(line)
             received = b"".join(iter(lambda: connection.recv(65536), b""))
         except TimeoutError:
@@ -46,3 +48,20 @@ def request(
         raise NotRunning(f"the supervisor in {state_dir} ended before it answered")
     answer: dict[str, Any] = json.loads(received)
     return answer
+
+
+def _connect(connection: socket.socket, address: str, timeout_s: float) -> None:
+    """Connect; to a queue that is full, as soon as the supervisor has emptied it.
+
+    The kernel lets only a socket without a timeout wait for that.
+    """
+    give_up_at = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.connect(address)
+        except BlockingIOError:
+            if time.monotonic() >= give_up_at:
+                raise TimeoutError from None
+            time.sleep(RETRY_S)
+        else:
+            return

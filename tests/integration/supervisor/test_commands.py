@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -10,12 +11,14 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from tests.integration.supervisor.conftest import Fakes
 from tests.support.wait import accepts, wait_for
+from tpo_mp.errors import Fault
 from tpo_mp.supervisor.client import NotRunning, request
 from tpo_mp.supervisor.ctl import MAX_CLIENTS
 
@@ -160,6 +163,43 @@ def test_clients_that_left_while_they_waited_take_no_places(fakes: Fakes) -> Non
     gateway.send_signal(signal.SIGQUIT)
     assert gateway.wait(10) == 0
     gateway.close()
+
+
+def test_a_full_queue_is_waited_for(fakes: Fakes) -> None:
+    """A supervisor that stands still for a moment is no supervisor that does not answer."""
+    gateway = fakes(workers=1)
+    queued: list[socket.socket] = []
+    gateway.send_signal(signal.SIGSTOP)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(10 * MAX_CLIENTS):
+                queued.append(socket.socket(socket.AF_UNIX))
+                queued[-1].setblocking(False)
+                queued[-1].connect(str(gateway.state_dir / "control.sock"))
+        with pytest.raises(Fault, match=r"no answer to 'status' within 0\.1 s"):
+            request(gateway.state_dir, "status", timeout_s=0.1)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(gateway.status)
+            for client in queued:
+                client.close()
+            gateway.send_signal(signal.SIGCONT)
+            assert asked.result(20)["state"] == "running"
+    finally:
+        gateway.send_signal(signal.SIGCONT)
+        for client in queued:
+            client.close()
+
+
+def test_a_term_in_a_rolling_restart_ends_it(fakes: Fakes) -> None:
+    """Who asked for the restart is told; the replacement, still booting, ends with the others."""
+    gateway = fakes()
+    gateway.warm()
+    gateway.vice("shard", "hang-boot")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(request, gateway.state_dir, "restart")
+        wait_for(lambda: gateway.status()["rolling"], 10, "the restart")
+        gateway.stop()
+        assert asked.result(20) == {"ok": False, "error": "the host is stopping"}
 
 
 def test_a_client_that_ends_its_half_is_answered(fakes: Fakes) -> None:
