@@ -44,6 +44,52 @@ def test_round_trip(
     assert whole.rest == after
 
 
+ALIKE = st.sampled_from([b"data", b"five!", b"4\r\ndata", b"\r\n", b"0\r\n\r\n", b"a\r", b"\nb"])
+PIECES = st.sampled_from(
+    [b"4\r\ndata\r\n", b"4\r\ndata", b"5\r\nfive!\r\n", b"0\r\n", b"\r\n", b"X: y\r\n", b"4",
+     b"\n", b"00\r\n", b"0\r\n\r\n"]
+)  # fmt: skip
+
+
+@given(
+    st.lists(ALIKE, max_size=30), TRAILERS, st.binary(max_size=20),
+    st.lists(st.integers(0, 1 << 16), max_size=6),
+)  # fmt: skip
+def test_chunks_of_sizes_seen_before(
+    chunks: list[bytes], trailers: list[bytes], after: bytes, places: list[int]
+) -> None:
+    """Whole reads of chunks are exact, also where a chunk looks like framing."""
+    wire = b"".join(b"%x\r\n%b\r\n" % (len(body), body) for body in chunks)
+    wire += b"0\r\n" + b"".join(trailers) + b"\r\n"
+    decoder = Dechunker()
+    got = b"".join(part for piece in cut(wire, places) for part in decoder.feed(piece))
+    assert got == b"".join(chunks)
+    assert decoder.done
+    whole = Dechunker()
+    assert b"".join(whole.feed(wire + after)) == got
+    assert whole.rest == after
+
+
+@given(st.lists(PIECES, max_size=20).map(b"".join))
+def test_nearly_framed_has_one_verdict(wire: bytes) -> None:
+    """Bytes one at a time and all at once: the same body, the same end, the same refusal."""
+    together, apart = Dechunker(), Dechunker()
+    assert _fed(together, [wire]) == _fed(apart, [wire[i : i + 1] for i in range(len(wire))])
+    assert together.done == apart.done
+
+
+def _fed(decoder: Dechunker, reads: list[bytes]) -> tuple[bytes, bool]:
+    body = b""
+    for piece in reads:
+        if decoder.done:
+            break
+        try:
+            body += b"".join(decoder.feed(piece))
+        except ChunkError:
+            return b"", True
+    return body, False
+
+
 @given(st.binary(max_size=200), st.lists(st.integers(0, 1 << 16), max_size=6))
 def test_noise_has_one_verdict(noise: bytes, places: list[int]) -> None:
     """Nothing but ``ChunkError`` comes out, and cutting does not change what comes before it."""

@@ -1,7 +1,7 @@
 """The tap of a passed-through stream: did it end as it must, with which usage, and why.
 
-It reads only events that carry one of the dialect's marks, so a stream of words costs a few
-byte searches per read.
+It reads only what follows the first of the dialect's marks in a read, so a stream of words costs
+a few byte searches per read.
 
 Invariants: bytes are never changed or kept; a mark inside the model's words is only a second look.
 Feed it whole events (``data:`` lines may not be cut).
@@ -26,7 +26,7 @@ class StreamWatch:
     def __init__(
         self, marks: tuple[bytes, ...], look: Callable[[StreamWatch, bytes, bytes], None]
     ) -> None:
-        """``look(watch, event name, data)`` is called for events that hold a mark."""
+        """``look(watch, event name, data)`` is called for events from the first mark on."""
         self._marks = marks
         self._look = look
         self.ended = False
@@ -36,15 +36,19 @@ class StreamWatch:
 
     def feed(self, chunk: bytes) -> None:
         """See the next whole events."""
+        first = len(chunk)
         for mark in self._marks:
-            if mark in chunk:
-                self._read(chunk)
-                return
+            at = chunk.find(mark, 0, first)
+            if at >= 0:
+                first = at
+        if first < len(chunk):
+            # A blank line ends an event, whatever ends the other lines.
+            at = chunk.rfind(b"\n\n", 0, first)
+            self._read(chunk[at + 2 :] if at >= 0 else chunk)
 
     def _read(self, chunk: bytes) -> None:
         for name, data in EventCutter().feed(chunk):
-            if any(mark in name or mark in data for mark in self._marks):
-                self._look(self, name, data)
+            self._look(self, name, data)
 
 
 class TailWatch:

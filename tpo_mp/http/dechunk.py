@@ -42,15 +42,13 @@ class Dechunker:
             self._carry = b""
         at, size = 0, len(data)
         left = self._left
+        if left < 0 and not self._in_trailer:
+            at = _plain(data, parts)
         while at < size:
             if left < 0:
                 eol = data.find(b"\r\n", at)
                 if eol < 0:
-                    if size - at > _MAX_LINE_BYTES:
-                        raise ChunkError("line too long")
-                    if data.find(b"\n", at) >= 0:
-                        raise ChunkError("bare line feed")
-                    self._carry = data[at:]
+                    self._carry = _half_line(data[at:])
                     break
                 if self._in_trailer:
                     at = self._trailer(data, at, eol)
@@ -99,9 +97,41 @@ class Dechunker:
         return eol + 2
 
 
+def _plain(data: bytes, parts: list[bytes]) -> int:
+    """Take the leading chunks in one go, if all whole ones are alike; answers how far that got.
+
+    True for streams of events: no CRLF inside a chunk, sizes that were seen before.  Anything else
+    is left to the byte-exact way.
+    """
+    pieces = data.split(b"\r\n")
+    if len(pieces) < _WORTH:
+        return 0
+    # What follows the last whole chunk: part of a size line, or that line and part of its chunk.
+    tail = pieces.pop() if len(pieces) % 2 else b"\r\n".join((pieces.pop(-2), pieces.pop()))
+    if pieces[-2] == b"0":
+        tail = b"\r\n".join((pieces.pop(-2), pieces.pop(), tail))
+    bodies = pieces[1::2]
+    if list(map(len, bodies)) != list(map(_SIZES.get, pieces[::2])):
+        return 0
+    if b"" in bodies:  # a last chunk that more follows
+        return 0
+    parts += bodies
+    return len(data) - len(tail)
+
+
+def _half_line(line: bytes) -> bytes:
+    if len(line) > _MAX_LINE_BYTES:
+        raise ChunkError("line too long")
+    if b"\n" in line:
+        raise ChunkError("bare line feed")
+    return line
+
+
 # Sizes repeat: a stream's chunks are nearly alike, so most lines were checked before.
 _SIZES: dict[bytes, int] = {}
 _MAX_SIZES = 4096
+_WORTH = 7
+"""Pieces between CRLFs, two a chunk, from which on one go is the faster way."""
 
 
 def _size(line: bytes) -> int:

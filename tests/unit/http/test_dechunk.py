@@ -79,3 +79,14 @@ def test_anything_else_is_refused(broken: bytes, step: int) -> None:
     """However it is cut."""
     with pytest.raises(ChunkError):
         body_of(*(broken[i : i + step] for i in range(0, len(broken), step)))
+
+
+@pytest.mark.parametrize("zero", [b"0", b"00"])
+def test_what_follows_the_end_is_never_read_as_chunks(zero: bytes) -> None:
+    """Another reply's chunks in the same read, all of sizes seen before."""
+    chunk = b"4\r\ndata\r\n"
+    for _ in range(2):  # the second time every size is known
+        body, decoder = body_of(chunk * 3 + zero + b"\r\n\r\n" + chunk * 3)
+        assert body == b"data" * 3
+        assert decoder.done
+        assert decoder.rest == chunk * 3
