@@ -1,12 +1,12 @@
 """A llama.cpp server (``llama-server``): its OpenAI dialect, its own completions, and its slots.
 
 A slot keeps what it read, and a request that is pinned to a busy one waits for it.  Where ``slots``
-says how many there are, the host keeps an account of them: who is in a slot is a share
-(``shm.shares``), so it is exact over all workers and gone with one that dies; whose conversation it
-holds is a row of the ledger.  A call of a session goes to the slot that has its conversation while
-that is idle, else to the idle one not used for longest.  Where its own is busy it waits for that if
-reading the conversation anew would take longer than the call there is likely to; otherwise, when
-none is idle, or when others use the server too, the server chooses.
+asks for it, the host keeps an account of as many as the server's ``/props`` says: who is in a slot
+is a share (``shm.shares``), so it is exact over all workers and gone with one that dies; whose
+conversation it holds is a row of the ledger.  A call of a session goes to the slot that has its
+conversation while that is idle, else to the idle one not used for longest.  Where its own is busy
+it waits for that if reading the conversation anew would take longer than the call there is likely
+to; otherwise, when none is idle, or when others use the server too, the server chooses.
 
 ``row slot:BACKEND:N``: cells 0 the session (48 bits of a hash; 0: none), 1 when it was last given,
 2 the tokens it holds, 3 for how long its calls have it, in seconds (a moving mean).  How long a
@@ -14,15 +14,16 @@ token of a prompt takes each worker learns from how long the first bytes of its 
 
 Invariants: a slot is given to one call of the host at a time and to one that waits for it, and
 given back however they end.
-Known weakness: that the server has so many slots is believed; it takes a larger number for another.
+Known weakness: where ``/props`` cannot be read, that the server has so many slots as configured is
+believed; it takes a larger number for another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
@@ -37,6 +38,8 @@ from . import llama_completion
 from .openai_engine import EngineClient, EngineClientConfig
 
 MOST_SLOTS: Final = 64
+AGAIN_S: Final = 1.0
+"""After that long lines for slots are asked for again where there were none."""
 _SESSION_BYTES: Final = 6
 _ALPHA: Final = 0.2
 _LEARNT_TOKENS: Final = 32
@@ -60,13 +63,23 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = True
     slots: Annotated[
-        int,
+        Annotated[int, Meta(ge=0, le=MOST_SLOTS)] | Literal["auto"],
         Meta(
-            ge=0,
-            le=MOST_SLOTS,
-            description="Slots of the server (-np), to keep sessions in theirs; 0: it chooses.",
+            description="Slots of the server (-np), to keep sessions in theirs, at most as many as "
+            "its /props says; auto: as many as that says, while its metrics say that nobody else "
+            "uses it; 0: it chooses.",
         ),
     ] = 0
+
+    def slots_page(self) -> str:
+        """Where the server says how many there are."""
+        return "/props" if self.slots else ""
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Slots nobody can know to be ours alone, besides what is wrong with any engine."""
+        yield from super().problems()
+        if self.slots == "auto" and self.metrics_path == "":
+            yield "slots", "'auto' needs metrics_path: they tell whether others use the server"
 
 
 class Slots:
@@ -144,23 +157,24 @@ class LlamaCppBackend(EngineClient):
 
     def __init__(self, config: Config, env: Env) -> None:
         super().__init__(config, env)
-        self._slots = Slots(config.name, config.slots, env) if config.slots else None
+        self._auto = config.slots == "auto"
+        self._most = MOST_SLOTS if config.slots == "auto" else config.slots
+        self._slots = None if self._auto or not self._most else Slots(self.name, self._most, env)
+        self._count = 0 if self._auto else self._most
+        self._again_at = 0.0
         self._engines = EngineLoads(env)
         self._slot: int | None = None
 
     def send(self, call: Call) -> Promise[Reply]:
         """Send the call, in a slot where there is one for it."""
-        slots = self._slots
-        said = self._engines.of(self.name)
-        alone = said is None or not said.others
+        slots = self._known_slots() if self._most and call.dialect in _PINNED else None
         slot, session = None, 0
-        if slots is not None and alone and call.dialect in _PINNED:
+        if slots is not None:
             session = _session(call)
             slot = slots.take(session)
-        if slots is None or slot is None:
-            self._slot = None
-            return super().send(call)
         self._slot = slot
+        if slots is None or slot is None:
+            return super().send(call)
         try:
             promise = super().send(call)
         except BaseException:
@@ -168,6 +182,20 @@ class LlamaCppBackend(EngineClient):
             raise
         promise.then(_Giving(slots, slot, session, self._env.clock))
         return promise
+
+    def _known_slots(self) -> Slots | None:
+        """The account of as many as there are; ``None``: the server chooses."""
+        said = self._engines.of(self.name)
+        if said.others if said is not None else self._auto:
+            return None
+        count = min(self._engines.slots(self.name) or self._count, self._most)
+        if count != self._count and self._env.clock() >= self._again_at:
+            try:
+                self._slots = Slots(self.name, count, self._env)
+                self._count = count
+            except TpoError:
+                self._again_at = self._env.clock() + AGAIN_S
+        return self._slots
 
     def fields(self, call: Call) -> dict[str, object]:  # noqa: ARG002 - the slot is the call's
         """Which slot it is for."""

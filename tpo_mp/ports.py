@@ -135,7 +135,8 @@ class Env:
 class Probe(Struct, frozen=True, kw_only=True):
     """How control asks whether a backend is well; ``headers`` may hold its key.
 
-    Without a ``url`` it is not asked that; without a ``metrics_url`` its load is not read.
+    Without a ``url`` it is not asked that; without a ``metrics_url`` its load is not read, nor
+    without a ``slots_url`` how many slots it has.
     ``models`` and ``model_map`` are the backend's, to find its scores by.
     """
 
@@ -151,6 +152,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     fall: int = 3
     metrics_url: str = ""
     metrics_every_s: float = 1.0
+    slots_url: str = ""
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -50,6 +50,18 @@ UNFIT = {
 }  # fmt: skip
 
 
+NO_LOAD = "llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\n"
+
+
+def props(slots: int) -> dict[str, Any]:
+    """What llama.cpp's server says of itself, abridged."""
+    params = {"n_predict": -1, "temperature": 0.8, "id_slot": -1}
+    return {
+        "default_generation_settings": {"params": params, "n_ctx": 2048}, "total_slots": slots,
+        "model_alias": "served", "build_info": "b1-7e4c0a9", "is_sleeping": False,
+    }  # fmt: skip
+
+
 @dataclass(slots=True)
 class Bench:
     """A gateway before an upstream for each engine; ``sessions`` live on one worker each."""
@@ -58,6 +70,7 @@ class Bench:
     vllm: Upstream
     small: Upstream
     large: Upstream
+    slotted: Upstream
     sessions: tuple[str, str]
 
 
@@ -65,10 +78,12 @@ class Bench:
 def bench(short_tmp: Path) -> Iterator[Bench]:
     """Both llama.cpp servers serve one model, the small one first."""
     with ExitStack() as made:
-        vllm, small, large = (made.enter_context(Upstream()) for _ in range(3))
-        for upstream in (vllm, small, large):
+        vllm, small, large, slotted = (made.enter_context(Upstream()) for _ in range(4))
+        for upstream in (vllm, small, large, slotted):
             upstream.pages["/health"] = Page({"status": "ok"})
             upstream.pages["/metrics"] = Page("")
+        slotted.pages["/metrics"] = Page(NO_LOAD)
+        slotted.pages["/props"] = Page(props(2))
         config = (
             section("[pipeline]", stages=["retry", "breaker"])
             + ECHO
@@ -78,12 +93,18 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
                       base_url=small.base_url)
             + section("[[backends]]", name="large", kind="llama_cpp", models=["l"],
                       base_url=large.base_url)
+            + "".join(
+                section("[[backends]]", name=name, kind="llama_cpp", models=[name], slots=slots,
+                        base_url=slotted.base_url, metrics_every_s=0.2,
+                        health={"enabled": False, "interval_s": 0.2, "timeout_s": 1})
+                for name, slots in (("auto", "auto"), ("wide", 5))
+            )
             + section("[[routes]]", models=["l"], strategy="failover", backends=["small", "large"])
             + section("[[routes]]", models=["*"], strategy="weighted")
         )  # fmt: skip
         gateway = made.enter_context(Gateway(short_tmp / "engines", config=config, workers=2))
         sessions = (session_on(gateway.url, 0), session_on(gateway.url, 1))
-        yield Bench(gateway, vllm, small, large, sessions)
+        yield Bench(gateway, vllm, small, large, slotted, sessions)
 
 
 def slot_of(bench: Bench, session: str, **more: Any) -> Any:
@@ -92,6 +113,17 @@ def slot_of(bench: Bench, session: str, **more: Any) -> Any:
     reply = bench.gateway.ask(CHAT, chat("hi", "l", **more), {"x-session-id": session})
     assert reply.status == 200, reply
     return bench.small.seen[before].json().get("id_slot")
+
+
+def slots_told(bench: Bench, model: str) -> set[Any]:
+    """Ask in six sessions, of both workers; answers the slots that the server was told."""
+    before = len(bench.slotted.seen)
+    for session in (f"{session}{n}" for session in bench.sessions for n in range(3)):
+        reply = bench.gateway.ask(CHAT, chat("hi", model), {"x-session-id": session})
+        assert reply.status == 200, reply
+    told = list(bench.slotted.seen)[before:]
+    assert len(told) == 6
+    return {seen.json().get("id_slot") for seen in told}
 
 
 def test_vllm_is_told_the_priority_and_no_client_chooses_its_own(bench: Bench) -> None:
@@ -152,6 +184,24 @@ def test_a_busy_slot_is_not_waited_for_and_comes_back_from_a_dead_worker(bench: 
         return bool(slot_of(bench, mine) == slot)
 
     wait_for(back, 20, "the slot")
+
+
+def test_there_are_as_many_slots_as_the_server_says(bench: Bench) -> None:
+    """Its ``/props`` is believed, whatever was configured, and again after it was started anew.
+
+    The account of ``auto`` is kept only while its metrics say that nobody else uses it.
+    """
+    for model in ("auto", "wide"):
+        wait_for(lambda: slots_told(bench, model) == {0, 1}, 20, f"both slots of {model}")  # noqa: B023
+    bench.slotted.pages["/props"] = Page(props(3))
+    for model in ("auto", "wide"):
+        wait_for(lambda: slots_told(bench, model) == {0, 1, 2}, 20, f"a third of {model}")  # noqa: B023
+    bench.slotted.pages["/metrics"] = Page(NO_LOAD.replace(" 0", " 4"))
+    for model in ("auto", "wide"):
+        wait_for(lambda: slots_told(bench, model) == {None}, 20, f"{model} to be left alone")  # noqa: B023
+    bench.slotted.pages["/metrics"] = Page("")  # the last look lapses, and nobody knows any more
+    wait_for(lambda: slots_told(bench, "wide") == {0, 1, 2}, 30, "the slots that are configured")
+    assert slots_told(bench, "auto") == {None}  # a lapse is not taken back
 
 
 def test_a_prompt_that_is_too_long_goes_to_the_larger_one(bench: Bench) -> None:

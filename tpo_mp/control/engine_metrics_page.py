@@ -1,5 +1,6 @@
 """Reads the load off an engine's page of metrics: vLLM's, old names or new, and llama.cpp's.
 
+How many slots a server of llama.cpp has it says on another page, ``/props``.
 Of several engines behind one page (ranks) requests are summed up, and the fullest cache counts.
 Invariants: what is not understood is passed over; a page without any known name says ``None``.
 """
@@ -7,7 +8,10 @@ Invariants: what is not understood is passed over; a page without any known name
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
 
 RUNNING: Final = frozenset({"vllm:num_requests_running", "llamacpp:requests_processing"})
 WAITING: Final = frozenset({"vllm:num_requests_waiting", "llamacpp:requests_deferred"})
@@ -16,6 +20,14 @@ KV: Final = frozenset({
 })  # fmt: skip
 """Shares of one, though vLLM calls them per cent."""
 _PREFIXES: Final = ("vllm:", "llamacpp:")
+_MOST_SLOTS: Final = 1 << 16
+
+
+class _Props(Struct):
+    total_slots: Annotated[int, Meta(ge=0, le=_MOST_SLOTS)] = 0
+
+
+_decode_props: Final = msgspec.json.Decoder(_Props).decode
 
 
 class Reading(NamedTuple):
@@ -44,6 +56,14 @@ def read_metrics(text: str) -> Reading | None:
         elif name in KV:
             kv = max(kv or 0.0, min(value, 1.0))
     return Reading(running, waiting, kv) if known else None
+
+
+def read_props(page: bytes) -> int:
+    """Read how many slots there are; 0: it does not say."""
+    try:
+        return _decode_props(page).total_slots
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
 
 
 def _sample(line: str) -> tuple[str, float | None]:

@@ -1,4 +1,4 @@
-"""Asks backends whether they are well and how busy, and tells the whole host.
+"""Asks backends whether they are well, how busy and with how many slots, and tells the whole host.
 
 What it tells is described in ``shm.standing`` and ``shm.engine_load``.
 
@@ -27,10 +27,10 @@ from tpo_mp.observe.health import STATE_GAUGE
 from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Shares, Watch
-from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row
+from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row, slots_cells, slots_row
 from tpo_mp.shm.standing import Fitness, drain_row, health_cells, health_row, read_standing
 
-from .engine_metrics_page import Reading, read_metrics
+from .engine_metrics_page import Reading, read_metrics, read_props
 from .verdicts import LOADING, Judgement
 
 _STATE_HELP: Final = "How a backend stands: 0 unknown, 1 starting, 2 ready, 3 draining, 4 down."
@@ -112,6 +112,8 @@ class Probing:
             yield self._ask_on
         if probe.metrics_url:
             yield self._read_on
+        if probe.slots_url:
+            yield self._count_on
 
     async def _keep_on(self, probe: Probe, work: Callable[[Probe], Awaitable[None]]) -> None:
         while True:
@@ -158,6 +160,24 @@ class Probing:
                     self._level("waiting", reading.waiting, labels)
                     self._level("others", others, labels)
                 await asyncio.sleep(probe.metrics_every_s)
+
+    async def _count_on(self, probe: Probe) -> None:
+        """Look again and again how many slots it has: another one may be started in its place."""
+        last = 0
+        async with _session(probe, await _trust(probe), keep=False) as session:
+            while True:
+                slots = read_props(await _page(session, probe.slots_url) or b"")
+                if slots:
+                    until = self._clock() + _LAPSE * (probe.interval_s + probe.timeout_s)
+                    cells = slots_cells(slots, until)
+                    try:
+                        self._ledger.update(slots_row(probe.name), lambda _, new=cells: new)  # type: ignore[misc]
+                    except Shed as error:
+                        self.log.warning("slots_not_told", backend=probe.name, why=str(error))
+                    if slots != last:
+                        self.log.info("backend_slots", backend=probe.name, slots=slots)
+                        last = slots
+                await asyncio.sleep(probe.interval_s)
 
     def _tell(self, probe: Probe, load: EngineLoad) -> None:
         until = self._clock() + _LAPSE * (probe.metrics_every_s + probe.timeout_s)
@@ -212,6 +232,11 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> str:
 
 
 async def _read(session: aiohttp.ClientSession, url: str) -> Reading | None:
+    page = await _page(session, url)
+    return None if page is None else read_metrics(page.decode("utf-8", "replace"))
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> bytes | None:
     try:
         async with session.get(url, allow_redirects=False) as reply:
             if reply.status != _OK:
@@ -221,7 +246,7 @@ async def _read(session: aiohttp.ClientSession, url: str) -> Reading | None:
                 page += part
                 if len(page) > _MOST_BYTES:
                     return None
-            return read_metrics(page.decode("utf-8", "replace"))
+            return bytes(page)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return None
 

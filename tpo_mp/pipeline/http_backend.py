@@ -86,7 +86,8 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
         check = self.health
         checked = self.CHECKED if check.enabled is None else check.enabled
         metrics = self.METRICS_PATH if self.metrics_path is None else self.metrics_path
-        if not checked and not metrics:
+        slots = self.slots_page()
+        if not checked and not metrics and not slots:
             return None
         headers = dict(self.headers)
         if self.api_key is not None and not self.api_key.from_client:
@@ -105,7 +106,12 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
             fall=check.fall,
             metrics_url=self.url_of(metrics) if metrics else "",
             metrics_every_s=self.metrics_every_s,
+            slots_url=self.url_of(slots) if slots else "",
         )
+
+    def slots_page(self) -> str:
+        """Where the server says how many slots it has; empty: nobody has to know."""
+        return ""
 
     def url_of(self, path: str) -> str:
         """A page of the server (with a slash first), or one below ``base_url``."""

@@ -7,7 +7,12 @@ One row of the ledger for each backend whose metrics are read::
                            2  kv       share of its KV cache in use; -1: it does not say
                            3  until    CLOCK_MONOTONIC, until when this counts
 
-Control writes it, anybody reads it.  A row that was not renewed counts for nothing, and routes go
+and, for a server that says how many slots it has::
+
+    engine-slots:BACKEND cells 0  slots    how many there are
+                           3  until    as above
+
+Control writes them, anybody reads them.  A row not renewed counts for nothing, and routes go
 by their own counts again, which are exact: what is read of an engine is as old as the last look.
 """
 
@@ -34,6 +39,21 @@ def load_row(backend: str) -> str:
 def engine_cells(load: EngineLoad, until: float) -> Cells:
     """Write it."""
     return (load.others, load.waiting, -1.0 if load.kv is None else load.kv, until)
+
+
+def slots_row(backend: str) -> str:
+    """The name of the row about its slots."""
+    return f"engine-slots:{backend}"
+
+
+def slots_cells(slots: int, until: float) -> Cells:
+    """Write that."""
+    return (float(slots), 0.0, 0.0, until)
+
+
+def read_slots(cells: Cells, now: float) -> int:
+    """Read that; 0: it is not known, or not lately."""
+    return int(cells[0]) if now <= cells[3] else 0
 
 
 def read_engine(cells: Cells, now: float) -> EngineLoad | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tpo_mp.control.engine_metrics_page import Reading, read_metrics
+from tpo_mp.control.engine_metrics_page import Reading, read_metrics, read_props
 
 VLLM = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -42,3 +42,21 @@ llamacpp:n_busy_slots_per_decode 1.5
 def test_pages(page: str, reading: Reading | None) -> None:
     """New names and old, several ranks, and pages of something else."""
     assert read_metrics(page) == reading
+
+
+@pytest.mark.parametrize(
+    ("page", "slots"),
+    [
+        (b'{"default_generation_settings": {"n_ctx": 512}, "total_slots": 4}', 4),
+        (b'{"total_slots": -1}', 0),
+        (b'{"total_slots": "4"}', 0),
+        (b'{"total_slots": 1000000000}', 0),
+        (b'{"role": "router"}', 0),
+        (b"[4]", 0),
+        (b"", 0),
+        (b"<html>", 0),
+    ],
+)
+def test_slots(page: bytes, slots: int) -> None:
+    """Some number that can be believed, or none."""
+    assert read_props(page) == slots

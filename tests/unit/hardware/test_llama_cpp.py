@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hardware.llama_cpp import FEATURE, Slots
 from tests.support.fake_env import FakeShares, FakeWorld
+from tpo_mp.config.values import HealthCheck
 
 
 class Host:
@@ -94,3 +95,19 @@ def test_one_kind_is_known_by_its_name() -> None:
     probe = FEATURE.Config(name="l", kind="llama_cpp").probe()
     assert probe is not None
     assert probe.url == "http://localhost:8080/health"
+
+
+def test_a_server_is_asked_for_its_slots_where_that_matters() -> None:
+    """Even if it is asked nothing else; without its metrics nobody knows whose they are."""
+    asked = {"name": "l", "kind": "llama_cpp", "base_url": "http://h:1/v1"}
+    nothing = {"health": HealthCheck(enabled=False), "metrics_path": ""}
+    for slots, more, url in (
+        (0, {}, ""), (2, {}, "http://h:1/props"), ("auto", {}, "http://h:1/props"),
+        (2, nothing, "http://h:1/props"),
+    ):  # fmt: skip
+        probe = FEATURE.Config(**asked, **more, slots=slots).probe()
+        assert probe is not None
+        assert probe.slots_url == url
+    assert FEATURE.Config(**asked, **nothing).probe() is None
+    (where, why), *_ = FEATURE.Config(**asked, slots="auto", metrics_path="").problems()
+    assert (where, "needs metrics_path" in why) == ("slots", True)
