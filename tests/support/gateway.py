@@ -181,6 +181,11 @@ class Gateway:
         """Send a signal to the supervisor only."""
         os.kill(self.pid, number)
 
+    def ended(self) -> bool:
+        """Whether the supervisor's process is over."""
+        assert self._child is not None
+        return self._child.poll() is not None
+
     def wait(self, timeout_s: float = 15.0) -> int:
         """Wait for the supervisor's end and answer its exit code."""
         assert self._child is not None

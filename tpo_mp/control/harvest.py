@@ -132,6 +132,7 @@ class Harvest:
         self._own = registry.run
         self._sources = [_Source(registry)]
         self._logged: frozenset[str] | None = None
+        self._got_on = 0
         self.letters = 0
 
     def note_records(self, seat: int, batch: bytes) -> None:
@@ -197,14 +198,23 @@ class Harvest:
             if alert and not source.busy:
                 self._start(source)
 
-    async def settle(self, wait_s: float) -> bool:
-        """Sweep until nothing is left or the time is over; answers whether nothing is."""
-        until = self._alert_until = self._clock() + wait_s
-        while self._clock() < until:
+    async def settle(self, patience_s: float) -> bool:
+        """Sweep until nothing is left, or nothing got on for so long; answers whether nothing is.
+
+        The patience is counted in turns of the loop: a machine that stands still takes none of it.
+        """
+        began_at, self._alert_until = self._clock(), float("inf")
+        turns = most = round(patience_s / SETTLE_STEP_S)
+        ended = self._got_on
+        while turns:
             self.tick()
             await asyncio.sleep(SETTLE_STEP_S)
-            if not any(source.busy or source.left for source in self._sources):
+            late = [source for source in self._sources if source.swept_at < began_at]
+            if not late and not any(source.busy or source.left for source in self._sources):
                 return True
+            turns -= 1
+            if ended != self._got_on:
+                ended, turns = self._got_on, most
         return False
 
     def _deaths(self) -> tuple[int, ...]:
@@ -263,6 +273,7 @@ class Harvest:
         source.left = sweep.found > 0
         source.listed = sweep.listed
         self.letters += sweep.letters
+        self._got_on += sweep.letters + len(sweep.done_slots)
         self._on_records(sweep.records)
         if sweep.letters:
             self._log.warning("calls_lost", letters=sweep.letters, previous=bool(source.paths))

@@ -73,7 +73,7 @@ SUSPECT_S = 1.0
 """A beat later than this is on the way to counting as a hang."""
 HUSH_S = 0.25
 SETTLE_S = 2.0
-"""At most; it is over as soon as nothing is left to write down."""
+"""Without getting on; it is over as soon as nothing is left to write down."""
 
 
 class ControlProcess:
@@ -159,7 +159,9 @@ class ControlProcess:
             await self.ending.wait()
             for task in tasks:
                 task.cancel()
+        beating = self._loop.create_task(self._beat_on(), name="last beats")
         await self._end()
+        beating.cancel()
         return self.exit_code
 
     # -- tasks ------------------------------------------------------------------------------------
@@ -185,6 +187,13 @@ class ControlProcess:
             pause_s = BUSY_BEAT_S if self.jobs.busy else BEAT_S
             due = now + pause_s
             await asyncio.sleep(pause_s)
+
+    async def _beat_on(self) -> None:
+        """While it ends, which may take longer than the silence that counts as a hang."""
+        words, beat = self.plane.words, self.plane.beat_index(self.handoff.seat)
+        while True:
+            words[beat] += 1
+            await asyncio.sleep(BEAT_S)
 
     async def _harvest(self) -> None:
         while True:
@@ -236,7 +245,10 @@ class ControlProcess:
         """Whether this process stood still for so long that its end may be under way.
 
         What it took off a ring now would die with it; on the ring it waits for the next occupant.
+        At its own end it takes all it can: where nobody comes next, what is left there is lost.
         """
+        if self.ending.is_set():
+            return False
         now = self._loop.time()
         return now < self._hushed_until or now - self._beat_at > SUSPECT_S
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import msgspec
+import psutil
 
 from tests.integration.control.conftest import StartHost
-from tests.integration.control.host import ControlHost, FakeShard, letter_frame
+from tests.integration.control.host import CONTROL, ControlHost, FakeShard, letter_frame
 from tests.support.wait import wait_for
 from tpo_mp.shm import frames
 from tpo_mp.shm.callid import to_bytes
 from tpo_mp.shm.frames import HEAD, Kind
-from tpo_mp.shm.plane import HostState
+from tpo_mp.shm.plane import Command, HostState
 from tpo_mp.shm.registry import SlotFlag
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.segment_files import LogLimits
@@ -46,10 +48,8 @@ def test_a_dead_workers_calls_become_letters_in_time(host: ControlHost) -> None:
     """All of them within 2 s, once each, with their payload and names."""
     shard, other = host.shards
     ids = [shard.open(b'{"n":%d}' % n) for n in range(150)]
-    died_at = time.monotonic()
     shard.die()
-    wait_for(lambda: other.letter_ids() == sorted(ids), what="150 letters")
-    assert time.monotonic() - died_at < 2.0
+    wait_for(lambda: other.letter_ids() == sorted(ids), 2.0, "150 letters")
     entry = other.letters(limit=1)[0]
     assert (entry["reason"], entry["session_id"], entry["client_request_id"]) == (
         "worker_lost", "s1", "r1",
@@ -118,11 +118,9 @@ def test_without_a_worker_a_rerun_becomes_a_letter(host: ControlHost) -> None:
     """It waits a moment for a replacement and is then written down, within 2 s."""
     shard, other = host.shards
     call_id = shard.open(flags=SlotFlag.ASYNC)
-    died_at = time.monotonic()
     other.lines.state = 1
     shard.die()
-    wait_for(lambda: other.letter_ids() == [call_id], what="the letter")
-    assert time.monotonic() - died_at < 2.0
+    wait_for(lambda: other.letter_ids() == [call_id], 2.0, "the letter")
 
 
 def test_a_replacement_that_comes_in_time_runs_it(host: ControlHost) -> None:
@@ -208,6 +206,39 @@ def test_what_a_drain_leaves_is_written_before_the_end(host: ControlHost) -> Non
     for shard in host.shards:
         shard.die()
     assert host.stop() == 0
+    assert not list(host.memory.registry.orphans())
+    log = SegmentLog(host.state_dir / "store/letters", LogLimits(), "no")
+    written = [msgspec.msgpack.decode(payload, type=Letter).call_id for _, payload in log.scan()]
+    assert sorted(written) == sorted(ids)
+
+
+def test_what_a_drain_leaves_is_written_though_the_end_was_interrupted(
+    start_host: StartHost,
+) -> None:
+    """Control stood still for longer than counts as a hang, went on, and finished, beating."""
+    points = {"TPO_TEST": "1", "TPO_FAILPOINTS": "dlq.half=stop"}
+    host = start_host(env=points)
+    assert host.process is not None
+    control, line = psutil.Process(host.process.pid), host.memory.plane.seat(CONTROL)
+    host.memory.plane.host_state = HostState.DRAINING
+    ids = [shard.open() for shard in host.shards for _ in range(20)]
+    host.signal(signal.SIGSTOP)  # it learns of all this at once
+    for shard in host.shards:
+        shard.die()
+    line.command = Command.STOP
+    host.signal(signal.SIGCONT)
+    wait_for(lambda: control.status() == psutil.STATUS_STOPPED, what="the interruption")
+    beats, began = line.beat, time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 1.2, what="longer than is good")
+
+    def ended() -> bool:
+        assert host.process is not None
+        host.signal(signal.SIGCONT)
+        return host.process.poll() is not None
+
+    wait_for(ended, 20, "the end")
+    assert host.process.returncode == 0
+    assert line.beat > beats
     assert not list(host.memory.registry.orphans())
     log = SegmentLog(host.state_dir / "store/letters", LogLimits(), "no")
     written = [msgspec.msgpack.decode(payload, type=Letter).call_id for _, payload in log.scan()]
