@@ -200,10 +200,17 @@ class ServerSection(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1 << 30,
-            description="Whole answers from this size on are gzipped for clients that ask; "
-            "0 is never.  Streams never are.",
+            description="Whole answers from this size on are compressed (br where the extra "
+            "`brotli` is installed, gzip, deflate) for clients that ask; 0 is never.",
         ),
     ] = 0
+    compress_streams: Annotated[
+        bool,
+        Meta(
+            description="Streams are compressed too for clients that ask, each event flushed at "
+            "once; an open one then keeps 30 to 60 KB."
+        ),
+    ] = False
     cors: Annotated[CorsSection, Meta(description="Browsers of other origins.")] = CorsSection()
     tls: Annotated[TlsSection, Meta(description="TLS on the main port.")] = TlsSection()
     streams: Annotated[

@@ -34,7 +34,8 @@ from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.engine_rings import NO_DOCK, EngineRings, name_word
 from tpo_mp.shm.frames import HEAD, Kind
 
-from .upstream import NEVER, Origin, ResponseHead, UpstreamExchange
+from .response_head import ResponseHead
+from .upstream import NEVER, Origin, UpstreamExchange
 
 GRANT_BYTES: Final = 16_384
 RECHECK_S: Final = 0.01

@@ -20,7 +20,7 @@ from typing import Any, cast
 from tpo_mp.errors import TpoError
 from tpo_mp.types import Stream
 
-from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
+from .compress import INLINE_BYTES, Coding, Packer, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON, REASON
 from .head import BadHead, Head
@@ -36,8 +36,8 @@ class FastConnection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_began_at", "_body", "_body_got", "_chunked", "_client_paused", "_edge",
-        "_pending", "_status", "body", "deadline", "filed_at", "head", "on_disconnect", "open",
-        "peer", "requests", "source", "transport",
+        "_packer", "_pending", "_status", "body", "deadline", "filed_at", "head",
+        "on_disconnect", "open", "peer", "requests", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, edge: ClientEdge) -> None:
@@ -50,6 +50,7 @@ class FastConnection(asyncio.Protocol):
         self.requests = 0
         self.deadline = NEVER
         self.filed_at = 0.0
+        self._packer: Packer | None = None
         self._pending = b""
         self._body: list[bytes] | None = None
         self._body_got = 0
@@ -277,25 +278,29 @@ class FastConnection(asyncio.Protocol):
     def _shape(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
         """Send a whole response to one of the heads that ask for more than its bytes."""
         head = self.head
-        if not 0 < head.gzip_from <= len(body) or not worthwhile(content_type, extra):
+        coding = head.coding
+        if coding is None or len(body) < head.pack_from or not worthwhile(content_type, extra):
             self._send(status, body, content_type, extra)
         elif len(body) <= INLINE_BYTES:
-            self._send_smaller(status, body, squeeze(body), content_type, extra)
+            self._send_smaller(status, body, coding, coding.squeeze(body), content_type, extra)
         else:
             # Beside the loop; the request stays open, so nothing else is answered meanwhile.
             self.on_disconnect = None
-            work = self._edge.loop.run_in_executor(None, squeeze, body)
+            work = self._edge.loop.run_in_executor(None, coding.squeeze, body)
             work.add_done_callback(
-                lambda done: self._send_smaller(status, body, done.result(), content_type, extra)
+                lambda done: self._send_smaller(
+                    status, body, coding, done.result(), content_type, extra
+                )
             )
 
     def _send_smaller(
-        self, status: int, body: bytes, squeezed: bytes, content_type: bytes, extra: bytes
-    ) -> None:
+        self, status: int, body: bytes, coding: Coding, squeezed: bytes, content_type: bytes,
+        extra: bytes,
+    ) -> None:  # fmt: skip
         if not self.open:
             return  # the client left
         if len(squeezed) < len(body):
-            body, extra = squeezed, extra + GZIP_LINE
+            body, extra = squeezed, extra + coding.line
         self._send(status, body, content_type, extra)
 
     def _send(self, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
@@ -322,6 +327,10 @@ class FastConnection(asyncio.Protocol):
         head = self.head
         self._chunked = not head.version_10
         keep = head.keep_alive and not self._edge.closing and self._chunked
+        coding, self._packer = head.stream_coding, None
+        if coding is not None and worthwhile(content_type, extra):
+            extra += coding.line
+            self._packer = coding.packer()
         self.transport.write(
             b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\n%b%b%b%b%b\r\n"
             % (
@@ -341,12 +350,17 @@ class FastConnection(asyncio.Protocol):
             source.pause()
 
     def write(self, data: bytes) -> None:
+        if self._packer is not None:
+            data = self._packer.part(data)
         if self._chunked:
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self.transport.write(data)
 
     def finish(self) -> None:
+        if self._packer is not None:
+            end, self._packer = self._packer.end(), None
+            self.write(end)
         if self._chunked:
             self.transport.write(b"0\r\n\r\n")
         keep = self.head.keep_alive and self._chunked and not self._edge.closing

@@ -23,7 +23,7 @@ from multidict import CIMultiDict
 from tpo_mp.errors import Draining, InvalidRequest, TooLarge, TpoError
 from tpo_mp.types import Stream
 
-from .compress import GZIP_LINE, INLINE_BYTES, squeeze, worthwhile
+from .compress import INLINE_BYTES, Packer, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON, id_line
 from .head import BadHead, Head, check
@@ -199,6 +199,7 @@ class FullExchange:
         self._ready = asyncio.Event()
         self._whole: tuple[int, bytes, bytes, bytes] | None = None
         self._stream: web.StreamResponse | None = None
+        self._packer: Packer | None = None
         self._source: Stream | None = None
         self._queue: deque[bytes] = deque()
         self._queued = 0
@@ -218,6 +219,10 @@ class FullExchange:
         self._ready.set()
 
     def begin(self, status: int, content_type: bytes, extra: bytes, source: Stream | None) -> None:
+        coding = self.head.stream_coding
+        if coding is not None and worthwhile(content_type, extra):
+            extra += coding.line
+            self._packer = coding.packer()
         self._stream = web.StreamResponse(
             status=status, headers=_headers(content_type, extra + self.head.extra)
         )
@@ -226,6 +231,8 @@ class FullExchange:
         self._ready.set()
 
     def write(self, data: bytes) -> None:
+        if self._packer is not None:
+            data = self._packer.part(data)
         self._queue.append(data)
         self._queued += len(data)
         if self._queued > HIGH_WATER_BYTES and not self._paused and self._source is not None:
@@ -234,6 +241,9 @@ class FullExchange:
         self._ready.set()
 
     def finish(self) -> None:
+        if self._packer is not None:
+            end, self._packer = self._packer.end(), None
+            self.write(end)
         self._finished = True
         self.on_disconnect = None
         self._ready.set()
@@ -284,12 +294,13 @@ class FullExchange:
     async def _send(
         self, status: int, body: bytes, content_type: bytes, extra: bytes
     ) -> web.StreamResponse:
-        least = self.head.gzip_from
-        if 0 < least <= len(body) and worthwhile(content_type, extra):
-            aside = len(body) > INLINE_BYTES
+        head = self.head
+        coding = head.coding
+        if coding and len(body) >= head.pack_from and worthwhile(content_type, extra):
+            squeeze, aside = coding.squeeze, len(body) > INLINE_BYTES
             squeezed = await asyncio.to_thread(squeeze, body) if aside else squeeze(body)
             if len(squeezed) < len(body):
-                body, extra = squeezed, extra + GZIP_LINE
+                body, extra = squeezed, extra + coding.line
         lines = extra + self.head.whole
         headers = _headers(content_type, lines)
         if "connection" in headers:

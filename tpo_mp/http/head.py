@@ -20,6 +20,7 @@ import httptools
 from tpo_mp.errors import InvalidRequest, NotFound, TooLarge, TpoError, Unauthorized
 from tpo_mp.types import EVERYBODY, Principal
 
+from .compress import Coding
 from .trace import trace_lines
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Head:
     ``full_lane`` names why the fast lane must not take the request ("" when it may).
     ``extra`` are header lines every response to it carries, ``whole`` those of a whole response.
     ``shaped`` says that a whole response is not simply sent (HEAD, preflight, a copy that may be
-    fresh, compression from ``gzip_from`` bytes on).
+    fresh, compression from ``pack_from`` bytes on).
+    ``coding`` is how a whole answer may be compressed, ``stream_coding`` how a stream is.
     ``family`` is whose words refuse a method that the path does not have.
     ``client`` is the address that a trusted proxy may name; ``None`` when no proxy is trusted.
     ``principal`` is whom it speaks for, ``keyed`` the header that proved it.
@@ -84,10 +86,10 @@ class Head:
     """
 
     __slots__ = (
-        "client", "content_length", "endpoint", "extra", "family", "full_lane", "gzip_from",
-        "headers", "keep_alive", "keyed", "method", "params", "path", "principal", "query",
-        "refusal", "request_id", "scope", "session", "shaped", "special", "tally", "trace",
-        "version_10", "whole",
+        "client", "coding", "content_length", "endpoint", "extra", "family", "full_lane",
+        "headers", "keep_alive", "keyed", "method", "pack_from", "params", "path", "principal",
+        "query", "refusal", "request_id", "scope", "session", "shaped", "special",
+        "stream_coding", "tally", "trace", "version_10", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,7 +111,9 @@ class Head:
         self.extra = self.whole = ALWAYS
         self.trace = b""
         self.shaped = False
-        self.gzip_from = 0
+        self.pack_from = 0
+        self.coding: Coding | None = None
+        self.stream_coding: Coding | None = None
         self.client: str | None = None
         self.principal: Principal = EVERYBODY
         self.keyed = b""

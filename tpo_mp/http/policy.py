@@ -16,7 +16,7 @@ from re import Pattern
 
 from tpo_mp.errors import PolicyViolation
 
-from .compress import accepts_gzip
+from .compress import chosen, codings
 from .endpoints import Endpoint
 from .exchange import Exchange
 from .head import Head
@@ -58,11 +58,13 @@ class Policy:
         max_age_s: int = 600,
         hosts: Sequence[str] = (),
         proxies: Sequence[str] = (),
-        gzip_from: int = 0,
+        pack_from: int = 0,
+        pack_streams: bool = False,
     ) -> None:
         """``origins`` and ``hosts`` may hold ``*``; empty means no CORS, and any host.
 
-        ``gzip_from`` is the least size of a body that is compressed, 0 for never.
+        ``pack_from`` is the least size of a whole body that is compressed, 0 for never;
+        ``pack_streams``: each event of a stream is compressed and flushed.
         """
         self._any_origin = "*" in origins
         # With credentials "any origin" would hand every site the user's session.
@@ -71,7 +73,9 @@ class Policy:
         self._credentials = credentials
         self._max_age_s = max_age_s
         self._hosts = _globs(h.lower() for h in hosts)
-        self._gzip_from = gzip_from
+        self._pack_from, self._pack_streams = pack_from, pack_streams
+        if pack_from or pack_streams:
+            codings()  # imported here, not while the first request waits
         self.proxies = TrustedProxies(proxies)
 
     def apply(self, head: Head) -> None:
@@ -81,10 +85,14 @@ class Policy:
         if self._cors:
             vary.append(b"origin")
             self._apply_cors(head, vary, lines)
-        if self._gzip_from:
+        if self._pack_from or self._pack_streams:
             vary.append(b"accept-encoding")
-            if head.method != "HEAD" and accepts_gzip(head.headers.get(b"accept-encoding", b"")):
-                head.gzip_from, head.shaped = self._gzip_from, True
+            coding = chosen(head.headers.get(b"accept-encoding", b""))
+            if coding is not None and head.method != "HEAD":
+                if self._pack_from:
+                    head.coding, head.pack_from, head.shaped = coding, self._pack_from, True
+                if self._pack_streams:
+                    head.stream_coding = coding
         if vary:
             lines.append(b"vary: " + b", ".join(vary))
             head.add_lines(b"\r\n".join(lines) + b"\r\n")

@@ -18,7 +18,8 @@ import msgspec
 from tpo_mp.dialects import openai_chat
 from tpo_mp.dialects.sse import MAX_EVENT_BYTES
 from tpo_mp.errors import BackendFailure, BackendTimeout, RateLimited, Rejected, TpoError
-from tpo_mp.http.upstream import ResponseHead, UpstreamExchange
+from tpo_mp.http.response_head import ResponseHead
+from tpo_mp.http.upstream import UpstreamExchange
 from tpo_mp.types import Call, Reply, Sink
 
 from .attribution import CALLER_LIMITED, CONTEXT_TOO_SMALL, UNFIT_OUTPUT

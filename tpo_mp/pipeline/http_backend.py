@@ -27,7 +27,8 @@ from tpo_mp.dialects import openai_wire
 from tpo_mp.dialects.body import with_fields
 from tpo_mp.errors import BackendFailure, ConfigError, Shed, TpoError
 from tpo_mp.http.engine_links import EngineLine, EngineOrigin
-from tpo_mp.http.upstream import Deadlines, Origin, ResponseHead, UpstreamExchange
+from tpo_mp.http.response_head import ResponseHead
+from tpo_mp.http.upstream import Deadlines, Origin, UpstreamExchange
 from tpo_mp.ports import BackendConfig, Env, Probe
 from tpo_mp.types import Call, Dialect, Reply
 

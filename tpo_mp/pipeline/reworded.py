@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, Protocol
 
 from tpo_mp.errors import TpoError
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.types import Call
 
 from .answer import Answer

@@ -22,8 +22,8 @@ def keyring_of(auth: AuthSection) -> Keyring | None:
 def policy_of(server: ServerSection) -> Policy | None:
     """Return the edge's policy; ``None`` when nothing is restricted, so that heads skip it."""
     cors = server.cors
-    least = server.compression_min_bytes
-    if not (cors.origins or server.trusted_hosts or server.trusted_proxies or least):
+    packs = server.compression_min_bytes or server.compress_streams
+    if not (cors.origins or server.trusted_hosts or server.trusted_proxies or packs):
         return None
     return Policy(
         origins=cors.origins,
@@ -31,5 +31,6 @@ def policy_of(server: ServerSection) -> Policy | None:
         max_age_s=cors.max_age_s,
         hosts=server.trusted_hosts,
         proxies=server.trusted_proxies,
-        gzip_from=least,
+        pack_from=server.compression_min_bytes,
+        pack_streams=server.compress_streams,
     )

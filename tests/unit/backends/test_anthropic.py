@@ -13,7 +13,7 @@ from tests.support.fake_net import Collected
 from tpo_mp.backends.anthropic import FEATURE, AnthropicBackend
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import BackendFailure, ConfigError, Rejected, TpoError
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.types import Call, Dialect, Reply
 

@@ -22,7 +22,7 @@ from tpo_mp.errors import (
     Shed,
     TpoError,
 )
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.types import Call, Reply
 

@@ -20,7 +20,8 @@ TABLES = {"cors", "tls", "streams", "trusted_hosts", "trusted_proxies"}
 @pytest.mark.parametrize("name", sorted({*ServerSection.__struct_fields__} - TABLES))
 def test_every_server_setting_has_a_variable(load_text: Callable[..., Config], name: str) -> None:
     """``TPO_X`` is ``[server] x``."""
-    value = {"host": "127.0.0.2", "state_dir": "/s", "insecure": "true"}.get(name, "2000")
+    value = {"host": "127.0.0.2", "state_dir": "/s", "insecure": "true",
+             "compress_streams": "true"}.get(name, "2000")  # fmt: skip
     value = "3" if name == "workers" else value
     set_by_variable = load_text(env={f"TPO_{name.upper()}": value})
     assert str(getattr(set_by_variable.server, name)).lower().removesuffix(".0") == value

@@ -12,7 +12,8 @@ from hardware.mlx_engine.rings import RingEnds, RingOut
 from tests.support.wait import until
 from tpo_mp.errors import BackendFailure, BackendTimeout, TpoError
 from tpo_mp.http.engine_links import EngineLine, EngineLinks, EngineOrigin
-from tpo_mp.http.upstream import Deadlines, ResponseHead, UpstreamExchange
+from tpo_mp.http.response_head import ResponseHead
+from tpo_mp.http.upstream import Deadlines, UpstreamExchange
 from tpo_mp.http.wheel import Wheel
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.engine_rings import CREDIT_BYTES, EngineRings

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.support.codings import CODINGS, chunks, unpacked, unpacker
 from tests.support.fake_net import Client, Clock, EdgeLimits, FakeFront, FakeTransport, turns
 from tests.support.wait import until
 from tpo_mp.http.compress import INLINE_BYTES
@@ -17,12 +17,13 @@ from tpo_mp.http.full import FullLane
 from tpo_mp.http.policy import Policy
 
 APP = b"https://app.example"
+EVENT = b"data: " + b"x" * 2000 + b"\n\n"
 SMALL, BIG = b'{"a":"' + b"x" * 500 + b'"}', b'{"a":"' + b"x" * (INLINE_BYTES + 10) + b'"}'
 
 
 def _flow(exchange: Any) -> None:
     exchange.begin(200, b"text/event-stream", b"", None)
-    exchange.write(b"data: " + b"x" * 2000 + b"\n\n")
+    exchange.write(EVENT)
     exchange.finish()
 
 
@@ -30,10 +31,12 @@ ENDPOINTS = [
     Endpoint("GET", "/small", lambda x: x.respond(200, SMALL), "openai"),
     Endpoint("GET", "/big", lambda x: x.respond(200, BIG), "openai"),
     Endpoint("GET", "/stream", _flow, "openai"),
+    Endpoint("GET", "/packed",
+             lambda x: x.respond(200, SMALL, extra=b"content-encoding: zstd\r\n"), "openai"),
     Endpoint("GET", "/peer", lambda x: x.respond(200, x.peer.encode()), "openai"),
     Endpoint("GET", "/health", lambda x: x.respond(200, b"{}"), "ops"),
     Endpoint("POST", "/small", lambda x: x.respond(200, SMALL), "native"),
-]
+]  # fmt: skip
 
 
 class Answer:
@@ -319,18 +322,34 @@ def test_forwarded_headers_of_strangers_are_ignored(ask: Any, header: str) -> No
 
 
 @pytest.mark.parametrize(("target", "plain"), [("/small", SMALL), ("/big", BIG)])
-def test_who_asks_gets_gzip(ask: Any, target: str, plain: bytes) -> None:
+@pytest.mark.parametrize("coding", CODINGS)
+def test_who_asks_gets_the_coding(ask: Any, target: str, plain: bytes, coding: str) -> None:
     """On the loop or beside it; the cache is told."""
-    answer = ask(Policy(gzip_from=100))("GET", target, Accept_Encoding="br, gzip;q=0.5")
-    assert answer.get("content-encoding") == "gzip"
+    answer = ask(Policy(pack_from=100))("GET", target, Accept_Encoding=f"zstd, {coding};q=0.5")
+    assert answer.get("content-encoding") == coding
     assert answer.get("vary") == "accept-encoding"
     assert len(answer.body) == int(answer.get("content-length") or -1)
-    assert gzip.decompress(answer.body) == plain
+    assert unpacked(coding, answer.body) == plain
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_each_event_of_a_compressed_stream_can_be_read_at_once(ask: Any, coding: str) -> None:
+    """What has a coding already, and whole answers when only streams are asked for, stay."""
+    send = ask(Policy(pack_streams=True))
+    answer = send("GET", "/stream", Accept_Encoding=coding)
+    assert answer.get("content-encoding") == coding
+    assert answer.get("vary") == "accept-encoding"
+    first, *rest = chunks(answer.body)
+    assert unpacker(coding)(first) == EVENT
+    assert unpacked(coding, first + b"".join(rest)) == EVENT
+    assert send("GET", "/stream").get("content-encoding") is None
+    assert send("GET", "/small", Accept_Encoding=coding).get("content-encoding") is None
+    assert send("GET", "/packed", Accept_Encoding=coding).get("content-encoding") == "zstd"
 
 
 def test_who_does_not_ask_gets_it_plain(ask: Any) -> None:
     """So does one whose answer is small, or a stream; the cache is told all the same."""
-    send = ask(Policy(gzip_from=400, origins=[APP.decode()]))
+    send = ask(Policy(pack_from=400, origins=[APP.decode()]))
     for target, headers in [("/small", {}), ("/small", {"Accept_Encoding": "gzip;q=0"}),
                             ("/peer", {"Accept_Encoding": "gzip"}),
                             ("/stream", {"Accept_Encoding": "gzip"})]:  # fmt: skip
@@ -346,7 +365,7 @@ def test_client_that_leaves_meanwhile_gets_nothing(clock: Clock) -> None:
     async def main() -> None:
         front = FakeFront(clock, ENDPOINTS)
         front.edge.loop = asyncio.get_running_loop()
-        front.edge.configure(EdgeLimits(), Policy(gzip_from=1))
+        front.edge.configure(EdgeLimits(), Policy(pack_from=1))
         front.edge.use(front.edge.table)
         failures: list[str] = []
         front.edge.loop.set_exception_handler(lambda _, what: failures.append(str(what)))
@@ -366,7 +385,7 @@ def test_client_that_leaves_meanwhile_gets_nothing(clock: Clock) -> None:
 def test_head_has_no_body_and_no_coding(clock: Clock) -> None:
     """Its length is that of the plain answer."""
     front = FakeFront(clock, ENDPOINTS)
-    front.edge.configure(EdgeLimits(), Policy(gzip_from=1))
+    front.edge.configure(EdgeLimits(), Policy(pack_from=1))
     front.edge.use(front.edge.table)
     answer = Answer(front.connect().send(request("HEAD", "/small", Accept_Encoding="gzip")))
     assert answer.body == b""

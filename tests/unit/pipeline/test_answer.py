@@ -17,7 +17,7 @@ from tpo_mp.errors import (
     Rejected,
     TpoError,
 )
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.pipeline import answer as module
 from tpo_mp.pipeline.answer import Answer, upstream_error
 from tpo_mp.types import Reply

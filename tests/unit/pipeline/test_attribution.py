@@ -22,7 +22,7 @@ from tpo_mp.errors import (
     WorkerLost,
     from_wire,
 )
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.pipeline.answer import upstream_error
 from tpo_mp.pipeline.attribution import Blame, blame, may_have_worked
 

@@ -13,7 +13,7 @@ from tests.support.raw import chat
 from tests.support.wait import until
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import BackendFailure, ConfigError, Shed
-from tpo_mp.http.upstream import ResponseHead
+from tpo_mp.http.response_head import ResponseHead
 from tpo_mp.pipeline.http_backend import (
     MAX_LIST_BYTES,
     HttpBackend,
