@@ -20,7 +20,7 @@ believed; it takes a larger number for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Annotated, ClassVar, Final, Literal
@@ -70,6 +70,12 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
             "uses it; 0: it chooses.",
         ),
     ] = 0
+
+    def native_sampling(self) -> Mapping[str, object]:
+        """Its prompts have no template, so an answer ends where the next question would begin."""
+        if self.OWN_API not in self.apis:
+            return {}
+        return {"temperature": 0.8, "stop": ["</s>", "Human:"]}
 
     def slots_page(self) -> str:
         """Where the server says how many there are."""

@@ -13,6 +13,7 @@ are ours to say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Annotated, ClassVar, Final
 
@@ -44,6 +45,10 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
     cache_salt: Annotated[
         bool, Meta(description="Give each tenant a salt, so that none shares another's cache.")
     ] = True
+
+    def native_sampling(self) -> Mapping[str, object]:
+        """Longer answers than elsewhere, without the unlikeliest words."""
+        return {"max_tokens": 512, "top_p": 0.95} if self.OWN_API in self.apis else {}
 
 
 class VllmBackend(EngineClient):

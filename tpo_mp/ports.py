@@ -176,6 +176,13 @@ class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
              "overload: no limit until it answers that it has too many, then what it can take."),
     ] = "overload"  # fmt: skip
 
+    def native_sampling(self) -> Mapping[str, object]:
+        """What native requests that do not say are told otherwise than by default, by its name.
+
+        These are the words of OpenAI's chats; no other client's request is told anything.
+        """
+        return {}
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """What is wrong with options that are each in bounds: path within the entry, and why."""
         return ()

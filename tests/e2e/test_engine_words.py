@@ -76,6 +76,8 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
                 models=[kind], model_map={kind: "theirs"}, health={"enabled": False},
                 metrics_path="",
             )  # fmt: skip
+        config += section("[[backends]]", name="claude", kind="anthropic", models=["claude"],
+                          base_url=vllm.base_url)  # fmt: skip
         gateway = made.enter_context(Gateway(short_tmp / "words", config=config, workers=2))
         yield Bench(gateway, llama, vllm)
 
@@ -232,6 +234,32 @@ def test_clients_of_other_dialects(bench: Bench) -> None:
     native = bench.gateway.ask("/v1/prompt", {"prompt": "hi", "model": "llama_cpp"}).json()
     assert (native["result"], native["finish_reason"]) == ("".join(WORDS), "stop")
     assert native["usage"]["total_tokens"] == 10
+
+
+def test_native_clients_that_say_nothing_get_what_suits_the_backend(bench: Bench) -> None:
+    """By its kind; whoever speaks OpenAI's dialect is told nothing (above)."""
+    message = {
+        "id": "m", "type": "message", "role": "assistant", "model": "claude",
+        "content": [{"type": "text", "text": "hi"}], "stop_reason": "end_turn",
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }  # fmt: skip
+    bench.llama.play(events=spoken(ended()))
+    for model, upstream, answer, limit, told in (
+        ("llama_cpp", bench.llama, None, "n_predict",
+         {"n_predict": 256, "temperature": 0.8, "stop": ["</s>", "Human:"]}),
+        ("vllm", bench.vllm, {"text": ["hi there"]}, "max_tokens",
+         {"max_tokens": 512, "temperature": 0.7, "top_p": 0.95}),
+        ("claude", bench.vllm, message, "max_tokens", {"max_tokens": 1024, "temperature": 1.0}),
+    ):  # fmt: skip
+        if answer is not None:
+            bench.vllm.play(reply=answer)
+        for said in ({}, {"max_tokens": 9, "temperature": 0}):
+            asked = {"prompt": "hi", "model": model, **said}
+            reply = bench.gateway.ask("/v1/prompt", asked)
+            assert reply.status == 200, reply.body
+            got = upstream.seen[-1].json()
+            expected = told | ({limit: 9, "temperature": 0} if said else {})
+            assert {name: got.get(name) for name in expected} == expected
 
 
 def test_llama_stops_when_the_client_left(bench: Bench) -> None:

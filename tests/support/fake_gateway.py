@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,6 +162,10 @@ class FakeGateway:
     def knows_model(self, model: str) -> bool:
         """Whether the name was given."""
         return model in self.names
+
+    def sampling(self, model: str) -> Mapping[str, object]:
+        """No backend wants anything else."""
+        return {}
 
     def default_model(self) -> str | None:
         """The first name."""

@@ -8,6 +8,7 @@ forwarded, the configured version stands in when the client named none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from msgspec import Meta
@@ -39,6 +40,10 @@ class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields
             description="Sent as anthropic-version when the client named none.",
         ),
     ] = "2023-06-01"
+
+    def native_sampling(self) -> Mapping[str, object]:
+        """Claude's own temperature, and room for its longer answers."""
+        return {"max_tokens": 1024, "temperature": 1.0}
 
 
 class AnthropicBackend(HttpBackend):

@@ -54,7 +54,8 @@ def claim(table: JobTable, job: JobRow, seats: list[Seat], run: str) -> list[Han
 def handout(job: JobRow, prompt: RunningPrompt) -> Handout:
     """The call that answers a prompt."""
     request = native.PromptRequest(prompt=prompt.prompt)
-    body = native.to_chat(request, job.model, job.max_tokens, job.temperature)
+    sampling = {"max_tokens": job.max_tokens, "temperature": job.temperature}
+    body = native.to_chat(request, job.model, sampling)
     meta = _encode_meta(SlotMeta(PATH, job.model, job.tenant, job.session, "", False))
     return Handout(prompt, meta, body)
 

@@ -168,15 +168,18 @@ def _invalid(message: str, param: str | None) -> InvalidRequest:
 
 
 def to_chat(
-    request: PromptRequest, model: str, max_tokens: int, temperature: float, *, stream: bool = False
+    request: PromptRequest, model: str, sampling: Mapping[str, object], *, stream: bool = False
 ) -> bytes:
-    """The prompt as a chat request, with native sampling defaults."""
+    """The prompt as a chat request; ``sampling`` is what holds where it does not say."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": request.prompt or request.input}],
-        "max_tokens": request.max_tokens or max_tokens,
-        "temperature": temperature if request.temperature is None else request.temperature,
+        **sampling,
     }
+    if request.max_tokens is not None:
+        body["max_tokens"] = request.max_tokens
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return orjson.dumps(body)

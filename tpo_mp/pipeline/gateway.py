@@ -5,7 +5,7 @@ Invariants: a call that was opened is settled exactly once, by its ``Delivery``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo_mp.config.tree import Config
@@ -76,6 +76,9 @@ class Gateway(Protocol):
 
     def knows_model(self, model: str) -> bool:
         """Whether some backend serves ``model``."""
+
+    def sampling(self, model: str) -> Mapping[str, object]:
+        """What native requests for ``model`` that do not say are told, as its backend wants it."""
 
     def default_model(self) -> str | None:
         """The first model named literally in the config."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from tpo_mp.dialects import native
 from tpo_mp.errors import InvalidRequest
@@ -13,8 +14,16 @@ from .gateway import Gateway
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
 
-MAX_TOKENS = 256
-TEMPERATURE = 0.7
+DEFAULT_SAMPLING: Final[Mapping[str, object]] = {"max_tokens": 256, "temperature": 0.7}
+
+
+def sampling_of(
+    gateway: Gateway, model: str, max_tokens: int | None, temperature: float | None
+) -> dict[str, Any]:
+    """What holds for native requests that do not say: what we say, then the backend's kind."""
+    said = {"max_tokens": max_tokens, "temperature": temperature}
+    ours = {name: value for name, value in said.items() if value is not None}
+    return {**DEFAULT_SAMPLING, **gateway.sampling(model), **ours}
 
 
 def native_call(
@@ -22,15 +31,18 @@ def native_call(
     exchange: Exchange,
     request: native.PromptRequest,
     *,
-    max_tokens: int = MAX_TOKENS,
-    temperature: float = TEMPERATURE,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
     stream: bool,
 ) -> Call:
-    """Make the call; raises ``InvalidRequest``, and what ``Gateway.new_call`` raises."""
+    """Make the call; where neither it nor we say, the backend's kind does.
+
+    Raises ``InvalidRequest``, and what ``Gateway.new_call`` raises."""
     model = request.model or gateway.default_model()
     if model is None:
         raise InvalidRequest("model is required: no backend names one", param="model")
-    body = native.to_chat(request, model, max_tokens, temperature, stream=stream)
+    sampling = sampling_of(gateway, model, max_tokens, temperature)
+    body = native.to_chat(request, model, sampling, stream=stream)
     call = gateway.new_call(
         exchange, model=model, body=body, stream=stream, affinity=request.session
     )

@@ -10,8 +10,8 @@ Known weakness: decisions per model are remembered for at most 4 096 models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import iscoroutinefunction
 from time import monotonic
@@ -41,6 +41,8 @@ class Target:
     """Stages of the try that can tell beforehand that they would refuse it."""
     advice: tuple[Callable[[Call, str], bool], ...] = ()
     """Those that only say that another backend is better."""
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    """See ``BackendConfig.native_sampling``."""
 
     def blocked(self, call: Call) -> bool:
         """Whether another backend should be asked, while there is one; changes nothing."""
@@ -131,6 +133,7 @@ class Router:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
         self._known: dict[str, Serve] = {}
+        self._sampling: dict[str, Mapping[str, object]] = {}
 
     def serve(self, call: Call) -> Awaitable[Reply]:
         """Route one call; raises ``NotFound`` for a model nobody serves."""
@@ -147,12 +150,26 @@ class Router:
             return False
         return True
 
-    def _resolve(self, model: str) -> Serve:
+    def sampling(self, model: str) -> Mapping[str, object]:
+        """What native requests for ``model`` are told: as its first backend wants it."""
+        found = self._sampling.get(model)
+        if found is None:
+            if len(self._sampling) >= _REMEMBERED:
+                self._sampling.clear()
+            first = next((targets[0] for _, targets in self._matching(model)), None)
+            found = self._sampling[model] = {} if first is None else first.sampling
+        return found
+
+    def _matching(self, model: str) -> Iterator[tuple[Any, tuple[Target, ...]]]:
         for rule in self._rules:
             if any(p == "*" or fnmatchcase(model, p) for p in rule.models):
                 targets = tuple(t for t in rule.targets if t.serves(model))
                 if targets:
-                    return self._remember(model, _strategy(rule.strategy, targets))
+                    yield rule.strategy, targets
+
+    def _resolve(self, model: str) -> Serve:
+        for strategy, targets in self._matching(model):
+            return self._remember(model, _strategy(strategy, targets))
         raise NotFound(
             f"the model {model[:120]!r} does not exist or no backend serves it",
             reason="model_not_found",

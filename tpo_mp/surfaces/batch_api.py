@@ -24,6 +24,7 @@ from tpo_mp.http.endpoints import Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import JSON, Exchange, id_line
 from tpo_mp.pipeline.gate import Gate
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.native_calls import sampling_of
 from tpo_mp.ports import Env, Feature
 from tpo_mp.store import job_questions as ask
 
@@ -42,10 +43,20 @@ _JOB = "/api/v1/batch/{id}"
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling used when a batch does not say."""
 
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
-        description="Tokens of a reply when the batch does not say.")] = 256  # fmt: skip
-    temperature: Annotated[float, Meta(ge=0, le=2,
-        description="Temperature of batches that do not say.")] = 0.7  # fmt: skip
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="Tokens of a reply when the batch does not say; omitted: as its "
+            "backend's kind has it, mostly 256."
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(
+            description="Temperature of batches that do not say; omitted: as its "
+            "backend's kind has it, mostly 0.7."
+        ),
+    ] = None
 
 
 class _Progress(Struct):
@@ -159,10 +170,11 @@ class BatchApi:
         call = gateway.new_call(
             exchange, model=model, body=b"", stream=False, affinity=request.session
         )
+        sampling = sampling_of(gateway, model, config.max_tokens, config.temperature)
         job = ask.StartJob(
             call.id, call.tenant, request.session or call.session or "", model,
-            request.max_concurrency, request.max_tokens or config.max_tokens,
-            config.temperature if request.temperature is None else request.temperature,
+            request.max_concurrency, request.max_tokens or sampling["max_tokens"],
+            sampling["temperature"] if request.temperature is None else request.temperature,
             msgspec.msgpack.encode(request.prompts),
         )  # fmt: skip
         try:

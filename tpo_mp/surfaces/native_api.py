@@ -19,7 +19,7 @@ from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
-from tpo_mp.pipeline.native_calls import MAX_TOKENS, TEMPERATURE, native_call
+from tpo_mp.pipeline.native_calls import native_call
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.ports import Env, Feature
@@ -42,10 +42,20 @@ _PREFER_WAIT = re.compile(rb"\bwait\s*=\s*(\d{1,9})\b")
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling used when a native request does not say."""
 
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
-        description="Tokens of a native reply when it does not say.")] = MAX_TOKENS  # fmt: skip
-    temperature: Annotated[float, Meta(ge=0, le=2,
-        description="Temperature of native requests that do not say.")] = TEMPERATURE  # fmt: skip
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="Tokens of a native reply when it does not say; omitted: as its "
+            "backend's kind has it, mostly 256."
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(
+            description="Temperature of native requests that do not say; omitted: as its "
+            "backend's kind has it, mostly 0.7."
+        ),
+    ] = None
 
 
 class NativeApi:

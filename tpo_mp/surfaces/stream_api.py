@@ -27,7 +27,7 @@ from tpo_mp.pipeline.conversation import Conversation
 from tpo_mp.pipeline.feed import UNNUMBERED
 from tpo_mp.pipeline.feeds import ACTIVE, COMPLETED, TOKENS, parse_event_id
 from tpo_mp.pipeline.gateway import Gateway
-from tpo_mp.pipeline.native_calls import MAX_TOKENS, TEMPERATURE, native_call
+from tpo_mp.pipeline.native_calls import native_call
 from tpo_mp.pipeline.native_stream import NativeStream
 from tpo_mp.pipeline.sse_listener import SSE, SseListener
 from tpo_mp.ports import Env, Feature
@@ -68,10 +68,20 @@ class StreamStats(Struct, frozen=True, kw_only=True):
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sampling used when a streamed request does not say; see also ``[server.streams]``."""
 
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000,
-        description="Tokens of a native stream when it does not say.")] = MAX_TOKENS  # fmt: skip
-    temperature: Annotated[float, Meta(ge=0, le=2,
-        description="Temperature of native streams that do not say.")] = TEMPERATURE  # fmt: skip
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="Tokens of a native stream when it does not say; omitted: as its "
+            "backend's kind has it, mostly 256."
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(
+            description="Temperature of native streams that do not say; omitted: as its "
+            "backend's kind has it, mostly 0.7."
+        ),
+    ] = None
 
 
 class StreamApi:

@@ -139,6 +139,7 @@ def _target(
         standings.guarded(tried, entry.name),
         (standings.refuses, *guards_of(attempt)),
         (standings.advises, models.lacks, *advice_of(attempt)),
+        entry.native_sampling(),
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from time import monotonic
@@ -320,6 +320,9 @@ class Owner:
 
     def knows_model(self, model: str) -> bool:
         return self.pipeline.router.knows(model)
+
+    def sampling(self, model: str) -> Mapping[str, object]:
+        return self.pipeline.router.sampling(model)
 
     def default_model(self) -> str | None:
         return self.pipeline.models.first()

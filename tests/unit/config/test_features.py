@@ -144,7 +144,7 @@ def test_shipped_surfaces_are_served_with_their_defaults(load_text: Loads) -> No
     config = load_text()
     assert tuple(config.surfaces) == catalog.SURFACES
     native: Any = config.surfaces["native_api"]
-    assert (native.max_tokens, native.temperature) == (256, 0.7)
+    assert (native.max_tokens, native.temperature) == (None, None)
 
 
 def test_surface_has_options_and_a_switch(load_text: Loads) -> None:

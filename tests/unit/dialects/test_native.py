@@ -73,13 +73,14 @@ def test_session_is_text(given: Any, session: str | None) -> None:
 
 def test_chat_body_has_defaults_where_the_request_is_silent() -> None:
     """Zero is a value."""
-    silent = json.loads(native.to_chat(native.decode_request(raw(prompt="a")), "m", 256, 0.7))
+    usual = {"max_tokens": 256, "temperature": 0.7}
+    silent = json.loads(native.to_chat(native.decode_request(raw(prompt="a")), "m", usual))
     assert silent == {
         "model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 256,
         "temperature": 0.7,
     }  # fmt: skip
     asked = native.decode_request(raw(input="a", max_tokens=5, temperature=0))
-    loud = json.loads(native.to_chat(asked, "m", 256, 0.7))
+    loud = json.loads(native.to_chat(asked, "m", usual))
     assert (loud["max_tokens"], loud["temperature"]) == (5, 0)
 
 
