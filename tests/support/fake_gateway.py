@@ -133,7 +133,7 @@ class FakeGateway:
         """Whether the id ends in the tenant's name."""
         return call_id.endswith(self.tenant(head))
 
-    def recall(self, exchange: Any) -> None:
+    def recall(self, exchange: Any, way: Any) -> None:
         """Nothing came before."""
 
     def new_call(

@@ -40,11 +40,13 @@ _SINGLE = frozenset(
      b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-request-id", b"x-litellm-session-id", b"origin",
      b"idempotency-key", b"x-tpo-tags")
 )  # fmt: skip
-_SPECIAL = frozenset(
+STEERING = frozenset(
     (b"x-tpo-priority", b"x-tpo-deadline-ms", b"x-litellm-session-id", b"traceparent",
-     b"x-api-key", b"idempotency-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key", b"x-tpo-cache",
+     b"idempotency-key", b"x-sim-error", b"x-sim-fault", b"x-sim-key", b"x-tpo-cache",
      b"cache-control", b"x-tpo-tags")
 )  # fmt: skip
+"""Headers that make a call another than its body says."""
+_SPECIAL = STEERING | {b"x-api-key"}
 ALWAYS = b"x-content-type-options: nosniff\r\n"
 NO_STORE = b"cache-control: no-store\r\n"
 _SESSION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

@@ -63,6 +63,8 @@ class Delivery:
 
     lettered: ClassVar[bool] = True
     """Whether a call that could not be finished leaves a dead letter."""
+    id_line: ClassVar[bytes] = b""
+    """One more response header line with the request's id, where clients look for it."""
 
     def __init__(self, gateway: Gateway, exchange: Exchange, call: Call) -> None:
         self._gateway = gateway
@@ -124,6 +126,16 @@ class Delivery:
         self.bytes_out = len(body)
         self.exchange.respond(reply.status, body, reply.content_type, self.lines(reply))
         self.settle(Terminal.DONE, None)
+
+    @property
+    def asked(self) -> bytes:
+        """The body of the client's request."""
+        return self.call.body
+
+    @staticmethod
+    def told(content_type: bytes, body: bytes, /) -> tuple[bytes, bytes]:
+        """A stream that is whole already, as the client sees it."""
+        return content_type, body
 
     def begin(self, reply: Reply) -> None:
         """Send the head of a streamed reply."""

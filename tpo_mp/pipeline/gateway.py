@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .native_delivery import NativeDelivery
     from .recall import Recalled
     from .response_log import EventPage
+    from .ways import Way
 
 
 class Gateway(Protocol):
@@ -51,7 +52,7 @@ class Gateway(Protocol):
     def config(self) -> Config:
         """The configuration that new calls are served with."""
 
-    def recall(self, exchange: Exchange) -> Recalled | None:
+    def recall(self, exchange: Exchange, way: Way) -> Recalled | None:
         """What is known of a request whose very bytes came before; ``None``: nothing.
 
         ``ANSWERED`` when it was answered at once.

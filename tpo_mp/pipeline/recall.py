@@ -6,10 +6,13 @@ it is what reading the request again would find.
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.types import Call
+
+if TYPE_CHECKING:
+    from .delivery import Delivery
 
 
 class Recalled:
@@ -19,18 +22,23 @@ class Recalled:
     what the cache knows its answer by, where that may be told at once.
     """
 
-    __slots__ = ("body", "books", "key", "question", "request")
+    __slots__ = ("body", "books", "delivery", "key", "question", "request")
 
-    def __init__(self, request: RequestHead, question: Call, key: bytes | None) -> None:
+    def __init__(
+        self, request: RequestHead, question: Call, key: bytes | None, delivery: type[Delivery]
+    ) -> None:
         self.body = question.body
         self.request = request
         self.question = question
         self.key = key
+        self.delivery = delivery
+        """How its answer is brought to its client."""
         self.books: Any = None
         """Where an account enters its answers."""
 
 
 ANSWERED: Final = Recalled(
-    cast("RequestHead", None), Call(id="", model="", body=b"", stream=False, started_at=0.0), None
-)
+    cast("RequestHead", None), Call(id="", model="", body=b"", stream=False, started_at=0.0), None,
+    cast("type[Delivery]", None),
+)  # fmt: skip
 """The request was answered: nothing is left to do."""

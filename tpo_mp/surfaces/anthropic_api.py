@@ -5,15 +5,17 @@ Source: Anthropic API reference; ``request-id`` and the error envelope as its SD
 
 from __future__ import annotations
 
+from typing import ClassVar, Final
+
 from msgspec import Struct
 
 from tpo_mp.dialects import anthropic_complete, shapes
 from tpo_mp.dialects import anthropic_messages as dialect
-from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.ways import Way
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect, Reply
 
@@ -66,35 +68,15 @@ class AnthropicApi:
 
     def messages(self, exchange: Exchange) -> None:
         """Answer a conversation, streamed or not."""
-        self._run(exchange, dialect.decode_request(exchange.body), Dialect.ANTHROPIC_MESSAGES)
+        _MESSAGES.run(self._gateway, exchange)
 
     def count(self, exchange: Exchange) -> None:
         """Count a conversation's tokens; only a backend of the same dialect can."""
-        self._run(exchange, dialect.decode_count_request(exchange.body), Dialect.ANTHROPIC_COUNT)
+        _COUNT.run(self._gateway, exchange)
 
     def complete(self, exchange: Exchange) -> None:
         """Continue a transcript, streamed or not; the API before messages."""
-        request = anthropic_complete.decode_request(exchange.body)
-        self._run(exchange, request, Dialect.ANTHROPIC_COMPLETE)
-
-    def _run(self, exchange: Exchange, request: RequestHead, spoken: Dialect) -> None:
-        body = exchange.body
-        if request.has_routing_fields():
-            body = dialect.strip_routing_fields(body)
-        call = self._gateway.new_call(
-            exchange,
-            model=request.model,
-            body=body,
-            stream=bool(request.stream),
-            affinity=request.affinity,
-        )
-        call.dialect = spoken
-        call.usage_wanted = request.usage_wanted
-        headers = exchange.head.headers
-        for name in _FORWARDED:
-            if name in headers:
-                call.forward += b"%b: %b\r\n" % (name, headers[name])
-        self._gateway.submit(AnthropicDelivery(self._gateway, exchange, call))
+        _COMPLETE.run(self._gateway, exchange)
 
 
 class AnthropicDelivery(Delivery):
@@ -102,11 +84,23 @@ class AnthropicDelivery(Delivery):
 
     __slots__ = ()
 
+    id_line: ClassVar[bytes] = b"request-id: %b\r\n"
+
     def lines(self, reply: Reply | None) -> bytes:
         """The gateway's own response header lines."""
         call = self.call
-        own = b"request-id: %b\r\n" % (call.client_request_id or call.id).encode()
-        return own + super().lines(reply)
+        return self.id_line % (call.client_request_id or call.id).encode() + super().lines(reply)
+
+
+_MESSAGES: Final = Way(
+    Dialect.ANTHROPIC_MESSAGES, dialect.decode_request, AnthropicDelivery, _FORWARDED
+)
+_COUNT: Final = Way(
+    Dialect.ANTHROPIC_COUNT, dialect.decode_count_request, AnthropicDelivery, _FORWARDED
+)
+_COMPLETE: Final = Way(
+    Dialect.ANTHROPIC_COMPLETE, anthropic_complete.decode_request, AnthropicDelivery, _FORWARDED
+)
 
 
 FEATURE = Feature(Config, AnthropicApi)

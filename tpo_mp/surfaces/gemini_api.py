@@ -9,21 +9,26 @@ Source: Gemini API reference (``v1beta``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
 import orjson
 from msgspec import Struct
 
-from tpo_mp.dialects import gemini_wire
+from tpo_mp.dialects import gemini, gemini_wire
 from tpo_mp.dialects.body import with_fields
+from tpo_mp.dialects.codec import RequestHead
+from tpo_mp.dialects.gemini import GeminiRequest
 from tpo_mp.dialects.sse import EventCutter
 from tpo_mp.errors import InvalidRequest, NotFound, TpoError
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
+from tpo_mp.http.head import Head
 from tpo_mp.http.query import choice, parameters, whole
 from tpo_mp.pipeline.delivery import SSE_LINES, Delivery
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.recall import ANSWERED
+from tpo_mp.pipeline.ways import Way
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.catalog import GOOGLE_METHODS, traits_of
 from tpo_mp.types import Call, Dialect, Reply
@@ -35,6 +40,7 @@ METHODS: Final = {
     "embedContent": Dialect.GEMINI_EMBEDDINGS,
     "batchEmbedContents": Dialect.GEMINI_EMBEDDINGS,
 }
+_ARRAY: Final = b"application/json; charset=UTF-8"
 _ALT: Final = Parameter("alt", "`sse` streams events; the default is a JSON array.")
 _KEY: Final = Parameter("key", "The API key, where no header has it.")
 _KEY_HEADER: Final = Parameter("x-goog-api-key", "The API key.", place="header")
@@ -89,16 +95,17 @@ class GeminiApi:
         events = choice(query, "alt", ("sse", "json")) == "sse"
         if events and not stream:
             raise InvalidRequest("alt=sse is for streamGenerateContent", param="alt")
-        body = with_fields(exchange.body or b"{}", model=model, stream=stream or None)
-        call = self._gateway.new_call(
-            exchange, model=model, body=body, stream=stream, affinity=None
-        )
-        call.dialect = dialect
-        key = head.headers.get(b"x-goog-api-key") or query.get("key", "").encode()
-        if call.authorization is None and key:
-            call.authorization = b"Bearer " + key
-        kind = ArrayDelivery if stream and not events else Delivery
-        self._gateway.submit(kind(self._gateway, exchange, call))
+        way = (_ARRAYS if stream and not events else _WAYS)[dialect]
+        known = self._gateway.recall(exchange, way)
+        if known is ANSWERED:
+            return
+        if known is None:
+            body = with_fields(exchange.body or b"{}", model=model, stream=stream or None)
+            request: RequestHead = GeminiRequest(model=model, stream=stream)
+        else:
+            request, body = known.request, known.body
+        call = way.call(self._gateway, exchange, request, body, known)
+        way.submit(self._gateway, exchange, call)
 
     async def models(self, exchange: Exchange) -> None:
         """List the models a client may name."""
@@ -134,7 +141,22 @@ def card(name: str) -> dict[str, Any]:
     return out | {"supportedGenerationMethods": list(GOOGLE_METHODS[traits.kind])}
 
 
-class ArrayDelivery(Delivery):
+class GeminiDelivery(Delivery):
+    """Delivery of a call whose body is more than its request's: the path says model and form."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, gateway: Gateway, exchange: Exchange, call: Call) -> None:
+        super().__init__(gateway, exchange, call)
+        self._asked = exchange.body
+
+    @property
+    def asked(self) -> bytes:
+        """The body of the client's request."""
+        return self._asked
+
+
+class ArrayDelivery(GeminiDelivery):
     """A stream as one JSON array: each event's data is an element of it."""
 
     __slots__ = ("_cutter", "_told")
@@ -149,7 +171,13 @@ class ArrayDelivery(Delivery):
         self.started = True
         self.status = reply.status
         lines = self.lines(reply) + SSE_LINES
-        self.exchange.begin(reply.status, b"application/json; charset=UTF-8", lines, reply.stream)
+        self.exchange.begin(reply.status, _ARRAY, lines, reply.stream)
+
+    @staticmethod
+    def told(_content_type: bytes, body: bytes, /) -> tuple[bytes, bytes]:
+        """A stream that is whole already, as an array."""
+        found = [data for _, data in EventCutter().feed(body)]
+        return _ARRAY, b"[%b]" % b",\r\n".join(found)
 
     def data(self, chunk: bytes) -> None:
         """Send the data of whole events."""
@@ -175,6 +203,29 @@ class ArrayDelivery(Delivery):
 
     def _close(self) -> None:
         self.exchange.write(b"]" if self._told else b"[]")
+
+
+class _GeminiWay(Way):
+    """One method's, in one form: the path and the query say which of which model."""
+
+    __slots__ = ()
+
+    def __init__(self, dialect: Dialect, delivery: type[Delivery]) -> None:
+        super().__init__(dialect, gemini.decode_request, delivery, (b"x-goog-api-key",))
+
+    def dress(self, call: Call, head: Head) -> None:
+        """A key that is not ours goes upstream."""
+        key = head.headers.get(b"x-goog-api-key") or parameters(head).get("key", "").encode()
+        if call.authorization is None and key:
+            call.authorization = b"Bearer " + key
+
+    def place(self, head: Head) -> Hashable:
+        """What is asked of which model, and with whose key."""
+        return head.path, head.query, head.headers.get(b"x-goog-api-key")
+
+
+_WAYS: Final = {dialect: _GeminiWay(dialect, GeminiDelivery) for dialect in METHODS.values()}
+_ARRAYS: Final = {Dialect.GEMINI: _GeminiWay(Dialect.GEMINI, ArrayDelivery)}
 
 
 FEATURE = Feature(Config, GeminiApi)

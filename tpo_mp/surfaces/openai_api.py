@@ -7,26 +7,26 @@ Source: OpenAI API reference; error envelope and headers as its SDKs read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from time import time
+from typing import Final
 
 import orjson
 from msgspec import Struct
 
 from tpo_mp.dialects import openai_chat, openai_completions, openai_embeddings, shapes
-from tpo_mp.dialects.body import strip_routing_fields
-from tpo_mp.dialects.codec import RequestHead
 from tpo_mp.errors import NotFound
 from tpo_mp.http.endpoints import EVENTS, Endpoint, Outcome
 from tpo_mp.http.exchange import Exchange, id_line
-from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.gateway import Gateway
-from tpo_mp.pipeline.recall import ANSWERED
+from tpo_mp.pipeline.ways import Way
 from tpo_mp.ports import Env, Feature
 from tpo_mp.types import Dialect
 
 _RFC3339 = "%Y-%m-%dT%H:%M:%SZ"
+_CHAT: Final = Way(Dialect.OPENAI_CHAT, openai_chat.decode_request)
+_COMPLETIONS: Final = Way(Dialect.OPENAI_COMPLETIONS, openai_completions.decode_request)
+_EMBEDDINGS: Final = Way(Dialect.OPENAI_EMBEDDINGS, openai_embeddings.decode_request)
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,41 +74,15 @@ class OpenAIApi:
 
     def chat(self, exchange: Exchange) -> None:
         """Run one chat completion, streamed or not."""
-        self._run(exchange, openai_chat.decode_request, Dialect.OPENAI_CHAT)
+        _CHAT.run(self._gateway, exchange)
 
     def completions(self, exchange: Exchange) -> None:
         """Run one legacy completion, streamed or not."""
-        self._run(exchange, openai_completions.decode_request, Dialect.OPENAI_COMPLETIONS)
+        _COMPLETIONS.run(self._gateway, exchange)
 
     def embeddings(self, exchange: Exchange) -> None:
         """Embed texts with a backend that can."""
-        self._run(exchange, openai_embeddings.decode_request, Dialect.OPENAI_EMBEDDINGS)
-
-    def _run(
-        self, exchange: Exchange, decode: Callable[[bytes], RequestHead], spoken: Dialect
-    ) -> None:
-        known = self._gateway.recall(exchange)
-        if known is ANSWERED:
-            return
-        if known is None:
-            body = exchange.body
-            request = decode(body)
-            if request.has_routing_fields():
-                body = strip_routing_fields(body)
-        else:
-            request, body = known.request, known.body
-        call = self._gateway.new_call(
-            exchange,
-            model=request.model,
-            body=body,
-            stream=bool(request.stream),
-            affinity=request.affinity,
-        )
-        call.dialect = spoken
-        call.usage_wanted = request.usage_wanted
-        if known is not None:
-            call.fingerprint = known.question.fingerprint
-        self._gateway.submit(Delivery(self._gateway, exchange, call))
+        _EMBEDDINGS.run(self._gateway, exchange)
 
     async def models(self, exchange: Exchange) -> None:
         """List every model a client may name."""

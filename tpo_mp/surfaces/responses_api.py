@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -33,6 +33,8 @@ from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.following import follow
 from tpo_mp.pipeline.gateway import Gateway
+from tpo_mp.pipeline.recall import ANSWERED
+from tpo_mp.pipeline.ways import Way
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import mark_of
 from tpo_mp.store.questions import RESPONSES, response_key
@@ -44,6 +46,7 @@ _MAX_PAGE = 100
 _SETTLES_S = 3.0
 _LOOK_S = 0.02
 _QUESTIONS = 10
+_WAY: Final = Way(Dialect.OPENAI_RESPONSES, openai_responses.decode_request)
 STREAM = (
     Parameter("stream", "With `true`, the events of a background response.",
               Literal["true", "false"]),
@@ -128,8 +131,18 @@ class ResponsesApi:
                      outcomes=(Outcome("one page", shapes.InputItems),)),
         ]  # fmt: skip
 
-    async def create(self, exchange: Exchange) -> None:
+    def create(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """Make a response: whole, streamed or in the background."""
+        gateway = self._gateway
+        known = gateway.recall(exchange, _WAY)
+        if known is None:
+            return self._create(exchange)
+        if known is not ANSWERED:  # one that is answered and not kept
+            call = _WAY.call(gateway, exchange, known.request, known.body, known)
+            _WAY.submit(gateway, exchange, call)
+        return None
+
+    async def _create(self, exchange: Exchange) -> None:
         body = exchange.body
         request = openai_responses.decode_request(body)
         if request.background and request.store is False:
@@ -139,19 +152,11 @@ class ResponsesApi:
             body = strip_routing_fields(body)
         if request.previous_response_id:
             body = await self._continued(exchange, body, request.previous_response_id)
-        call = self._gateway.new_call(
-            exchange,
-            model=request.model,
-            body=body,
-            stream=bool(request.stream),
-            affinity=request.affinity,
-        )
-        call.dialect = Dialect.OPENAI_RESPONSES
-        call.usage_wanted = request.usage_wanted
+        call = _WAY.call(self._gateway, exchange, request, body)
         if request.background:
             await self._in_background(exchange, call, follow_it=call.stream)
         elif request.store is False:
-            self._gateway.submit(Delivery(self._gateway, exchange, call))
+            _WAY.submit(self._gateway, exchange, call)
         else:
             self._gateway.submit(KeptDelivery(self._gateway, exchange, call, self.keep))
 

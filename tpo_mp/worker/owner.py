@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tpo_mp.pipeline.native_delivery import NativeDelivery
     from tpo_mp.pipeline.recall import Recalled
     from tpo_mp.pipeline.response_log import EventPage
+    from tpo_mp.pipeline.ways import Way
 
     from .asyncs import Asyncs
     from .backgrounds import Backgrounds
@@ -141,7 +142,7 @@ class Owner:
         keys = reversed(pipeline.config.auth.keys)  # the first of a tenant's keys counts
         self._tiers = {key.tenant or key.id: key.tier for key in keys}
         self._carrying = tuple(one for one in backends if hasattr(one, "carried"))
-        self._recalls.use(None if self._carrying else pipeline)
+        self._recalls.use(pipeline, self._carrying)
         self._account.models.use(pipeline.models.configured)
         self._account.prices = pipeline.prices
         placed = partial(self._placed, pipeline)
@@ -162,8 +163,8 @@ class Owner:
     def owns(self, head: Head, call_id: str) -> bool:
         return call_id.endswith(self._placing.mark(head.principal.tenant))
 
-    def recall(self, exchange: Exchange) -> Recalled | None:
-        return self._recalls.recall(exchange)
+    def recall(self, exchange: Exchange, way: Way) -> Recalled | None:
+        return self._recalls.recall(exchange, way)
 
     def new_call(
         self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None

@@ -170,7 +170,7 @@ def test_a_repeat_is_entered_as_the_call_it_stands_for(
     endpoint: Any = SimpleNamespace(template="/v1/x")
     head.endpoint = endpoint
     request: Any = SimpleNamespace(model=model)
-    known = Recalled(request, make_call(b"body"), b"key")
+    known = Recalled(request, make_call(b"body"), b"key", Delivery)
     began_at = make_call(b"{}").started_at
     for _ in range(3):
         other.account.add_repeat(

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from tests.support.fake_env import make_call
 from tests.support.fake_gateway import FakeExchange
+from tpo_mp.dialects import openai_chat
 from tpo_mp.http.head import Head
+from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.pipeline.fingerprint import Match, fingerprint
 from tpo_mp.pipeline.kept import AnswerRecord, ToldAnswer
 from tpo_mp.pipeline.recall import ANSWERED
+from tpo_mp.pipeline.ways import Way
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.types import Call, Dialect, Principal
@@ -25,6 +28,7 @@ from tpo_mp.worker.account import Repeat
 from tpo_mp.worker.recalls import Recalls
 
 ENDPOINT: Any = SimpleNamespace(template="/v1/chat/completions", family="openai")
+WAY = Way(Dialect.OPENAI_CHAT, openai_chat.decode_request)
 RECORD = AnswerRecord(2, False, True, b"application/json", "stop", 3, 4, 0, b"")
 
 
@@ -55,6 +59,7 @@ class Scene:
         owner: Any = self.owner
         self.recalls = Recalls(owner, account, CallIds(0, 1), placing)
         self.teller = Teller() if teller else None
+        self.way = WAY
         self.configure()
 
     def configure(self) -> None:
@@ -65,16 +70,13 @@ class Scene:
     def ask(self, head: Head, body: bytes) -> tuple[Any, FakeExchange]:
         """What is known of a request."""
         exchange: Any = FakeExchange(head, body)
-        return self.recalls.recall(exchange), exchange
+        return self.recalls.recall(exchange, self.way), exchange
 
     def learn(self, head: Head, body: bytes, times: int = 2) -> None:
         """Be answered from the cache on the whole way."""
         for _ in range(times):
             self.ask(head, body)
-            delivery: Any = SimpleNamespace(
-                exchange=FakeExchange(head, b""), call=call_of(head, body)
-            )
-            self.recalls.learn(delivery)
+            self.recalls.learn(delivery_of(head, call_of(head, body)))
 
 
 def head_of(tenant: str = "", key: bytes | None = None, **fields: Any) -> Head:
@@ -97,6 +99,13 @@ def call_of(head: Head, body: bytes) -> Call:
     call.authorization = head.headers.get(b"authorization")
     call.cache = "hit"
     return call
+
+
+def delivery_of(head: Head, call: Call, body: bytes = b"") -> Delivery:
+    """How its answer came."""
+    exchange: Any = FakeExchange(head, body)
+    gateway: Any = None
+    return Delivery(gateway, exchange, call)
 
 
 def chat(text: str = "x", **more: Any) -> bytes:
@@ -262,8 +271,7 @@ def test_embeddings_and_completions_are_read_by_their_own_dialect() -> None:
     for _ in range(2):
         scene.ask(head, body)
         call = make_call(body, model="e", dialect=Dialect.OPENAI_EMBEDDINGS, cache="hit")
-        delivery: Any = SimpleNamespace(exchange=FakeExchange(head, b""), call=call)
-        scene.recalls.learn(delivery)
+        scene.recalls.learn(delivery_of(head, call))
     known, _ = scene.ask(head, body)
     assert known.request.model == "e"
     assert known.key is not None
