@@ -161,7 +161,10 @@ def test_only_the_second_hit_is_remembered_and_only_for_its_own() -> None:
     assert scene.ask(head_of("a", b"Bearer x"), body)[0] is None
     ours = head_of("a", b"Bearer of ours", keyed=b"authorization")
     assert scene.ask(ours, body)[0] is not None
-    assert scene.ask(head_of("a", special=True), body)[0] is None
+    steered = head_of("a", special=True)
+    steered.headers[b"x-tpo-cache"] = b"no-cache"
+    assert scene.ask(steered, body)[0] is None
+    assert scene.ask(head_of("a", special=True), body)[0] is not None
     other: Any = SimpleNamespace(template="/v1/completions", family="openai")
     assert scene.ask(head_of("a", endpoint=other), body)[0] is None
 
