@@ -65,12 +65,15 @@ def slack() -> float:
 
     The figures of the promises are for a machine that does nothing else; a test machine does.
     A short process start shows how fast the cores are, the load how many want them.
+    The machines of continuous integration stand still for seconds at times: there it is the most.
     """
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import asyncio"], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", "import asyncio"], check=True, timeout=60)
     took_s = time.monotonic() - began
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     factor = min(max(took_s / IDLE_START_S, load, 1.0), MOST_SLACK)
+    if os.environ.get("CI"):
+        factor = MOST_SLACK
     print(
         f"slack: {factor:.2f} (an interpreter started in {took_s:.3f} s, load {load:.1f} per core)"
     )

@@ -58,7 +58,7 @@ def row_held(host: Host, name: str) -> Iterator[None]:
         yield
     finally:
         holder.send_signal(SIGKILL)
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=60)
 
 
 @pytest.mark.alone

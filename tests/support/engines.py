@@ -110,10 +110,10 @@ def serving(engine: Installed, folder: Path) -> Iterator[str]:
     finally:
         child.terminate()
         try:
-            child.wait(20)
+            child.wait(60)
         except subprocess.TimeoutExpired:
             child.kill()
-            child.wait(20)
+            child.wait(60)
 
 
 def _healthy(url: str) -> bool:

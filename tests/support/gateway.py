@@ -142,7 +142,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """What ``tpo-mp status --json`` prints, without an interpreter to start for it."""
-        return client.request(self.state_dir, "status", timeout_s=10)
+        return client.request(self.state_dir, "status", timeout_s=30)
 
     def worker_pids(self) -> list[int]:
         """Process ids of the shards, by slot."""
@@ -186,12 +186,12 @@ class Gateway:
         assert self._child is not None
         return self._child.poll() is not None
 
-    def wait(self, timeout_s: float = 15.0) -> int:
+    def wait(self, timeout_s: float = 40.0) -> int:
         """Wait for the supervisor's end and answer its exit code."""
         assert self._child is not None
         return self._child.wait(timeout_s)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = 15.0) -> None:
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, timeout_s: float = 40.0) -> None:
         """Stop; it must exit 0, leave no process and have met no surprise."""
         assert self._child is not None
         session = self.pid
@@ -205,7 +205,7 @@ class Gateway:
                     f"still there {timeout_s:g} s after {number.name}:\n{said.stdout}{said.stderr}"
                 ) from None
             assert code == 0, f"exit code {code}:\n{self.stderr}"
-            wait_for(lambda: not _alive(session), 3.0, f"no process left of {session}")
+            wait_for(lambda: not _alive(session), 10.0, f"no process left of {session}")
             assert "Traceback (most recent call last)" not in self.stderr, self.stderr
         finally:
             self.close()
@@ -220,7 +220,7 @@ class Gateway:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        self._child.wait(10)
+        self._child.wait(30)
         self._child = None
         if self.stderr:
             print(f"--- stderr of gateway {session} ---\n{self.stderr}", file=sys.stderr)

@@ -40,7 +40,7 @@ class Host(Gateway):
         """The command line it is started with."""
         return [*self._prefix, *super().command]
 
-    def fails(self, timeout_s: float = 20.0) -> tuple[int, float]:
+    def fails(self, timeout_s: float = 60.0) -> tuple[int, float]:
         """Run a gateway that is to give up; answer its exit code and how long it took."""
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
@@ -127,7 +127,7 @@ class Host(Gateway):
             replies.append(self.ask(target))
             return replies[-1].status != 503
 
-        wait_for(answered, 10, f"an answer to {target}", every_s=0.05)
+        wait_for(answered, 30, f"an answer to {target}", every_s=0.05)
         assert replies[-1].status == 200, replies[-1]
         found: dict[str, Any] = replies[-1].json()
         return found
@@ -193,12 +193,12 @@ class Host(Gateway):
             for c in held
         )
 
-    def end(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> None:
+    def end(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 40.0) -> None:
         """Stop with exit code 0 although tracebacks were wanted."""
         session = self.pid
         self.send_signal(number)
         assert self.wait(timeout_s) == 0, self.stderr
-        wait_for(lambda: not self.processes() - {session}, 3.0, "no process left")
+        wait_for(lambda: not self.processes() - {session}, 10.0, "no process left")
         self.close()
 
     def close_unswept(self) -> None:

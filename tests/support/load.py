@@ -37,7 +37,7 @@ class LoopThread:
     def __exit__(self, *exc: object) -> None:
         self.call(self._cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.close()
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float = 30.0) -> T:

@@ -43,7 +43,7 @@ class RawClient:
     """One connection; a context manager."""
 
     def __init__(
-        self, url: str, *, timeout_s: float = 10.0, tls: ssl.SSLContext | None = None
+        self, url: str, *, timeout_s: float = 30.0, tls: ssl.SSLContext | None = None
     ) -> None:
         parts = urlsplit(url)
         assert parts.hostname, url

@@ -50,7 +50,7 @@ class RawUpstream:
         for connection in list(self._open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
+        self._thread.join(30)
 
     def _accept(self) -> None:
         while True:

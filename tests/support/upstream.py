@@ -171,7 +171,7 @@ class Upstream:
     def __exit__(self, *exc: object) -> None:
         self._wait(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.close()
 
     def play(self, mode: Mode = "answer", **changes: Any) -> None:
@@ -210,7 +210,7 @@ class Upstream:
         self._loop.run_forever()
 
     def _wait(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(

@@ -30,12 +30,12 @@ def wait_for(
         if value:
             return value
         waited_s = time.monotonic() - began
-        if waited_s > timeout_s and waited_s > timeout_s * _crowded():
+        if waited_s > timeout_s and waited_s > timeout_s * crowded():
             raise AssertionError(f"not within {waited_s:.1f} s: {what}; last seen: {value!r}")
         time.sleep(every_s)
 
 
-def _crowded() -> float:
+def crowded() -> float:
     """How many processes want each core, from 1 to 4."""
     if os.environ.get("CI"):
         return 4.0
@@ -56,7 +56,7 @@ async def until(
         if value:
             return value
         waited_s = time.monotonic() - began
-        if waited_s > timeout_s and waited_s > timeout_s * _crowded():
+        if waited_s > timeout_s and waited_s > timeout_s * crowded():
             raise AssertionError(f"not within {waited_s:.1f} s: {what}; last seen: {value!r}")
         await asyncio.sleep(every_s)
 
@@ -66,7 +66,7 @@ def wait_still(
 ) -> T:
     """Poll until ``value()`` stayed the same for ``still_s`` and answer it."""
     seen, since = value(), time.monotonic()
-    deadline = since + timeout_s * _crowded()
+    deadline = since + timeout_s * crowded()
     while time.monotonic() - since < still_s:
         time.sleep(0.01)
         now = value()
@@ -80,7 +80,7 @@ def wait_still(
 def accepts(host: str, port: int) -> bool:
     """Say whether something listens there."""
     with socket.socket() as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(5.0)
         return probe.connect_ex((host, port)) == 0
 
 

@@ -249,7 +249,7 @@ class ControlHost:
         assert self.process is not None
         self.memory.plane.seat(CONTROL).command = command
         self.memory.doorbells[CONTROL].ring()
-        code = self.process.wait(timeout=10.0)
+        code = self.process.wait(timeout=30.0)
         self.process = None
         return code
 
@@ -273,7 +273,7 @@ class ControlHost:
     def get(self, path: str) -> tuple[int, bytes, str]:
         """Ask the ops port: status, body, content type."""
         try:
-            with urllib.request.urlopen(self.ops + path, timeout=5.0) as answer:
+            with urllib.request.urlopen(self.ops + path, timeout=30.0) as answer:
                 return answer.status, answer.read(), answer.headers["Content-Type"]
         except urllib.error.HTTPError as error:
             with error:

@@ -52,7 +52,7 @@ def test_drain_waits_for_the_workers(host: ControlHost) -> None:
     for shard in host.shards:
         shard.lines.state = SeatState.STOPPED
     assert host.process is not None
-    assert host.process.wait(timeout=10.0) == 0
+    assert host.process.wait(timeout=30.0) == 0
 
 
 @pytest.mark.parametrize("kind", ["native", "portable"])
@@ -65,7 +65,7 @@ def test_it_ends_with_its_supervisor(
     host = start_host()
     host.cut_lifeline()
     assert host.process is not None
-    assert host.process.wait(timeout=10.0) == 1
+    assert host.process.wait(timeout=30.0) == 1
 
 
 def test_another_version_refuses_to_attach(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_another_version_refuses_to_attach(tmp_path: Path) -> None:
     try:
         host.start(wait=False, version="0.0.0-other")
         assert host.process is not None
-        assert host.process.wait(timeout=20.0) == 3
+        assert host.process.wait(timeout=40.0) == 3
         words = words_path(str(host.state_dir), CONTROL).read_text()
         assert words.startswith("restart needed")
     finally:

@@ -43,8 +43,8 @@ class FakeGateway(Gateway):
 
     def knock(self) -> str:
         """Connect once and answer which seat took it."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
-            client.settimeout(5)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as client:
+            client.settimeout(30)
             return b"".join(iter(lambda: client.recv(64), b"")).decode().strip()
 
     def slot(self, index: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class FakeGateway(Gateway):
     def end(self) -> None:
         """Stop in good order although tracebacks of its fakes were wanted."""
         self.send_signal(signal.SIGTERM)
-        assert self.wait(10) == 0
+        assert self.wait(40) == 0
         self.close()
 
     def warm(self) -> None:

@@ -65,7 +65,7 @@ def test_a_drain_closes_the_port_at_once(fakes: Fakes) -> None:
     wait_for(lambda: not accepts("127.0.0.1", gateway.port), 2, "a refused connection")
     assert gateway.status()["state"] == "draining"
     gateway.send_signal(signal.SIGTERM)
-    assert gateway.wait(20) == 0
+    assert gateway.wait(40) == 0
     gateway.close()
 
 
@@ -98,7 +98,7 @@ def test_a_signal_to_the_whole_group_reaches_only_the_supervisor(
     """Ctrl-C stops quickly and in order: no child ends by the signal."""
     gateway = fakes()
     os.killpg(os.getpgid(gateway.pid), number)
-    assert gateway.wait(20) == 0
+    assert gateway.wait(40) == 0
     ends = [line for line in gateway.stderr.splitlines() if "_died" in line]
     assert not [line for line in ends if f"signal={number.name}" in line], ends
     gateway.close()
@@ -108,7 +108,7 @@ def test_the_stop_command_drains(fakes: Fakes) -> None:
     """Answered at once; then the socket is gone."""
     gateway = fakes()
     assert request(gateway.state_dir, "stop") == {"ok": True}
-    assert gateway.wait(20) == 0
+    assert gateway.wait(40) == 0
     gateway.close()
     with pytest.raises(NotRunning, match="nothing runs"):
         request(gateway.state_dir, "status")
@@ -162,7 +162,7 @@ def test_clients_that_left_while_they_waited_take_no_places(fakes: Fakes) -> Non
             client.sendall(b'{"command": "restart"}\n')
     wait_for(lambda: gateway.status()["rolling"], 5, "the restart they asked for")
     gateway.send_signal(signal.SIGQUIT)
-    assert gateway.wait(20) == 0
+    assert gateway.wait(40) == 0
     gateway.close()
 
 
@@ -184,7 +184,7 @@ def test_a_full_queue_is_waited_for(fakes: Fakes) -> None:
             for client in queued:
                 client.close()
             gateway.send_signal(signal.SIGCONT)
-            assert asked.result(20)["state"] == "running"
+            assert asked.result(60)["state"] == "running"
     finally:
         gateway.send_signal(signal.SIGCONT)
         for client in queued:
@@ -200,14 +200,14 @@ def test_a_term_in_a_rolling_restart_ends_it(fakes: Fakes) -> None:
         asked = pool.submit(request, gateway.state_dir, "restart")
         wait_for(lambda: gateway.status()["rolling"], 10, "the restart")
         gateway.stop()
-        assert asked.result(20) == {"ok": False, "error": "the host is stopping"}
+        assert asked.result(60) == {"ok": False, "error": "the host is stopping"}
 
 
 def test_a_client_that_ends_its_half_is_answered(fakes: Fakes) -> None:
     """As a shell does that pipes a command into the socket; the answer takes a while."""
     gateway = fakes(workers=1)
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect(str(gateway.state_dir / "control.sock"))
         client.sendall(b'{"command": "reload"}\n')
         client.shutdown(socket.SHUT_WR)
@@ -322,7 +322,7 @@ def test_a_second_start_on_the_same_directory_is_already_running(fakes: Fakes) -
         gateway.command,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
         env=gateway.environment,
     )
@@ -338,7 +338,7 @@ def test_a_second_start_on_the_same_port_is_refused(fakes: Fakes) -> None:
         other.command,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
         env=gateway.environment,
     )

@@ -49,7 +49,7 @@ def test_a_cut_lifeline_ends_even_a_blocked_child(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "bound\n"
         os.close(write_fd)
-        assert process.wait(5) == 1
+        assert process.wait(30) == 1
     os.close(read_fd)
 
 
@@ -57,7 +57,7 @@ def test_a_child_of_another_parent_ends_at_once(tmp_path: Path) -> None:
     """The parent died between fork and the call: its pid is not ours any more."""
     read_fd, write_fd = os.pipe()
     with child(tmp_path, read_fd, portable=False, parent=1) as process:
-        assert process.wait(5) == 1
+        assert process.wait(30) == 1
     os.close(read_fd)
     os.close(write_fd)
 
@@ -73,7 +73,7 @@ def test_signals_for_the_supervisor_do_not_end_a_child(tmp_path: Path, portable:
             process.send_signal(number)
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGABRT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in errors
     os.close(read_fd)
@@ -84,7 +84,7 @@ def test_an_uncaught_error_becomes_one_line_of_last_words(tmp_path: Path) -> Non
     """The first leaf of a group is the reason, on one line, and the traceback still shows."""
     read_fd, write_fd = os.pipe()
     with child(tmp_path, read_fd, portable=False, act="raise") as process:
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     words = tmp_path / "seat-03.words"
     assert wait_for(words.exists, 1, "last words")

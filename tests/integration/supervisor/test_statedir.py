@@ -59,7 +59,7 @@ def test_the_lock_dies_with_its_owner(folder: Path) -> None:
         "from tpo_mp.supervisor.statedir import StateDir; "
         "StateDir(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=60)
     assert done.returncode == -9
     assert (folder / "supervisor.pid").exists()
     StateDir(folder).close()
