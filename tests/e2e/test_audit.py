@@ -15,7 +15,6 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd
-from tests.support.raw import ask as get
 from tests.support.raw import chat
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
@@ -155,7 +154,7 @@ def test_sums_and_export_say_what_the_pages_say(gateway: Gateway) -> None:
     told = gateway.ask(f"{AUDIT}/export?model_id=cheap")
     assert told.headers["content-type"] == "application/x-ndjson"
     assert [json.loads(line) for line in told.body.splitlines()] == entries
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     (line,) = [x for x in page.splitlines() if x.startswith("orchestrator_inference_cost_usd_total")
                and 'model="cheap"' in x]  # fmt: skip
     assert float(line.rpartition(" ")[2]) == pytest.approx(stats["cost_usd"])
@@ -220,4 +219,4 @@ def shard_of(gateway: Gateway) -> str:
 
 def open_calls(gateway: Gateway) -> float:
     """How many are open on the host."""
-    return metric(get(gateway.ops, "/metrics").body.decode(), "tpo_open_calls")
+    return metric(gateway.metrics(), "tpo_open_calls")

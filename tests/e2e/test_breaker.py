@@ -54,7 +54,7 @@ class Bench:
 
     def metric(self, name: str, **labels: str) -> float:
         """A series of the host."""
-        return metric(get(self.gateway.ops, "/metrics").body.decode(), name, **labels)
+        return metric(self.gateway.metrics(), name, **labels)
 
     def wait_over(self, model: str) -> None:
         """Wait as long as a refusal says; takes no permit."""

@@ -126,7 +126,7 @@ def test_text_is_what_http_brings(house: House, stream: bool) -> None:
         assert one.headers["content-type"] == other.headers["content-type"]
     after = [house.engine(name).count(BY_RINGS) for name in ("ring", "plain")]
     assert [after[0] - before[0], after[1]] == [2, 0]
-    page = house.gateway.ask("/metrics").body.decode()
+    page = house.gateway.metrics()
     assert metric(page, "tpo_engine_calls_total", backend="ring", transport="rings") >= 2
 
 

@@ -22,7 +22,6 @@ from tests.support.host import metric
 from tests.support.load import Crowd
 from tests.support.messages import error_of
 from tests.support.raw import RawClient, RawReply, chat
-from tests.support.raw import ask as get
 from tests.support.shards import Way, ways
 from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Upstream
@@ -273,7 +272,7 @@ def _told(bench: Bench, calls: float) -> bool:
 
 
 def _terminal(bench: Bench, how: str) -> float:
-    return metric(bench.gateway.ask("/metrics").body.decode(), "tpo_calls_total", terminal=how)
+    return metric(bench.gateway.metrics(), "tpo_calls_total", terminal=how)
 
 
 def test_weighted_route_fails_over_too(bench: Bench) -> None:
@@ -288,7 +287,7 @@ def test_weighted_route_fails_over_too(bench: Bench) -> None:
 
 def _failed(bench: Bench) -> float:
     """The further tries that the second upstream is the cause of, and its failures, together."""
-    page = get(bench.gateway.ops, "/metrics").body.decode()
+    page = bench.gateway.metrics()
     more = metric(page, "orchestrator_retries_total", worker="two")
     name = "orchestrator_worker_errors_total"
     return more + metric(page, name, worker="two", error_kind="inference")
@@ -312,7 +311,7 @@ def test_retry_budget_is_one_for_the_host(short_tmp: Path) -> None:
             assert {attempt.status for attempt in attempts} == {502}
             assert {attempt.slot for attempt in attempts} == {0, 1}
             assert 120 <= upstream.counters.requests <= 120 + 20 * spans + 1
-            page = get(gateway.ops, "/metrics").body.decode()
+            page = gateway.metrics()
             more = metric(page, "orchestrator_retries_total", worker="up")
             assert more == upstream.counters.requests - 100
             with RawClient(gateway.url) as client:

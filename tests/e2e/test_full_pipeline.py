@@ -10,7 +10,7 @@ import pytest
 from tests.support.dialects import REPLIES
 from tests.support.gateway import ROOT, Gateway
 from tests.support.host import metric
-from tests.support.raw import ask, chat
+from tests.support.raw import chat
 from tests.support.redis import RedisServer
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -65,7 +65,7 @@ def test_answers_are_looked_for_and_kept_in_redis(full: tuple[Gateway, Upstream]
     gateway, _ = full
 
     def told(name: str, result: str) -> float:
-        return metric(ask(gateway.ops, "/metrics").body.decode(), name, result=result)
+        return metric(gateway.metrics(), name, result=result)
 
     asked = iter(range(1000))
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.host import metric
-from tests.support.raw import RawClient, ask, build, chat
+from tests.support.raw import RawClient, build, chat
 from tests.support.shards import CHAT
 from tests.support.toml import ECHO, backend
 from tests.support.upstream import Upstream
@@ -38,7 +38,7 @@ def collected(gateway: Gateway) -> float:
 
 def page(gateway: Gateway) -> str:
     """The metrics as control has them: to render them makes cycles, but not in a shard."""
-    return ask(gateway.ops, "/metrics").body.decode()
+    return gateway.metrics()
 
 
 def settled(gateway: Gateway) -> float:

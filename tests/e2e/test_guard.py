@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import ask as get
 from tests.support.raw import chat
 from tests.support.toml import ECHO, section
 from tests.support.wait import wait_for
@@ -106,7 +105,7 @@ def test_a_suspect_is_served_counted_and_in_the_record(guarded: Gateway) -> None
         return ids <= found and any(e["error"] == "prompt_blocked" for e in refused)
 
     wait_for(recorded, 10, "the records")
-    metrics = get(guarded.ops, "/metrics").body.decode()
+    metrics = guarded.metrics()
     assert 'orchestrator_guard_decisions_total{action="block",threat_class="instruction' in metrics
 
 

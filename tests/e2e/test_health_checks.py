@@ -123,7 +123,7 @@ def test_one_that_is_down_is_left_alone_by_all_and_comes_back(bench: Bench) -> N
     }  # fmt: skip
 
     def told() -> bool:
-        page = get(bench.gateway.ops, "/metrics").body.decode()
+        page = bench.gateway.metrics()
         return metric(page, "tpo_backend_state", backend="one") == 4
 
     wait_for(told, 10, "the metric")
@@ -203,7 +203,7 @@ def test_an_engine_that_others_keep_busy_is_left_to_them(bench: Bench) -> None:
     wait_for(lambda: bench.shares("busy") == (0, 8), 20, "everything at the idle one")
 
     def told() -> bool:
-        page = get(bench.gateway.ops, "/metrics").body.decode()
+        page = bench.gateway.metrics()
         others = metric(page, "tpo_engine_requests", backend="one", state="others")
         return (others, metric(page, "tpo_engine_kv_usage", backend="one")) == (9, 0.5)
 

@@ -12,7 +12,6 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd
-from tests.support.raw import ask as get
 from tests.support.raw import chat
 from tests.support.shards import Way, ways
 from tests.support.toml import ECHO, backend, section
@@ -79,9 +78,9 @@ def test_second_requests_are_bounded_for_the_host(
     more = sum(len(upstream.seen) for upstream in both) - 40
     assert FLOOR - before <= more <= FLOOR * (1 + spans) + 1
     assert _hedges(gateway) - before == more > 0
-    page = get(gateway.ops, "/metrics").body.decode()
+    page = gateway.metrics()
     assert metric(page, "tpo_hedge_lost_tokens_total") >= 7 * more
 
 
 def _hedges(gateway: Gateway) -> float:
-    return metric(get(gateway.ops, "/metrics").body.decode(), "tpo_hedges_total")
+    return metric(gateway.metrics(), "tpo_hedges_total")

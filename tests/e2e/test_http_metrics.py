@@ -13,7 +13,7 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import kill
 from tests.support.messages import chunked
-from tests.support.raw import RawClient, ask, chat
+from tests.support.raw import RawClient, chat
 from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
@@ -54,7 +54,7 @@ def each_worker(gateway: Gateway, model: str) -> Iterator[list[RawClient]]:
 
 def page(gateway: Gateway, name: str = "http_requests_total") -> Counter[str]:
     """Samples of a metric by their labels, as control tells them."""
-    text = ask(gateway.ops, "/metrics").body.decode()
+    text = gateway.metrics()
     lines = [line.removeprefix(name) for line in text.splitlines() if line.startswith(name + "{")]
     return Counter({line.rpartition(" ")[0]: int(float(line.rpartition(" ")[2])) for line in lines})
 

@@ -267,7 +267,7 @@ def test_a_request_whose_worker_died_is_not_run_again(gateway: Gateway, origin: 
 
 def open_calls(gateway: Gateway) -> float:
     """Open calls of the host."""
-    return metric(get(gateway.ops, "/metrics").body.decode(), "tpo_open_calls")
+    return metric(gateway.metrics(), "tpo_open_calls")
 
 
 def outcome(one: Future[RawReply]) -> tuple[int, Any] | None:

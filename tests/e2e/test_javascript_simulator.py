@@ -131,7 +131,7 @@ def test_spent_quota_is_not_tried_again(node: Node, simulator: Gateway, short_tm
 
 def calls_of(gateway: Gateway) -> int:
     """Count the calls that a gateway was asked for."""
-    text = gateway.ask("/metrics").body.decode()
+    text = gateway.metrics()
     lines = [line for line in text.splitlines() if line.startswith("tpo_calls_total{")]
     return sum(int(float(line.split()[-1])) for line in lines)
 

@@ -82,8 +82,8 @@ def test_names_a_client_invents_are_no_labels(echo_gateway: Gateway) -> None:
     for number in range(20):
         reply = echo_gateway.ask("/v1/chat/completions", chat("x", f"invented-{number}"))
         assert reply.status == 404
-    wait_for(lambda: 'model="other"' in ask(echo_gateway.ops, "/metrics").body.decode(), 5, "other")
-    assert "invented" not in ask(echo_gateway.ops, "/metrics").body.decode()
+    wait_for(lambda: 'model="other"' in echo_gateway.metrics(), 5, "other")
+    assert "invented" not in echo_gateway.metrics()
 
 
 def test_banner_lists_every_route(echo_gateway: Gateway) -> None:
@@ -115,7 +115,7 @@ def test_requests_are_counted_once_for_the_whole_host(echo_gateway: Gateway) -> 
     """Every worker's scrape and control's say the same sum, whichever shard served."""
 
     def counted() -> float:
-        return total(ask(echo_gateway.ops, "/metrics").body.decode(), "orchestrator_requests_total")
+        return total(echo_gateway.metrics(), "orchestrator_requests_total")
 
     before = counted()
     for i in range(20):

@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.host import metric
-from tests.support.raw import ask as get
 from tests.support.raw import chat
 from tests.support.shards import session_on
 from tests.support.toml import ECHO, backend, section
@@ -112,7 +111,7 @@ def test_the_bad_one_of_three_is_left_alone_and_comes_back(bench: Bench) -> None
         return bench.asked()["two"] > after["two"] + 5
 
     wait_for(back, 60, "its share of calls")
-    page = get(bench.gateway.ops, "/metrics").body.decode()
+    page = bench.gateway.metrics()
     assert metric(page, "tpo_outlier_ejections_total", backend="two", why="failures") >= 1
 
 

@@ -92,7 +92,7 @@ def test_streams_pass_the_same_stages(bench: Bench, name: str) -> None:
 
 def levels(gateway: Gateway, **names: dict[str, str]) -> dict[str, float]:
     """Series of the host, by name."""
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     return {name: metric(page, name, **labels) for name, labels in names.items()}
 
 
@@ -130,7 +130,7 @@ def test_time_in_each_stage_is_measured(bench: Bench) -> None:
     stages = ("rag", "assemble", "inference", "post_process")
 
     def counts() -> list[float]:
-        page = bench.gateway.ask("/metrics").body.decode()
+        page = bench.gateway.metrics()
         return [metric(page, series, stage=stage) for stage in stages]
 
     with ExitStack() as opened:
@@ -168,7 +168,7 @@ def test_full_waiting_room_sheds_into_the_dead_letters(
     assert len(shed) == 6
     assert all(reply.headers["retry-after"] for reply in shed)
     assert all(reply.json()["error"]["code"] == "backpressure" for reply in shed)
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     assert metric(page, "orchestrator_requests_shed_total", stage="rag") == 6
     assert metric(page, "orchestrator_errors_total", stage="rag", error_type="rate_limited") == 6
     assert metric(page, "orchestrator_requests_total", stage="assemble") == 2
@@ -222,7 +222,7 @@ def greetings(gateway: Gateway) -> set[str]:
 
 def capacity(gateway: Gateway) -> float:
     """How many calls may wait for inference on this host."""
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     return metric(page, "orchestrator_channel_capacity", queue="inference")
 
 

@@ -17,7 +17,6 @@ from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.load import Crowd
 from tests.support.raw import RawClient, build, chat
-from tests.support.raw import ask as get
 from tests.support.shards import connect_to
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
@@ -118,7 +117,7 @@ def ask(gateway: Gateway, model: str, headers: dict[str, str]) -> int:
 
 def limited_metrics(gateway: Gateway) -> list[str]:
     """The lines of the ops port."""
-    return get(gateway.ops, "/metrics").body.decode().splitlines()
+    return gateway.metrics().splitlines()
 
 
 def test_a_key_has_the_limits_of_its_tier(start_gateway: StartGateway) -> None:

@@ -50,7 +50,7 @@ def number(body: bytes) -> int:
 
 def metric(gateway: Gateway, name: str) -> float:
     """One series, summed."""
-    lines = gateway.ask("/metrics").body.decode().splitlines()
+    lines = gateway.metrics().splitlines()
     return sum(float(x.rpartition(" ")[2]) for x in lines if x.split("{")[0].split(" ")[0] == name)
 
 

@@ -129,7 +129,7 @@ def leaver(request: pytest.FixtureRequest) -> Leaver:
 
 def cancelled(gateway: Gateway) -> int:
     """Count the calls that ended because their client left."""
-    text = gateway.ask("/metrics").body.decode()
+    text = gateway.metrics()
     lines = [line for line in text.splitlines() if line.startswith("tpo_calls_total{")]
     return sum(int(float(line.split()[-1])) for line in lines if '"cancelled"' in line)
 

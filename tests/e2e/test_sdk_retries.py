@@ -90,7 +90,7 @@ def ask_anthropic(url: str, model: str) -> int:
 
 def calls_of(gateway: Gateway) -> int:
     """Count the calls that the gateway was asked for."""
-    text = gateway.ask("/metrics").body.decode()
+    text = gateway.metrics()
     lines = [line for line in text.splitlines() if line.startswith("tpo_calls_total{")]
     return sum(int(float(line.split()[-1])) for line in lines)
 

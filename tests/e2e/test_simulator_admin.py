@@ -148,7 +148,7 @@ def test_statistics_are_the_hosts(told: Gateway) -> None:
             assert found["active_requests"] == 0
             assert 0 < found["avg_latency_ms"] < 60_000
             assert found["requests_per_second"] > 0
-    text = told.ask("/metrics").body.decode()
+    text = told.metrics()
     assert 'llm_simulation_requests_total{endpoint="/v1/chat/completions",model="gpt-4o"}' in text
     for name in ("llm_simulation_duration_seconds_count", "llm_tokens_generated_total",
                  "llm_active_requests"):  # fmt: skip

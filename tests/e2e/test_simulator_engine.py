@@ -56,7 +56,7 @@ def engines(short_tmp: Path) -> Iterator[Gateway]:
 def levels(gateway: Gateway, model: str) -> dict[str, float]:
     """The vLLM series of one model, by name and what else labels them."""
     found: dict[str, float] = {}
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             if sample.labels.get("model_name") == model and "le" not in sample.labels:

@@ -93,7 +93,7 @@ def test_a_trace_says_when_and_how_long(provider: Gateway, tmp_path: Path) -> No
     path.write_text("\n".join(lines))
 
     def tokens() -> list[float]:
-        page = provider.ask("/metrics").body.decode()
+        page = provider.metrics()
         counted = {"tpo_prompt_tokens_total": 0.0, "llm_tokens_generated_total": 0.0}
         for family in text_string_to_metric_families(page):
             for sample in family.samples:

@@ -68,7 +68,7 @@ def everywhere(engines: Gateway, sessions: list[str], model: str, **more: Any) -
 
 def samples(engines: Gateway, name: str) -> list[tuple[dict[str, str], float]]:
     """What ``/metrics`` says of a vLLM series now."""
-    page = engines.ask("/metrics").body.decode()
+    page = engines.metrics()
     return [
         (sample.labels, sample.value)
         for family in text_string_to_metric_families(page)

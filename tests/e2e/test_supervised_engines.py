@@ -423,7 +423,7 @@ def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -
     gateway = start(engine("one", model="m") + broken, workers=2)
 
     def tells(**told: tuple[int, int]) -> bool:
-        page = get(gateway.ops, "/metrics").body.decode()
+        page = gateway.metrics()
         names = "tpo_engine_state", "tpo_engine_restarts_total"
         return all(
             tuple(metric(page, series, engine=name) for series in names) == numbers

@@ -14,7 +14,6 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.load import Crowd
 from tests.support.raw import RawClient, RawReply, build, chat
-from tests.support.raw import ask as get
 from tests.support.toml import ECHO, section
 from tests.support.wait import wait_for
 
@@ -180,7 +179,7 @@ def test_each_dialect_tells_it_in_its_own_words(budgeted: Gateway) -> None:
         {"authorization": f"Bearer {KEYS['plain']}"},
     )  # fmt: skip
     assert (native.status, native.json()["error"]["code"]) == (429, "insufficient_quota")
-    assert "tpo_budget_refused_total{" in get(budgeted.ops, "/metrics").body.decode()
+    assert "tpo_budget_refused_total{" in budgeted.metrics()
 
 
 def test_a_host_spends_no_more_than_it_may(short_tmp: Path) -> None:
@@ -225,7 +224,7 @@ def test_what_was_spent_is_spent_after_a_restart(short_tmp: Path) -> None:
         return in_use(gateway.ask(CHAT, chat(WORDS, max_tokens=2_000)))
 
     def written() -> float:
-        lines = get(gateway.ops, "/metrics").body.decode().splitlines()
+        lines = gateway.metrics().splitlines()
         found = [line for line in lines if line.startswith("tpo_counts_written_total")]
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 

@@ -352,7 +352,7 @@ def _letter(bench: Bench, call_id: str) -> RawReply | None:
 
 
 def _failures(bench: Bench) -> float:
-    page = bench.gateway.ask("/metrics").body.decode()
+    page = bench.gateway.metrics()
     return metric(page, "tpo_calls_total", terminal="failed")
 
 

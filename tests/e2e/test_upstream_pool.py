@@ -18,7 +18,7 @@ from tests.conftest import StartGateway, require
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.messages import error_of
-from tests.support.raw import RawClient, RawReply, ask, chat
+from tests.support.raw import RawClient, RawReply, chat
 from tests.support.raw_upstream import DELTA, EVENTS, RawUpstream, chunk, whole
 from tests.support.shards import CHAT, render
 from tests.support.toml import NO_RETRIES, backend, section
@@ -45,7 +45,7 @@ def test_one_connection_serves_call_after_call(
             body = chat(f"call {number}", "up", stream=bool(number % 2))
             assert client.post_json(CHAT, body).status == 200
     assert (upstream.counters.requests, upstream.counters.connections) == (20, 1)
-    text = ask(gateway.ops, "/metrics").body.decode()
+    text = gateway.metrics()
     assert metric(text, "tpo_upstream_connections_total", backend="up") == 1
     upstream.play(first_s=0.1)
     at_once(gateway, [chat(str(n), "up") for n in range(8)])
@@ -175,7 +175,7 @@ def _chat_bytes(client: RawClient, text: str) -> bytes:
 
 
 def _queued(gateway: Gateway, number: int) -> bool:
-    page = gateway.ask("/metrics").body.decode()
+    page = gateway.metrics()
     return metric(page, "orchestrator_queue_depth", stage="inference") == number
 
 

@@ -274,7 +274,7 @@ def _line(bench: Bench, call_id: str) -> dict[str, Any] | None:
 
 
 def _tokens(bench: Bench, name: str) -> tuple[float, float]:
-    page = bench.gateway.ask("/metrics").body.decode()
+    page = bench.gateway.metrics()
     prompt = metric(page, "tpo_prompt_tokens_total", backend=name)
     return prompt, metric(page, "orchestrator_tokens_generated_total", worker_type=name)
 

@@ -164,9 +164,31 @@ class Gateway:
         with RawClient(self.url) as client:
             return client.request("DELETE", target, headers)
 
+    def settle(self) -> None:
+        """Wait until every worker has done what it had put off, as the books of answered calls.
+
+        A call is counted one turn of its worker's loop after its answer was sent.
+        """
+        began = self._beats()
+        wait_for(
+            # At the first beat that is seen, what was put off may still be behind it in the queue.
+            lambda: all(self._beats().get(who, n + 2) >= n + 2 for who, n in began.items()),
+            10.0, "two beats of every worker",
+        )  # fmt: skip
+
+    def _beats(self) -> dict[tuple[int, int], int]:
+        """How often each occupant of a seat has beaten."""
+        slots: Sequence[Mapping[str, Any]] = self.status()["slots"]
+        return {(one["seat"], one["epoch"]): one["beats"] for one in slots if one["pid"]}
+
+    def metrics(self) -> str:
+        """The page of metrics, with all that was answered before it was asked for."""
+        self.settle()
+        return ask(self.ops, "/metrics").body.decode()
+
     def metric(self, name: str, **labels: str) -> float:
-        """A number that the ops port tells, of all processes together."""
-        return metric(ask(self.ops, "/metrics").body.decode(), name, **labels)
+        """A number that the ops port tells, of all processes together, as ``metrics`` does."""
+        return metric(self.metrics(), name, **labels)
 
     def replaced(self, slot: int, old: int, timeout_s: float = 20.0) -> int:
         """Wait for a serving process in the slot that is not ``old``; answer its pid."""

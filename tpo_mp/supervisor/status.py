@@ -80,7 +80,8 @@ def restart_needed(house: House) -> list[str]:
 
 def _berth(berth: Berth, plane: Plane, now: float) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "pid": None, "seat": None, "epoch": None, "beat_age_s": None, "config_epoch": None,
+        "pid": None, "seat": None, "epoch": None, "beats": None, "beat_age_s": None,
+        "config_epoch": None,
         "open_calls": 0, "loop_lag_us": 0, "version": None,
     }  # fmt: skip
     if berth.child is not None:
@@ -103,6 +104,7 @@ def _child(child: Child, plane: Plane, now: float) -> dict[str, Any]:
         "seat": child.seat,
         "epoch": child.epoch,
         "state": child.condemned or ("stopping" if child.intent is Intent.STOP else state),
+        "beats": lines.beat,
         "beat_age_s": round(child.watch.silence_s(now), 3),
         "config_epoch": lines.config_ack,
         "open_calls": lines.open_calls,
