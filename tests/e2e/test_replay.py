@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from tests.conftest import StartGateway
 from tests.support.gateway import ROOT, Gateway
 from tests.support.messages import CHAT
-from tests.support.raw import RawClient, RawReply
+from tests.support.raw import RawClient, RawReply, ask, chat
 from tests.support.toml import ECHO, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -46,6 +48,28 @@ def letters(gateway: Gateway) -> list[dict[str, Any]]:
     )
     found: list[dict[str, Any]] = reply.json()["entries"]
     return found
+
+
+def test_a_look_at_letters_waits_for_a_control_that_stands_still(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    """As for any slow disk: a moment is no reason to be told to come back."""
+    letter = fail(gateway, upstream, CHAT, chat("keep", "up"))
+    control = int(gateway.status()["control"]["pid"])
+
+    def waits() -> bool:
+        os.kill(control, signal.SIGSTOP)
+        try:
+            asked = pool.submit(ask, gateway.url, f"/api/v1/dlq/{letter}")
+            began = time.monotonic()
+            wait_for(lambda: asked.done() or time.monotonic() - began > 0.3, 5, "a moment")
+        finally:
+            os.kill(control, signal.SIGCONT)
+        return asked.result().status == 200
+
+    with ThreadPoolExecutor(1) as pool:
+        # Not at the first try where the whole machine stands still for longer.
+        assert any(waits() for _ in range(5))
 
 
 def replay(gateway: Gateway, *args: str) -> subprocess.CompletedProcess[str]:

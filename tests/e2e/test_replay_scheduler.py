@@ -85,7 +85,7 @@ def test_letters_survive_deaths_in_the_middle_in_the_order_of_their_sessions(
         assert letter["status"] == "replayed"
         assert letter["attempts"] >= 1
         assert letter["repeated"] or name not in twice
-    assert metric(gateway, "orchestrator_dlq_replayed_total") >= n - 4
+    wait_for(lambda: metric(gateway, "orchestrator_dlq_replayed_total") >= n - 4, 10, "the counter")
     assert metric(gateway, "orchestrator_dlq_aged_out_total") == 0
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
 
 from tests.support.raw import RawClient, RawReply, chat
 from tests.support.shards import Shards, render
-from tests.support.wait import wait_for
+from tests.support.wait import quickest, wait_for
 
 PROMPT, INFER, CHAT = "/v1/prompt", "/api/v1/infer", "/v1/chat/completions"
 
@@ -89,9 +90,10 @@ def test_finished_calls_are_409_and_unknown_ones_404(shards: Shards) -> None:
 
 def test_cancel_reaches_the_upstream_in_time(shards: Shards) -> None:
     """Within 50 ms on an idle machine; the best of several shows what the code takes."""
-    times = []
-    for n in range(6):
-        counters = shards.upstream.counters
+    counters, numbers = shards.upstream.counters, count()
+
+    def cancelled_s() -> float:
+        n = next(numbers)
         requests, aborted = counters.requests, counters.aborted
         body = {"prompt": f"t{n}", "model": "up", "session_id": shards.sessions[1]}
         call_id = shards.clients[0].post_json(INFER, body).json()["request_id"]
@@ -99,9 +101,10 @@ def test_cancel_reaches_the_upstream_in_time(shards: Shards) -> None:
         began = time.monotonic()
         delete(shards.clients[n % 2], call_id)
         shards.ended(aborted)
-        times.append(time.monotonic() - began)
+        return time.monotonic() - began
+
+    times = quickest(cancelled_s, 6, 0.05)
     print(f"cancelled after {[round(t * 1e3, 1) for t in times]} ms")
-    assert min(times) < 0.05
 
 
 def test_results_are_listed_alike_by_every_worker(shards: Shards) -> None:

@@ -156,8 +156,17 @@ class Gateway:
     def ask(
         self, target: str, value: Any = None, headers: dict[str, str] | None = None
     ) -> RawReply:
-        """Make one request on a connection of its own."""
-        return ask(self.url, target, value, headers)
+        """Make one request on a connection of its own.
+
+        A question to a store that does not answer in time is put again, as its answer says.
+        """
+
+        def asked() -> RawReply | None:
+            reply = ask(self.url, target, value, headers)
+            busy = reply.status == 503 and b'"store_unavailable"' in reply.body
+            return None if busy and value is None else reply
+
+        return wait_for(asked, 20, "the store to answer", every_s=0.1)
 
     def delete(self, target: str, headers: dict[str, str] | None = None) -> RawReply:
         """Take something away, on a connection of its own."""

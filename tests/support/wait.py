@@ -61,6 +61,15 @@ async def until(
         await asyncio.sleep(every_s)
 
 
+def quickest(try_s: Callable[[], float], times: int, under_s: float) -> list[float]:
+    """Try ``times``, and on a crowded machine more, until one took less; answer what each took."""
+    took: list[float] = []
+    while len(took) < times or min(took) >= under_s:
+        took.append(try_s())
+        assert len(took) < 8 * times or min(took) < under_s, f"none under {under_s} s: {took}"
+    return took
+
+
 def wait_still(
     value: Callable[[], T], still_s: float, timeout_s: float = 10.0, what: str = "value"
 ) -> T:

@@ -19,7 +19,7 @@ from tpo_mp.dialects.body import with_fields
 from tpo_mp.errors import BackendFailure, Busy, NotFound, Rejected, Shed, TpoError
 from tpo_mp.http.exchange import JSON, Exchange
 from tpo_mp.ports import Cells, Env
-from tpo_mp.store.questions import LETTERS, ReplayWord
+from tpo_mp.store.questions import ASK_S, LETTERS, ReplayWord
 from tpo_mp.types import Call, Dialect, Priority
 
 from .absent import AbsentClient
@@ -197,7 +197,7 @@ class Replayer:
 
     async def letter(self, call_id: str) -> LetterCopy:
         """A letter as the store has it; raises ``NotFound`` or ``Shed``."""
-        answer = await self._gateway.ask_store(LETTERS, call_id)
+        answer = await self._gateway.ask_store(LETTERS, call_id, ASK_S)
         if answer is None:
             raise _silent()
         if answer[0] is None:

@@ -18,7 +18,7 @@ from tpo_mp.dialects.letter_shapes import ReplayedLetter, ReplayedLetters, Repla
 from tpo_mp.dialects.shapes import LetterEntry, LetterPage
 from tpo_mp.errors import Shed, TpoError
 from tpo_mp.http.exchange import Exchange
-from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.store.questions import ASK_S, LETTERS, LetterQuery
 
 from .gateway import Gateway
 from .replay import SILENT, Replayer
@@ -50,7 +50,7 @@ async def replay_many(
 async def _chosen(gateway: Gateway, asked: ReplayRequest) -> list[LetterEntry]:
     since = None if asked.max_age_secs is None else time.time() - asked.max_age_secs
     query = LetterQuery(limit=asked.limit, session=asked.session_id, since=since, oldest=True)
-    answer = await gateway.ask_store(LETTERS, query.key())
+    answer = await gateway.ask_store(LETTERS, query.key(), ASK_S)
     if answer is None or answer[0] is None:
         raise Shed("the store does not answer", reason=SILENT, retry_after_s=1)
     return _page(answer[0]).entries

@@ -26,6 +26,8 @@ LETTERS: Final = "letters"
 REPLAYS: Final = "replays"
 RESULTS: Final = "results"
 RESPONSES: Final = "responses"
+ASK_S: Final = 2.0
+"""How long may be looked for what is stored: only who asked for it waits, no call does."""
 VALUE_BYTES: Final = 36 << 20
 """Longest value of a keyed table: an answer of the longest that is read, told as JSON.
 

@@ -21,7 +21,7 @@ from tpo_mp.pipeline.replay import Replayer
 from tpo_mp.pipeline.replay_many import replay_many
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import CallIds
-from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.store.questions import ASK_S, LETTERS, LetterQuery
 
 from .native_api import MAX_DLQ_PAGE, PAGE
 
@@ -111,7 +111,7 @@ class DlqApi:
     # -- inside ---------------------------------------------------------------------------------
 
     async def _ask(self, key: str) -> bytes:
-        answer = await self._gateway.ask_store(LETTERS, key)
+        answer = await self._gateway.ask_store(LETTERS, key, ASK_S)
         if answer is None:
             raise _silent()
         if answer[0] is None:

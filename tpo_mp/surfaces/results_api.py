@@ -18,7 +18,7 @@ from tpo_mp.http.exchange import Exchange, id_line
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.callid import CallIds
-from tpo_mp.store.questions import RESULTS, RecordQuery
+from tpo_mp.store.questions import ASK_S, RESULTS, RecordQuery
 
 MAX_PAGE = 200
 STATES = {
@@ -74,7 +74,7 @@ class ResultsApi:
         state = None if word is None else STATES[word]
         mark = self._gateway.mark(exchange.head)
         wanted = RecordQuery(limit, after, query.get("session_id"), state, mark)
-        answer = await self._gateway.ask_store(RESULTS, wanted.key())
+        answer = await self._gateway.ask_store(RESULTS, wanted.key(), ASK_S)
         if answer is None or answer[0] is None:
             raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
         exchange.respond(200, answer[0], extra=id_line(exchange.head))

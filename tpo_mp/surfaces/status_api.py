@@ -26,7 +26,7 @@ from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.routing import named_models
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.standing import drain_row, health_row, read_standing
-from tpo_mp.store.questions import LETTERS, LetterQuery
+from tpo_mp.store.questions import ASK_S, LETTERS, LetterQuery
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,7 +94,8 @@ class StatusApi:
         query = given.parameters(exchange.head)
         limit = given.whole(query, "limit", 1000, least=1, most=10_000)
         after = given.whole(query, "after", 0, least=0, most=1 << 62) if "after" in query else None
-        answer = await self._gateway.ask_store(LETTERS, LetterQuery(limit, after).key())
+        key = LetterQuery(limit, after).key()
+        answer = await self._gateway.ask_store(LETTERS, key, ASK_S)
         if answer is None or answer[0] is None:
             raise Shed("the store does not answer", reason="store_unavailable", retry_after_s=1)
         exchange.respond(200, answer[0], extra=id_line(exchange.head))

@@ -23,7 +23,7 @@ class Store:
         self.statuses = ["open", then]
         self.words: list[str] = []
 
-    async def ask_store(self, _table: str, call_id: str) -> tuple[bytes, float]:
+    async def ask_store(self, _table: str, call_id: str, _wait_s: float) -> tuple[bytes, float]:
         """The letter as it stands."""
         letter = {
             "request_id": call_id, "status": self.statuses.pop(0), "model": "m", "tenant": "",
