@@ -105,6 +105,12 @@ def serve(config_path: Path | None, **flags: Any) -> int:
 @click.option("--scenario", metavar="NAME", help="Scenario that is active from the start.")
 @click.option("--replay", type=click.Path(), metavar="FILE", help="Play recorded answers again.")
 @click.option("--replay-speed", type=click.FloatRange(0, 1e6), help="2: twice as fast, 0: no wait.")
+@click.option(
+    "--lora-modules",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A LoRA adapter that is there from the start; may come again.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what no rule matches, or nobody recorded.")
 @click.pass_context
 def simulate(context: click.Context, /, config_path: Path | None, **flags: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ text = "one two three four five six seven eight nine ten"
 models = ["base", "twins", "quick"]
 latency = { base = "slow", twins = "twins" }
 
+[simulator.adapters.static]
+path = "/adapters/static"
+
 [simulator.engines.slow]
 max_num_seqs = 4
 max_model_len = 2048
@@ -43,7 +47,10 @@ base_ms = 100
 @pytest.fixture(scope="module")
 def engines(short_tmp: Path) -> Iterator[Gateway]:
     """A simulator of two workers."""
-    with Gateway(short_tmp / "dev", config=CONFIG, workers=2, verb="simulate") as gateway:
+    with Gateway(
+        short_tmp / "dev", "--lora-modules", "flagged=/adapters/flagged",
+        config=CONFIG, workers=2, verb="simulate",
+    ) as gateway:  # fmt: skip
         yield gateway
 
 
@@ -132,6 +139,35 @@ def test_an_adapter_is_a_model_of_every_worker_until_it_is_unloaded(
     assert gone.body == b"Success: LoRA adapter 'sql' removed successfully."
     assert [reply.status for reply in everywhere(engines, sessions, "sql")] == [404, 404]
     assert "sql" not in {card["id"] for card in engines.ask("/v1/models").json()["data"]}
+
+
+def test_adapters_of_the_configuration_and_of_the_flag_are_models_from_the_start(
+    engines: Gateway, sessions: list[str]
+) -> None:
+    """In the engine they count as those that were loaded; unloaded, they are gone."""
+    for name, root in (("static", "/adapters/static"), ("flagged", "/adapters/flagged")):
+        cards = {card["id"]: card for card in engines.ask("/v1/models").json()["data"]}
+        assert (cards[name]["parent"], cards[name]["root"]) == ("base", root)
+        for reply in everywhere(engines, sessions, name):
+            assert (reply.status, reply.json()["model"]) == (200, name)
+    with ExitStack() as stack:
+        begun(opened(engines, "static", stack))
+        opened(engines, "flagged", stack)
+
+        def told() -> bool:
+            newest = max(samples(engines, "lora_requests_info"), key=lambda one: one[1])[0]
+            shown = (newest["running_lora_adapters"], newest["waiting_lora_adapters"])
+            return shown in (("static", "flagged"), ("flagged", "")) and newest["max_lora"] == "1"
+
+        wait_for(told, 20, "the adapters in the metrics")
+    assert load(engines, "static").json()["error"]["type"] == "InvalidUserInput"
+    gone = engines.ask("/v1/unload_lora_adapter", {"lora_name": "flagged"})
+    assert gone.status == 200
+    assert [reply.status for reply in everywhere(engines, sessions, "flagged")] == [404, 404]
+    killed(engines, 0)
+    statuses = [reply.status for reply in everywhere(engines, sessions, "flagged")]
+    assert statuses == [404, 404]
+    assert [reply.status for reply in everywhere(engines, sessions, "static")] == [200, 200]
 
 
 def test_what_vllm_refuses_is_refused_in_its_words(engines: Gateway) -> None:
@@ -226,10 +262,41 @@ def test_sleep_that_waits_lets_calls_end(engines: Gateway) -> None:
         assert engines.ask("/sleep?mode=wait", {}).status == 200
         assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
     assert engines.ask(CHAT, chat(PROMPT, model="base")).status == 503
-    for path in ("/sleep?level=3", "/sleep?mode=keep", "/wake_up?tags=all", "/wake_up?part=x"):
+    for path in ("/sleep?level=3", "/sleep?mode=hold", "/wake_up?tags=all", "/wake_up?part=x"):
         assert engines.ask(path, {}).status == 400
     assert engines.ask("/wake_up", {}).status == 200
     assert engines.ask(CHAT, chat(PROMPT, model="quick")).status == 200
+
+
+def test_what_is_kept_stands_still_until_it_is_woken(engines: Gateway, sessions: list[str]) -> None:
+    """Streams of both workers, and who comes meanwhile; nobody is refused, all are answered."""
+    with ExitStack() as stack:
+        clients = [
+            begun(opened(engines, "base", stack, {"x-session-id": session})) for session in sessions
+        ]
+        assert engines.ask("/sleep?level=1&mode=keep", {}).status == 200
+        assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
+        clients += [
+            opened(engines, model, stack, {"x-session-id": session})
+            for model in ("base", "quick")
+            for session in sessions
+        ]
+
+        def queued() -> dict[str, float]:
+            return {
+                kind: sum(value for of, value in samples(engines, f"num_requests_{kind}")
+                          if of["model_name"] == "base")
+                for kind in ("running", "waiting")
+            }  # fmt: skip
+
+        wait_for(lambda: queued() == {"running": 0, "waiting": 4}, 20, "all who wait")
+        assert not select.select([client.sock for client in clients[2:]], [], [], 0.3)[0]
+        assert engines.ask("/wake_up", {}).status == 200
+        for client in clients[2:]:
+            client.read_head()
+        for client in clients:
+            assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
+    assert queued() == {"running": 0, "waiting": 0}
 
 
 def test_ranks_have_a_batch_each_and_a_request_may_name_one(engines: Gateway) -> None:

@@ -21,9 +21,9 @@ from tpo_mp.errors import ConfigError, NotFound, TpoError
 from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
-from tpo_mp.simulator.adapters import serves
+from tpo_mp.simulator.adapters import present, serves
 from tpo_mp.simulator.call_journal import CallJournal
-from tpo_mp.simulator.engine_timing import RANK, Engines, rank_of
+from tpo_mp.simulator.engine_timing import RANK, Engines, EngineTiming, rank_of
 from tpo_mp.simulator.failures import refusal
 from tpo_mp.simulator.fault_frames import spoilt, struck
 from tpo_mp.simulator.fixed_replies import FixedReplies
@@ -31,7 +31,7 @@ from tpo_mp.simulator.key_quotas import KeyQuotas
 from tpo_mp.simulator.keys import KnownKeys
 from tpo_mp.simulator.latency import latency_of
 from tpo_mp.simulator.limits import Allowance, Standing
-from tpo_mp.simulator.live import NOTHING_TOLD, LiveState, LoadedAdapter
+from tpo_mp.simulator.live import NOTHING_TOLD, LiveState, read_state
 from tpo_mp.simulator.living import LivingBackend
 from tpo_mp.simulator.obeying import TOO_LATE, Beginning, beginning, in_time
 from tpo_mp.simulator.options import SimulatorOptions, speech_of
@@ -55,6 +55,8 @@ from tpo_mp.types import Call, Dialect, Reply, Usage
 Answering: TypeAlias = Callable[[Call, Orders], Awaitable[Reply]]
 SSE = b"text/event-stream; charset=utf-8"
 _EMBEDS = (Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS)
+_ASLEEP = ErrorOrder(503, name="engine_sleeping")
+_NAP_S = 0.05
 _COUNTS = (Dialect.ANTHROPIC_COUNT, Dialect.GEMINI_COUNT)
 STEPS_AT_ONCE = 3
 """Choices made without a pause: two, and the end."""
@@ -86,13 +88,11 @@ class SimulatorBackend:
         self.name = config.name
         self._env = env
         self._most_s = config.request_timeout_s
-        self._asleep = state.sleep is not None
+        self._sleep = state.sleep
         self._ranked = any(engine.data_parallel_size > 1 for engine in config.engines.values())
         self._known = (*config.models, *config.model_map)
-        self._adapts = state.adapters_loaded > 0
-        self.adapters: dict[str, LoadedAdapter] = {
-            one.name: one for one in state.adapters if serves(self._known, one.base)
-        }
+        self._adapts = bool(config.adapters) or state.adapters_loaded > 0
+        self.adapters = present(config.adapters, self._known, state)
         self._models = [m for m in config.models if not set(m) & set("*?[")]
         own = OwnLedger(env.ledger, config.name)
         self._draws = Occurrences(config.repeats, partial(env.ledger.ordinal, crowd=True))
@@ -150,8 +150,28 @@ class SimulatorBackend:
         """Answer, refuse or fail as the request, its orders and the rules say."""
         call.upstream_at = self._env.clock()
         call.seen = 0  # another attempt is another occurrence
-        if self._asleep and call.dialect not in _COUNTS:
-            raise refusal(ErrorOrder(503, name="engine_sleeping"), call, self._allowance)
+        if self._sleep is not None and call.dialect not in _COUNTS:
+            if not self._sleep.kept:
+                raise refusal(_ASLEEP, call, self._allowance)
+            if not isinstance(self._timing_of(call.model), EngineTiming):
+                return asyncio.get_running_loop().create_task(self._once_awake(call))
+            # The engine has a queue, and nobody works on it.
+        return self._admitted(call)
+
+    async def _once_awake(self, call: Call) -> Reply:
+        """Wait as in the queue of an engine that is kept asleep; then answer."""
+        sleep = self._sleep
+        while sleep is not None:
+            if not sleep.kept:
+                raise refusal(_ASLEEP, call, self._allowance)
+            if not self._left_s(call):
+                raise refusal(TOO_LATE, call, self._allowance)
+            await asyncio.sleep(_NAP_S)
+            sleep = read_state(self._env.live)[1].sleep
+        return await self._admitted(call)
+
+    def _admitted(self, call: Call) -> Awaitable[Reply]:
+        """Answer who may ask."""
         if self._adapts and call.model not in self.adapters and not serves(self._known, call.model):
             # Routes remember a name, and this one was an adapter's.
             said = f"The model `{call.model[:120]}` does not exist."

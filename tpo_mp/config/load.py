@@ -57,7 +57,7 @@ def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) ->
 
     ``flags`` holds what the command line gave (``None`` = not given): host, port, ops_port,
     workers, backend, model, base_url, state_dir, log_format, log_level, insecure, simulate, seed,
-    latency_multiplier, no_latency, scenario.
+    latency_multiplier, no_latency, scenario, lora_modules.
     """
     tree = read_file(path) if path is not None else {}
     return build(tree, flags, env, path.parent if path is not None else None)

@@ -51,6 +51,7 @@ def resolve(tree: Tree, given: Mapping[str, Any], base: Path | None, problems: P
         if given.get(name) is not None:
             options[name] = str(given[name]) if name == "replay" else given[name]
             problems.origins[f"simulator.{name}"] = f"--{name.replace('_', '-')}"
+    _adapters(given.get("lora_modules") or (), options, problems)
     if given.get("rules") is not None:
         _rules(Path(given["rules"]), options, problems)
     if given.get("scenario") is not None:
@@ -92,6 +93,17 @@ def _rules(path: Path, options: Tree, problems: Problems) -> None:
     own = options.get("rules", [])
     options["rules"] = listed + (own if isinstance(own, list) else [])
     problems.origins["simulator.rules"] = str(path)
+
+
+def _adapters(given: Iterable[str], options: Tree, problems: Problems) -> None:
+    """Adapters as NAME=PATH, each instead of the config's of that name."""
+    for word in given:
+        adapters = options.setdefault("adapters", {})
+        name, _, path = word.partition("=")
+        if not name or not path:
+            problems.add("--lora-modules", f"{word!r} is not NAME=PATH")
+        elif isinstance(adapters, dict):
+            adapters[name] = {"path": path}
 
 
 def _alone(tree: Tree, problems: Problems) -> None:

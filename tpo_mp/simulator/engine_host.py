@@ -40,11 +40,11 @@ import msgspec
 
 from tpo_mp.ports import Env, Timers
 
-from .engine_metrics import EngineMetrics, Names
+from .engine_metrics import AWAKE, PAUSED, EngineMetrics, Names
 from .engine_prompt import NAME_BYTES
 from .engine_room import EngineRoom, Guest
 from .engine_steps import EngineFull, EngineRequest, EngineShape
-from .live import read_state
+from .live import Sleep, read_state
 from .timer import NEVER, MicroTimer
 
 TICK_S: Final = 0.05
@@ -209,7 +209,7 @@ class EngineHost:
         self._rooms: dict[tuple[str, str, int], EngineRoom] = {}
         self._turn = count()
         self._version, state = read_state(env.live)
-        self._level = 0 if state.sleep is None else state.sleep.level
+        self._sleep = state.sleep
         self._dropped, self._aborted = state.caches_dropped, state.calls_aborted
         self._away: dict[int, Ticket] = {}
         self._stays: dict[tuple[int, int], _Stay] = {}
@@ -269,7 +269,7 @@ class EngineHost:
         guest.refuse = ticket.refuse
         ticket.guest, ticket.room = guest, room
         try:
-            if self._level:
+            if self._sleep is not None and not self._sleep.kept:
                 raise EngineFull
             ticket.room.submit(guest, told.arrived_at)
         except EngineFull:
@@ -334,7 +334,7 @@ class EngineHost:
         guest = _guest(told, lambda request: self._note(key, request))
         guest.refuse = lambda: self._refuse(key)
         try:
-            if self._level:
+            if self._sleep is not None and not self._sleep.kept:
                 raise EngineFull  # asked before it fell asleep, or asked again since
             room.submit(guest, told.arrived_at)
         except EngineFull:
@@ -405,7 +405,7 @@ class EngineHost:
         metrics = EngineMetrics(env.metrics, setup.shape, model, setup.names, str(rank))
         room = EngineRoom(setup.shape, self._timer, env.clock, metrics)
         room.told, room.before = self._say_news, self._look
-        room.sleep(self._level)
+        _put(room, self._sleep)
         self._rooms[engine, model, rank] = room
 
     # -- sleep ------------------------------------------------------------------------------------
@@ -415,8 +415,7 @@ class EngineHost:
         if self._env.live.version == self._version:
             return
         self._version, state = read_state(self._env.live)
-        level = 0 if state.sleep is None else state.sleep.level
-        slept, self._level = self._level, level
+        slept, self._sleep = self._sleep, state.sleep
         dropped, self._dropped = self._dropped, state.caches_dropped
         aborted, self._aborted = self._aborted, state.calls_aborted
         for room in self._rooms.values():
@@ -424,8 +423,8 @@ class EngineHost:
                 room.give_up()
             if dropped != state.caches_dropped:
                 room.engine.kv.forget()
-            if slept != level:
-                room.sleep(level)
+            if slept != state.sleep:
+                _put(room, state.sleep)
 
     def glance(self) -> float:
         """Look although nothing happens here; how long until the next time."""
@@ -493,6 +492,18 @@ class _Glance:
     def due(self, now: float) -> float:
         """Look; when to look again."""
         return now + self._host.glance()
+
+
+def _put(room: EngineRoom, sleep: Sleep | None) -> None:
+    """Let an engine sleep, or wake it."""
+    if sleep is None:
+        room.sleep(AWAKE)
+    else:
+        room.sleep(sleep.level or PAUSED)
+    if sleep is not None and sleep.kept:
+        room.freeze(emptied=sleep.level > 0)
+    else:
+        room.thaw()
 
 
 def _guest(told: Submission, tell: Callable[[EngineRequest], None]) -> Guest:

@@ -64,6 +64,9 @@ REQUEST_S: Final = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 1
 STEP_TOKENS: Final = tuple(2.0**n for n in range(15))
 CHOICES: Final = (1, 2, 5, 10, 20)
 PREEMPTIONS: Final = (0, 1, 2, 5, 10, 20, 50, 100)
+AWAKE: Final = 0
+PAUSED: Final = -1
+"""Level 0, which is none of vLLM's states."""
 SLEEP_STATES: Final = ("awake", "weights_offloaded", "discard_all")
 REASONS: Final = ("stop", "length", "abort", "error", "repetition")
 
@@ -131,7 +134,7 @@ class EngineMetrics:
         now.set(time())
 
     def sleeping(self, level: int) -> None:
-        """Tell how deep the engine sleeps, 0: not at all."""
+        """Tell how deep the engine sleeps: a level, ``AWAKE`` or ``PAUSED``."""
         for at, state in enumerate(self._sleep):
             state.set(at == level)
 

@@ -9,7 +9,7 @@ not add up; after more than ``LATE_S`` the lost time is given up.  Nothing is to
 ``submit``.
 
 Invariants: there is a step under way, or something still to tell, whenever a request is in the
-engine; a cancelled request is told nothing more.
+engine, unless it is frozen; a cancelled request is told nothing more.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class EngineRoom:
         self._telling: Iterator[EngineRequest] = iter(())
         self._ends_at = 0.0
         self._busy = False
+        self._frozen = False
+        self._emptied = False
         metrics.level(self.engine)
 
     def submit(self, guest: Guest, arrived_at: float) -> None:
@@ -76,10 +78,39 @@ class EngineRoom:
             self._metrics.refused()
             raise
         self._guests[guest.request] = guest
-        if not self._busy:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin a step, unless one is under way or none may begin."""
+        if not self._busy and not self._frozen:
             self._begin(self._clock())
             if self._busy:
                 self._timer.add(self._ends_at, self)
+        self._metrics.level(self.engine)
+
+    def freeze(self, *, emptied: bool) -> None:
+        """Begin no step until ``thaw``; who is here stays, and who comes waits.
+
+        ``emptied``: they lose their blocks, and are computed anew.
+        """
+        self._frozen = True
+        self._emptied = self._emptied or emptied
+        if not self._busy:
+            self._settle()
+
+    def thaw(self) -> None:
+        """Go on with who is here."""
+        if self._frozen:
+            self._frozen = self._emptied = False
+            self._go_on()
+
+    def _settle(self) -> None:
+        """No step is under way, and none begins."""
+        self._busy = False
+        if self._emptied:
+            self.engine.put_back()
+            self.engine.kv.forget()
+        self._metrics.counts(self.engine)
         self._metrics.level(self.engine)
 
     def cancel(self, guest: Guest) -> None:
@@ -102,7 +133,7 @@ class EngineRoom:
             guest.refuse()
 
     def sleep(self, level: int) -> None:
-        """Tell how deep it sleeps, 0: not at all."""
+        """Tell how deep it sleeps; see ``EngineMetrics.sleeping``."""
         self._metrics.sleeping(level)
 
     def due(self, now: float) -> float:
@@ -117,6 +148,9 @@ class EngineRoom:
         if told == TOLD_AT_ONCE:
             return now
         self.before()
+        if self._frozen:
+            self._settle()
+            return NEVER
         began_at = self._ends_at if now - self._ends_at < LATE_S else now
         self._begin(began_at)
         self._metrics.counts(self.engine)

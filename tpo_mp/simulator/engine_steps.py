@@ -159,6 +159,11 @@ class StepEngine:
                 del queue[at]
         self._drop_blocks(request)
 
+    def put_back(self) -> None:
+        """Let all that run wait again, without their blocks; not while a step is under way."""
+        while self.running:
+            self._put_back(self.running.pop())
+
     def _can_start(self) -> bool:
         """Whether nobody need wait: ``max_waiting`` of 0 still lets an idle engine work."""
         return not self.waiting and len(self.running) < self.shape.max_seqs
@@ -230,15 +235,18 @@ class StepEngine:
         """Give a request more blocks, if need be the others'; ``False``: it lost its own."""
         while self.kv.free < short:
             victim = self.running.pop()
-            self._drop_blocks(victim)
-            victim.computed = 0
-            victim.preemptions += 1
-            self.counts.preemptions += 1
-            insort(self.waiting, victim, key=_order)
+            self._put_back(victim)
             if victim is request:
                 return False
         request.blocks += self.kv.take(short)
         return True
+
+    def _put_back(self, victim: EngineRequest) -> None:
+        self._drop_blocks(victim)
+        victim.computed = 0
+        victim.preemptions += 1
+        self.counts.preemptions += 1
+        insort(self.waiting, victim, key=_order)
 
     def _admit(self, budget: int, now: float) -> None:
         """Plan who waits, in order, as long as there is room."""

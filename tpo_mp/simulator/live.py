@@ -45,7 +45,10 @@ class StatsBaseline(Struct, frozen=True, kw_only=True):
 
 
 class LoadedAdapter(Struct, frozen=True, kw_only=True):
-    """A LoRA adapter of one of the models; ``number`` counts what was loaded on this host."""
+    """A LoRA adapter of one of the models; ``number`` counts what was loaded on this host.
+
+    0 is one of the configuration.
+    """
 
     name: str
     path: str
@@ -54,10 +57,14 @@ class LoadedAdapter(Struct, frozen=True, kw_only=True):
 
 
 class Sleep(Struct, frozen=True, kw_only=True):
-    """The engines sleep; ``left`` are the parts that nobody woke yet."""
+    """The engines sleep; ``left`` are the parts that nobody woke yet.
+
+    ``kept``: what they found stays where it is, and who comes waits, until they are woken.
+    """
 
     level: int
     left: tuple[str, ...]
+    kept: bool = False
 
 
 class LiveState(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,6 +73,7 @@ class LiveState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``options`` are changes to ``[simulator]`` (see ``live_options``); ``scenario`` is unset until
     one is switched on or off; ``chaos`` False silences all faults that no request ordered;
     ``limits_epoch`` grows when the rate limits are set back.
+    ``adapters_gone`` are those of the configuration that were unloaded.
     ``adapters_loaded``, ``caches_dropped`` and ``calls_aborted`` count how often that was ordered:
     an engine that finds a number grown does what it missed.
     """
@@ -77,6 +85,7 @@ class LiveState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits_epoch: int = 0
     stats: StatsBaseline | None = None
     adapters: tuple[LoadedAdapter, ...] = ()
+    adapters_gone: tuple[str, ...] = ()
     adapters_loaded: int = 0
     sleep: Sleep | None = None
     caches_dropped: int = 0

@@ -24,7 +24,7 @@ from tpo_mp.ports import BackendConfig
 from .live import LiveState, composed, merged
 
 C = TypeVar("C", bound=BackendConfig)
-FIXED: Final = OF_A_BACKEND | {"models"}
+FIXED: Final = OF_A_BACKEND | {"models", "adapters"}
 """Options that only a file can change: routes are made of them."""
 
 

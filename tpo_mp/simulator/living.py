@@ -18,7 +18,7 @@ from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.ports import BackendConfig, Env
 from tpo_mp.types import Call, Dialect, Reply
 
-from .adapters import serves
+from .adapters import StaticAdapter, present
 from .call_journal import CallJournal
 from .live import LiveState, LoadedAdapter, read_state
 from .live_options import patched
@@ -118,8 +118,9 @@ class LivingBackend(Generic[C]):
         if self._live.version == self._version:
             return {one.name: (one.base, one.path) for one in self.inner.adapters.values()}
         _, state = read_state(self._live)
-        known = (*self._config.models, *self._config.model_map)
-        return {a.name: (a.base, a.path) for a in state.adapters if serves(known, a.base)}
+        static: Mapping[str, StaticAdapter] = getattr(self._config, "adapters", {})
+        there = present(static, (*self._config.models, *self._config.model_map), state)
+        return {one.name: (one.base, one.path) for one in there.values()}
 
     def close(self) -> None:
         """Let go of what is held; running calls finish."""

@@ -14,7 +14,7 @@ from msgspec import Meta, field
 from tpo_mp.config.prices import TokenPrice
 from tpo_mp.config.values import Secret
 
-from . import dataset
+from . import adapters, dataset
 from .answers import Speech
 from .call_journal import JournalOptions
 from .catalog import MODELS
@@ -36,6 +36,13 @@ class SimulatorOptions(LatencyOptions, frozen=True, kw_only=True, forbid_unknown
     models: Annotated[
         tuple[str, ...], Meta(min_length=1, description="Model names or globs it serves.")
     ] = MODELS
+    adapters: Annotated[
+        dict[str, adapters.StaticAdapter],
+        Meta(
+            max_length=adapters.MOST_ADAPTERS,
+            description="LoRA adapters, each a model of its own name from the start.",
+        ),
+    ] = field(default_factory=dict)
     seed: Annotated[
         int, Meta(ge=0, le=2**63 - 1, description="Another seed, other answers; same seed, same.")
     ] = 0
@@ -116,6 +123,7 @@ class SimulatorOptions(LatencyOptions, frozen=True, kw_only=True, forbid_unknown
         if self.min_tokens > self.max_tokens:
             yield "min_tokens", "over max_tokens"
         yield from super().problems()
+        yield from adapters.problems(self.adapters, (*self.models, *self.model_map))
         yield from rule_problems(self.rules)
         yield from problems_of(self.scenario, self.scenarios)
         yield from replay_problems(self.replay)

@@ -1,13 +1,17 @@
 """Whether the simulated engines sleep: what puts them to sleep and what wakes them.
 
 Who asks a sleeping model is answered 503; what ``mode=abort`` finds under way in an engine ends so
-too, what ``mode=wait`` finds there runs to its end.  Cached blocks are gone either way.
+too, what ``mode=wait`` finds there runs to its end.  With ``mode=keep`` nobody is refused: what is
+under way stands still and goes on when the engine is woken, computed anew as far as its blocks are
+gone, and who comes meanwhile waits in the queue.  Cached blocks are gone in every mode; at level 0
+nothing is: work is only paused, until ``scheduling`` is woken.
 
 Invariants: the host sleeps or it does not, whichever worker was told; it is awake when every part
 was woken.
-Known weakness: an answer that a profile paces runs to its end in either mode.
+Known weakness: an answer that a profile paces runs to its end in any mode; newer versions of vLLM
+queue who comes in the other modes too.
 
-Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``.
+Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``; ``keep`` and level 0 as in v0.32.
 """
 
 from __future__ import annotations
@@ -21,16 +25,17 @@ from tpo_mp.errors import InvalidRequest
 
 from .live import LiveState, Sleep
 
+SCHEDULING: Final = "scheduling"
 PARTS: Final = ("weights", "kv_cache")
-MODES: Final = ("abort", "wait")
+MODES: Final = ("abort", "wait", "keep")
 
 
 def fallen_asleep(state: LiveState, level: int, mode: str) -> LiveState:
     """``state`` asleep; one that sleeps already sleeps as deep as this."""
     return structs.replace(
         state,
-        sleep=Sleep(level=level, left=PARTS),
-        caches_dropped=state.caches_dropped + 1,
+        sleep=Sleep(level=level, left=PARTS if level else (SCHEDULING,), kept=mode == "keep"),
+        caches_dropped=state.caches_dropped + (level > 0),
         calls_aborted=state.calls_aborted + (mode == "abort"),
     )
 
@@ -38,8 +43,8 @@ def fallen_asleep(state: LiveState, level: int, mode: str) -> LiveState:
 def woken(state: LiveState, parts: Sequence[str]) -> LiveState:
     """``state`` with these parts awake, all if none is named; raises ``InvalidRequest``."""
     for part in parts:
-        if part not in PARTS:
-            known = ", ".join(PARTS)
+        if part not in (*PARTS, SCHEDULING):
+            known = ", ".join((*PARTS, SCHEDULING))
             raise InvalidRequest(f"tags must be among {known}, not {part[:80]!r}", param="tags")
     if state.sleep is None:
         return state

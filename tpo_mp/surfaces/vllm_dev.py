@@ -34,9 +34,17 @@ from tpo_mp.simulator.live import LiveState, change, read_state
 
 TEXT: Final = b"text/plain; charset=utf-8"
 KEY: Final = Parameter("X-Admin-Key", "The `admin_api_key`, when there is one.", place="header")
-LEVEL: Final = Parameter("level", "1: the weights stay in memory, 2: they do not [1].", int)
-MODE: Final = Parameter("mode", "`abort` ends what is under way, `wait` lets it end [abort].")
-TAGS: Final = Parameter("tags", "`weights` or `kv_cache`, may come twice; none: both.")
+LEVEL: Final = Parameter(
+    "level", "0: only paused, 1: the weights stay in memory, 2: they do not [1].", int
+)
+MODE: Final = Parameter(
+    "mode",
+    "`abort` ends what is under way, `wait` lets it end, `keep` lets it, and who comes, wait until "
+    "they wake [abort].",
+)
+TAGS: Final = Parameter(
+    "tags", "`weights`, `kv_cache` or, of level 0, `scheduling`; may come twice; none: all."
+)
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,19 +107,17 @@ class VllmDev:
     async def load_adapter(self, exchange: Exchange) -> None:
         """Give a simulated model a LoRA adapter, which is a model of its own name from now on."""
         fields = parse(exchange.body)
-        models = self._models()
-        literal = {m for m in models if not set(m) & set("*?[")}
-        first = next((m for m in models if m in literal), "")
+        names, static = adapters.literal(self._models()), self._static()
         await self._change_adapters(
             exchange, fields, "added",
-            lambda state: adapters.loaded(state, fields, first, self._served, literal),
+            lambda state: adapters.loaded(state, fields, names, self._served, static),
         )  # fmt: skip
 
     async def unload_adapter(self, exchange: Exchange) -> None:
         """Take a LoRA adapter away; calls that it answers run to their end."""
-        fields = parse(exchange.body)
+        fields, static = parse(exchange.body), self._static()
         await self._change_adapters(
-            exchange, fields, "removed", lambda state: adapters.unloaded(state, fields)
+            exchange, fields, "removed", lambda state: adapters.unloaded(state, fields, static)
         )
 
     async def _change_adapters(
@@ -130,15 +136,20 @@ class VllmDev:
         configs = live_options.simulators(self._gateway.config.backends)
         return [model for config in configs for model in (*config.models, *config.model_map)]
 
+    def _static(self) -> set[str]:
+        """Adapters of the configuration."""
+        configs = live_options.simulators(self._gateway.config.backends)
+        return {name for config in configs for name in getattr(config, "adapters", ())}
+
     def _served(self, model: str) -> bool:
         return adapters.serves(self._models(), model)
 
     # -- sleep --------------------------------------------------------------------------------
 
     async def sleep(self, exchange: Exchange) -> None:
-        """Put the engines of all simulated models to sleep: who asks them meanwhile gets a 503."""
+        """Put the engines of all simulated models to sleep: who asks them gets a 503, or waits."""
         query = given.parameters(exchange.head)
-        level = given.whole(query, "level", 1, least=1, most=2)
+        level = given.whole(query, "level", 1, least=0, most=2)
         mode = given.choice(query, "mode", sleeping.MODES) or "abort"
         await self._done(exchange, lambda state: sleeping.fallen_asleep(state, level, mode))
 

@@ -76,3 +76,57 @@ def test_many_tokens_are_told_some_at_a_time_but_all_at_their_step() -> None:
         world.advance(0.0101)
     assert len(heard) == count * 2
     assert room.engine.counts.steps == 3  # the first came alone, and spoke again with the others
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_frozen_room_tells_nothing_and_goes_on_where_it_was(emptied: bool) -> None:
+    """The step under way ends; who comes waits; without blocks all is computed anew."""
+    world, heard, later = FakeWorld(), list[float](), list[float]()
+    room = room_of(world)
+    room.submit(guest_of(world, 4, heard), world.now)
+    world.advance(0.0101)
+    room.freeze(emptied=emptied)
+    room.submit(guest_of(world, 1, later), world.now)
+    for _ in range(10):
+        world.advance(0.05)
+    assert (len(heard), later) == (2, [])
+    assert not [entry for entry in world.filed if entry.deadline != float("inf")]
+    assert (len(room.engine.running), len(room.engine.waiting)) == ((0, 2) if emptied else (1, 1))
+    assert (room.engine.kv_usage == 0) is emptied
+    room.thaw()
+    for _ in range(10):
+        world.advance(0.01)
+    assert (len(heard), len(later)) == (4, 1)
+    assert room.engine.counts.preemptions == emptied
+
+
+def test_room_frozen_at_rest_begins_with_the_thaw() -> None:
+    """Told twice is told once; who is given up meanwhile is gone."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    room.freeze(emptied=True)
+    room.freeze(emptied=False)
+    gone, kept = guest_of(world, 1, heard), guest_of(world, 1, heard)
+    room.submit(gone, world.now)
+    room.submit(kept, world.now)
+    room.cancel(gone)
+    world.advance(0.05)
+    assert heard == []
+    room.thaw()
+    room.thaw()
+    world.advance(0.0101)
+    world.advance(0.05)
+    assert len(heard) == 1
+
+
+def test_thaw_before_the_step_ended_is_as_if_nothing_was() -> None:
+    """No step is left out, none is begun twice."""
+    world, heard = FakeWorld(), list[float]()
+    room = room_of(world)
+    room.submit(guest_of(world, 3, heard), world.now)
+    began = world.now
+    room.freeze(emptied=True)
+    room.thaw()
+    for _ in range(6):
+        world.advance(0.0051)
+    assert [round(at - began, 2) for at in heard] == [0.01, 0.02, 0.03]

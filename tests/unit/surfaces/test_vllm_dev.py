@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tests.support.fake_gateway import FakeExchange, Surface
 from tpo_mp.backends import simulator
@@ -12,12 +13,15 @@ from tpo_mp.config.tree import Config
 from tpo_mp.config.values import Secret
 from tpo_mp.errors import Unauthorized
 from tpo_mp.ports import Feature
-from tpo_mp.simulator.adapters import MOST_ADAPTERS
+from tpo_mp.simulator.adapters import MOST_ADAPTERS, StaticAdapter, present, problems
 from tpo_mp.simulator.live import LiveState, read_state
 from tpo_mp.surfaces.vllm_dev import FEATURE
 
 BACKEND = simulator.Config(name="simulator", kind="simulator", models=("base", "wild-*"))
 CONFIG = Config(backends=(BACKEND,))
+
+
+STATIC = {"sql": StaticAdapter(path="/a/sql"), "wild": StaticAdapter(path="/a", base="wild-2")}
 
 
 def surface(**options: Any) -> Surface:
@@ -83,6 +87,60 @@ def test_adapters_are_bounded_and_numbered() -> None:
     assert (newest.name, newest.base, newest.number) == ("a0", "wild-1", MOST_ADAPTERS + 1)
     assert made.ask("POST", "/v1/unload_lora_adapter", {"lora_name": "a1"}).status == 200
     assert load(made, "more").status == 200
+
+
+def test_adapters_of_the_configuration_are_there_until_they_are_unloaded() -> None:
+    """Loading one again is told as vLLM does; they count as others do."""
+    config = Config(backends=(structs.replace(BACKEND, adapters=STATIC),))
+    made = Surface(FEATURE, config=config)
+    models = BACKEND.models
+
+    def there() -> dict[str, tuple[str, int]]:
+        found = present(STATIC, models, state(made))
+        return {name: (one.base, one.number) for name, one in found.items()}
+
+    assert there() == {"sql": ("base", 0), "wild": ("wild-2", 0)}
+    assert load(made, "sql").status == 400
+    assert load(made, "sql", load_inplace=True).status == 200
+    assert there() == {"sql": ("base", 1), "wild": ("wild-2", 0)}
+    for name in ("sql", "wild"):
+        assert made.ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}).status == 200
+        assert made.ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}).status == 404
+    assert there() == {}
+    assert load(made, "wild").status == 200
+    assert there() == {"wild": ("base", 2)}
+    for number in range(MOST_ADAPTERS - 1):
+        assert load(made, f"a{number}").status == 200
+    assert load(made, "more").status == 400
+
+
+def test_bad_adapters_of_a_configuration_are_told_by_their_path() -> None:
+    """What they are called, what they are for; a model without a name needs no default."""
+    told = {
+        "base": StaticAdapter(path="/a"), "a\n": StaticAdapter(path="/a"),
+        "odd": StaticAdapter(path="/a", base="nobody"), "dark": StaticAdapter(path="\0"),
+    }  # fmt: skip
+    found = [where for where, _ in problems(told, BACKEND.models)]
+    assert found == ["adapters.base", "adapters.a\n", "adapters.odd.base", "adapters.dark.path"]
+    assert [where for where, _ in problems(STATIC, ["wild-*"])] == ["adapters.sql.base"]
+    assert not list(problems(STATIC, BACKEND.models))
+
+
+def test_paused_is_asleep_until_scheduling_is_woken() -> None:
+    """Level 0 drops nothing; what is kept is not given up."""
+    made = surface()
+    assert made.ask("POST", "/sleep?level=0&mode=keep").status == 200
+    assert made.ask("GET", "/is_sleeping").json() == {"is_sleeping": True}
+    now = state(made)
+    assert now.sleep is not None
+    assert (now.sleep.kept, now.caches_dropped, now.calls_aborted) == (True, 0, 0)
+    assert made.ask("POST", "/wake_up?tags=scheduling").status == 200
+    assert state(made).sleep is None
+    assert made.ask("POST", "/sleep?level=1&mode=keep").status == 200
+    assert made.ask("POST", "/wake_up?tags=scheduling").status == 200
+    assert state(made).sleep is not None
+    assert made.ask("POST", "/wake_up").status == 200
+    assert state(made).sleep is None
 
 
 def test_it_is_awake_when_both_parts_are() -> None:
