@@ -33,14 +33,15 @@ class EngineClientConfig(HttpBackendConfig, frozen=True, kw_only=True, forbid_un
         bool, Meta(description="Ask streams for token counts when the client did not.")
     ] = True
 
+    @classmethod
+    def known_apis(cls) -> tuple[str, ...]:
+        """OpenAI's, and completions in its own words."""
+        return (*APIS, cls.OWN_API) if cls.OWN_API else tuple(APIS)
+
     def problems(self) -> Iterable[tuple[str, str]]:
         """APIs that it has not, or of which one would hide the other."""
-        own = (self.OWN_API,) if self.OWN_API else ()
-        known = (*APIS, *own)
-        for api in self.apis:
-            if api not in known:
-                yield "apis", f"{api!r} is none of {', '.join(known)}"
-        if own and {"completions", *own} <= {*self.apis}:
+        yield from super().problems()
+        if self.OWN_API and {"completions", self.OWN_API} <= {*self.apis}:
             yield "apis", f"'completions' or '{self.OWN_API}': only one of them is asked"
 
 

@@ -41,6 +41,11 @@ class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = "2023-06-01"
 
+    @classmethod
+    def known_apis(cls) -> tuple[str, ...]:
+        """What its server may have."""
+        return tuple(APIS)
+
     def native_sampling(self) -> Mapping[str, object]:
         """Claude's own temperature, and room for its longer answers."""
         return {"max_tokens": 1024, "temperature": 1.0}

@@ -34,6 +34,11 @@ class Config(HttpBackendConfig, frozen=True, kw_only=True, forbid_unknown_fields
         bool, Meta(description="Ask streams for token counts when the client did not.")
     ] = True
 
+    @classmethod
+    def known_apis(cls) -> tuple[str, ...]:
+        """What its server may have."""
+        return tuple(APIS)
+
 
 class OpenAIBackend(HttpBackend):
     """One upstream speaking the OpenAI API."""

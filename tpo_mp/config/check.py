@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import msgspec
 from msgspec import Struct
 
-from .problems import Problems, suggestion
+from .problems import Problems, nearest, suggestion
 from .values import Secret, read_secret
 
 T = TypeVar("T", bound=Struct)
@@ -60,7 +61,8 @@ class Converter:
         return None
 
     def _note(self, place: _Place, raw: object) -> None:
-        self.problems.add_value(place.full_path, place.value(raw), place.expectation())
+        value = place.value(raw)
+        self.problems.add_value(place.full_path, value, place.expectation(value))
 
     def _hook(self, kind: type, raw: object) -> object:
         if kind is Secret:
@@ -124,18 +126,18 @@ class _Place:
         free = [name for name in known if not isinstance(taken, dict) or name not in taken]
         return self.full_path, f"unknown key; {suggestion(str(self._unknown), free or known)}"
 
-    def expectation(self) -> str:
+    def expectation(self, value: object) -> str:
         """What was expected, in msgspec's words, with the choices of an enumeration added."""
         text = self._what.replace("`", "")
         if text.startswith("Invalid value") and self._tokens:
             tags = [config.tag for config in _tagged(_type_at(self._kind, self._tokens[:-1]))]
-            return f"expected one of {', '.join(map(str, tags))}" if tags else text.lower()
+            return _one_of(value, list(map(str, tags))) if tags else text.lower()
         if not text.startswith("Invalid enum value"):
             return text[:1].lower() + text[1:]
         parts = _parts(_type_at(self._kind, self._tokens))
-        choices = [str(choice) for part in parts for choice in _literals(part)]
-        others = [f"or {part.__name__}" for part in parts if not _literals(part)]
-        return " ".join([f"expected one of {', '.join(choices)}", *others])
+        choices = list(dict.fromkeys(str(word) for part in parts for word in _literals(part)))
+        others = [f"or {part.__name__}" for part in parts if part and not _literals(part)]
+        return _one_of(value, choices, others)
 
     def value(self, raw: Any) -> object:
         """The value at the place msgspec names."""
@@ -199,7 +201,15 @@ def _parts(kind: Any) -> list[Any]:
 
 
 def _literals(kind: Any) -> tuple[Any, ...]:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(member.value for member in kind)
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _one_of(value: object, choices: Sequence[str], others: Sequence[str] = ()) -> str:
+    said = " ".join([f"expected one of {', '.join(choices)}", *others])
+    near = nearest(value, choices)
+    return f"{said}; {near}" if near else said
 
 
 def _fields(kind: Any, table: object) -> list[str]:
@@ -220,13 +230,14 @@ def _tagged(kind: Any) -> list[Any]:
 
 
 def _type_at(kind: Any, steps: Sequence[str | int | None]) -> Any:
+    """The type at a path; of structs that a tag tells apart, all that have such a field."""
     for step in steps:
+        found = []
         for part in _parts(kind):
             if isinstance(step, str) and isinstance(part, type) and issubclass(part, Struct):
-                fields = {f.encode_name: f.type for f in msgspec.structs.fields(part)}
-                kind = fields.get(step)
-                break
-            if get_args(part) and (get_origin(part) is dict or not isinstance(step, str)):
-                kind = get_args(part)[-1 if get_origin(part) is dict else 0]
-                break
+                fields = msgspec.structs.fields(part)
+                found += [field.type for field in fields if field.encode_name == step]
+            elif get_args(part) and (get_origin(part) is dict or not isinstance(step, str)):
+                found.append(get_args(part)[-1 if get_origin(part) is dict else 0])
+        kind = Union[tuple(found)] if found else None  # noqa: UP007 - as many as there are
     return kind

@@ -83,7 +83,10 @@ def shown(path: str, value: object) -> str:
 def suggestion(wrong: str, known: Iterable[str]) -> str:
     """Say what was probably meant, or what there is."""
     names = sorted(known)
-    near = difflib.get_close_matches(wrong, names, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(names) or 'none'}"
+    return nearest(wrong, names) or f"known: {', '.join(names) or 'none'}"
+
+
+def nearest(wrong: object, known: Iterable[str]) -> str:
+    """Say what was probably meant; empty when nothing is like it."""
+    near = difflib.get_close_matches(wrong, list(known), n=1) if isinstance(wrong, str) else []
+    return f"did you mean {near[0]!r}?" if near else ""

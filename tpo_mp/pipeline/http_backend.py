@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from tpo_mp import __version__
+from tpo_mp.config.problems import nearest
 from tpo_mp.config.values import HealthCheck, Secret, Timeouts
 from tpo_mp.dialects import openai_wire
 from tpo_mp.dialects.body import with_fields
@@ -81,6 +82,20 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
     metrics_every_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="Seconds between two looks at that page.")
     ] = 1.0
+
+    @classmethod
+    def known_apis(cls) -> tuple[str, ...]:
+        """What ``apis`` may name; empty: whoever builds it knows."""
+        return ()
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """APIs that nobody of its kind has."""
+        known = self.known_apis()
+        for index, api in enumerate(self.apis):
+            if known and api not in known:
+                near = nearest(api, known)
+                said = f"{api!r} is none of {', '.join(known)}"
+                yield f"apis[{index}]", f"{said}; {near}" if near else said
 
     def probe(self) -> Probe | None:
         """How it is asked whether it is well: with the headers and the key that calls have."""

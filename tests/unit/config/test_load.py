@@ -99,6 +99,19 @@ def test_wrong_enumeration_names_the_choices(refused: Refused) -> None:
     assert problem == "store.durability = 'sometimes': expected one of no, everysec, always"
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "said"),
+    [("openai", "chats", "chat, completions, embeddings, responses; did you mean 'chat'?"),
+     ("anthropic", "mesages", "messages, count_tokens, complete; did you mean 'messages'?")],
+)  # fmt: skip
+def test_apis_are_those_of_the_kind(refused: Refused, kind: str, wrong: str, said: str) -> None:
+    """Which of them is wrong, what there is, and what was meant."""
+    table = f'[[backends]]\nname = "b"\nkind = "{kind}"\nbase_url = "http://127.0.0.1:1/v1"\n'
+    right = said.partition(",")[0]
+    (problem,) = refused(f'{table}apis = ["{right}", "{wrong}"]\n')
+    assert problem == f"backends[0].apis[1]: {wrong!r} is none of {said}"
+
+
 @pytest.mark.parametrize("text", ["server = 3", "backends = {}", "stages = []", "backends = [1]"])
 def test_wrong_shape_is_one_problem(refused: Refused, text: str) -> None:
     """A section of the wrong shape is refused by name."""
