@@ -108,7 +108,8 @@ def test_an_engine_serves_is_restarted_and_ends_with_its_group(
 ) -> None:
     """The whole life: started, asked, killed, started again while others serve, stopped whole."""
     routed = '[[routes]]\nbackends = ["one", "two"]\nstrategy = "failover"\n'
-    config = engine("one", "child", model="m") + engine("two", model="m") + routed
+    stray = "child=plain,bare-away"
+    config = engine("one", stray, model="m") + engine("two", model="m") + routed
     gateway = start(config, workers=2)
     found = until(gateway, one="ready", two="ready")
     first, second = found["one"]["pid"], found["two"]["pid"]
@@ -117,11 +118,11 @@ def test_an_engine_serves_is_restarted_and_ends_with_its_group(
     assert f"pid {first}".encode() in streamed.body
     assert b"[DONE]" in streamed.body
     family = tree_of(first)
-    assert len(family) == 2
+    assert len(family) == 3
 
     os.kill(first, signal.SIGKILL)
     assert said(chat(gateway)) in {f"pid {second}", f"pid {rows(gateway)['one']['pid']}"}
-    wait_for(lambda: gone(family), 10, "the killed engine's child to end")
+    wait_for(lambda: gone(family), 10, "the killed engine's children to end")
     wait_for(lambda: rows(gateway)["one"]["pid"] not in (None, first), 20, "another process")
     again = until(gateway, one="ready")["one"]
     assert again["restarts"] == 1
@@ -167,8 +168,11 @@ def test_an_engine_never_outlives_its_supervisor(start: Callable[..., Gateway]) 
 def test_without_the_paths_of_linux_the_next_start_ends_all_of_it(
     start: Callable[..., Gateway],
 ) -> None:
-    """Keeper and supervisor are killed: nobody is left to end the engine, whose record is."""
-    config, env = engine("one", "child", model="m"), {"TPO_PORTABLE": "1"}
+    """Keeper and supervisor are killed: nobody is left to end the engine, whose record is.
+
+    Of its children one has no mark, and one left its group.
+    """
+    config, env = engine("one", "child=bare,away", model="m"), {"TPO_PORTABLE": "1"}
     gateway = start(config, env=env)
     family = tree_of(until(gateway, one="ready")["one"]["pid"])
     keeper = family[0].parent()
@@ -178,11 +182,14 @@ def test_without_the_paths_of_linux_the_next_start_ends_all_of_it(
     wait_for(lambda: gone([keeper]), 10, "the keeper to end")
     gateway.send_signal(signal.SIGKILL)
     gateway.close()
+    assert len(family) == 3
     assert not any(gone([process]) for process in family)
     gateway = start(config, env=env)
     assert gone(family)
-    until(gateway, one="ready")
+    family = tree_of(until(gateway, one="ready")["one"]["pid"])
+    assert len(family) == 3
     gateway.stop()
+    assert gone(family), family
 
 
 def test_what_is_wrong_with_an_engine_is_one_line_and_the_rest_serves(
@@ -194,7 +201,7 @@ def test_what_is_wrong_with_an_engine_is_one_line_and_the_rest_serves(
         holder.bind(("127.0.0.1", port))
         holder.listen()
         config = "".join((
-            engine("well", model="m"),
+            engine("well", "loud=200", model="m", log_bytes=4096),
             engine("taken", model="x", port=port),
             '[[engines]]\nname = "absent"\ncommand = ["/no/such/program"]\n',
             engine("dying", "die=0.2", model="x", health_path="/nothing-yet", restart="never"),
@@ -214,6 +221,11 @@ def test_what_is_wrong_with_an_engine_is_one_line_and_the_rest_serves(
             # Status knows it before the log has its line.
             gateway.says(rf"engine={name}.*{expected}")
         assert said(chat(gateway)) == f"pid {rows(gateway)['well']['pid']}"
+        log = gateway.state_dir / "engine-well.log"
+        logs = [log, log.with_name(f"{log.name}.1")]
+        assert sorted(gateway.state_dir.glob("engine-well.log*")) == logs
+        assert all(0 < path.stat().st_size <= 4096 for path in logs)
+        assert "ready after" in log.read_text()
         ready = json.loads(gateway.ask("/ready").body)
         assert ready["ready"]
         degraded = gateway.status()["degraded"]

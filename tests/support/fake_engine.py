@@ -1,6 +1,7 @@
 """A model server that is quick to start and easy to break, for tests of how engines are kept.
 
-``python fake_engine.py PORT [WORD …]``; words: ``child`` starts a process that ignores SIGTERM,
+``python fake_engine.py PORT [WORD …]``; words: ``child`` starts a process that ignores SIGTERM
+(``child=bare,away`` two: one without an environment, one in a session of its own),
 ``stubborn`` ignores SIGTERM itself, ``load=S`` answers 503 on ``/health`` for S seconds,
 ``die=S`` exits 7 after S seconds, ``hog=MIB`` holds so much memory, ``mute`` answers no health
 question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar, ``metrics``
@@ -21,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 STARTED_AT = time.monotonic()
 WORDS = {name: value for name, _, value in (word.partition("=") for word in sys.argv[2:])}
 HELD: list[bytes] = []
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 class Server(BaseHTTPRequestHandler):
@@ -84,10 +86,11 @@ def main() -> None:
     if "stubborn" in WORDS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "child" in WORDS:
-        subprocess.Popen(
-            [sys.executable, "-c",
-             "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
-        )  # fmt: skip
+        for how in WORDS["child"].split(","):
+            subprocess.Popen(
+                [sys.executable, "-c", DEAF],
+                env={} if "bare" in how else None, start_new_session="away" in how,
+            )  # fmt: skip
     if "hog" in WORDS:
         HELD.append(b"x" * (int(WORDS["hog"]) << 20))
     if "die" in WORDS:

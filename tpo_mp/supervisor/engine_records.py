@@ -6,7 +6,8 @@ the engine has in its environment as ``TPO_ENGINE_TOKEN``.
 
 Invariants: nothing is killed but a group whose leader began at the moment written down, and
 processes that have the token, so a number that was given to somebody else kills nobody.
-Known weakness: a process that made itself a new environment and left the group is not found.
+Known weakness: a process that made itself a new environment and left the group, or whose leader is
+gone, is not found.
 """
 
 from __future__ import annotations
@@ -103,9 +104,18 @@ def _members(record: EngineRecord) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            led = process.pid == record.pid and _same(process, record)
-            if led or _marked(process, record.token):
+            if _in_group(process, record) or _marked(process, record.token):
                 yield process
+
+
+def _in_group(process: psutil.Process, record: EngineRecord) -> bool:
+    """Whether it leads the group, or is in it while the leader is there to be known again."""
+    if os.getpgid(process.pid) != record.pid:
+        return False
+    try:
+        return _same(psutil.Process(record.pid), record)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _same(process: psutil.Process, record: EngineRecord) -> bool:

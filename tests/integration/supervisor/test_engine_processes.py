@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.wait import free_port, wait_for
@@ -107,6 +108,25 @@ def test_what_is_left_of_an_engine_is_killed_by_its_mark(
     assert (first.returncode, other.returncode) == (-9, -9)
     assert not list(tmp_path.iterdir())
     assert clear_leftovers(tmp_path) == []
+
+
+def test_who_has_no_mark_is_found_beside_its_leader(tmp_path: Path) -> None:
+    """Of the same group; who is in no group that is known and has no mark is left alone."""
+    told = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], env={}); "
+    leader = subprocess.Popen([sys.executable, "-c", told + SLEEP, SLEEP], start_new_session=True)
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEP], env={}, start_new_session=True)
+    try:
+        found = psutil.Process(leader.pid)
+        (member,) = wait_for(found.children, 20, "its child")
+        assert kill_engine(EngineRecord.of("e", leader.pid, "a-mark"), passes=1) == 2
+        leader.wait(20)
+        wait_for(lambda: not member.is_running() or member.status() == psutil.STATUS_ZOMBIE, 20,
+                 "its child to end")  # fmt: skip
+        assert stranger.poll() is None
+    finally:
+        for process in (leader, stranger):
+            process.kill()
+            process.wait()
 
 
 def test_a_number_that_was_given_to_somebody_else_kills_nobody(
