@@ -43,8 +43,9 @@ from tpo_mp.dialects.canonical import (
 )
 from tpo_mp.dialects.codec import EventDecoder, EventEncoder
 from tpo_mp.errors import TpoError
-from tpo_mp.types import Call, Reply, Sink, Stream, Usage
+from tpo_mp.types import Call, Reply, Usage
 
+from .between import Spliced
 from .codecs import codec
 from .delivery import as_tpo
 
@@ -109,28 +110,26 @@ class GoesOn(Protocol):
         """
 
 
-class Continuing:
+class Continuing(Spliced):
     """The stream of a reply that may be gone on with; also the sink of its parts."""
 
     __slots__ = ("_before", "_broke_with", "_cancel", "_decoder", "_encoder", "_goes", "_held",
-                 "_open", "_origin", "_part", "_paused", "_seam", "_shift", "_sink", "_unsent",
-                 "call", "reply", "said", "tries")  # fmt: skip
+                 "_open", "_part", "_seam", "_shift", "_unsent", "call", "reply", "said",
+                 "tries")  # fmt: skip
 
     def __init__(self, goes: GoesOn, call: Call, reply: Reply, most: int) -> None:
         """Take the place of the reply's stream."""
         assert reply.stream is not None
+        super().__init__(reply.stream)
         self._goes = goes
         self.call = call
         self.reply = reply
         self.said = SpokenWords(most)
         self.tries = 0
         """How often somebody was asked for the rest."""
-        self._origin: Stream | None = reply.stream
         self._part = reply
         self._decoder: EventDecoder | None = codec(call.dialect).StreamDecoder()
         self._encoder: EventEncoder | None = None
-        self._sink: Sink | None = None
-        self._paused = False
         self._cancel: Callable[[], None] | None = None
         self._before = 0
         """Tokens that were said before this part."""
@@ -143,31 +142,10 @@ class Continuing:
         self._seam = ""
         reply.stream = self
 
-    # -- Stream ---------------------------------------------------------------------------------
-
-    def attach(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._origin is not None:
-            self._origin.attach(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._origin is not None:
-            self._origin.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._origin is not None:
-            self._origin.resume()
-
-    def cancel(self) -> None:
+    def stop_looking(self) -> None:
         """Nobody wants the rest."""
-        self._sink = None
-        origin, self._origin = self._origin, None
         cancel, self._cancel = self._cancel, None
-        if origin is not None:
-            origin.cancel()
-        elif cancel is not None:
+        if cancel is not None:
             cancel()
 
     # -- Sink of a part -------------------------------------------------------------------------
@@ -221,9 +199,7 @@ class Continuing:
                 out.append(encoder.encode(TextDelta(0, unsent)))
         self._say(b"".join(out))
         if self._origin is not None:  # else the client left
-            self._origin.attach(self)
-            if self._paused and self._origin is not None:
-                self._origin.pause()
+            self.follow(self._origin)
 
     def no_rest(self) -> None:
         """Nobody goes on: end as the broken part did."""

@@ -23,11 +23,12 @@ from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 from tpo_mp.errors import Shed, TpoError, WorkerLost
+from tpo_mp.pipeline.between import Spliced
 from tpo_mp.pipeline.prefix import DifferentError, Prefix
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.shm.claims import NAME_BYTES, NOBODY, SharedClaims
 from tpo_mp.shm.plane import NO_SEAT, Plane
-from tpo_mp.types import Call, Reply, Sink, Stream
+from tpo_mp.types import Call, Reply, Stream
 
 from .mesh import Mesh
 from .remote import Bounced
@@ -191,48 +192,28 @@ _KEPT: Final[Promise[Any]] = Promise()
 """Stands for promises that were kept."""
 
 
-class _Carried:
+class _Carried(Spliced):
     """A stream from another shard, which may begin again at a third."""
 
-    __slots__ = ("_check", "_errand", "_error", "_had", "_later", "_origin", "_paused", "_reply",
-                 "_sink", "_size")  # fmt: skip
+    __slots__ = ("_check", "_errand", "_error", "_had", "_later", "_reply", "_size")
 
     def __init__(self, errand: _Errand, reply: Reply, origin: Stream) -> None:
+        super().__init__(origin)
         self._errand = errand
         self._reply: Reply | None = reply
-        self._origin: Stream | None = origin
         self._later: Reply | None = None
-        self._sink: Sink | None = None
-        self._paused = False
         self._had: list[bytes] = []
         self._size = 0
         self._check: Prefix | None = None
         self._error: TpoError | None = None
 
-    # -- Stream -------------------------------------------------------------------------------
-
-    def attach(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._origin is not None:
-            self._origin.attach(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._origin is not None:
-            self._origin.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._origin is not None:
-            self._origin.resume()
-
     def cancel(self) -> None:
-        origin = self._origin
+        super().cancel()
         self._over()
-        if origin is not None:
-            origin.cancel()
-        else:
-            self._errand.cancel()
+
+    def stop_looking(self) -> None:
+        """Nobody waits for a third shard."""
+        self._errand.cancel()
 
     # -- Sink ---------------------------------------------------------------------------------
 
@@ -291,10 +272,8 @@ class _Carried:
             self._over()
             sink.end(failed or first)
         else:
-            self._later, self._origin = reply, reply.stream
-            reply.stream.attach(self)
-            if self._paused and self._origin is not None:
-                self._origin.pause()
+            self._later = reply
+            self.follow(reply.stream)
 
     def _differs(self) -> None:
         """What comes is another answer."""
