@@ -24,8 +24,16 @@ CONFIG = """
 [simulator]
 strategy = "fixed"
 text = "one two three four five six seven eight nine ten"
-models = ["base", "twins", "quick"]
-latency = { base = "slow", twins = "twins" }
+models = ["base", "twins", "quick", "long"]
+latency = { base = "slow", twins = "twins", long = "slow" }
+
+[[simulator.rules]]
+match = { model = "long" }
+reply = { text = "LONG" }
+
+[[simulator.rules]]
+match = { model = "twins" }
+reply = { text = "LONG" }
 
 [simulator.adapters.static]
 path = "/adapters/static"
@@ -41,7 +49,8 @@ preset = "vllm-8b-h100"
 max_num_seqs = 1
 data_parallel_size = 2
 base_ms = 100
-"""
+""".replace("LONG", " ".join(["word"] * 600))
+"""Answers of ``long`` and ``twins`` take a minute: they are under way whatever pauses meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +128,59 @@ def load(engines: Gateway, name: str, **more: Any) -> RawReply:
     return engines.ask("/v1/load_lora_adapter", told)
 
 
+def waiting_for(
+    engines: Gateway, sessions: list[str], stack: ExitStack, *models: str
+) -> list[RawClient]:
+    """A stream of each model on each worker, asked for and no more."""
+    return [
+        opened(engines, model, stack, {"x-session-id": session})
+        for model in models
+        for session in sessions
+    ]
+
+
+def silent(clients: list[RawClient]) -> bool:
+    """Nobody was told anything, for a while."""
+    return not select.select([client.sock for client in clients], [], [], 0.3)[0]
+
+
+def queued(engines: Gateway, model: str = "base") -> dict[str, float]:
+    """Who is in the engine of a model."""
+    found = {"running": 0.0, "waiting": 0.0}
+    for kind in found:
+        for labels, value in samples(engines, f"num_requests_{kind}"):
+            found[kind] += value * (labels["model_name"] == model)
+    return found
+
+
+def lined_up(engines: Gateway, stack: ExitStack, *models: str) -> list[RawClient]:
+    """Streams of models of one engine, which begins with them when all are there, in this order."""
+    wait_for(lambda: queued(engines) == {"running": 0, "waiting": 0}, 20, "an engine at rest")
+    assert engines.ask("/sleep?level=0&mode=keep", {}).status == 200
+    clients: list[RawClient] = []
+    for model in models:
+        clients.append(opened(engines, model, stack))
+        wait_for(lambda: queued(engines)["waiting"] == len(clients), 20, f"{model} in the queue")
+    assert engines.ask("/wake_up", {}).status == 200
+    return clients
+
+
+def seen_together(engines: Gateway, running: str, waiting: str) -> bool:
+    """Whether one adapter ran while another waited; a series stays when that is over."""
+    return any(
+        (of["running_lora_adapters"], of["waiting_lora_adapters"], of["max_lora"])
+        == (running, waiting, "1")
+        for of, _ in samples(engines, "lora_requests_info")
+    )
+
+
+def answered(clients: list[RawClient]) -> None:
+    """Each stream comes to its end."""
+    for client in clients:
+        assert client.read_head()[0] == 200
+        assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
+
+
 def test_an_adapter_is_a_model_of_every_worker_until_it_is_unloaded(
     engines: Gateway, sessions: list[str]
 ) -> None:
@@ -151,15 +213,8 @@ def test_adapters_of_the_configuration_and_of_the_flag_are_models_from_the_start
         for reply in everywhere(engines, sessions, name):
             assert (reply.status, reply.json()["model"]) == (200, name)
     with ExitStack() as stack:
-        begun(opened(engines, "static", stack))
-        opened(engines, "flagged", stack)
-
-        def told() -> bool:
-            newest = max(samples(engines, "lora_requests_info"), key=lambda one: one[1])[0]
-            shown = (newest["running_lora_adapters"], newest["waiting_lora_adapters"])
-            return shown in (("static", "flagged"), ("flagged", "")) and newest["max_lora"] == "1"
-
-        wait_for(told, 20, "the adapters in the metrics")
+        answered(lined_up(engines, stack, "static", "flagged"))
+    wait_for(lambda: seen_together(engines, "static", "flagged"), 20, "one that waited")
     assert load(engines, "static").json()["error"]["type"] == "InvalidUserInput"
     gone = engines.ask("/v1/unload_lora_adapter", {"lora_name": "flagged"})
     assert gone.status == 200
@@ -191,17 +246,8 @@ def test_adapters_share_the_batch_one_at_a_time_and_no_blocks(engines: Gateway) 
     """With ``max_loras`` 1 a second adapter waits, the model itself does not."""
     assert load(engines, "left").status == load(engines, "right").status == 200
     with ExitStack() as stack:
-        begun(opened(engines, "left", stack))
-        opened(engines, "right", stack)
-        base = begun(opened(engines, "base", stack))
-        assert list(sse_data(b"".join(base.chunks())))[-1] == b"[DONE]"  # past the one that waits
-
-        def told() -> bool:
-            newest = max(samples(engines, "lora_requests_info"), key=lambda one: one[1])[0]
-            shown = (newest["running_lora_adapters"], newest["waiting_lora_adapters"])
-            return shown in (("left", "right"), ("right", "")) and newest["max_lora"] == "1"
-
-        wait_for(told, 10, "the adapters in the metrics")
+        answered(lined_up(engines, stack, "left", "right", "base"))  # base: past the one that waits
+    wait_for(lambda: seen_together(engines, "left", "right"), 20, "one that waited")
 
     def cached(model: str) -> int:
         usage = engines.ask(CHAT, chat(PROMPT, model=model)).json()["usage"]
@@ -212,15 +258,13 @@ def test_adapters_share_the_batch_one_at_a_time_and_no_blocks(engines: Gateway) 
     assert (cached("left"), cached("left")) == (0, 16)
 
 
-def test_sleep_ends_what_runs_and_refuses_what_comes_on_every_worker(
+def test_sleep_ends_what_runs_and_lets_what_comes_wait_on_every_worker(
     engines: Gateway, sessions: list[str]
 ) -> None:
     """Also on one that is started meanwhile; it is awake when both its parts are."""
     assert [reply.status for reply in everywhere(engines, sessions, "base")] == [200, 200]
     with ExitStack() as stack:
-        clients = [
-            opened(engines, "base", stack, {"x-session-id": session}) for session in sessions
-        ]
+        clients = waiting_for(engines, sessions, stack, "long")
         for client in clients:
             begun(client)
         assert engines.ask("/sleep?level=2", {}).status == 200
@@ -228,11 +272,7 @@ def test_sleep_ends_what_runs_and_refuses_what_comes_on_every_worker(
             said = b"".join(client.chunks())
             assert b'"error"' in said
             assert b"[DONE]" not in said
-    for model in ("base", "quick"):
-        for reply in everywhere(engines, sessions, model):
-            assert (reply.status, reply.json()["error"]["code"]) == (503, "engine_sleeping")
     killed(engines, 1)
-    assert [reply.status for reply in everywhere(engines, sessions, "base")] == [503, 503]
     assert engines.ask("/tokenize", {"prompt": "a b"}).status == 200
 
     def states() -> set[str]:
@@ -243,60 +283,51 @@ def test_sleep_ends_what_runs_and_refuses_what_comes_on_every_worker(
         }
 
     wait_for(lambda: states() <= {"discard_all"}, 10, "engines that are told to sleep")
-    assert engines.ask("/wake_up?tags=weights", {}).status == 200
-    assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
-    assert engines.ask("/wake_up?tags=kv_cache", {}).status == 200
-    assert engines.ask("/is_sleeping").json() == {"is_sleeping": False}
-    woken = everywhere(engines, sessions, "base")
-    cached = [r.json()["usage"]["prompt_tokens_details"]["cached_tokens"] for r in woken]
-    assert cached == [0, 16]
+    with ExitStack() as stack:
+        clients = waiting_for(engines, sessions, stack, "base", "quick")
+        wait_for(lambda: queued(engines) == {"running": 0, "waiting": 2}, 20, "who wait")
+        assert engines.ask("/wake_up?tags=weights", {}).status == 200
+        assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
+        assert silent(clients)
+        assert engines.ask("/wake_up?tags=kv_cache", {}).status == 200
+        assert engines.ask("/is_sleeping").json() == {"is_sleeping": False}
+        answered(clients)
     assert engines.ask("/reset_prefix_cache", {}).status == 200
     again = everywhere(engines, sessions, "base")[0].json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
-def test_sleep_that_waits_lets_calls_end(engines: Gateway) -> None:
+def test_sleep_that_waits_lets_calls_end(engines: Gateway, sessions: list[str]) -> None:
     """Who came before it is answered; bad orders change nothing."""
     with ExitStack() as stack:
         client = begun(opened(engines, "base", stack))
         assert engines.ask("/sleep?mode=wait", {}).status == 200
         assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
-    assert engines.ask(CHAT, chat(PROMPT, model="base")).status == 503
     for path in ("/sleep?level=3", "/sleep?mode=hold", "/wake_up?tags=all", "/wake_up?part=x"):
         assert engines.ask(path, {}).status == 400
-    assert engines.ask("/wake_up", {}).status == 200
-    assert engines.ask(CHAT, chat(PROMPT, model="quick")).status == 200
+    with ExitStack() as stack:
+        clients = waiting_for(engines, sessions, stack, "base", "quick")
+        wait_for(lambda: queued(engines) == {"running": 0, "waiting": 2}, 20, "who wait")
+        assert silent(clients)
+        assert engines.ask("/wake_up", {}).status == 200
+        answered(clients)
 
 
 def test_what_is_kept_stands_still_until_it_is_woken(engines: Gateway, sessions: list[str]) -> None:
-    """Streams of both workers, and who comes meanwhile; nobody is refused, all are answered."""
+    """Streams of both workers, and who comes meanwhile; nobody is refused, all go on."""
     with ExitStack() as stack:
-        clients = [
-            begun(opened(engines, "base", stack, {"x-session-id": session})) for session in sessions
-        ]
+        for client in waiting_for(engines, sessions, stack, "long"):
+            begun(client)
         assert engines.ask("/sleep?level=1&mode=keep", {}).status == 200
         assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
-        clients += [
-            opened(engines, model, stack, {"x-session-id": session})
-            for model in ("base", "quick")
-            for session in sessions
-        ]
-
-        def queued() -> dict[str, float]:
-            return {
-                kind: sum(value for of, value in samples(engines, f"num_requests_{kind}")
-                          if of["model_name"] == "base")
-                for kind in ("running", "waiting")
-            }  # fmt: skip
-
-        wait_for(lambda: queued() == {"running": 0, "waiting": 4}, 20, "all who wait")
-        assert not select.select([client.sock for client in clients[2:]], [], [], 0.3)[0]
+        wait_for(lambda: queued(engines, "long") == {"running": 0, "waiting": 2}, 20, "rest")
+        later = waiting_for(engines, sessions, stack, "base", "quick")
+        wait_for(lambda: queued(engines) == {"running": 0, "waiting": 2}, 20, "who wait")
+        assert silent(later)
         assert engines.ask("/wake_up", {}).status == 200
-        for client in clients[2:]:
-            client.read_head()
-        for client in clients:
-            assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
-    assert queued() == {"running": 0, "waiting": 0}
+        answered(later)
+        wait_for(lambda: queued(engines, "long") == {"running": 2, "waiting": 0}, 20, "them go on")
+    wait_for(lambda: queued(engines, "long") == {"running": 0, "waiting": 0}, 20, "their end")
 
 
 def test_ranks_have_a_batch_each_and_a_request_may_name_one(engines: Gateway) -> None:

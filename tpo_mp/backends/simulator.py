@@ -55,7 +55,6 @@ from tpo_mp.types import Call, Dialect, Reply, Usage
 Answering: TypeAlias = Callable[[Call, Orders], Awaitable[Reply]]
 SSE = b"text/event-stream; charset=utf-8"
 _EMBEDS = (Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS)
-_ASLEEP = ErrorOrder(503, name="engine_sleeping")
 _NAP_S = 0.05
 _COUNTS = (Dialect.ANTHROPIC_COUNT, Dialect.GEMINI_COUNT)
 STEPS_AT_ONCE = 3
@@ -88,7 +87,7 @@ class SimulatorBackend:
         self.name = config.name
         self._env = env
         self._most_s = config.request_timeout_s
-        self._sleep = state.sleep
+        self._asleep = state.sleep is not None
         self._ranked = any(engine.data_parallel_size > 1 for engine in config.engines.values())
         self._known = (*config.models, *config.model_map)
         self._adapts = bool(config.adapters) or state.adapters_loaded > 0
@@ -150,24 +149,20 @@ class SimulatorBackend:
         """Answer, refuse or fail as the request, its orders and the rules say."""
         call.upstream_at = self._env.clock()
         call.seen = 0  # another attempt is another occurrence
-        if self._sleep is not None and call.dialect not in _COUNTS:
-            if not self._sleep.kept:
-                raise refusal(_ASLEEP, call, self._allowance)
-            if not isinstance(self._timing_of(call.model), EngineTiming):
-                return asyncio.get_running_loop().create_task(self._once_awake(call))
-            # The engine has a queue, and nobody works on it.
+        if (
+            self._asleep
+            and call.dialect not in _COUNTS
+            and not isinstance(self._timing_of(call.model), EngineTiming)  # it has a queue
+        ):
+            return asyncio.get_running_loop().create_task(self._once_awake(call))
         return self._admitted(call)
 
     async def _once_awake(self, call: Call) -> Reply:
-        """Wait as in the queue of an engine that is kept asleep; then answer."""
-        sleep = self._sleep
-        while sleep is not None:
-            if not sleep.kept:
-                raise refusal(_ASLEEP, call, self._allowance)
+        """Wait as in the queue of an engine that sleeps; then answer."""
+        while read_state(self._env.live)[1].sleep is not None:
             if not self._left_s(call):
                 raise refusal(TOO_LATE, call, self._allowance)
             await asyncio.sleep(_NAP_S)
-            sleep = read_state(self._env.live)[1].sleep
         return await self._admitted(call)
 
     def _admitted(self, call: Call) -> Awaitable[Reply]:

@@ -269,8 +269,6 @@ class EngineHost:
         guest.refuse = ticket.refuse
         ticket.guest, ticket.room = guest, room
         try:
-            if self._sleep is not None and not self._sleep.kept:
-                raise EngineFull
             ticket.room.submit(guest, told.arrived_at)
         except EngineFull:
             ticket.guest = None
@@ -334,8 +332,6 @@ class EngineHost:
         guest = _guest(told, lambda request: self._note(key, request))
         guest.refuse = lambda: self._refuse(key)
         try:
-            if self._sleep is not None and not self._sleep.kept:
-                raise EngineFull  # asked before it fell asleep, or asked again since
             room.submit(guest, told.arrived_at)
         except EngineFull:
             self._refuse(key)
@@ -498,12 +494,13 @@ def _put(room: EngineRoom, sleep: Sleep | None) -> None:
     """Let an engine sleep, or wake it."""
     if sleep is None:
         room.sleep(AWAKE)
-    else:
-        room.sleep(sleep.level or PAUSED)
-    if sleep is not None and sleep.kept:
+        room.thaw()
+        return
+    room.sleep(sleep.level or PAUSED)
+    if sleep.kept:
         room.freeze(emptied=sleep.level > 0)
     else:
-        room.thaw()
+        room.hold()
 
 
 def _guest(told: Submission, tell: Callable[[EngineRequest], None]) -> Guest:

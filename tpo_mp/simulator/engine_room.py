@@ -9,7 +9,7 @@ not add up; after more than ``LATE_S`` the lost time is given up.  Nothing is to
 ``submit``.
 
 Invariants: there is a step under way, or something still to tell, whenever a request is in the
-engine, unless it is frozen; a cancelled request is told nothing more.
+engine, unless it is frozen or all wait that are held; a cancelled request is told nothing more.
 """
 
 from __future__ import annotations
@@ -98,10 +98,16 @@ class EngineRoom:
         if not self._busy:
             self._settle()
 
+    def hold(self) -> None:
+        """Let those that run go on until ``thaw``, and nobody begin."""
+        self._frozen = self._emptied = False
+        self.engine.held = True
+        self._go_on()
+
     def thaw(self) -> None:
         """Go on with who is here."""
-        if self._frozen:
-            self._frozen = self._emptied = False
+        if self._frozen or self.engine.held:
+            self._frozen = self._emptied = self.engine.held = False
             self._go_on()
 
     def _settle(self) -> None:

@@ -129,6 +129,8 @@ class StepEngine:
         self.stepping = False
         self.adapts = False
         """Whether any request ever named an adapter."""
+        self.held = False
+        """Whether those that wait must go on waiting."""
         self._arrivals = 0
 
     @property
@@ -176,7 +178,7 @@ class StepEngine:
         self.work = work = StepWork()
         budget = self.shape.max_batched_tokens
         left, preempted = self._go_on(budget)
-        if not preempted:
+        if not preempted and not self.held:
             self._admit(left, now)
         if not self.plan:
             return 0.0

@@ -1,17 +1,17 @@
 """Whether the simulated engines sleep: what puts them to sleep and what wakes them.
 
-Who asks a sleeping model is answered 503; what ``mode=abort`` finds under way in an engine ends so
-too, what ``mode=wait`` finds there runs to its end.  With ``mode=keep`` nobody is refused: what is
-under way stands still and goes on when the engine is woken, computed anew as far as its blocks are
-gone, and who comes meanwhile waits in the queue.  Cached blocks are gone in every mode; at level 0
+Who asks a sleeping model waits in its queue until it is woken, or until the request's time is over.
+What ``mode=abort`` finds under way in an engine ends with an error, what ``mode=wait`` finds at
+work comes to its end, what ``mode=keep`` finds stands still and goes on when the engine is woken,
+computed anew as far as its blocks are gone.  Cached blocks are gone in every mode; at level 0
 nothing is: work is only paused, until ``scheduling`` is woken.
 
 Invariants: the host sleeps or it does not, whichever worker was told; it is awake when every part
 was woken.
-Known weakness: an answer that a profile paces runs to its end in any mode; newer versions of vLLM
-queue who comes in the other modes too.
+Known weakness: an answer that a profile paces runs to its end in any mode; ``/sleep?mode=wait``
+answers at once, not when all have ended; vLLM ends what it aborts with a finish reason.
 
-Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``; ``keep`` and level 0 as in v0.32.
+Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``, as of v0.32.
 """
 
 from __future__ import annotations

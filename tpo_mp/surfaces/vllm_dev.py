@@ -39,8 +39,8 @@ LEVEL: Final = Parameter(
 )
 MODE: Final = Parameter(
     "mode",
-    "`abort` ends what is under way, `wait` lets it end, `keep` lets it, and who comes, wait until "
-    "they wake [abort].",
+    "`abort` ends what is under way, `wait` lets it end, `keep` lets it stand still until they "
+    "wake [abort].",
 )
 TAGS: Final = Parameter(
     "tags", "`weights`, `kv_cache` or, of level 0, `scheduling`; may come twice; none: all."
@@ -147,7 +147,7 @@ class VllmDev:
     # -- sleep --------------------------------------------------------------------------------
 
     async def sleep(self, exchange: Exchange) -> None:
-        """Put the engines of all simulated models to sleep: who asks them gets a 503, or waits."""
+        """Put the engines of all simulated models to sleep: who asks them waits until they wake."""
         query = given.parameters(exchange.head)
         level = given.whole(query, "level", 1, least=0, most=2)
         mode = given.choice(query, "mode", sleeping.MODES) or "abort"

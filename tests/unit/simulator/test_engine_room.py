@@ -119,6 +119,24 @@ def test_room_frozen_at_rest_begins_with_the_thaw() -> None:
     assert len(heard) == 1
 
 
+def test_held_room_lets_those_that_run_end_and_nobody_begin() -> None:
+    """Until the thaw; frozen first, it goes on with those that ran."""
+    world, heard, later = FakeWorld(), list[float](), list[float]()
+    room = room_of(world)
+    room.submit(guest_of(world, 3, heard), world.now)
+    room.freeze(emptied=False)
+    world.advance(0.05)
+    room.hold()
+    room.submit(guest_of(world, 1, later), world.now)
+    for _ in range(10):
+        world.advance(0.0101)
+    assert (len(heard), later) == (3, [])
+    room.thaw()
+    world.advance(0.0101)
+    world.advance(0.0101)
+    assert len(later) == 1
+
+
 def test_thaw_before_the_step_ended_is_as_if_nothing_was() -> None:
     """No step is left out, none is begun twice."""
     world, heard = FakeWorld(), list[float]()
