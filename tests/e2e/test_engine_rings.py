@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,10 +200,19 @@ def _takes(house: House, engine: MlxEngine, shard: int) -> bool:
 def test_dead_engine_is_left_and_found_again(house: House) -> None:
     """A stream is told, a call without an answer goes elsewhere, the next engine gets rings."""
     engine = house.engine("ring")
-    with ThreadPoolExecutor() as pool, RawClient(house.gateway.url, timeout_s=60) as client:
-        begin(client, "ring", "to be cut")
-        unanswered = pool.submit(house.ask, "both", "elsewhere", **{**LONG, "max_tokens": 1800})
-        wait_for(lambda: engine.health()["running"] == 2, 30, "both calls to run")
+    more = {**LONG, "max_tokens": 1800}
+
+    def both_run() -> bool:
+        return bool(engine.health()["running"] == 2)
+
+    with ThreadPoolExecutor() as pool, ExitStack() as held:
+        for number in range(5):  # one may end before the other begins
+            client = held.enter_context(RawClient(house.gateway.url, timeout_s=60))
+            begin(client, "ring", f"to be cut {number}")
+            unanswered = pool.submit(house.ask, "both", f"elsewhere {number}", **more)
+            wait_for(lambda: both_run() or unanswered.done(), 30, "both calls to run")  # noqa: B023
+            if not unanswered.done():
+                break
         os.kill(engine.pid, signal.SIGKILL)
         told = b"".join(client.chunks())
         assert b'"error"' in told, told[-500:]

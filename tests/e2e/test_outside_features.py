@@ -157,7 +157,7 @@ def test_full_waiting_room_sheds_into_the_dead_letters(
     config = (
         section("[pipeline]", stages=["outside_rag"])
         + section("[pipeline.edges]", rag_to_assemble=2)
-        + section("[stages.outside_rag]", hold_s=1.0)
+        + section("[stages.outside_rag]", hold_s=4.0)
         + ECHO
     )
     gateway = start_gateway(config=config, env=installed)

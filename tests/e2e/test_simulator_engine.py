@@ -28,8 +28,8 @@ ENGINES = f"""
 [simulator]
 strategy = "fixed"
 text = "{WORDS}"
-models = ["small-*", "slow-*", "claude-haiku-4-5"]
-latency = {{ "small-*" = "small", "slow-*" = "slow", "claude-*" = "nim-8b" }}
+models = ["small-*", "slow-*", "slower-*", "claude-haiku-4-5"]
+latency = {{ "small-*" = "small", "slow-*" = "slow", "slower-*" = "slower", "claude-*" = "nim-8b" }}
 
 [simulator.engines.small]
 max_num_seqs = 2
@@ -43,6 +43,11 @@ metric_names = "both"
 preset = "vllm-8b-h100"
 max_num_seqs = 1
 base_ms = 300
+
+[simulator.engines.slower]
+preset = "vllm-8b-h100"
+max_num_seqs = 1
+base_ms = 2000
 """
 
 
@@ -53,10 +58,10 @@ def engines(short_tmp: Path) -> Iterator[Gateway]:
         yield gateway
 
 
-def levels(gateway: Gateway, model: str) -> dict[str, float]:
+def levels(gateway: Gateway, model: str, *, settled: bool = True) -> dict[str, float]:
     """The vLLM series of one model, by name and what else labels them."""
     found: dict[str, float] = {}
-    page = gateway.metrics()
+    page = gateway.metrics() if settled else gateway.ask("/metrics").body.decode()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             if sample.labels.get("model_name") == model and "le" not in sample.labels:
@@ -97,7 +102,7 @@ def test_batch_and_queue_are_the_hosts(engines: Gateway) -> None:
         asked = [pool.submit(ask, number) for number in range(24)]
         seen: list[dict[str, float]] = []
         while not all(one.done() for one in asked):
-            seen.append(levels(engines, model))
+            seen.append(levels(engines, model, settled=False))
     statuses = [one.result() for one in asked]
     assert set(statuses) == {200, 503}
     assert max(level.get("num_requests_running", 0) for level in seen) == 2
@@ -144,7 +149,7 @@ def test_same_prompt_is_cached_the_second_time(engines: Gateway) -> None:
 
 def test_client_that_leaves_frees_its_place(engines: Gateway) -> None:
     """The one who ran and those who waited; each is counted as an abort."""
-    model = "slow-abort"
+    model = "slower-abort"
     with ExitStack() as leave:
         for _ in range(3):
             leave.enter_context(opened(engines, model))

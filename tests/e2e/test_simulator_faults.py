@@ -128,9 +128,7 @@ def test_stall_is_a_silence_in_the_middle(provider: Gateway) -> None:
             gaps.append((now - before, len(words(data))))
             before = now
             data += chunk
-    longest, after = max(gaps)
-    assert longest >= 0.3
-    assert after == 2
+    assert any(gap >= 0.3 and after == 2 for gap, after in gaps), gaps
     assert "".join(words(data)) == "one tw\u00f6 three four five six"
 
 
