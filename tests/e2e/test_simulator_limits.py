@@ -144,6 +144,19 @@ def test_what_a_limit_refuses_costs_no_quota(limited: Gateway) -> None:
     assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
 
 
+def test_what_one_quota_refuses_costs_no_other(limited: Gateway) -> None:
+    """What the month refused is not counted for the day."""
+    off = {"enforce": False}
+    told = {"limits": off, "quotas": {"daily_requests": 3, "monthly_requests": 2}}
+    assert limited.ask("/admin/config", told).status == 200
+    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+    assert [ask(limited, "sk-fifth").status for _ in range(4)] == [200, 200, 429, 429]
+    told = {"limits": off, "quotas": {"daily_requests": 3, "monthly_requests": None}}
+    assert limited.ask("/admin/config", told).status == 200
+    assert [ask(limited, "sk-fifth").status for _ in range(2)] == [200, 429]
+    assert limited.ask("/admin/config", {"limits": None, "quotas": None}).status == 200
+
+
 @pytest.mark.parametrize(("chance", "refused"), [(0.0, range(1)), (0.5, range(8, 32)), (1.0, [39])])
 def test_beyond_the_limit_chance_decides(
     limited: Gateway, chance: float, refused: Sequence[int]
