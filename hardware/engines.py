@@ -41,12 +41,18 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _MIB: Final = 1 << 20
 _LLAMA_SERVER: Final = "llama-server"
 _INTERRUPT: Final = "--interrupt_requests"
+_SPLITS: Final = (
+    "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp",
+    "--data-parallel-size", "-dp",
+)  # fmt: skip
 _NO: Final = ("0", "off", "f", "false", "n", "no")
 
 
 def mlx(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     """``hardware.mlx_engine``, on Metal, CUDA or the CPU as the installed build has it."""
     _needs_package("mlx_lm", "mlx-lm", "pip install 'tpo-mp[mlx]'")
+    if sys.platform == "linux":
+        _needs_gpus(engine)
     model, env = _model(engine)
     _needs_memory(engine, model)
     argv = [sys.executable, "-m", "hardware.mlx_engine", "--model", model]
@@ -111,7 +117,7 @@ def vllm(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:
     model, env = _model(engine)
     where = ("--host", HOST, "--port", "{port}")
     argv = (program, "serve", model, "--served-model-name", served(engine), *where)
-    return EngineCommand(argv, env | _threads(cpus))
+    return EngineCommand((*argv, *_split(engine)), env | _threads(cpus))
 
 
 MLX: Final = EngineKind(mlx, client="openai")
@@ -217,6 +223,12 @@ def _needs_gpus(engine: EngineSection) -> None:
         if index not in there:
             known = ", ".join(map(str, there)) or "none"
             raise EngineRefused(f"no GPU {index} here; there are: {known}")
+
+
+def _split(engine: EngineSection) -> tuple[str, ...]:
+    """Several GPUs are for one model, which vLLM puts on the first unless it is told."""
+    told = any(arg.startswith(_SPLITS) for arg in engine.args)
+    return () if told or len(engine.gpus) < 2 else (_SPLITS[0], str(len(engine.gpus)))
 
 
 def _built_for_cpus(package: str) -> bool:

@@ -13,7 +13,7 @@ from tests.support.gateway import Gateway
 from tests.support.raw import chat
 from tests.support.tiny_model import MlxServer
 from tests.support.toml import NO_CACHE, section
-from tests.support.upstream import Page, Script, Upstream
+from tests.support.upstream import Page, Upstream
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.engine
@@ -34,12 +34,13 @@ def bench(mlx: MlxServer, short_tmp: Path) -> Iterator[Bench]:
         broken.pages["/health"] = Page({"status": "ok"})
         config = (
             NO_CACHE
-            + section("[[backends]]", name="broken", kind="mlx", models=["b"],
+            + section("[[backends]]", name="broken", kind="mlx", models=["b", "only"],
                       base_url=broken.base_url)
             + section("[[backends]]", name="real", kind="mlx", models=["*"],
                       base_url=mlx.base_url)
             + section("[[routes]]", models=["b"], strategy="failover",
                       backends=["broken", "real"])
+            + section("[[routes]]", models=["only"], strategy="weighted", backends=["broken"])
             + section("[[routes]]", models=["*"], strategy="weighted", backends=["real"])
         )  # fmt: skip
         with Gateway(short_tmp / "mlx-client", config=config, workers=2) as gateway:
@@ -97,8 +98,10 @@ def test_what_the_engine_refuses_is_an_error_of_the_dialect(bench: Bench) -> Non
 def test_an_engine_whose_thread_died_is_passed_over(bench: Bench) -> None:
     """It answers 404 from then on, which would be the client's fault."""
     before = bench.broken.counters.requests
-    died = Script(mode="status", status=404, reply={"error": "generation thread died"})
-    bench.broken.play(died)
+    died = {"error": "generation thread died"}
+    bench.broken.play("status", status=404, reply=died)
     reply = bench.gateway.ask(CHAT, asked(model="b"))
     assert reply.status == 200, reply.body
     assert bench.broken.counters.requests > before
+    alone = bench.gateway.ask(CHAT, asked(model="only"))
+    assert alone.status in (502, 503), alone.body

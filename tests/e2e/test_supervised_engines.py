@@ -475,19 +475,47 @@ def test_metrics_and_ready_tell_how_engines_are(start: Callable[..., Gateway]) -
     gateway.stop()
 
 
-def test_llama_cpp_tells_its_load(start: Callable[..., Gateway], tmp_path: Path) -> None:
-    """Its server has no page of metrics unless it is told to."""
-    model = tmp_path / "small.gguf"
+NVIDIA_SMI = """#!/bin/sh
+echo '0, NVIDIA A100-SXM4-80GB, 81920, 00000000:07:00.0'
+echo '1, NVIDIA A100-SXM4-80GB, 81920, 00000000:0F:00.0'
+"""
+
+
+def test_engines_by_their_kind_load_and_gpus(start: Callable[..., Gateway], tmp_path: Path) -> None:
+    """llama.cpp's server has no page of metrics unless it is told to; each sees its GPUs only."""
+    model = tmp_path / "model/small.gguf"
+    model.parent.mkdir()
     model.write_bytes(b"x")
-    program = tmp_path / "bin/llama-server"
-    program.parent.mkdir()
-    program.write_text(LLAMA_SERVER)
-    program.chmod(0o755)
-    config = f'[[engines]]\nname = "one"\nkind = "llama_cpp"\nmodel = "{model}"\nmodels = ["m"]\n'
-    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    gateway = start(config, env={"PATH": path})
-    found = until(gateway, one="ready")["one"]
+    (model.parent / "config.json").write_text("{}")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("llama-server", LLAMA_SERVER), ("vllm", LLAMA_SERVER),
+                       ("nvidia-smi", NVIDIA_SMI)):  # fmt: skip
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "pynvml.py").write_text("raise ImportError('whatever GPUs are here')\n")
+    config = "".join(
+        section("[[engines]]", name=name, kind=kind, model=str(loaded), models=[served], gpus=seen)
+        for name, kind, loaded, served, seen in (
+            ("one", "llama_cpp", model, "m", [1]),
+            ("two", "vllm", model.parent, "n", [1, 0]),
+            ("lost", "llama_cpp", model, "x", [1, 2]),
+        )
+    )
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    python = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    gateway = start(config, env={"PATH": path, "PYTHONPATH": python})
+    rows_now = until(gateway, one="ready", two="ready", lost="backing off")
+    assert "no GPU 2 here; there are: 0, 1" in words_of(gateway, "lost")
+    for name, seen in (("one", "1"), ("two", "1,0")):
+        process = psutil.Process(rows_now[name]["pid"])
+        told = process.environ()
+        assert (told["CUDA_VISIBLE_DEVICES"], told["CUDA_DEVICE_ORDER"]) == (seen, "PCI_BUS_ID")
+        words = process.cmdline()
+        assert ("--tensor-parallel-size" in words) == (name == "two")
+    found = rows_now["one"]
     assert said(chat(gateway)) == f"pid {found['pid']}"
+    assert said(chat(gateway, "n")) == f"pid {rows_now['two']['pid']}"
     for state, number in (("running", 3), ("waiting", 1)):
         wait_for(
             lambda state=state, number=number: (  # type: ignore[misc]

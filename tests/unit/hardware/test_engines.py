@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from hardware import engines, gpus
+from hardware.machine import Gpu
 from tpo_mp.config.engines import EngineRefused, EngineSection
 from tpo_mp.supervisor.memory_room import MemoryRoom
 
@@ -76,6 +78,7 @@ def test_a_whole_copy_in_the_cache_needs_no_network(hub: Path) -> None:
         (engines.mlx, {"model": "/absent"}, "no such file or folder"),
         (engines.mlx, {"model": "absent.gguf"}, "no such file or folder"),
         (engines.llama_cpp, {"model": "org/m", "gpus": (3,)}, "no GPU 3 here; there are: none"),
+        (engines.vllm, {"model": "org/m", "gpus": (3,)}, "no GPU 3 here; there are: none"),
     ],
 )
 def test_what_would_fail_is_said_before(
@@ -84,6 +87,33 @@ def test_what_would_fail_is_said_before(
     """One line each."""
     with pytest.raises(EngineRefused, match=said):
         kind(engine(options.pop("model"), **options), ())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "args", "told"),
+    [
+        ((), (), None),
+        ((1,), (), None),
+        ((0, 1), (), "2"),
+        ((0, 1), ("--pipeline-parallel-size", "2"), None),
+        ((0, 1), ("-tp=1",), None),
+    ],
+)
+def test_vllm_splits_a_model_over_the_gpus_it_is_given(
+    chosen: tuple[int, ...],
+    args: tuple[str, ...],
+    told: str | None,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless its arguments say how."""
+    there = tuple(Gpu(n, "A", None, None) for n in range(2))
+    monkeypatch.setattr(gpus, "read", lambda _root: there)
+    argv = engines.vllm(engine(model, gpus=chosen, args=args), ()).argv
+    given = dict(pairwise(argv))
+    assert given.get("--tensor-parallel-size") == told
+    with pytest.raises(EngineRefused, match="no GPU 7 here; there are: 0, 1"):
+        engines.vllm(engine(model, gpus=(7,)), ())
 
 
 def test_weights_over_the_limit_and_missing_packages_are_refused(

@@ -153,3 +153,37 @@ def test_a_driver_that_breaks_in_the_end_costs_nothing(
 
     monkeypatch.setitem(sys.modules, "pynvml", Broken())  # type: ignore[arg-type]
     assert gpus.by_nvml(tmp_path) == ()
+
+
+SMI = """#!/bin/sh
+[ "$*" = "--query-gpu=index,name,memory.total,pci.bus_id --format=csv,noheader,nounits" ] || exit 2
+"""
+DEAD_DRIVER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
+    "the latest NVIDIA driver is installed and running."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("echo '0, NVIDIA H100 80GB HBM3, 81559, 00000000:19:00.0'", [(0, 81559 << 20)]),
+        ("echo '0, NVIDIA GB10, [N/A], 0000000F:01:00.0'", [(0, None)]),
+        (f'echo "{DEAD_DRIVER}"; exit 9', []),
+        ("echo 'No devices were found'", []),
+        ("sleep 60", []),
+        ("kill -9 $$", []),
+    ],
+    ids=["one", "unified memory", "no driver", "no device", "hangs", "dies"],
+)
+def test_what_nvidia_smi_says(
+    said: str, found: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose driver is broken has no GPU, and is not waited for."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"{SMI}exec 2>&1\n{said}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if "sleep" in said:
+        monkeypatch.setattr(gpus, "_WAIT_S", 0.2)
+    assert [(gpu.index, gpu.memory_bytes) for gpu in gpus.by_smi(tmp_path)] == found
