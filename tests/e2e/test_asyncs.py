@@ -48,7 +48,8 @@ def result(client: RawClient, call_id: str, wait_s: float | None = None) -> RawR
 
 def test_any_shard_finds_a_call_that_any_shard_took_and_any_shard_serves(shards: Shards) -> None:
     """All eight combinations: 202 while it runs, then 200 with the same record everywhere."""
-    shards.upstream.play(first_s=0.3)
+    said = threading.Event()
+    shards.upstream.play(until=said)
     calls = [
         (taker, session, infer(taker, f"from {t} to {session}", session))
         for t, taker in enumerate(shards.clients)
@@ -59,6 +60,7 @@ def test_any_shard_finds_a_call_that_any_shard_took_and_any_shard_serves(shards:
             reply = result(client, call_id)
             assert reply.status == 202, reply
             assert reply.json()["status"] == "processing"
+    said.set()
     for _, session, call_id in calls:
         replies = [result(client, call_id, 10) for client in shards.clients]
         assert [reply.status for reply in replies] == [200, 200]
@@ -102,11 +104,11 @@ def test_many_may_wait_for_one_call(shards: Shards) -> None:
 def test_client_that_leaves_after_asking_does_not_stop_the_call(shards: Shards) -> None:
     """Nor one that leaves before the id was read, nor a waiter that gives up."""
     shards.upstream.play(first_s=0.4)
-    completed = shards.upstream.counters.completed
+    completed, requests = shards.upstream.counters.completed, shards.upstream.counters.requests
     with RawClient(shards.gateway.url) as client:
         body = {"prompt": "nobody waits", "model": "up"}
         client.send(render(client.host, body, {}, "fast", INFER))
-    wait_for(lambda: shards.upstream.counters.open == 1, 5, "the call upstream")
+        shards.started(requests)
     wait_for(lambda: shards.upstream.counters.completed == completed + 1, 5, "its end")
     call_id = infer(shards.clients[0], "waiter")
     with RawClient(shards.gateway.url) as client:

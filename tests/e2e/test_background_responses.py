@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,8 @@ def text_of(events: list[dict[str, Any]]) -> str:
 
 def test_any_shard_shows_a_response_that_any_shard_took_and_any_shard_makes(bench: Bench) -> None:
     """Unfinished while the upstream works, then the same whole response everywhere."""
-    bench.upstream.play(first_s=0.4)
+    said = threading.Event()
+    bench.upstream.play(until=said)
     made = [
         start(taker, f"{t} for {session}", session)["id"]
         for t, taker in enumerate(bench.clients)
@@ -131,6 +133,7 @@ def test_any_shard_shows_a_response_that_any_shard_took_and_any_shard_makes(benc
     for name in made:
         for client in bench.clients:
             assert get(client, name).json()["status"] in UNFINISHED
+    said.set()
     for name in made:
         shown = [final(client, name) for client in bench.clients]
         assert shown[0] == shown[1]
@@ -144,15 +147,20 @@ def test_any_shard_shows_a_response_that_any_shard_took_and_any_shard_makes(benc
 def test_client_that_leaves_does_not_stop_it(bench: Bench) -> None:
     """Neither before the answer was read nor while its stream runs."""
     bench.upstream.play(first_s=0.3)
-    completed = bench.upstream.counters.completed
+    completed, requests = bench.upstream.counters.completed, bench.upstream.counters.requests
     asked = {"model": "up", "input": "left alone", "background": True}
     for stream in (False, True):
         with RawClient(bench.gateway.url) as client:
             lines = {"Host": client.host, "Content-Type": "application/json"}
             client.send(build("POST", RESPONSES, lines, body(asked, stream=stream)))
-            wait_for(lambda: bench.upstream.counters.open == 1, 5, "the call upstream")
+            asked_for = partial(_asked, bench, requests + 1 + stream)
+            wait_for(asked_for, 5, "the call upstream")
         done = completed + 1 + stream
         wait_for(lambda n=done: bench.upstream.counters.completed == n, 5, "its end")  # type: ignore[misc]
+
+
+def _asked(bench: Bench, requests: int) -> bool:
+    return bench.upstream.counters.requests == requests
 
 
 @pytest.mark.parametrize("model", ["up", "native"])
