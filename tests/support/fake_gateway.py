@@ -137,7 +137,7 @@ class FakeGateway:
         """Nothing came before."""
 
     def new_call(
-        self, exchange: Any, *, model: str, body: bytes, stream: bool, affinity: str | None
+        self, exchange: Any, model: str, body: bytes, stream: bool, affinity: str | None
     ) -> Call:
         """Make a call with a fixed id."""
         self.affinities.append(affinity)

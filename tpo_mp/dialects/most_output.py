@@ -76,7 +76,7 @@ def most_output(dialect: Dialect, body: bytes, unsaid: int) -> int:
             is (asked.n)
             is asked.best_of
             is None
-            and dialect is not Dialect.OPENAI_COMPLETIONS
+            and dialect is not _COMPLETIONS
         ):
             most = asked.max_tokens  # nearly every body says this alone, or nothing
             if most is None:

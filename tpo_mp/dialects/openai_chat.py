@@ -93,7 +93,8 @@ class ChatRequest(RoutedHead, gc=False):
     @property
     def affinity(self) -> str | None:
         """What keeps a client on one shard."""
-        return self.prompt_cache_key or user_id(self.metadata) or self.user
+        said = self.metadata
+        return self.prompt_cache_key or (None if said is None else user_id(said)) or self.user
 
     @property
     def usage_wanted(self) -> bool:

@@ -89,7 +89,8 @@ class ClientEdge:
         self.closing = False
         self.fresh_s = float("inf")
         """How long a new connection may say nothing: less in a drain, when handshakes end."""
-        self._date_line = b""
+        self.plain_date = b""
+        """The date alone."""
         self.stamp: Callable[[], bytes] | None = None
         """Further header lines of every answer, if any."""
         self.to_full_lane: Callable[[asyncio.Transport, bytes], None] = _no_full_lane
@@ -125,13 +126,13 @@ class ClientEdge:
 
     def tick(self) -> None:
         """Refresh the date header line."""
-        self._date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        self.plain_date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
 
     @property
     def date_line(self) -> bytes:
         """The date, and what is stamped on every answer."""
         stamp = self.stamp
-        return self._date_line if stamp is None else self._date_line + stamp()
+        return self.plain_date if stamp is None else self.plain_date + stamp()
 
     def peer(self, direct: str, client: str) -> str:
         """Who a request is from, when proxies may say."""

@@ -167,26 +167,27 @@ class FastConnection(asyncio.Protocol):
         self._dispatch(head)
 
     def _dispatch(self, head: Head) -> None:
+        edge = self._edge
         self.open = True
         self.deadline = NEVER
         self.requests += 1
         self._began_at = monotonic()
         self._status = LEFT
-        self._edge.count_fast()
+        edge.count_fast()
         if head.client is not None:
-            self.peer = self._edge.peer(_address(self.transport), head.client)
+            self.peer = edge.peer(_address(self.transport), head.client)
         endpoint = head.endpoint
         assert endpoint is not None
         try:
             waiting = endpoint.handler(self)
         except TpoError as e:
-            self._edge.fail(self, e)
+            edge.fail(self, e)
             return
         except Exception as e:  # noqa: BLE001 - a defect answers 500, never a dead connection
-            self._edge.crash(self, e)
+            edge.crash(self, e)
             return
         if waiting is not None:
-            self._edge.adopt(self, cast("Any", waiting))
+            edge.adopt(self, cast("Any", waiting))
 
     def _partial_head(self, data: bytes, *, begun: bool) -> None:
         if data and data[0] not in _FIRST:
@@ -253,11 +254,11 @@ class FastConnection(asyncio.Protocol):
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""
     ) -> None:
-        head = self.head
+        head, edge = self.head, self._edge
         if head.shaped:
             self._shape(status, body, content_type, extra)
             return
-        keep = head.keep_alive and not self._edge.closing
+        keep = head.keep_alive and not edge.closing
         self.transport.write(
             b"".join(
                 (
@@ -267,7 +268,7 @@ class FastConnection(asyncio.Protocol):
                     b"\r\ncontent-length: %d\r\n" % len(body),
                     extra,
                     head.whole,
-                    self._edge.date_line,
+                    edge.plain_date if edge.stamp is None else edge.date_line,
                     b"\r\n" if keep and not head.version_10 else _connection(keep),
                     body,
                 )
@@ -391,24 +392,23 @@ class FastConnection(asyncio.Protocol):
         self._edge.tally.add(self.head.tally, status, monotonic() - self._began_at)
 
     def _close_request(self, keep: bool, status: int) -> None:
-        now = monotonic()
-        self._edge.tally.add(self.head.tally, status, now - self._began_at)
+        edge, now = self._edge, monotonic()
+        edge.tally.add(self.head.tally, status, now - self._began_at)
         self.open = False
         self.on_disconnect = self.source = None
         self.body = b""
-        if not keep or self.requests >= self._edge.max_requests:
+        if not keep or self.requests >= edge.max_requests:
             self._close()
-            return
-        self._idle(now)
-        if self._pending and not self._client_paused:
-            # Not from inside the handler's stack: a long pipeline would recurse.
-            self._edge.loop.call_soon(self._next)
+        elif not self._client_paused:
+            self._idle(now)
+            if self._pending:
+                # Not from inside the handler's stack: a long pipeline would recurse.
+                edge.loop.call_soon(self._next)
 
     def _idle(self, now: float) -> None:
-        if not self._client_paused:
-            self.deadline = now + self._edge.idle_timeout_s
-            if self.filed_at == 0.0:
-                self._edge.wheel.add(self, now)
+        self.deadline = now + self._edge.idle_timeout_s
+        if self.filed_at == 0.0:
+            self._edge.wheel.add(self, now)
 
     def _close(self) -> None:
         """Close once everything written has left; a client that does not read it is cut off."""

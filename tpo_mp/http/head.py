@@ -82,7 +82,8 @@ class Head:
     ``trace`` are the header lines that continue the client's trace upstream.
     ``tally`` is where it is counted.
     ``scope`` is what a shard knows of bodies with such a head (``worker.recalls``).
-    ``special`` says that headers which steer a call are present.
+    ``special`` says that headers which steer a call are present, ``sdk`` that an SDK tells of
+    itself.
     ``refusal`` is an error found after framing was settled: the body can be skipped and the
     connection lives on.
     """
@@ -90,7 +91,7 @@ class Head:
     __slots__ = (
         "client", "coding", "content_length", "endpoint", "extra", "family", "full_lane",
         "headers", "keep_alive", "keyed", "method", "pack_from", "params", "path", "principal",
-        "query", "refusal", "request_id", "scope", "session", "shaped", "special",
+        "query", "refusal", "request_id", "scope", "sdk", "session", "shaped", "special",
         "stream_coding", "tally", "trace", "version_10", "whole",
     )  # fmt: skip
 
@@ -110,6 +111,7 @@ class Head:
         self.session: str | None = None
         self.request_id = ""
         self.special = False
+        self.sdk = False
         self.extra = self.whole = ALWAYS
         self.trace = b""
         self.shaped = False
@@ -245,6 +247,8 @@ def _index(head: Head, pairs: Sequence[tuple[bytes, bytes]]) -> None:
     headers = head.headers
     for name, value in pairs:
         name = name.lower()
+        if name.startswith(b"x-stainless-"):
+            head.sdk = True
         if name in headers:
             if name in _SINGLE:
                 raise BadHead(400, f"header {name.decode('latin-1')} given twice")

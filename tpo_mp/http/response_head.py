@@ -30,6 +30,7 @@ class ResponseHead:
         "keep_alive",
         "passed",
         "retry_after",
+        "simple",
         "status",
     )
 
@@ -42,6 +43,8 @@ class ResponseHead:
         self.keep_alive = True
         self.passed = b""
         self.retry_after: float | None = None
+        self.simple = False
+        """Whether a body of a known length follows as it is, and then the next answer."""
 
 
 class _Head:
@@ -117,6 +120,8 @@ def _read_headers(head: ResponseHead, pairs: list[tuple[bytes, bytes]]) -> None:
         head.content_length = 0
         head.chunked = False
     head.passed = b"".join(passed)
+    final = head.status >= 200 and head.content_length >= 0 and not head.coding
+    head.simple = final and head.keep_alive and not head.chunked
 
 
 def _passes(name: bytes) -> bool:

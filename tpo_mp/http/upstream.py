@@ -16,7 +16,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol, cast
 
@@ -39,6 +39,12 @@ class Deadlines:
     first_byte_s: float = 300.0
     idle_s: float = 120.0
     total_s: float = 3600.0
+    head_s: float = field(init=False, default=0.0)
+    """Until the head of the answer is there."""
+
+    def __post_init__(self) -> None:
+        """What is asked for with each request."""
+        object.__setattr__(self, "head_s", min(self.first_byte_s, self.total_s))
 
 
 class Origin:
@@ -70,7 +76,8 @@ class Origin:
         self.count = 0
         self.closed = False
         self.waiting: deque[UpstreamExchange] = deque()
-        self._memo: dict[bytes, ResponseHead] = {}
+        self.known: dict[bytes, ResponseHead] = {}
+        """Heads seen before, by their bytes."""
         self._dials: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: UpstreamExchange) -> None:
@@ -156,12 +163,12 @@ class Origin:
 
     def head(self, raw: bytes) -> ResponseHead:
         """Parse a head, or remember one seen before byte for byte."""
-        known = self._memo.get(raw)
+        known = self.known.get(raw)
         if known is None:
             known = parse_response_head(raw)
-            if len(self._memo) >= _MEMO_CAP:
-                self._memo.clear()
-            self._memo[raw] = known
+            if len(self.known) >= _MEMO_CAP:
+                self.known.clear()
+            self.known[raw] = known
         return known
 
     def close(self) -> None:
@@ -285,7 +292,7 @@ class UpstreamConnection(asyncio.Protocol):
         now = monotonic()
         deadlines = self.origin.deadlines
         self._total_at = now + deadlines.total_s
-        self.deadline = now + min(deadlines.first_byte_s, deadlines.total_s)
+        self.deadline = now + deadlines.head_s
         if self.filed_at <= now:
             self.origin.wheel.add(self, now)
         self.transport.write(exchange.request)
@@ -310,6 +317,8 @@ class UpstreamConnection(asyncio.Protocol):
             if self._buffer:
                 data = self._buffer + data
                 self._buffer = b""
+            elif self._take_whole(data):
+                return
             self._take_head(data)
         elif state == _IDLE:
             # Nobody asked: a stray reply must never meet the next caller.
@@ -317,6 +326,31 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.deadline = min(monotonic() + self.origin.deadlines.idle_s, self._total_at)
             self._take_body(data)
+
+    def _take_whole(self, data: bytes) -> bool:
+        """Take nearly every answer that is not streamed: a head seen before, and all its body.
+
+        What happens is what ``_take_head``, ``_finish`` and ``offer`` do, in one go.
+        """
+        origin, exchange = self.origin, self.exchange
+        at = data.find(b"\r\n\r\n") + 4
+        head = origin.known.get(data[:at])
+        if head is None or not head.simple or len(data) - at != head.content_length:
+            return False
+        assert exchange is not None
+        exchange.connection = None
+        exchange.over = True
+        self.reused = True
+        idle = origin.idle
+        if origin.waiting or origin.closed or len(idle) >= origin.max_idle:
+            self.offer()
+        else:
+            self.exchange = None
+            self._state = _IDLE
+            self.deadline = NEVER
+            idle.append(self)
+        exchange.whole(head, data[at:])
+        return True
 
     def _take_head(self, data: bytes) -> None:
         end = data.find(b"\r\n\r\n")

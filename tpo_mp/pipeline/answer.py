@@ -81,18 +81,18 @@ class Answer(UpstreamExchange):
     def whole(self, head: ResponseHead, body: bytes) -> None:
         call = self._call
         call.first_byte_at = self._clock()
-        if head.status != 200:
+        if head.status == 200 and not call.stream:
+            self._unary(head, body)
+        elif head.status != 200:
             self.promise.reject(upstream_error(head, body, self._client_key))
-        elif call.stream and head.content_type.startswith(_SSE):
+        elif head.content_type.startswith(_SSE):
             self.started(head)
             if body:
                 self.data(body)
             self.ended()
-        elif call.stream:
+        else:
             said = "upstream answered a stream request with another media type"
             self.promise.reject(BackendFailure(said, reason="bad_upstream_body"))
-        else:
-            self._unary(head, body)
 
     def _unary(self, head: ResponseHead, body: bytes) -> None:
         try:

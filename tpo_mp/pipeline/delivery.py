@@ -22,7 +22,7 @@ from tpo_mp.errors import (
     Shed,
     TpoError,
 )
-from tpo_mp.types import NO_DEADLINE, Call, Reply, Stream, Terminal
+from tpo_mp.types import DONE, NO_DEADLINE, Call, Reply, Stream, Terminal
 
 from .answer import TOLD
 from .codecs import codec
@@ -70,7 +70,8 @@ class Delivery:
         self._gateway = gateway
         self.exchange = exchange
         self.call = call
-        self.template = exchange.head.endpoint.template if exchange.head.endpoint else ""
+        endpoint = exchange.head.endpoint
+        self.template = endpoint.template if endpoint is not None else ""
         self.bytes_in = len(exchange.body)
         # A proxy's connection may carry another client's request by the time this one is recorded.
         self.peer = exchange.peer
@@ -81,7 +82,7 @@ class Delivery:
         self.settled = False
         self.status = 0
         self.error: TpoError | None = None
-        self.terminal = Terminal.DONE
+        self.terminal: Terminal = DONE
         self.finished_at = 0.0
         self.deadline = call.deadline
         self.filed_at = 0.0
@@ -125,7 +126,7 @@ class Delivery:
         self.status = reply.status
         self.bytes_out = len(body)
         self.exchange.respond(reply.status, body, reply.content_type, self.lines(reply))
-        self.settle(Terminal.DONE, None)
+        self.settle(DONE, None)
 
     @property
     def asked(self) -> bytes:
@@ -194,7 +195,7 @@ class Delivery:
             self.fail(_answerable(error))
         elif not self.settled:
             self.exchange.finish()
-            self.settle(Terminal.DONE, None)
+            self.settle(DONE, None)
 
     # -- the client, the clock and the host ---------------------------------------------------
 
@@ -241,9 +242,9 @@ class Delivery:
     def lines(self, reply: Reply | None) -> bytes:
         """The gateway's own response header lines; no backend is named where none was reached."""
         call = self.call
-        backend = call.backend
-        now = monotonic()
+        backend, asked, name = call.backend, call.client_request_id, call.id.encode()
         upstream_ms = (call.first_byte_at - call.upstream_at) * 1e3 if call.first_byte_at else 0.0
+        ours_ms = (monotonic() - call.started_at) * 1e3 - upstream_ms
         passed = b""
         if reply is not None:
             passed = reply.headers
@@ -251,11 +252,11 @@ class Delivery:
                 passed = limits_first(call.limit_lines, passed)
         lines = _LINES % (
             passed,
-            (call.client_request_id or call.id).encode(),
-            call.id.encode(),
+            asked.encode() if asked else name,
+            name,
             call.shard,
             backend.encode(),
-            max((now - call.started_at) * 1e3 - upstream_ms, 0.0),
+            max(ours_ms, 0.0),
             upstream_ms,
         )
         if call.attempts > 1:

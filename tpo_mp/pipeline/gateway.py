@@ -59,7 +59,7 @@ class Gateway(Protocol):
         """
 
     def new_call(
-        self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
+        self, exchange: Exchange, model: str, body: bytes, stream: bool, affinity: str | None
     ) -> Call:
         """Identify a request; raises ``Draining`` or ``InvalidRequest``."""
 

@@ -176,6 +176,8 @@ class HttpBackend:
         self._url = url = urlsplit(config.base_url)
         key = config.api_key
         self._client_key = key is not None and key.from_client
+        self._clock = env.clock
+        self._adds_lines = type(self).extra_lines is not HttpBackend.extra_lines
         lines = [
             f"host: {url.netloc}",
             "accept: */*",
@@ -254,10 +256,10 @@ class HttpBackend:
         if call.stream and not call.usage_wanted and dialect in self._usage:
             body = openai_wire.with_usage(body, b'"stream_options"' in body)
             strip = True
-        extra = self.extra_lines(call)
+        extra = self.extra_lines(call) if self._adds_lines else call.forward
         if self._client_key and call.authorization is not None:
             extra += self.client_line(call.authorization)
-        clock = self._env.clock
+        clock = self._clock
         worded = self._worded.get(dialect) if self._worded is not None else None
         if worded is None:
             request = self._requests[dialect] % (extra, len(body), body)

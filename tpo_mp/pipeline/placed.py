@@ -15,7 +15,7 @@ from tpo_mp.types import Call, Reply
 
 from .endings import when_over
 from .place_limit import PlaceLimit
-from .promise import Promise, run
+from .promise import Done, Promise, run
 
 
 class Left(Protocol):
@@ -28,21 +28,33 @@ class Left(Protocol):
         """The try is over."""
 
 
-def through(door: Left, call: Call, proceed: Proceed, clock: Callable[[], float]) -> Promise[Reply]:
-    """One try that has its place, which is given back when it is over."""
+def leaving(door: Left) -> Done:
+    """What gives back the places of tries that nobody measures; one does for all of them."""
+    return _Leaving(door).answered
+
+
+def through(
+    door: Left, call: Call, proceed: Proceed, clock: Callable[[], float], gone: Done | None = None
+) -> Promise[Reply]:
+    """One try that has its place, which is given back when it is over.
+
+    ``gone`` is what ``leaving`` made for this door, if the caller has it.
+    """
     auto = door.auto
-    idle = auto is None or auto.idle
-    leaving = _Leaving(door) if idle else _Measured(door, clock, call.stream)
+    if auto is None or auto.idle:
+        answered = gone or leaving(door)
+    else:
+        answered = _Measured(door, clock, call.stream).answered
     try:
         trying = proceed(call)
     except BaseException:
         door.leave()
         raise
     if isinstance(trying, Promise):
-        trying.then(leaving.answered)
+        trying.then(answered)
         return trying
     out: Promise[Reply] = Promise()
-    out.then(leaving.answered)
+    out.then(answered)
     cancel = run(trying, Passing(out))
     if not out.done:
         out.cancel_with = cancel
@@ -80,6 +92,8 @@ class _Leaving:
             auto = self._door.auto
             if auto is not None and auto.idle:
                 auto.failed(error, 0.0, stream=False)
+            self._door.leave()
+        elif reply.stream is None:
             self._door.leave()
         else:
             when_over(reply, self._over)

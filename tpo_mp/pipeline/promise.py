@@ -43,7 +43,12 @@ class Promise(Generic[T]):
             self.cancel_with = None
             then = self._then
             if then is not None:
-                self._tell(then)
+                self._then = None
+                if type(then) is list:
+                    for callback in then:
+                        callback(value, None)
+                else:
+                    then(value, None)  # type: ignore[operator]  # the other of the two
 
     def reject(self, error: BaseException) -> None:
         """Give the error instead."""
@@ -53,26 +58,24 @@ class Promise(Generic[T]):
             self.cancel_with = None
             then = self._then
             if then is not None:
-                self._tell(then)
-
-    def _tell(self, then: list[Done] | Done) -> None:
-        self._then = None
-        if type(then) is list:
-            for callback in then:
-                callback(self.value, self.error)
-        else:
-            then(self.value, self.error)  # type: ignore[operator]  # the other of the two
+                self._then = None
+                if type(then) is list:
+                    for callback in then:
+                        callback(None, error)
+                else:
+                    then(None, error)  # type: ignore[operator]  # the other of the two
 
     def then(self, callback: Done) -> None:
         """Call ``callback(value, error)`` now or once known."""
+        then = self._then
         if self.done:
             callback(self.value, self.error)
-        elif self._then is None:
+        elif then is None:
             self._then = callback
-        elif isinstance(self._then, list):
-            self._then.append(callback)
+        elif type(then) is list:
+            then.append(callback)
         else:
-            self._then = [self._then, callback]
+            self._then = [then, callback]  # type: ignore[list-item]  # the other of the two
 
     def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - asyncio's signature
         """Give up waiting; what works on the value is told through ``cancel_with``."""

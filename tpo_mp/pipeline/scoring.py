@@ -11,7 +11,6 @@ Known weakness: a stream counts at its end, so one that runs for an hour says no
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Final, TypeAlias
 
 from tpo_mp.errors import TpoError
@@ -60,7 +59,15 @@ def scored(serve: Serve, entry: BackendConfig, env: Env) -> Serve:
         except BaseException as error:
             _failed(score, clock, error)
             raise
-        answered = partial(_answered, score, clock, call)
+
+        def answered(reply: Reply | None, error: BaseException | None) -> None:
+            if reply is None:
+                _failed(score, clock, error)
+            elif reply.stream is None:
+                score.good(call.first_byte_at - call.upstream_at, clock())
+            else:
+                when_over(reply, _Streamed(score, clock, call.first_byte_at - call.upstream_at))
+
         if isinstance(trying, Promise):
             trying.then(answered)
             return trying
@@ -88,19 +95,6 @@ def _passed_on(
     if not out.done:
         out.cancel_with = cancel
     return out
-
-
-def _answered(
-    score: Score, clock: Clock, call: Call, reply: Reply | None, error: BaseException | None
-) -> None:
-    if reply is None:
-        _failed(score, clock, error)
-        return
-    took_s = call.first_byte_at - call.upstream_at
-    if reply.stream is None:
-        score.good(took_s, clock())
-    else:
-        when_over(reply, _Streamed(score, clock, took_s))
 
 
 class _Streamed:

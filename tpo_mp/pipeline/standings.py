@@ -49,9 +49,11 @@ class Standings:
 
     def guarded(self, serve: Serve, backend: str) -> Serve:
         """``serve``, which a backend that is drained refuses."""
+        clock = self._clock
 
         def attempt(call: Call) -> Awaitable[Reply]:
-            self._look()
+            if clock() >= self._next:
+                self._look()
             if backend in self._drained:
                 raise CircuitOpen(
                     f"backend {backend!r} takes no new calls",

@@ -61,12 +61,9 @@ class Way:
         known: Recalled | None = None,
     ) -> Call:  # fmt: skip
         """The call that a request becomes, which is ``known`` or was read."""
+        # By their places: by their names they cost thrice as much to hand over.
         call = gateway.new_call(
-            exchange,
-            model=request.model,
-            body=body,
-            stream=bool(request.stream),
-            affinity=request.affinity,
+            exchange, request.model, body, bool(request.stream), request.affinity
         )
         call.dialect = self._dialect
         call.usage_wanted = request.usage_wanted

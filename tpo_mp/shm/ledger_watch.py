@@ -52,8 +52,8 @@ def digest_of(name: str) -> bytes:
 class LedgerWatch:
     """Some names of the ledger; implements ``ports.Watch``."""
 
-    __slots__ = ("_cells", "_digests", "_find", "_names", "_pick", "_rows", "_seen", "_table",
-                 "_words")  # fmt: skip
+    __slots__ = ("_cells", "_digests", "_find", "_names", "_pick", "_rows", "_seen", "_shown",
+                 "_table", "_words")  # fmt: skip
 
     def __init__(
         self, table: RowTable, names: Sequence[str], find: Callable[[int, str], int]
@@ -68,13 +68,15 @@ class LedgerWatch:
         self._seen: tuple[int, ...] = (_UNKNOWN,) * len(names)
         self._cells: tuple[Cells, ...] = (_NOTHING,) * len(names)
         self._pick: Callable[[memoryview], Any] = _none
+        self._shown: object = ()
+        """What ``_pick`` answers while nothing has changed; a single word stands by itself."""
         for place in range(len(names)):
             self._settle(place)
         self._look_at_rows()
 
     def peek(self) -> tuple[Cells, ...]:
         """The numbers of each name; the same tuple while nothing has changed."""
-        return self._cells if self._pick(self._words) == self._seen else self._read()
+        return self._cells if self._pick(self._words) == self._shown else self._read()
 
     def _read(self) -> tuple[Cells, ...]:
         """Look at the rows whose words are others."""
@@ -98,6 +100,7 @@ class LedgerWatch:
         if moved:
             self._look_at_rows()
         self._seen = tuple(seen)
+        self._shown = self._seen if len(seen) > 1 else seen[0]
         fresh = tuple(cells)
         if fresh != self._cells:
             self._cells = fresh
@@ -128,12 +131,7 @@ class LedgerWatch:
         if _UNKNOWN in self._rows:
             self._pick = _none
             return
-        words = [(HEADER + row * ROW_BYTES) // 8 for row in self._rows]
-        if len(words) == 1:
-            only = words[0]
-            self._pick = lambda shown: (shown[only],)
-        else:
-            self._pick = itemgetter(*words)
+        self._pick = itemgetter(*((HEADER + row * ROW_BYTES) // 8 for row in self._rows))
 
 
 def _none(words: memoryview) -> None:

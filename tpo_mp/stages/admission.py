@@ -32,9 +32,9 @@ from msgspec import Meta, Struct
 from tpo_mp.errors import DeadlineExceeded, Shed, TpoError
 from tpo_mp.pipeline.lanes import Waiter
 from tpo_mp.pipeline.place_math import LimitBounds
-from tpo_mp.pipeline.placed import Passing, through
+from tpo_mp.pipeline.placed import Passing, leaving, through
 from tpo_mp.pipeline.places import AUTO, OVERLOAD, Door, PlaceTicket, desk_of
-from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.pipeline.promise import Done, Promise, run
 from tpo_mp.ports import BackendConfig, Counter, Env, Feature, Histogram, Proceed
 from tpo_mp.types import Call, Phase, Priority, Reply
 
@@ -92,7 +92,8 @@ class Admission:
         self._config = config
         self._env = env
         self._desk = desk_of(env)
-        self._doors: dict[str, tuple[Door, int, _Told]] = {}
+        self._clock = env.clock
+        self._doors: dict[str, tuple[Door, int, Done, _Told]] = {}
         self._highest = {who: Priority[name.upper()] for who, name in config.highest.items()}
 
     def meet(self, entries: Sequence[BackendConfig]) -> None:
@@ -105,7 +106,7 @@ class Admission:
             most = entry.max_concurrent
             limit = most if isinstance(most, int) else _FOUND_OUT[most]
             door.meant(limit, self._env, bounds)
-            self._doors[entry.name] = (door, limit, told)
+            self._doors[entry.name] = (door, limit, leaving(door), told)
         self._desk.report()
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
@@ -113,9 +114,9 @@ class Admission:
         known = self._doors.get(call.backend)
         if known is None:
             return proceed(call)
-        door, limit, told = known
+        door, limit, gone, told = known
         if door.enter(door.now if limit == OVERLOAD else limit):
-            return through(door, call, proceed, self._env.clock)
+            return through(door, call, proceed, self._clock, gone)
         return _Waiting(self, door, told, call, proceed).out
 
     def facts(self, call: Call, now: float) -> Waiter:

@@ -47,7 +47,7 @@ from tpo_mp.pipeline.circuit import (
     unpack,
 )
 from tpo_mp.pipeline.endings import when_over
-from tpo_mp.pipeline.promise import Promise, run
+from tpo_mp.pipeline.promise import Done, Promise, run
 from tpo_mp.ports import BackendConfig, Cells, Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply
 
@@ -62,6 +62,7 @@ _MAX_LANES: Final = 4096
 _Seen: TypeAlias = tuple[Cells, ...]
 _Permits: TypeAlias = tuple[tuple[int, int], ...]
 """Circuits that a call probes: which of them, and the permit's generation."""
+_NO_PERMITS: Final[_Permits] = ()
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,14 +96,19 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Lane:
-    """A target as this process knows it; ``calm`` is the look at which all was well."""
+    """A target as this process knows it; ``calm`` is the look at which all was well.
 
-    __slots__ = ("calm", "places", "successes", "watch")
+    ``told`` is what hears of tries that began then.
+    """
+
+    __slots__ = ("calm", "peek", "places", "successes", "told", "watch")
 
     def __init__(self, places: tuple[BreakerRow, ...], rows: BreakerRows) -> None:
         self.places = places
         self.watch = rows.watch(places)
+        self.peek = self.watch.peek
         self.calm: _Seen | None = None
+        self.told: Done
         self.successes = rows.successes(places[BENCH].name)
 
 
@@ -147,20 +153,22 @@ class Breaker:
 
     def __call__(self, call: Call, proceed: Proceed, /) -> Awaitable[Reply]:
         """Try, or raise ``CircuitOpen``."""
-        lane = self._lane(call.backend, call.model)
-        seen = lane.watch.peek()
-        permits: _Permits = ()
-        if seen is not lane.calm:
+        lane = self._lanes.get((call.backend, call.model)) or self._lane(call.backend, call.model)
+        seen = lane.peek()
+        if seen is lane.calm:
+            told, permits = lane.told, _NO_PERMITS
+        else:
             if self._panic_share and self._lets_through(call, seen):
                 return proceed(call)  # says nothing of when it is well: that is for probes
             permits = self._enter(lane, seen, call.backend)
+            told = partial(self._told, lane, seen, permits)
         try:
             answer = proceed(call)
         except BaseException as error:
             self._over(lane, seen, permits, error)
             raise
         if isinstance(answer, Promise):
-            answer.then(partial(self._told, lane, seen, permits))
+            answer.then(told)
             return answer
         out: Promise[Reply] = Promise()
 
@@ -169,7 +177,7 @@ class Breaker:
                 reply.stream.cancel()  # given up meanwhile
                 self._over(lane, seen, permits, asyncio.CancelledError())
                 return
-            self._told(lane, seen, permits, reply, error)
+            told(reply, error)
             if reply is not None:
                 out.resolve(reply)
             else:
@@ -239,6 +247,7 @@ class Breaker:
             self._rows.change(lane.places[BENCH], partial(_stands_up, now))
         elif not seen[BENCH][2] and all(c.calm for c in states):
             lane.calm = seen
+            lane.told = partial(self._told, lane, seen, _NO_PERMITS)
         return permits
 
     def _take(self, place: BreakerRow, now: float) -> int:
@@ -276,7 +285,7 @@ class Breaker:
             when_over(reply, partial(self._over, lane, seen, permits))
         else:
             lane.successes.inc()
-            if permits or lane.watch.peek() is not lane.calm:
+            if permits or lane.peek() is not lane.calm:
                 self._settle(lane, seen, permits, None, None)
 
     def _over(

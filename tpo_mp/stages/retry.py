@@ -120,9 +120,20 @@ class Retry:
             else:
                 _Tries(self, call, proceed, out).done(reply, error)
 
-        cancel = _try(proceed, call, done)
-        if cancel is not None:
-            out.cancel_with = cancel
+        try:
+            trying = proceed(call)
+        except Exception as e:  # noqa: BLE001 - one that is no failure of a try is passed on as it is
+            e.__traceback__ = None  # its frames hold this call
+            done(None, e)
+            return out
+        if isinstance(trying, Promise):
+            trying.then(done)
+            if not trying.done:
+                out.cancel_with = trying.cancel
+        else:
+            cancel = run(trying, done)
+            if cancel is not None:
+                out.cancel_with = cancel
         return out
 
     def pause_s(self, number: int) -> float:

@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from .backgrounds import Backgrounds
     from .cancels import Cancels
 
+# Plain numbers: a member is looked up in its enum for a tenth of a microsecond.
+_STREAM, _JOB = int(SlotFlag.STREAM), int(SlotFlag.JOB)
+_OWING, _SETTLED = int(SlotState.OWING), int(SlotState.SETTLED)
 MAX_PLACINGS = 3
 _SERVING = (SeatState.READY, SeatState.DRAINING)
 MAX_AFFINITY = 512
@@ -145,7 +148,14 @@ class Owner:
         self._recalls.use(pipeline, self._carrying)
         self._account.models.use(pipeline.models.configured)
         self._account.prices = pipeline.prices
-        placed = partial(self._placed, pipeline)
+        serve, plane = pipeline.chain.serve, self.plane
+
+        def placed(call: Call) -> Awaitable[Reply]:
+            if call.affinity is None or plane.workers == 1:
+                call.admitted = True
+                return serve(call)
+            return self._placed(pipeline, call)
+
         self._run = pipeline.chain.admit(self.syncs.first(placed) if always else placed)
 
     @property
@@ -167,7 +177,7 @@ class Owner:
         return self._recalls.recall(exchange, way)
 
     def new_call(
-        self, exchange: Exchange, *, model: str, body: bytes, stream: bool, affinity: str | None
+        self, exchange: Exchange, model: str, body: bytes, stream: bool, affinity: str | None
     ) -> Call:
         """Identify a request."""
         if self.draining:
@@ -184,7 +194,7 @@ class Owner:
         call_id = self._ids.new()
         if principal.tenant:
             call_id = marked(call_id, self._placing.mark(principal.tenant))
-        call = Call(id=call_id, model=model, body=body, stream=stream, started_at=monotonic())
+        call = Call(call_id, model, body, stream, monotonic())
         call.client_request_id = head.request_id
         call.session = head.session
         call.affinity = head.session or affinity or None
@@ -195,13 +205,8 @@ class Owner:
         if head.keyed != b"authorization":  # a key of ours never goes upstream
             call.authorization = headers.get(b"authorization")
         call.peer = exchange.peer
-        for name in _PATIENCE:
-            patience = headers.get(name)
-            if patience is not None:
-                call.patience_s = min(call.patience_s, _patience_s(patience))
-        again = headers.get(b"x-stainless-retry-count")
-        if again is not None and again.isdigit():
-            call.sdk_try = int(again[:3])
+        if head.sdk:
+            _hear_sdk(call, headers)
         if head.special:
             self._steer(call, head)
         for backend in self._carrying:
@@ -244,17 +249,19 @@ class Owner:
         if not call.tier:
             call.tier = self._tiers.get(call.tenant, EVERYBODY.tier)
         call.rerun = attempts > 0
-        flags |= SlotFlag.STREAM if call.stream else 0
+        if call.stream:
+            flags |= _STREAM
         if not delivery.lettered:
-            flags |= SlotFlag.JOB
-        entry = (to_bytes(call.id), self._meta(delivery), call.body, flags, attempts)
-        call.slot = self._registry.open(*entry)
-        if call.slot < 0 and self._account.release():
-            call.slot = self._registry.open(*entry)
-        if call.slot < 0:
+            flags |= _JOB
+        number, meta = to_bytes(call.id), self._meta(delivery)
+        slot = self._registry.open(number, meta, call.body, flags, attempts)
+        if slot < 0 and self._account.release():
+            slot = self._registry.open(number, meta, call.body, flags, attempts)
+        if slot < 0:
             raise Shed(
                 "too many open calls on this shard", reason="too_many_open_calls", retry_after_s=1
             )
+        call.slot = slot
         self.open.add(delivery)
         if failpoints.ACTIVE:
             failpoints.hit("inflight.accepted")
@@ -291,7 +298,7 @@ class Owner:
         slot = delivery.call.slot
         if slot >= 0:
             owes = delivery.error is not None and wants_letter(delivery)
-            self._registry.set_state(slot, SlotState.OWING if owes else SlotState.SETTLED)
+            self._registry.set_state(slot, _OWING if owes else _SETTLED)
         self._account.add(delivery)
         if delivery.call.cache == "hit":
             self._recalls.learn(delivery)
@@ -365,10 +372,8 @@ class Owner:
     def _placed(self, pipeline: Pipeline, call: Call) -> Awaitable[Reply]:
         """Run the inner chain on the shard that holds the call's session."""
         call.admitted = True
-        affinity = call.affinity
-        if affinity is None or self.plane.workers == 1:
-            return pipeline.chain.serve(call)
-        seat = self._placing.seat_of(call.tenant, affinity)
+        assert call.affinity is not None
+        seat = self._placing.seat_of(call.tenant, call.affinity)
         if seat == self._seat or not self._reachable(seat):
             return pipeline.chain.serve(call)
         return self._away(pipeline, call, seat)
@@ -434,6 +439,17 @@ def _into(outcome: Promise[Reply]) -> Callable[[Any, BaseException | None], None
             outcome.resolve(reply)
 
     return done
+
+
+def _hear_sdk(call: Call, headers: Mapping[bytes, bytes]) -> None:
+    """What SDKs say of themselves: how long they wait, and how often they asked."""
+    for name in _PATIENCE:
+        patience = headers.get(name)
+        if patience is not None:
+            call.patience_s = min(call.patience_s, _patience_s(patience))
+    again = headers.get(b"x-stainless-retry-count")
+    if again is not None and again.isdigit():
+        call.sdk_try = int(again[:3])
 
 
 def _patience_s(raw: bytes) -> float:

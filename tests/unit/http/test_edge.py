@@ -70,7 +70,7 @@ def test_full_lane_is_drained_too(front: FakeFront) -> None:
 
 def test_every_response_is_dated(front: FakeFront) -> None:
     """By the beat, not by the request."""
-    front.edge._date_line = b"date: then\r\n"
+    front.edge.plain_date = b"date: then\r\n"
     assert b"date: then\r\n" in front.connect().send(GET)
     front.edge.tick()
     assert b"GMT\r\n" in front.connect().send(GET)

@@ -524,6 +524,30 @@ def test_closing_the_pool_spares_running_calls(clock: Clock) -> None:
     assert tell(story, clock).origin.count == 0
 
 
+@pytest.mark.parametrize(("head", "body", "kept"), ANSWERS.values(), ids=ANSWERS)
+def test_a_head_that_came_before_says_the_same(
+    clock: Clock, head: bytes, body: bytes, kept: bool
+) -> None:
+    """Its answer ends as the first one did, and whoever waits gets the connection at once."""
+
+    async def story(net: Net) -> None:
+        seen = []
+        for _ in range(3):
+            exchange, transport = await net.send()
+            waiting = Taken(b"next")
+            net.origin.send(waiting)
+            feed(transport, head + body)
+            await turns()
+            assert waiting.connection is not None
+            seen.append((exchange.end, exchange.body, transport.closing))
+            feed(waiting.connection.transport, head + body)  # type: ignore[attr-defined]
+            seen.append((waiting.end, waiting.body, not kept))
+        assert seen == [seen[0]] * 6
+        assert seen[0][2] is not kept
+
+    tell(story, clock, max_connections=1)
+
+
 def test_equal_heads_are_parsed_once(clock: Clock) -> None:
     """And thousands of different ones are not kept."""
     origin = Net(clock).origin
@@ -531,4 +555,4 @@ def test_equal_heads_are_parsed_once(clock: Clock) -> None:
     assert origin.head(raw) is origin.head(raw)
     for i in range(1000):
         origin.head(OK + b"X-Id: %d\r\n\r\n" % i)
-    assert len(origin._memo) <= 256
+    assert len(origin.known) <= 256
