@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -128,10 +129,14 @@ def test_who_leaves_the_queue_makes_room(gateway: Gateway, origin: Upstream) -> 
 
 def test_a_backend_without_a_limit_has_no_queue(gateway: Gateway, origin: Upstream) -> None:
     """Fifty at once are all upstream at once."""
-    origin.play(first_s=1.0)
+    everybody = threading.Event()
+    origin.play(until=everybody)
     with Crowd(gateway.url, 50, model="free", stream=False) as crowd:
+        try:
+            wait_for(lambda: origin.counters.max_working == 50, 20, "all fifty upstream")
+        finally:
+            everybody.set()
         assert outcomes(crowd.ended()) == {"ok 200": 50}
-    assert origin.counters.max_working == 50
 
 
 def limits(gateway: Gateway, name: str) -> set[object]:
@@ -296,7 +301,8 @@ def test_a_critical_call_is_next_whichever_worker_it_came_to(
     narrow: Gateway, origin: Upstream
 ) -> None:
     """Before two that came earlier."""
-    origin.play(first_s=1.0)
+    asked = threading.Event()
+    origin.play(until=asked)
     seen = len(origin.seen)
     with ExitStack() as open_calls:
         first = Crowd(narrow.url, 1, model="one", stream=False, prefix="first")
@@ -305,10 +311,19 @@ def test_a_critical_call_is_next_whichever_worker_it_came_to(
         crowd = Crowd(narrow.url, 2, model="one", stream=False, prefix="normal")
         open_calls.enter_context(crowd)
         wait_for(lambda: waiting(narrow) == 2, 5, "two that wait")
-        urgent = narrow.ask(CHAT, chat("urgent", "one"), {"x-tpo-priority": "critical"})
+        urgent = open_calls.enter_context(RawClient(narrow.url))
+        body = json.dumps(chat("urgent", "one")).encode()
+        headers = {
+            "Host": urgent.host,
+            "X-TPO-Priority": "critical",
+            "Content-Type": "application/json",
+        }
+        urgent.send(build("POST", CHAT, headers, body))
+        wait_for(lambda: waiting(narrow) == 3, 5, "three that wait")
+        asked.set()
+        assert urgent.read_reply("POST").status == 200
         crowd.ended()
         first.ended()
-    assert urgent.status == 200
     order = ["urgent" in request.body.decode() for request in list(origin.seen)[seen:]]
     assert order == [False, True, False, False]
 

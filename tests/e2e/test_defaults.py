@@ -76,7 +76,7 @@ def test_a_backend_that_only_fails_is_left_alone(bench: Bench) -> None:
 
 def test_more_calls_than_places_wait_for_theirs(bench: Bench) -> None:
     """One after the other, from both workers; the second says how long it waited."""
-    bench.upstream.play("answer", first_s=0.5)
+    bench.upstream.play("answer", first_s=2.0)
     replies: list[RawReply] = []
     try:
         callers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from typing import Any
 
@@ -64,10 +65,12 @@ def test_waiting_for_a_result_answers_when_it_is_there(
 ) -> None:
     """``?wait=`` holds the answer back until the call is done."""
     gateway = start_gateway("--backend", "openai", "--base-url", upstream.base_url, "--model", "m")
-    upstream.play(first_s=0.3)
+    asked = threading.Event()
+    upstream.play(until=asked)
     call_id = gateway.ask("/api/v1/infer", {"prompt": "slow"}).json()["request_id"]
     assert gateway.ask(f"/api/v1/result/{call_id}").status == 202
-    reply = gateway.ask(f"/api/v1/result/{call_id}?wait=10")
+    threading.Timer(0.3, asked.set).start()
+    reply = gateway.ask(f"/api/v1/result/{call_id}?wait=20")
     assert reply.status == 200
     assert reply.json()["result"] == "answer to slow"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,12 +273,15 @@ def test_stream_waits_for_its_listener_when_told_to(
 
 def test_accepted_call_without_a_stream_is_attached_to(bench: Bench) -> None:
     """Its end comes as an event, when it comes."""
-    bench.upstream.play(first_s=0.5)
+    attached = threading.Event()
+    bench.upstream.play(until=attached)
     asked = bench.gateway.ask("/api/v1/infer", {"prompt": "hi", "model": "up"})
     call_id = asked.json()["request_id"]
     for shard in (0, 1):
         with bench.attach(shard, call_id) as client:
-            events = client.rest()
+            events = [client.event()]
+            attached.set()
+            events += client.rest()
             assert [e.name for e in events] == ["start", "done"]
             assert events[-1].data["result"] == "answer to hi"
     bench.upstream.play()

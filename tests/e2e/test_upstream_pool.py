@@ -47,7 +47,7 @@ def test_one_connection_serves_call_after_call(
     assert (upstream.counters.requests, upstream.counters.connections) == (20, 1)
     text = gateway.metrics()
     assert metric(text, "tpo_upstream_connections_total", backend="up") == 1
-    upstream.play(first_s=0.1)
+    upstream.play(first_s=2.0)
     at_once(gateway, [chat(str(n), "up") for n in range(8)])
     assert 4 <= upstream.counters.connections <= 9
 
