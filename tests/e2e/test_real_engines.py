@@ -158,15 +158,22 @@ def _passes_on_characters_that_are_broken(pair: Pair, model: Path) -> None:
 
 
 def _cancels_what_nobody_waits_for(pair: Pair) -> None:
-    asked = pair.context - 500
+    # A machine that stands still may miss a whole call: another one is made then.
     for stream in (True, False):
-        before = pair.steps("small")
-        with RawClient(pair.gateway.url, timeout_s=60) as client:
-            body = chat("go on", MODEL, stream=stream, max_tokens=asked, ignore_eos=True)
-            client.send(render(client.host, body, {}, "fast"))
-            wait_for(lambda: pair.running("small") == 1, 30, "the call to run")
-        wait_for(lambda: pair.running("small") == 0, 30, "the call to be given up")
-        assert pair.steps("small") - before < asked - 100
+        assert any(_is_cancelled(pair, stream) for _ in range(4))
+
+
+def _is_cancelled(pair: Pair, stream: bool) -> bool:
+    """Leave a call that runs; answers whether the engine did less than all of it."""
+    asked = pair.context - 500
+    before = pair.steps("small")
+    with RawClient(pair.gateway.url, timeout_s=60) as client:
+        body = chat("go on", MODEL, stream=stream, max_tokens=asked, ignore_eos=True)
+        client.send(render(client.host, body, {}, "fast"))
+        began = lambda: pair.running("small") == 1 or pair.steps("small") > before  # noqa: E731
+        wait_for(began, 30, "the call to run")
+    wait_for(lambda: pair.running("small") == 0, 30, "the call to be given up")
+    return pair.steps("small") - before < asked - 100
 
 
 def _asks_the_larger_one(pair: Pair) -> None:

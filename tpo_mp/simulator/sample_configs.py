@@ -78,6 +78,7 @@ EXAMPLES: Final[Tree] = {
         "speed_cv": 0.2,
     }},
     "engines": {"small": {"preset": "nim-8b", "max_num_seqs": 64, "max_waiting": 200}},
+    "adapters": {"sql": {"path": "/adapters/sql"}},
     "rules": [{"match": {"contains": "weather"}, "reply": {"text": "It is sunny."}, "times": 1}],
     "faults": [{"name": "flaky", "error": "429; retry_after=2", "probability": 0.05}],
     "scenarios": {"rush_hour": {
