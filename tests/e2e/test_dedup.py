@@ -258,7 +258,7 @@ def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
         asked = gateway.metric(SHARED)
         before = origin.counters.requests
         origin.queue("hang")
-        origin.play(first_s=0.4)
+        origin.play(first_s=2.5)
         with Alike(gateway.url, 40, body) as crowd:
             wait_for(partial(all_have_come, gateway, asked + 40), 20, "all calls")
             wait_for(lambda: origin.seen, 10, "the upstream call")
@@ -279,7 +279,7 @@ def test_a_killed_worker_amid_a_stream(gateway: Gateway, origin: Upstream, same:
     for turn in range(TURNS):
         origin.forget()
         origin.queue("hang_body", cut_after=3, chunks=6, text=text)
-        origin.play(first_s=0.4, delay_s=0.02, chunks=6, text=text if same else text.upper())
+        origin.play(first_s=2.5, delay_s=0.02, chunks=6, text=text if same else text.upper())
         before = origin.counters.requests
         with Alike(gateway.url, 40, chat(f"killed amid {same} {turn}", stream=True)) as crowd:
             crowd.flowing()

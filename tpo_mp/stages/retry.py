@@ -120,6 +120,7 @@ class Retry:
             else:
                 _Tries(self, call, proceed, out).done(reply, error)
 
+        # As ``_try`` does, written out: nearly every call has this try only.
         try:
             trying = proceed(call)
         except Exception as e:  # noqa: BLE001 - one that is no failure of a try is passed on as it is
