@@ -108,14 +108,19 @@ def shard_of(client: RawClient) -> str:
 
 def test_fifty_at_once_are_one_call(gateway: Gateway, origin: Upstream) -> None:
     """Whichever worker they come to: one asks, all have its answer, one is charged."""
+    # While a worker stands still the other one takes all that come.
+    assert any(fifty(gateway, origin, f"fifty {turn}") == {"0", "1"} for turn in range(4))
+
+
+def fifty(gateway: Gateway, origin: Upstream, key: str) -> set[str]:
+    """Ask fifty times at once; answers the shards that took part."""
     origin.play(first_s=0.5)
     before = origin.counters.requests
     used = budget(gateway)
     with ThreadPoolExecutor(50) as pool:
-        replies = list(pool.map(lambda _: ask(gateway, "fifty", who="spender"), range(50)))
+        replies = list(pool.map(lambda _: ask(gateway, key, who="spender"), range(50)))
     assert Counter(reply.status for reply in replies) == {200: 50}
     assert len({reply.body for reply in replies}) == 1
-    assert {reply.headers["x-tpo-shard"] for reply in replies} == {"0", "1"}
     assert origin.counters.requests - before == 1
     assert sum(REPLAYED in reply.headers for reply in replies) == 49
     ran = next(reply for reply in replies if REPLAYED not in reply.headers)
@@ -124,6 +129,7 @@ def test_fifty_at_once_are_one_call(gateway: Gateway, origin: Upstream) -> None:
     usage = ran.json()["usage"]
     spent = usage["prompt_tokens"] + usage["completion_tokens"]
     wait_for(lambda: budget(gateway) == used + spent, 5, "what one call used is settled")
+    return {reply.headers["x-tpo-shard"] for reply in replies}
 
 
 def is_charged(gateway: Gateway, tokens: int) -> bool:
