@@ -21,10 +21,10 @@ REASONS = {
 }
 
 
-def stream(name: str) -> list[bytes]:
+def stream(name: str, words: str = TRAPS) -> list[bytes]:
     """The events of a stream whose words look like every dialect's marks."""
     reply = ModelReply(
-        id="1", model="m", choices=(ReplyChoice((TextBlock(TRAPS),)),), usage=TokenUsage(11, 3)
+        id="1", model="m", choices=(ReplyChoice((TextBlock(words),)),), usage=TokenUsage(11, 3)
     )
     return [event + b"\n\n" for event in encode(name, events_of(reply)).split(b"\n\n")[:-1]]
 
@@ -52,6 +52,17 @@ def test_the_size_of_reads_does_not_matter(name: str) -> None:
     watch.feed(b"".join(stream(name)))
     assert watch.ended
     assert watch.finish_reason == REASONS[name]
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_the_first_event_with_a_mark_is_read_whole(name: str) -> None:
+    """What stands before the mark belongs to it."""
+    watch = support.codec(name).watch()
+    watch.feed(b"".join(stream(name, "only words")))
+    assert watch.ended
+    assert watch.finish_reason == REASONS[name]
+    assert watch.usage is not None
+    assert (watch.usage.prompt, watch.usage.completion) == (11, 3)
 
 
 @pytest.mark.parametrize("name", FOUR)
