@@ -42,13 +42,18 @@ def engine_gateway(mlx: MlxServer, short_tmp: Path) -> Iterator[Gateway]:
         yield gateway
 
 
-@pytest.fixture(scope="session")
-def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+def families(folder: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """A two-shard gateway with a backend of each family, both at one upstream."""
     with Upstream() as upstream:
         config = NO_CACHE + NO_RETRIES + BOTH_FAMILIES.format(base_url=upstream.base_url)
-        with Gateway(short_tmp / "scripted", config=config, workers=2) as gateway:
+        with Gateway(folder, config=config, workers=2) as gateway:
             yield gateway, upstream
+
+
+@pytest.fixture(scope="session")
+def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """One for all tests that do not count."""
+    yield from families(short_tmp / "scripted")
 
 
 @pytest.fixture

@@ -17,11 +17,10 @@ import anthropic
 import openai
 import pytest
 
-from tests.support.configs import BOTH_FAMILIES
+from tests.e2e.conftest import families
 from tests.support.dialects import REPLIES
 from tests.support.gateway import Gateway
 from tests.support.javascript import Node
-from tests.support.toml import NO_CACHE, NO_RETRIES
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -45,10 +44,7 @@ class Asked:
 @pytest.fixture(scope="module")
 def both_families(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """Of these tests alone, since they count."""
-    with Upstream() as upstream:
-        config = NO_CACHE + NO_RETRIES + BOTH_FAMILIES.format(base_url=upstream.base_url)
-        with Gateway(short_tmp / "retries", config=config, workers=2) as gateway:
-            yield gateway, upstream
+    yield from families(short_tmp / "retries")
 
 
 @pytest.fixture(params=SDKS)
