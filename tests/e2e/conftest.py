@@ -23,15 +23,22 @@ def origin() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="session")
-def shards(short_tmp: Path) -> Iterator[Shards]:
-    """Both connections stay open for all tests that ask them."""
+def two_shards(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """A gateway of two shards before an upstream, for all modules."""
     with Upstream() as upstream:
         config = ECHO + backend("up", upstream.base_url)
         with Gateway(short_tmp / "shards", config=config, workers=2) as gateway:
-            url = gateway.url
-            with connect_to(url, 0) as one, connect_to(url, 1) as other:
-                sessions = (session_on(url, 0), session_on(url, 1))
-                yield Shards(gateway, upstream, (one, other), sessions)
+            yield gateway, upstream
+
+
+@pytest.fixture(scope="module")
+def shards(two_shards: tuple[Gateway, Upstream]) -> Iterator[Shards]:
+    """Connections of one module: between two modules they would idle until they are closed."""
+    gateway, upstream = two_shards
+    url = gateway.url
+    with connect_to(url, 0) as one, connect_to(url, 1) as other:
+        sessions = (session_on(url, 0), session_on(url, 1))
+        yield Shards(gateway, upstream, (one, other), sessions)
 
 
 @pytest.fixture(scope="session")
