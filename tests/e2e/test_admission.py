@@ -62,14 +62,19 @@ def test_a_hundred_at_once_over_two_workers_never_hold_more_than_the_places(
     gateway: Gateway, origin: Upstream
 ) -> None:
     """All are answered, four at a time, and those who waited are told how long."""
-    origin.play(first_s=0.02)
-    with Crowd(gateway.url, 100, model="few", stream=False) as crowd:
+    all_here = threading.Event()
+    origin.play(first_s=0.02, until=all_here)
+    with Crowd(gateway.url, 100, model="few", stream=False, apart=True) as crowd:
+        try:
+            wait_for(lambda: waiting(gateway) == 100 - PLACES, 15, "all calls")
+        finally:
+            all_here.set()
         attempts = crowd.ended()
     assert outcomes(attempts) == {"ok 200": 100}
     assert {attempt.slot for attempt in attempts} == {0, 1}
     assert origin.counters.max_working == PLACES
     waited = [a for a in attempts if queued_ms(a) > 0]
-    assert len(waited) >= 100 - 3 * PLACES
+    assert len(waited) == 100 - PLACES
     assert waiting(gateway) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, chat
+from tests.support.shards import session_on
 
 CHAT = "/v1/chat/completions"
 
@@ -62,10 +63,11 @@ def test_streams_cross_the_mesh_whole(echo_gateway: Gateway) -> None:
     """A long stream is the same from both shards, byte for byte but its id."""
     words = " ".join(f"w{i}" for i in range(400))
     texts: dict[str, set[int]] = {}
-    with RawClient(echo_gateway.url) as client:
-        for i in range(12):
+    url = echo_gateway.url
+    with RawClient(url) as client:
+        for session in (session_on(url, i % 2, f"stream-{i}") for i in range(12)):
             body = chat(words, stream=True)
-            reply = client.post_json(CHAT, body, {"X-Session-Id": f"stream-{i}"})
+            reply = client.post_json(CHAT, body, {"X-Session-Id": session})
             assert reply.events[-1] == b"[DONE]"
             texts.setdefault(reply.headers["x-tpo-shard"], set()).add(len(reply.events))
     assert len(texts) == echo_gateway.workers
@@ -76,9 +78,10 @@ def test_large_bodies_cross_the_mesh_whole(echo_gateway: Gateway) -> None:
     """A body too large for a ring travels by reference and arrives complete."""
     text = " ".join(f"word{i}" for i in range(20_000))
     seen = set()
-    with RawClient(echo_gateway.url) as client:
-        for i in range(8):
-            reply = client.post_json(CHAT, chat(text), {"X-Session-Id": f"large-{i}"})
+    url = echo_gateway.url
+    with RawClient(url) as client:
+        for session in (session_on(url, i % 2, f"large-{i}") for i in range(8)):
+            reply = client.post_json(CHAT, chat(text), {"X-Session-Id": session})
             assert reply.json()["choices"][0]["message"]["content"] == text
             seen.add(reply.headers["x-tpo-shard"])
     assert len(seen) == echo_gateway.workers

@@ -15,7 +15,8 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.host import metric
 from tests.support.load import Crowd
-from tests.support.raw import chat
+from tests.support.raw import ClosedEarlyError, build, chat
+from tests.support.shards import connect_to, session_on
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
 
@@ -47,16 +48,16 @@ class Asked:
 
     def __init__(self, gateway: Gateway, session: str) -> None:
         self.gateway = gateway
-        self.session = session
+        self.sessions = [f"{session}-{n}" for n in range(5)]
         self.ids: list[str] = []
         self.cost: Counter[str] = Counter()
 
     def ask(self, n: int, *models: str) -> None:
-        """``n`` calls, each on a connection of its own, so that both workers get some."""
+        """``n`` calls, each on a connection of its own."""
         for i in range(n):
             model = models[i % len(models)]
             told = self.gateway.ask(
-                CHAT, chat("some words", model=model), {"x-session-id": f"{self.session}-{i % 5}"}
+                CHAT, chat("some words", model=model), {"x-session-id": self.sessions[i % 5]}
             )
             assert told.status == 200, told.body
             self.ids.append(told.headers["x-tpo-call-id"])
@@ -90,6 +91,8 @@ class Asked:
 def test_every_call_is_in_the_audit_once_whoever_is_asked(gateway: Gateway) -> None:
     """With its cost; filters take all of what they name and nothing else."""
     asked = Asked(gateway, "once")
+    url = gateway.url
+    asked.sessions = [session_on(url, n % 2, f"once-{n}", model="dark") for n in range(5)]
     asked.ask(24, "cheap", "dear", "dark")
     wait_for(asked.settled, 10.0, "all calls in the audit")
     entries = [e for e in asked.entries() if e["id"] in asked.ids]
@@ -181,14 +184,21 @@ def test_entries_outlive_a_worker_and_the_gateway(short_tmp: Path) -> None:
 
 def test_calls_that_died_with_their_worker_are_in_the_audit(gateway: Gateway) -> None:
     """As crashed, once each, and so every accepted call is: one by one the dead letters'."""
-    with Crowd(gateway.url, 30, model="slow", stream=False, prefix="crash") as crowd:
-        wait_for(lambda: open_calls(gateway) >= 30, 10.0, "all of them accepted")
+    with (
+        connect_to(gateway.url, 1, model="dark") as held,
+        Crowd(gateway.url, 30, model="slow", stream=False, prefix="crash") as crowd,
+    ):
+        head = {"host": held.host, "content-type": "application/json", "x-request-id": "held"}
+        held.send(build("POST", CHAT, head, json.dumps(chat("hi", model="slow")).encode()))
+        wait_for(lambda: open_calls(gateway) >= 31, 10.0, "all of them accepted")
         victim = gateway.worker_pids()[1]
         os.kill(victim, signal.SIGKILL)
         attempts = crowd.ended()
+        with pytest.raises(ClosedEarlyError):
+            held.read_head()
     cut = {a.id for a in attempts if a.outcome == "cut"}
-    assert cut
     assert cut | {a.id for a in attempts if a.outcome == "ok"} == {a.id for a in attempts}
+    cut.add("held")
 
     def told() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -197,7 +207,7 @@ def test_calls_that_died_with_their_worker_are_in_the_audit(gateway: Gateway) ->
             found.setdefault(entry["terminal"], []).append(entry["client_request_id"])
         return found
 
-    wait_for(lambda: sum(map(len, told().values())) == 30, 15.0, "a record of each")
+    wait_for(lambda: sum(map(len, told().values())) == 31, 15.0, "a record of each")
     assert sorted(told()["crashed"]) == sorted(cut)
     letters = gateway.ask("/api/v1/dlq").json()["entries"]
     assert {letter["client_request_id"] for letter in letters} >= cut

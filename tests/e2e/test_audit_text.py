@@ -36,13 +36,20 @@ class Talk:
         self.asked: dict[str, str] = {}
         self.shards: set[str] = set()
 
-    def ask(self, target: str, value: Any = None, who: str = "admin") -> RawReply:
+    def ask(
+        self, target: str, value: Any = None, who: str = "admin", session: str = ""
+    ) -> RawReply:
         """As somebody, with a header line that is nobody's business."""
         headers = {"authorization": f"Bearer {KEYS[who]}", "x-secret": "the-header-s-own-word"}
+        if session:
+            headers["x-session-id"] = session
         return self.gateway.ask(target, value, headers)
 
-    def talk(self, rounds: int) -> None:
-        """Whole and streamed chats and messages, each on a connection of its own."""
+    def talk(self, rounds: int, session: str = "") -> None:
+        """Whole and streamed chats and messages, each on a connection of its own.
+
+        And each in a session of its own, if they have a name: some live on each worker.
+        """
         for i in range(rounds):
             for kind in ("whole", "streamed", "messages", "told"):
                 words = f"the {kind} matter of plovdiv {len(self.asked)}"
@@ -50,7 +57,7 @@ class Talk:
                 path = "/v1/chat/completions"
                 if kind in ("messages", "told"):
                     path, body = "/v1/messages", body | {"max_tokens": 50}
-                reply = self.ask(path, body, "team")
+                reply = self.ask(path, body, "team", session and f"{session}-{len(self.asked)}")
                 assert reply.status == 200, (i, reply.body)
                 self.asked[reply.headers["x-tpo-call-id"]] = words
                 self.shards.add(reply.headers["x-tpo-shard"])
@@ -86,7 +93,7 @@ def talk(short_tmp: Path) -> Iterator[Talk]:
 
 def test_what_was_said_is_in_the_audit(talk: Talk) -> None:
     """Of both workers' calls, in page and export, over the death of one; no header line is."""
-    talk.talk(8)
+    talk.talk(8, "both")
     assert talk.shards == {"0", "1"}
     for call_id, entry in talk.entries().items():
         said = talk.asked[call_id]

@@ -17,7 +17,8 @@ import pytest
 from tests.conftest import StartGateway
 from tests.support.effort import LONG
 from tests.support.gateway import Gateway, ask_sure
-from tests.support.raw import chat
+from tests.support.raw import RawClient, chat
+from tests.support.shards import each_shard
 from tests.support.toml import NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -40,7 +41,15 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
 def test_every_worker_answers_what_any_worker_was_answered(
     gateway: Gateway, origin: Upstream
 ) -> None:
-    """Forty connections of both workers cost the upstream one request; the books know why."""
+    """Forty calls of both workers cost the upstream one request; the books know why."""
+    with each_shard(gateway.url, model="up-1") as clients:
+        answered_alike(gateway, origin, clients)
+
+
+def answered_alike(
+    gateway: Gateway, origin: Upstream, clients: tuple[RawClient, RawClient]
+) -> None:
+    """Ask the same through both by turns, and look at all that counts it."""
     before = origin.counters.requests
     stats = gateway.ask(STATS).json()
     names = ("orchestrator_cache_hits_total", "tpo_saved_tokens_total", "tpo_saved_cost_usd_total",
@@ -48,7 +57,7 @@ def test_every_worker_answers_what_any_worker_was_answered(
     counted = {name: gateway.metric(name) for name in names}
     first = ask_sure(gateway, "once")
     assert first.headers["x-tpo-cache"] == "miss"
-    told = [ask_sure(gateway, "once") for _ in range(40)]
+    told = [ask_sure(gateway, "once", through=clients[n % 2]) for n in range(40)]
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
     assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
     assert not any("x-tpo-backend" in reply.headers for reply in told)
@@ -221,7 +230,9 @@ def test_a_flush_is_heard_by_every_worker(gateway: Gateway) -> None:
     assert (flushed.status, flushed.json()) == (200, {"status": "flushed"})
     assert gateway.ask(STATS).json()["entries"] == 0
     assert ask_sure(gateway, "flushed").headers["x-tpo-cache"] == "miss"
-    assert {ask_sure(gateway, "flushed").headers["x-tpo-shard"] for _ in range(20)} == {"0", "1"}
+    with each_shard(gateway.url, model="up-1") as clients:
+        told = [ask_sure(gateway, "flushed", through=client) for client in clients]
+    assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
 
 
 def test_tenants_and_time_keep_answers_apart(start_gateway: StartGateway, origin: Upstream) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway, ask_sure
-from tests.support.raw import RawReply, ask
+from tests.support.raw import RawClient, RawReply, ask
 from tests.support.redis import RedisServer
+from tests.support.shards import each_shard
 from tests.support.toml import NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -101,12 +102,22 @@ def test_what_one_gateway_was_answered_the_other_knows(
     """Each worker of it, whole or streamed, but no other tenant; then it has it by itself."""
     one, two = pair
     kept(one, redis, "shared")
+    ours = {"authorization": f"Bearer {KEYS['a']}"}
+    with each_shard(two.url, model="up-1", headers=ours) as clients:
+        known_by_both(pair, origin, clients)
+
+
+def known_by_both(
+    pair: tuple[Gateway, Gateway], origin: Upstream, clients: tuple[RawClient, RawClient]
+) -> None:
+    """What the first was answered, asked of each worker of the second by turns."""
+    one, two = pair
     before = origin.counters.requests
     stats = two.ask(STATS, None, ADMIN).json()
     found = looked(two, "hit")
     assert said(two, "shared") == "hit"
     assert looked(two, "hit") == found + 1
-    told = [say(two, "shared") for _ in range(30)]
+    told = [say(two, "shared", through=clients[n % 2]) for n in range(30)]
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"hit"}
     assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
     assert looked(two, "hit") == found + 1

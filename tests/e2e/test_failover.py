@@ -308,7 +308,7 @@ def test_retry_budget_is_one_for_the_host(short_tmp: Path) -> None:
         )
         with Gateway(short_tmp / "budget", config=config, workers=2) as gateway:
             began = time.monotonic()
-            with Crowd(gateway.url, 100, model="up", stream=False) as crowd:
+            with Crowd(gateway.url, 100, model="up", stream=False, apart=True) as crowd:
                 attempts = crowd.ended()
             spans = (time.monotonic() - began) / 10
             assert {attempt.status for attempt in attempts} == {502}

@@ -105,7 +105,7 @@ def test_long_keys_spread_over_the_shards(bench: Bench) -> None:
     with connect_to(bench.gateway.url, 0) as client:
         homes = {
             client.post_json(CHAT, chat("x", user=f"{i}" * 100_000)).headers["x-tpo-shard"]
-            for i in range(12)
+            for i in range(24)
         }
     assert homes == {"0", "1"}
 

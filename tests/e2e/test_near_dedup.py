@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway, ask_sure
+from tests.support.raw import RawClient
+from tests.support.shards import each_shard
 from tests.support.toml import NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -30,6 +32,14 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
 
 def test_both_workers_answer_near_questions_as_one_did(gateway: Gateway, origin: Upstream) -> None:
     """One upstream call; whole and streamed, counted and recorded; the first worker may be dead."""
+    with each_shard(gateway.url, model="up-1") as clients:
+        answered_alike(gateway, origin, clients)
+
+
+def answered_alike(
+    gateway: Gateway, origin: Upstream, clients: tuple[RawClient, RawClient]
+) -> None:
+    """Ask nearly the same through both by turns, then kill the one that asked upstream."""
     before = origin.counters.requests
     first = ask_sure(gateway, ASKED.format("Spain"))
     assert first.headers["x-tpo-cache"] == "miss"
@@ -39,7 +49,8 @@ def test_both_workers_answer_near_questions_as_one_did(gateway: Gateway, origin:
         "What is  the capital of Spain",
         "What is the capital of Spain!",
     ]
-    told = [ask_sure(gateway, text) for text in spellings * 6]
+    told = [ask_sure(gateway, text, through=clients[n % 2])
+            for n, text in enumerate(s for s in spellings for _ in range(6))]  # fmt: skip
     assert {reply.headers["x-tpo-cache"] for reply in told} == {"semantic"}
     assert {reply.headers["x-tpo-shard"] for reply in told} == {"0", "1"}
     assert {reply.json()["choices"][0]["message"]["content"] for reply in told} == {said}

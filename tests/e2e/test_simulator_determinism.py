@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.raw import chat
+from tests.support.shards import session_on
 
 CHAT = "/v1/chat/completions"
 CONFIG = """
@@ -50,7 +51,8 @@ def say(gateway: Gateway, text: str, headers: dict[str, str] | None = None) -> t
 def test_a_sequence_of_requests_is_answered_alike(alone: Gateway, two: Gateway) -> None:
     """Each repetition says something else, and the same on both hosts."""
     # Sessions spread them over both workers, however connections are accepted.
-    asked = [(f"sequence {n % 3}", {"x-session-id": f"s{n}"}) for n in range(TIMES)]
+    homes = [session_on(two.url, n, model="gpt-4o") for n in range(2)]
+    asked = [(f"sequence {n % 3}", {"x-session-id": homes[n // 3 % 2]}) for n in range(TIMES)]
     first = [say(alone, text, head)[0] for text, head in asked]
     answered = [say(two, text, head) for text, head in asked]
     assert [said for said, _ in answered] == first

@@ -64,7 +64,7 @@ def test_a_budget_is_spent_to_the_last_call_and_no_further(budgeted: Gateway) ->
     for wave in range(3):
         with Crowd(
             budgeted.url, 40, model="m", text="a b c d", prefix=f"w{wave}", stream=False,
-            key=KEYS["crowd"],
+            apart=True, key=KEYS["crowd"], max_tokens=600,
         ) as crowd:  # fmt: skip
             for attempt in crowd.ended():
                 answered += attempt.status == 200

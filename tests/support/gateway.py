@@ -258,11 +258,20 @@ class Gateway:
 
 
 def ask_sure(
-    gateway: Gateway, text: str, headers: dict[str, str] | None = None, **more: Any
+    gateway: Gateway,
+    text: str,
+    headers: dict[str, str] | None = None,
+    *,
+    through: RawClient | None = None,
+    **more: Any,
 ) -> RawReply:
-    """Ask for a chat at temperature 0: the same question gets the same answer."""
+    """Ask for a chat at temperature 0: the same question gets the same answer.
+
+    On a connection of its own, or ``through`` one that is there.
+    """
+    ask_one = gateway.ask if through is None else through.post_json
     body = chat(text, "up-1", **{"temperature": 0, **more})
-    return gateway.ask("/v1/chat/completions", body, headers)
+    return ask_one("/v1/chat/completions", body, headers)
 
 
 def metric(page: str, name: str, **labels: str) -> float:

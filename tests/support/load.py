@@ -163,12 +163,19 @@ class Crowd(LoopThread):
         patience_s: float = 40.0,
         sessions: Iterable[str] = (),
         homes: Mapping[str, int] | None = None,
+        apart: bool = False,
         **body: Any,
     ) -> None:
-        """With ``homes``, the shard of each session, every call is made to another shard."""
+        """With ``homes``, the shard of each session, every call is made to another shard.
+
+        ``apart`` gives each a session of its own: all shards serve some, also while only one of
+        them takes connections.
+        """
         super().__init__()
         self._homes = homes or {}
         named = list(sessions or self._homes)
+        if apart:
+            named = [f"{prefix}-{i}" for i in range(number)]
         self.attempts = [
             Attempt(f"{prefix}-{i}", stream=stream, session=named[i % len(named)] if named else "")
             for i in range(number)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,32 +24,60 @@ Place = Literal["local", "forwarded"]
 Lane = Literal["fast", "full"]
 
 
-def shard_of(client: RawClient, session: str = "", model: str = ECHO) -> int:
+def shard_of(
+    client: RawClient, session: str = "", model: str = ECHO, headers: dict[str, str] | None = None
+) -> int:
     """The shard that serves a session, or without one the shard that took the connection."""
-    headers = {"X-Session-Id": session} if session else None
-    reply = client.post_json(CHAT, chat("where", model), headers)
+    named = ({"X-Session-Id": session} if session else {}) | (headers or {})
+    reply = client.post_json(CHAT, chat("where", model), named)
     assert reply.status == 200, reply
     return int(reply.headers["x-tpo-shard"])
 
 
-def connect_to(url: str, shard: int, *, within_s: float = 20.0, **options: Any) -> RawClient:
+def connect_to(
+    url: str,
+    shard: int,
+    *,
+    model: str = ECHO,
+    headers: dict[str, str] | None = None,
+    within_s: float = 20.0,
+    **options: Any,
+) -> RawClient:
     """Open connections until that shard takes one; a shard that gets no core takes none."""
     give_up_at = time.monotonic() + within_s
     tried = 0
     while time.monotonic() < give_up_at:
         client = RawClient(url, **options)
-        if shard_of(client) == shard:
+        if shard_of(client, "", model, headers) == shard:
             return client
         client.close()
         tried += 1
     raise AssertionError(f"shard {shard} took none of {tried} connections in {within_s} s")
 
 
-def session_on(url: str, shard: int, prefix: str = "s") -> str:
-    """Name a session that lives on that shard."""
+@contextmanager
+def each_shard(url: str, **options: Any) -> Iterator[tuple[RawClient, RawClient]]:
+    """A connection to each of two shards, for calls that come to both by turns.
+
+    Connections as they come may all go to one shard, while the other gets no core.
+    What it asks to find them is asked before the block begins: count from there.
+    """
+    with connect_to(url, 0, **options) as one, connect_to(url, 1, **options) as other:
+        yield one, other
+
+
+def session_on(
+    url: str,
+    shard: int,
+    prefix: str = "s",
+    *,
+    model: str = ECHO,
+    headers: dict[str, str] | None = None,
+) -> str:
+    """Name a session that lives on that shard; where one lives is another thing on each host."""
     with RawClient(url) as client:
         for number in range(200):
-            if shard_of(client, f"{prefix}-{number}") == shard:
+            if shard_of(client, f"{prefix}-{number}", model, headers) == shard:
                 return f"{prefix}-{number}"
     raise AssertionError(f"no session lives on shard {shard}")
 
