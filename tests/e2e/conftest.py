@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.configs import BOTH_FAMILIES, WITH_A_MAPPED_NAME
 from tests.support.gateway import Gateway
-from tests.support.shards import Shards, connect_to, session_on
+from tests.support.shards import Shards, each_shard, session_on
 from tests.support.tiny_model import MlxServer
 from tests.support.toml import ECHO, NO_CACHE, NO_RETRIES, backend
 from tests.support.upstream import Upstream
@@ -31,14 +31,19 @@ def two_shards(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
             yield gateway, upstream
 
 
-@pytest.fixture(scope="module")
-def shards(two_shards: tuple[Gateway, Upstream]) -> Iterator[Shards]:
-    """Connections of one module: between two modules they would idle until they are closed."""
+@pytest.fixture(scope="session")
+def homes(two_shards: tuple[Gateway, Upstream]) -> tuple[str, str]:
+    """A session on each of them."""
+    url = two_shards[0].url
+    return session_on(url, 0), session_on(url, 1)
+
+
+@pytest.fixture
+def shards(two_shards: tuple[Gateway, Upstream], homes: tuple[str, str]) -> Iterator[Shards]:
+    """With connections of one test: between two tests they might idle until they are closed."""
     gateway, upstream = two_shards
-    url = gateway.url
-    with connect_to(url, 0) as one, connect_to(url, 1) as other:
-        sessions = (session_on(url, 0), session_on(url, 1))
-        yield Shards(gateway, upstream, (one, other), sessions)
+    with each_shard(gateway.url) as clients:
+        yield Shards(gateway, upstream, clients, homes)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from openai import OpenAI
 from tests.support.dialects import REPLIES, body, datas, encode
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply, build
-from tests.support.shards import connect_to, session_on
+from tests.support.shards import connect_to, each_shard, session_on
 from tests.support.toml import ECHO, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -41,8 +41,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(short_tmp: Path) -> Iterator[Bench]:
-    """Both connections stay open for the whole file."""
+def host(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream, tuple[str, str]]]:
+    """Both, and a session on each shard."""
     with Upstream() as upstream:
         config = (
             ECHO
@@ -51,9 +51,15 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
         )
         with Gateway(short_tmp / "background", config=config, workers=2) as gateway:
             url = gateway.url
-            with connect_to(url, 0) as one, connect_to(url, 1) as other:
-                sessions = (session_on(url, 0), session_on(url, 1))
-                yield Bench(gateway, upstream, (one, other), sessions)
+            yield gateway, upstream, (session_on(url, 0), session_on(url, 1))
+
+
+@pytest.fixture
+def bench(host: tuple[Gateway, Upstream, tuple[str, str]]) -> Iterator[Bench]:
+    """Its connections are one test's: between two they might idle until they are closed."""
+    gateway, upstream, sessions = host
+    with each_shard(gateway.url) as clients:
+        yield Bench(gateway, upstream, clients, sessions)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply, chat
-from tests.support.shards import CHAT, connect_to, render, session_on
+from tests.support.shards import CHAT, each_shard, render, session_on
 from tests.support.toml import ECHO, NO_RETRIES, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -63,14 +63,20 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(short_tmp: Path) -> Iterator[Bench]:
-    """Both connections stay open for the whole file."""
+def host(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    """Two shards before an upstream that is asked once."""
     with Upstream() as upstream:
         config = NO_RETRIES + ECHO + backend("up", upstream.base_url)
         with Gateway(short_tmp / "batch", config=config, workers=2) as gateway:
-            one, other = (connect_to(gateway.url, shard, timeout_s=60) for shard in (0, 1))
-            with one, other:
-                yield Bench(gateway, upstream, (one, other))
+            yield gateway, upstream
+
+
+@pytest.fixture
+def bench(host: tuple[Gateway, Upstream]) -> Iterator[Bench]:
+    """Its connections are one test's: between two they might idle until they are closed."""
+    gateway, upstream = host
+    with each_shard(gateway.url, timeout_s=60) as clients:
+        yield Bench(gateway, upstream, clients)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, ask, chat
-from tests.support.shards import CHAT, connect_to
+from tests.support.shards import CHAT, connect_to, each_shard
 from tests.support.toml import ECHO
 from tests.support.wait import wait_for
 
@@ -18,14 +18,18 @@ DEBUG = ("/api/v1/debug/dlq", "/api/v1/debug/pipeline", "/api/v1/debug/dedup-ind
 
 
 @pytest.fixture(scope="module")
-def clients(short_tmp: Path) -> Iterator[tuple[RawClient, RawClient]]:
-    """A connection to each of two shards that show their inside."""
-    with (
-        Gateway(short_tmp / "status", config=CONFIG, workers=2) as gateway,
-        connect_to(gateway.url, 0) as one,
-        connect_to(gateway.url, 1) as other,
-    ):
-        yield one, other
+def open_host(short_tmp: Path) -> Iterator[Gateway]:
+    """Two shards that show their inside."""
+    with Gateway(short_tmp / "status", config=CONFIG, workers=2) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def clients(open_host: Gateway) -> Iterator[tuple[RawClient, RawClient]]:
+    """A connection to each of them; what was asked to find them is counted."""
+    with each_shard(open_host.url) as both:
+        open_host.settle()
+        yield both
 
 
 def test_both_workers_count_the_calls_of_both(clients: tuple[RawClient, RawClient]) -> None:
