@@ -74,6 +74,16 @@ class Pair:
         """One chat at temperature 0."""
         return self.ask(CHAT, chat(text, MODEL, **{"max_tokens": 8, "temperature": 0, **more}))
 
+    def turn(self, session: str, text: str) -> tuple[str, int]:
+        """One chat in a session; answers its worker, and how much the engine remembered."""
+        with RawClient(self.gateway.url, timeout_s=90) as client:
+            body = chat(text, MODEL, max_tokens=2, temperature=0)
+            reply = client.post_json(CHAT, body, {"x-session-id": session})
+        assert reply.status == 200, reply.body
+        assert reply.headers["x-tpo-backend"] == "small"
+        cached = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return reply.headers["x-tpo-shard"], cached
+
     def back(self) -> bool:
         """Whether calls go to the small one, which control must have found well."""
         reply = self.chat(f"again {os.urandom(4).hex()}")
@@ -95,7 +105,10 @@ def test_two_engines_of_a_kind_kept_by_the_host(kind: str, tmp_path: Path) -> No
         pytest.skip(found)
     model = found.model(tmp_path / "model")
     routed = section("[[routes]]", models=[MODEL], backends=["small", "large"], strategy="failover")
-    config = routed + NO_CACHE + "".join(
+    config = routed + NO_CACHE
+    if kind == "llama_cpp":
+        config += section("[[backends]]", name="small", kind=kind, slots="auto")
+    config += "".join(
         section("[[engines]]", name=name, kind=kind, model=str(model), models=[MODEL],
                 args=found.args(context), env=found.env)
         for name, context in (("small", SMALL[kind]), ("large", 2 * SMALL[kind]))
@@ -107,6 +120,8 @@ def test_two_engines_of_a_kind_kept_by_the_host(kind: str, tmp_path: Path) -> No
             wait_for(partial(pair.ready, name), engines.START_S, f"{name} to load")
         _chats_whole_and_streamed(pair)
         _passes_on_characters_that_are_broken(pair, model)
+        if kind == "llama_cpp":
+            _keeps_sessions_in_slots(pair)
         _cancels_what_nobody_waits_for(pair)
         _asks_the_larger_one(pair)
         _goes_on_while_one_is_restarted(pair)
@@ -155,6 +170,20 @@ def _passes_on_characters_that_are_broken(pair: Pair, model: Path) -> None:
         said = "".join(t["choices"][0].get("text") or "" for t in told if t["choices"])
         assert {"a", "\ufffd"} == set(said)
     assert pair.gateway.ask("/api/v1/providers/small").json()["failures"] == 0
+
+
+def _keeps_sessions_in_slots(pair: Pair) -> None:
+    """Two sessions of two workers say the same: left to itself the server takes one slot for it."""
+
+    def apart() -> tuple[str, ...] | None:
+        sessions, text = (os.urandom(8).hex(), os.urandom(8).hex()), os.urandom(64).hex()
+        (one, _), (other, cached) = (pair.turn(session, text) for session in sessions)
+        return (*sessions, text) if one != other and not cached else None
+
+    *sessions, text = wait_for(apart, 60, "two sessions in slots of their own")
+    for _ in range(2):
+        for session in sessions:
+            assert pair.turn(session, text)[1] > len(text) // 8
 
 
 def _cancels_what_nobody_waits_for(pair: Pair) -> None:
