@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from struct import Struct
 from time import monotonic
 from typing import Final
 
@@ -56,8 +57,9 @@ _SETS_AT: Final = -(-(_NAMES_AT + NAMES * NAME_BYTES) // 64) * 64
 _SET_BYTES: Final = WAYS * 8
 _SIZE: Final = _SETS_AT + SETS * _SET_BYTES
 _NOBODY: Final = bytes(NAME_BYTES)
-_HIGH: Final = SETS - 256
-"""The bits of a set's number that byte 5 of a digest gives; byte 6 gives the others."""
+_SET: Final = SETS - 1
+_split: Final = Struct(f"<{TAG_BYTES}sHx").unpack
+"""The tag of a block, and a number whose lower bits choose its set."""
 _ENTRY: Final = (1 << 48) - 1
 
 
@@ -97,27 +99,31 @@ class SharedPrefixes:
     def find(self, blocks: Sequence[bytes]) -> tuple[int, tuple[int, ...]]:
         """How many blocks from the first on are known, and who has them all.
 
-        By halves: the blocks before one that is known were recorded with it.
+        By halves: the blocks before one that is known were recorded with it.  What nobody has is
+        not known: a tag of zeros is found where nothing is.  Nor is one found that begins within an
+        entry; who looks for another behind it finds a hint in 10^10 more.
         """
-        known, unknown, last = 0, len(blocks) + 1, -1
-        step = 1  # mostly nothing is known, or everything; only then it is worth a search
-        places, search = self._map, self._search
-        while unknown - known > 1:
-            block = blocks[step - 1]
-            at = _SETS_AT + (block[5] << 8 & _HIGH | block[6]) * 64
-            tag = block[:5]
-            found = search(tag, at, at + 64)
-            while found >= 0 and (found & 7 or not places[found + 5]):
-                found = search(tag, found + 8 - (found & 7), at + 64)
-            if found >= 0:
-                step, known = (len(blocks) if not known else (step + unknown) // 2), step
-                last = found
-            elif known:
-                unknown = step
-                step = (known + unknown) // 2
+        if not blocks:
+            return 0, ()
+        search, split = self._search, _split
+        tag, number = split(blocks[0])
+        at = (number & _SET) * 64 + _SETS_AT
+        found = search(tag, at, at + 64)
+        if found & 7:
+            return 0, ()  # not aligned, or -1
+        last, known, unknown = tag, 0, len(blocks)
+        middle = unknown - 1  # mostly all of it is known then
+        while known < middle:
+            tag, number = split(blocks[middle])
+            at = (number & _SET) * 64 + _SETS_AT
+            seen = search(tag, at, at + 64)
+            if seen & 7:
+                unknown = middle
             else:
-                break
-        return known, self._holders(last, blocks[known - 1][:TAG_BYTES]) if known else ()
+                found, last, known = seen, tag, middle
+            middle = (known + unknown) >> 1
+        holders = self._holders(found, last)
+        return (known + 1, holders) if holders else (0, ())
 
     def record(self, blocks: Sequence[bytes], number: int, known: int = 0) -> None:
         """A backend is sent these blocks; ``known`` of them were found with it just now."""
@@ -131,18 +137,22 @@ class SharedPrefixes:
 
     def _holders(self, found: int, tag: bytes) -> tuple[int, ...]:
         """The numbers beside a tag, from where it was found to the end of its set."""
+        places, search = self._map, self._search
         end = (found | _SET_BYTES - 1) + 1
-        holders: tuple[int, ...] = ()
+        number = places[found + TAG_BYTES]
+        holders: tuple[int, ...] = (number,) if number else ()
+        found = search(tag, found + 8, end)
         while found >= 0:
-            if not found & 7 and (number := self._map[found + TAG_BYTES]):
+            if not found & 7 and (number := places[found + TAG_BYTES]):
                 holders += (number,)
-            found = self._search(tag, found + 8 - (found & 7), end)
+            found = search(tag, found + 8 - (found & 7), end)
         return holders
 
     def _write(self, block: bytes, number: int, now: int) -> bool:
         """Record one block; answers whether that changed anything."""
-        first = (_SETS_AT + (block[5] << 8 & _HIGH | block[6]) * _SET_BYTES) // 8
-        entry = int.from_bytes(block[:TAG_BYTES], "little") | number << 40
+        tag, place = _split(block)
+        first = ((place & _SET) * _SET_BYTES + _SETS_AT) // 8
+        entry = int.from_bytes(tag, "little") | number << 40
         oldest, age = first, -1
         for n, word in enumerate(self._words[first : first + WAYS].tolist(), first):
             if word & _ENTRY == entry:
