@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, TypeAlias
-
-import psutil
 
 from .rooms import DEPTH_GAUGE, rooms
 
@@ -188,7 +185,9 @@ def health_status(body: Body) -> int:
 
 
 def package_version() -> str:
-    """Version of the installed package."""
+    """Version of the installed package; whoever asks first waits for an import."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("tpo-mp")
     except PackageNotFoundError:
@@ -304,6 +303,8 @@ def _pct(used: int, capacity: int) -> float:
 def _rss(pid: int) -> int:
     if not pid:
         return 0
+    import psutil  # not while a process starts: nobody asks for this before it is ready
+
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except (psutil.Error, OSError):
