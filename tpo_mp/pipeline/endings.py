@@ -39,9 +39,10 @@ def at_end(call: Call, tell: Callable[[Ending], object]) -> None:
 
 def end_of(delivery: Delivery) -> Ending:
     """How a settled call ended."""
-    usage = delivery.reply.usage if delivery.reply is not None else None
-    call = delivery.call
-    return ending(delivery.terminal, usage, delivery.error, call.attempts, call.aside)
+    reply, call = delivery.reply, delivery.call
+    usage = None if reply is None else reply.usage
+    prompt, completion = (-1, -1) if usage is None else (usage.prompt, usage.completion)
+    return Ending(delivery.terminal, prompt, completion, delivery.error, call.attempts, call.aside)
 
 
 def ending(

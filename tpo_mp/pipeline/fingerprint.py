@@ -47,6 +47,8 @@ MAX_BODY_BYTES: Final = 128 << 10
 
 _EMBEDDINGS: Final = frozenset({Dialect.OPENAI_EMBEDDINGS, Dialect.GEMINI_EMBEDDINGS})
 _ZERO: Final = re.compile(rb'"temperature"\s*:\s*-?0(?:\.0*)?(?:[eE][-+]?\d+)?[\s,}]').match
+_ZEROES: Final = (b":0,", b": 0,", b":0.0,", b": 0.0,", b":0}", b": 0}")
+"""How nearly everybody writes it; a look at these takes a third of the pattern's time."""
 _BEYOND_WORDS: Final = frozenset(
     {"previous_response_id", "conversation", "background", "container", "mcp_servers",
      "web_search_options", "audio", "cachedContent"}
@@ -81,13 +83,15 @@ _RESPONSES: Final = Dialect.OPENAI_RESPONSES
 class _Found:
     """What is known of one body; one that was not ``read`` cannot be sure."""
 
-    __slots__ = ("body", "key", "read", "sure")
+    __slots__ = ("body", "kept_as", "key", "read", "sure")
 
     def __init__(self, body: bytes, key: bytes | None, sure: bool, read: bool = True) -> None:
         self.body = body
         self.key = key
         self.sure = sure
         self.read = read
+        self.kept_as: tuple[int, bytes] | None = None
+        """What the answer is kept under, and the salt that it was worked out with."""
 
 
 def fingerprint(call: Call, match: Match) -> bytes | None:
@@ -110,7 +114,7 @@ def _may_be_sure(call: Call) -> bool:
     body = call.body
     at = body.find(b'"temperature"')
     while at >= 0:
-        if _ZERO(body, at):
+        if body.startswith(_ZEROES, at + 13) or _ZERO(body, at):
             return True
         at = body.find(b'"temperature"', at + 13)
     return body.find(b'"seed"') >= 0 or call.dialect in _EMBEDDINGS

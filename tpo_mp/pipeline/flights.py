@@ -29,7 +29,8 @@ class Flights:
         self.kept = 0
         """Bytes of streams that are kept for riders."""
         self._most = most
-        self._open: dict[bytes, Flight] = {}
+        self.under_way: dict[bytes, Flight] = {}
+        """Those that can be joined, by their keys."""
         self._submitted = metrics.counter(
             "orchestrator_dedup_requests_total", "Calls that could share an answer."
         )
@@ -53,18 +54,13 @@ class Flights:
         return self.kept > KEPT_BYTES
 
     def __len__(self) -> int:
-        return len(self._open)
-
-    def __contains__(self, key: bytes) -> bool:
-        """Whether a call under way can be joined."""
-        return key in self._open
+        return len(self.under_way)
 
     def join(
         self,
         key: bytes,
         call: Call,
         proceed: Callable[[Call], Awaitable[Reply]],
-        *,
         afresh: bool = False,
     ) -> Awaitable[Reply]:
         """Answer a call with the flight of its key, or begin one.
@@ -73,7 +69,7 @@ class Flights:
         is meant by a third, so none is joined.
         """
         self._submitted.inc()
-        under_way = self._open
+        under_way = self.under_way
         flight = under_way.get(key)
         if flight is None:
             if len(under_way) >= self._most:
@@ -94,8 +90,8 @@ class Flights:
 
     def close(self, flight: Flight) -> None:
         """A flight cannot be joined any more."""
-        if self._open.get(flight.key) is flight:
-            del self._open[flight.key]
+        if self.under_way.get(flight.key) is flight:
+            del self.under_way[flight.key]
             self._leave(flight.key)
             self._active.add(-1)
 

@@ -82,10 +82,9 @@ class Cache:
         """Answer from the cache, or let the call on and keep its answer."""
         if call.reuse == _NONE or len(call.body) > self._max_request:
             return proceed(call)
-        key = fingerprint(call, self._match)
+        key = self._under(call)
         if key is None:
             return proceed(call)
-        key = kept.answer_key(key, self._salt)
         cache = self.cache
         if call.reuse == _ANY:
             reply = self._shelf.reply(key, call)
@@ -109,8 +108,17 @@ class Cache:
         """What the answer to a call is kept under; ``None``: it is not looked up."""
         if call.reuse != _ANY or len(call.body) > self._max_request:
             return None
+        return self._under(call)
+
+    def _under(self, call: Call) -> bytes | None:
+        """The same, whatever the call's client allows; worked out once for a body."""
         key = fingerprint(call, self._match)
-        return None if key is None else kept.answer_key(key, self._salt)
+        if key is None:
+            return None
+        known = call.fingerprint.kept_as
+        if known is None or known[0] != self._salt:
+            known = call.fingerprint.kept_as = (self._salt, kept.answer_key(key, self._salt))
+        return known[1]  # type: ignore[no-any-return]  # a call keeps it as anything
 
     def recall(self, key: bytes, question: Call) -> ToldAnswer | None:
         """What is told to a call with this key and in the form of ``question``; it is a hit."""
@@ -125,21 +133,18 @@ class Cache:
         self.entrusted = True
 
     def keeping(self, call: Call, asked: Awaitable[Reply]) -> Awaitable[Reply]:
-        if call.cache != "miss":
-            return asked
-        key = fingerprint(call, self._match)
+        key = self._under(call) if call.cache == "miss" else None
         if key is None:
             return asked
-        key = kept.answer_key(key, self._salt)
         return _Keeping(self, call, key, self.cache.generation).watch(asked)
 
     def again(self, call: Call) -> Reply | None:
         if call.reuse != _ANY or len(call.body) > self._max_request:
             return None
-        key = fingerprint(call, self._match)
+        key = self._under(call)
         if key is None:
             return None
-        reply = self._shelf.reply(kept.answer_key(key, self._salt), call)
+        reply = self._shelf.reply(key, call)
         if reply is None:
             call.cache = "miss"
         else:
@@ -190,9 +195,6 @@ class _Farther:
         return keeping.watch(self._proceed(call))
 
 
-_NOBODYS: Final[Promise[Reply]] = Promise()
-
-
 class _Keeping:
     """Keeps the answer of one call once it is whole."""
 
@@ -204,8 +206,8 @@ class _Keeping:
         self._call = call
         self._key = key
         self._generation = generation
-        self._out: Promise[Reply] = _NOBODYS
-        self._reply: Reply | None = None
+        self._out: Promise[Reply]
+        self._reply: Reply | None
 
     def watch(self, asked: Awaitable[Reply]) -> Promise[Reply]:
         """Pass an outcome on, and keep it."""

@@ -70,6 +70,7 @@ class Dedup:
         self._peers = env.peers
         self._epoch = env.epoch
         self._flights = Flights(env, config.max_entries, config.linger_s)
+        self._under_way = self._flights.under_way
         self._sdk_retries = config.enabled and config.sdk_retries
         self._keeper: AnswerKeeper | None = None
         self._ask: Proceed
@@ -101,15 +102,16 @@ class Dedup:
                 return self._ask(call) if call.cache else proceed(call)
             form = bytes((call.stream, call.usage_wanted, call.priority))
             key = found + form + call.key_id.encode() + _OF_ONE_CALL
-        sure: bool = call.fingerprint.sure
-        if key in self._flights:
-            return self._join(key, call)
-        here = partial(self.join, key)
-        return self._peers.bring(call, key, self._epoch, sure, here) or self._join(key, call)
+        if key not in self._under_way:
+            here = partial(self.join, key)
+            away = self._peers.bring(call, key, self._epoch, call.fingerprint.sure, here)
+            if away is not None:
+                return away
+        return self._join(key, call)
 
     def join(self, key: bytes, call: Call) -> Awaitable[Reply]:
         """Serve a call here, where its key lives, or lived until a moment ago."""
-        if key not in self._flights:
+        if key not in self._under_way:
             self._peers.lead(key)  # first: an answer that comes later than this is our own
             reply = None if self._keeper is None else self._keeper.again(call)
             if reply is not None:
@@ -121,7 +123,7 @@ class Dedup:
 
     def _join(self, key: bytes, call: Call) -> Awaitable[Reply]:
         afresh = call.sdk_try == 0 and key.endswith(_OF_ONE_CALL)
-        return self._flights.join(key, call, self._ask, afresh=afresh)
+        return self._flights.join(key, call, self._ask, afresh)
 
 
 FEATURE = Feature(Config, Dedup)

@@ -57,7 +57,6 @@ MOST_TEXT = 8 << 20
 _NO_TEXTS = (None, None, 0)
 _OF_REPEATS = ("rag", "assemble", "post_process", "stream")
 """Stages that a call goes through which no backend was asked for."""
-LOOKED_UP = frozenset(("hit", "miss"))
 TTFT_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A histogram is its buckets, +Inf, and then the sum in microseconds.
 _DURATION_SUM = len(DURATION_S) + 1
@@ -212,10 +211,9 @@ class Account:
         self._shed = {s: counter("orchestrator_requests_shed_total", text, stage=s) for s in STAGES}
         text = "Calls by how they ended."
         self._terminal = {t: counter("tpo_calls_total", text, terminal=t.value) for t in Terminal}
-        self._looked_up = {
-            "hit": counter("orchestrator_cache_hits_total", "Calls answered from the cache."),
-            "miss": counter("orchestrator_cache_misses_total", "Calls the cache had no answer to."),
-        }
+        self._hit = counter("orchestrator_cache_hits_total", "Calls answered from the cache.")
+        text = "Calls the cache had no answer to."
+        self._missed = counter("orchestrator_cache_misses_total", text)
         text = "Calls told again what an equal one before them was told, without being read."
         self._repeated = counter("tpo_repeats_total", text)
         self._saved: dict[tuple[str, str], tuple[CellCounter, CellCounter, CellCounter]] = {}
@@ -280,7 +278,7 @@ class Account:
         stages = self._stages
         for stage in _OF_REPEATS:
             stages[stage].inc(n)
-        self._looked_up["hit"].inc(n)
+        self._hit.inc(n)
         self._repeated.inc(n)
         self._terminal[Terminal.DONE].inc(n)
         self.flush()
@@ -387,7 +385,9 @@ class Account:
         aside = call.aside
         if aside is not None and cost is not None:
             cost += aside.cost_usd
-        if call.cache:
+        if call.cache == "miss":
+            self._missed.inc()
+        elif call.cache:
             # Who joined a call and was left to pay for it has saved nothing.
             saved = not call.attempts and delivery.error is None
             self._note_cache(call.cache, model, label, prompt, completion, saved=saved)
@@ -424,10 +424,10 @@ class Account:
     def _note_cache(
         self, how: str, model: str, label: str, prompt: int, completion: int, *, saved: bool
     ) -> None:
-        """Count a call that a cache was asked about, and what its answer saved."""
-        if how in LOOKED_UP:
-            self._looked_up[how].inc()
-        if how == "miss" or not saved:
+        """Count a call that a cache answered, and what that saved."""
+        if how == "hit":
+            self._hit.inc()
+        if not saved:
             return
         calls, tokens, cost = self._saved_by(how, label)
         calls.inc()
