@@ -36,6 +36,7 @@ class FakeExchange:
     body: bytes = b""
     peer: str = "127.0.0.1"
     on_disconnect: Callable[[], None] | None = None
+    open: bool = True
     status: int = 0
     answer: bytes = b""
     content_type: bytes = b""

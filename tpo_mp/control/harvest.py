@@ -2,8 +2,9 @@
 
 The supervisor marks a dead worker's open slots ORPHANED.  A sweep, on the store's thread, looks at
 each orphan: a call that has its call record or its letter already, and a prompt of a batch, which
-its job puts back itself, only gives its slot back; an
-asynchronous one that was never tried goes to another worker (``reruns``); the rest become letters.
+its job puts back itself, only gives its slot back; one that was answered, its worker dying before
+it told how, gets its record; an asynchronous one that was never tried goes to another worker
+(``reruns``); the rest become letters.
 A slot is given back one sweep later, when its letter is known to be written.
 
 A live orphan is judged in the sweep after the one that found it.  What its worker sent before it
@@ -53,6 +54,7 @@ IDLE_S = 5.0
 RERUN_WAIT_S = 1.0
 RECENT_BATCHES = 8
 SETTLE_STEP_S = 0.01
+_OVER = (SlotState.OWING, SlotState.SETTLED)
 MOST_SUSPECTS = 64
 """Of one sweep; each costs control's loop some 20 us."""
 
@@ -317,7 +319,8 @@ class Harvest:
         orphans.sort(key=lambda one: one[1].started_wall_ms)  # a session's letters keep their order
         for call_id, orphan in orphans:
             lettered = shelf.letters.stored(call_id)
-            told = call_id in finished or lettered
+            settled = orphan.state_before is SlotState.SETTLED
+            told = call_id in finished or lettered or (settled and call_id in source.recorded)
             if rerun and not told and len(sweep.suspects) < MOST_SUSPECTS:
                 sweep.suspects += self._suspects(orphan)
             recorded = call_id in finished or call_id in source.recorded
@@ -331,8 +334,10 @@ class Harvest:
                 continue
             died_at = self._died_at(source, orphan)
             if not lettered:
-                letters.append(letter_of(orphan, died_at))
-                note_failure(shelf, orphan, letters[-1])
+                letter = letter_of(orphan, died_at)
+                note_failure(shelf, orphan, letter)
+                if not settled:
+                    letters.append(letter)
             if not recorded:
                 lost.append((orphan, died_at))
                 source.recorded |= {call_id}
@@ -346,7 +351,7 @@ class Harvest:
         """The body that its worker died with, if it was working on it."""
         if orphan.body is None or orphan.flags & SlotFlag.TRUNCATED:
             return []
-        if orphan.state_before is SlotState.OWING:
+        if orphan.state_before in _OVER:
             return []
         now = self._clock()
         began_at = now - (time.time() - orphan.started_wall_ms / 1e3)
@@ -380,7 +385,7 @@ class Harvest:
 def _rerunnable(orphan: Orphan) -> bool:
     flags = orphan.flags
     whole = orphan.body is not None and not flags & SlotFlag.TRUNCATED
-    untried = orphan.attempts < 1 and orphan.state_before is not SlotState.OWING
+    untried = orphan.attempts < 1 and orphan.state_before not in _OVER
     return bool(flags & SlotFlag.ASYNC) and untried and whole
 
 

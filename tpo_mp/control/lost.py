@@ -14,7 +14,7 @@ from tpo_mp.dialects import openai_responses_background as background
 from tpo_mp.errors import WorkerLost
 from tpo_mp.shm.callid import mark_of, to_text
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
-from tpo_mp.shm.registry import Orphan, SlotFlag
+from tpo_mp.shm.registry import Orphan, SlotFlag, SlotState
 from tpo_mp.store.letters import Letter
 from tpo_mp.store.questions import RESPONSES, RESULTS, response_key
 from tpo_mp.store.shelf import Shelf
@@ -23,6 +23,8 @@ from tpo_mp.types import Terminal
 from . import results
 
 REASON = "worker_lost"
+UNRECORDED = "record_lost"
+"""Of a call that was answered, nobody knows how."""
 _AS_LONG_AS_ALLOWED_S = 1e9
 _STATUS_WITHIN = 400
 
@@ -66,7 +68,7 @@ def records_of(lost: Iterable[tuple[Orphan, float]]) -> bytes:
 
     ``lost`` are calls with the instants of their worker's death; a record's end is when it became
     known.  What only the worker knew is missing: the key's id, the client's address, what a backend
-    did.
+    did.  How a call ended that was answered is missing, too: its status is 0.
     """
     return _pack([_record_of(orphan, died_at) for orphan, died_at in lost])
 
@@ -77,16 +79,17 @@ def _record_of(orphan: Orphan, died_at: float) -> RecordFrame:
     except msgspec.MsgspecError:
         meta = _NO_META
     began_at = orphan.started_wall_ms / 1e3
-    lost = WorkerLost(REASON)
+    settled = orphan.state_before is SlotState.SETTLED
     return RecordFrame(
         call_id=to_text(orphan.call_id), finished_at=time.time(), started_at=began_at,
-        method="POST", path=meta.path, status=lost.status, terminal=Terminal.CRASHED,
+        method="POST", path=meta.path, status=0 if settled else WorkerLost(REASON).status,
+        terminal=Terminal.CRASHED,
         model=meta.model, backend="none", stream=meta.stream, tenant=meta.tenant, key_id="",
         session=meta.session, client_request_id=meta.client_request_id,
         prompt_tokens=-1, completion_tokens=-1,
         bytes_in=len(orphan.body or b""), bytes_out=max(orphan.bytes_sent, 0),
         duration_s=max(died_at - began_at, 0.0), first_byte_s=0.0, attempts=orphan.attempts,
-        shard=-1, error=REASON,
+        shard=-1, error=UNRECORDED if settled else REASON,
     )  # fmt: skip
 
 

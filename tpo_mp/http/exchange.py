@@ -55,13 +55,17 @@ class Exchange(Protocol):
     """A request to answer exactly once.
 
     ``extra`` arguments are complete header lines, each ending in CRLF; nothing a client sent may
-    reach them unchecked.  ``on_disconnect`` is called if the client leaves first.
+    reach them unchecked.  ``on_disconnect`` is called if the client leaves first; ``open`` says
+    whether it waits still.
     """
 
     head: Head
     body: bytes
     peer: str
     on_disconnect: Callable[[], None] | None
+
+    @property
+    def open(self) -> bool: ...
 
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b""

@@ -194,6 +194,7 @@ class FullExchange:
         self.body = b""
         self.peer = request.remote or ""
         self.on_disconnect: Callable[[], None] | None = None
+        self.open = True
         self.read_at = 0.0
         self.status = LEFT
         self._ready = asyncio.Event()
@@ -260,6 +261,7 @@ class FullExchange:
 
     def left(self) -> None:
         """The client went away."""
+        self.open = False
         left, self.on_disconnect = self.on_disconnect, None
         if left is not None:
             left()

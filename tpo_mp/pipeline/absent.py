@@ -17,6 +17,7 @@ class AbsentClient:
     """Takes an answer and drops it."""
 
     __slots__ = ("body", "head", "on_disconnect", "peer")
+    open = False
 
     def __init__(self, method: str, path: str, body: bytes = b"", peer: str = "") -> None:
         self.head = Head()

@@ -25,8 +25,8 @@ States and who moves them:
     0 FREE -> 1 ACCEPTED -> 2 SENT -> 3 FIRST_BYTE -> 0 FREE     the seat's occupant
     1, 2, 3 -> 6 SETTLED -> 0 FREE   the occupant: answered, its call record not pushed yet
     1, 2, 3 -> 7 OWING -> 0 FREE     the occupant: over, its dead letter not pushed yet
-    1, 2, 3, 7 -> 4 ORPHANED   supervisor, after it reaped the occupant (or at a cold start)
-    4 -> 5 HARVESTED           control, after it wrote the dead letter
+    1, 2, 3, 6, 7 -> 4 ORPHANED      supervisor, after it reaped the occupant (or at a cold start)
+    4 -> 5 HARVESTED           control, after it wrote the dead letter, or a settled one's record
     5 -> 0 FREE                the seat's next occupant, before it uses slot and pages again
 
 ``open`` writes arena pages, then the slot front to back, the state last.  If the occupant dies
@@ -113,16 +113,19 @@ class SlotFlag(IntFlag):
 
 
 _FREE, _ACCEPTED = int(SlotState.FREE), int(SlotState.ACCEPTED)
-_REUSABLE = (SlotState.FREE, SlotState.HARVESTED, SlotState.SETTLED)
-_OPEN = (SlotState.ACCEPTED, SlotState.SENT, SlotState.FIRST_BYTE, SlotState.OWING)
+_REUSABLE = (SlotState.FREE, SlotState.HARVESTED)
+_LEFT = (SlotState.ACCEPTED, SlotState.SENT, SlotState.FIRST_BYTE, SlotState.SETTLED,
+         SlotState.OWING)  # fmt: skip
 # An area's states, one byte per slot, are searched as text: control does it every second.
-_OPEN_STATES = re.compile(rb"[\x01-\x03\x07]")
+_LEFT_STATES = re.compile(rb"[\x01-\x03\x06\x07]")
 _ORPHANED_STATE = re.compile(rb"\x04")
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
     """A call whose process died.  ``body`` is ``None`` when its place makes no sense.
+
+    One that was SETTLED before was answered; it is here for its record.
 
     A body with ``SlotFlag.TRUNCATED`` is only its beginning.  ``bytes_sent`` are the bytes of a
     stream written to the client, as of the last count; -1 when not known.
@@ -345,14 +348,14 @@ class Registry:
         return self.segment.map[at : at + length]
 
     def orphan_seat(self, seat: int, epoch: int) -> int:
-        """Mark a reaped occupant's open slots (supervisor only); answers how many.
+        """Mark the slots that a reaped occupant left (supervisor only); answers how many.
 
         A seat without an area, control's, has none.
         """
         if seat == self.geometry.seats - 1:
             return 0
         memory, base, marked = self.segment.map, self.geometry.base(seat), 0
-        for slot in self._slots_in(seat, _OPEN_STATES):
+        for slot in self._slots_in(seat, _LEFT_STATES):
             at = base + slot * SLOT_BYTES
             if SLOT.unpack_from(memory, at)[7] <= epoch:
                 memory[at + BEFORE_AT] = memory[at + STATE_AT]
@@ -392,7 +395,7 @@ class Registry:
             slot=slot,
             epoch=epoch,
             call_id=call_id,
-            state_before=SlotState(before) if before in _OPEN else SlotState.ACCEPTED,
+            state_before=SlotState(before) if before in _LEFT else SlotState.ACCEPTED,
             flags=SlotFlag(flags & 15),
             attempts=attempts,
             started_wall_ms=started_ns // NS_PER_MS,

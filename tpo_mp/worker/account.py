@@ -1,9 +1,10 @@
 """Accounts for finished calls: metric cells, call records, registry slots.
 
 Work that no client waits for is queued here and done once per turn of the loop.
-Records leave in batches; a call's registry slot is released only after its record was pushed, so
-a crash can lose neither both nor an unfinished call.  Only when control takes no records and the
-slots run out are those of settled calls released early.
+Records leave in batches; a call's registry slot is released only after its record was pushed, and
+at once then, so a crash can lose neither both nor an unfinished call, and control finds a slot's
+record among the last that came.  Only when control takes no records and the slots run out are those
+of settled calls released early.
 
 Invariants: one row of cells per (path, model, backend, status), at most 1 024 rows, then "other";
 a full ring keeps records here, at most 8 192, then the oldest are dropped and counted; text in
@@ -34,6 +35,7 @@ from tpo_mp.pipeline.spending import (
 )
 from tpo_mp.pipeline.stage_times import DURATION_S, NAME, TEXT
 from tpo_mp.ports import PriceList, Unpriced
+from tpo_mp.shm import failpoints
 from tpo_mp.shm.frames import HEAD, Kind
 from tpo_mp.shm.metrics import CellCounter, MetricsBlock
 from tpo_mp.shm.registry import RegistryWriter
@@ -190,12 +192,15 @@ class Account:
         self._max_record = max_record
         self._batch = BATCH
         self._letters = letters
-        self._on_crash = on_crash
+        self.on_crash = on_crash
         self._queue: list[Delivery] = []
         self._repeats: list[Repeat] = []
+        self.on_entered: Callable[[], None] = lambda: None
+        """Told when repeats are in the books: their records were pushed, if there was room."""
         self._records: list[tuple[object, ...]] = []
         self._text = 0  # characters of prompts and answers among them
         self._slots: list[int] = []
+        """Of each record's call; -1: none."""
         self.models = ModelLabels()
         self.prices: PriceList = Unpriced()
         """What models cost under the present configuration; its owner sets it."""
@@ -242,7 +247,8 @@ class Account:
             try:
                 self._enter_repeats()
             except Exception as e:  # noqa: BLE001 - as below
-                self._on_crash(e)
+                self.on_crash(e)
+            self.on_entered()
         if self._queue:
             self._enter_calls()
         if len(self._records) >= BATCH:
@@ -250,6 +256,8 @@ class Account:
 
     def _enter_repeats(self) -> None:
         """Enter them as ``_enter`` does calls; their records go now: no slots tell of them."""
+        if failpoints.ACTIVE:
+            failpoints.hit("books.repeats")
         repeats, self._repeats = self._repeats, []
         cells, n = self._cells, len(repeats)
         for repeat in repeats:
@@ -275,6 +283,7 @@ class Account:
                 head.session or "", head.request_id, books.prompt, books.completion, bytes_in,
                 bytes_out, took_s, 0.0, 0, shard, "", peer, 0.0, books.cached, "hit", "",
             ))  # fmt: skip
+            self._slots.append(-1)
         stages = self._stages
         for stage in _OF_REPEATS:
             stages[stage].inc(n)
@@ -294,6 +303,8 @@ class Account:
         return _Books(repeat.told, path, row, self._saved_by("hit", label), dollars)
 
     def _enter_calls(self) -> None:
+        if failpoints.ACTIVE:
+            failpoints.hit("books.calls")
         queue, self._queue = self._queue, []
         enter = self._enter
         admitted = inferred = replied = done = unassembled = 0
@@ -302,14 +313,14 @@ class Account:
             try:
                 enter(delivery)
             except Exception as e:  # noqa: BLE001 - bookkeeping must not end the shard
-                self._on_crash(e)
+                self.on_crash(e)
+                if call.slot >= 0:
+                    self._registry.close(call.slot)
             if call.endings is not None:
                 try:
                     tell_ended(call, end_of(delivery))
                 except Exception as e:  # noqa: BLE001 - as above
-                    self._on_crash(e)
-            if call.slot >= 0:
-                self._slots.append(call.slot)
+                    self.on_crash(e)
             if call.admitted:
                 admitted += 1
             if call.attempts:
@@ -324,7 +335,7 @@ class Account:
             try:
                 row.pay_in(self._cells)
             except Exception as e:  # noqa: BLE001 - as above
-                self._on_crash(e)
+                self.on_crash(e)
         self._touched.clear()
         stages = self._stages
         stages["rag"].inc(admitted)
@@ -409,6 +420,7 @@ class Account:
         if head.special and tags.HEADER in head.headers:
             more = _tagged(more, head.headers[tags.HEADER])
         self._records.append(record + more if more else record)
+        self._slots.append(call.slot)
 
     def _said(self, call: Call) -> tuple[object, ...]:
         """The fields of a record that hold the text of a call, where that is kept."""
@@ -416,7 +428,7 @@ class Account:
         try:
             said: Said = call.audited.said(call, room)
         except Exception as e:  # noqa: BLE001 - a record without its text is better than none
-            self._on_crash(e)
+            self.on_crash(e)
             return ()
         self._text += len(said.input or "") + len(said.output or "")
         return said
@@ -461,7 +473,7 @@ class Account:
         """Count one failed call; answers the stage it failed in."""
         self._letters.add(delivery)
         if isinstance(delivery.error, UnexpectedError) and delivery.error.__cause__ is not None:
-            self._on_crash(delivery.error.__cause__)
+            self.on_crash(delivery.error.__cause__)
             forget_frames(delivery.error)
         self._terminal[delivery.terminal].inc()
         assert delivery.error is not None
@@ -482,34 +494,41 @@ class Account:
         self.flush()
 
     def flush(self) -> None:
-        """Push what waits to control, then release the slots it accounts for.
+        """Push what waits to control, and release the slots it accounts for.
 
         Letters go first: to whoever finds its record, a call needs no letter.
         """
         lettered = self._letters.flush()
-        while self._records:
+        while self._records and lettered:
             frame = HEAD.pack(Kind.RECORDS, 0) + self._encode(self._records[: self._batch])
             if len(frame) > self._max_record and self._batch > 1:
                 self._batch //= 2  # long names, or the small rings of a host with many seats
                 continue
             if len(frame) <= self._max_record and not self._push(frame):
                 break
-            del self._records[: self._batch]
+            self._forget(self._batch)
         if len(self._records) > MAX_KEPT:
             lost = len(self._records) - MAX_KEPT
-            del self._records[:lost]
+            self._forget(lost)
             self._dropped.inc(lost)
         if not self._records:
             self._text = 0
-        if lettered and not self._records:
-            self.release()
+
+    def _forget(self, n: int) -> None:
+        """Let go of the first records, and of their slots."""
+        del self._records[:n]
+        slots, self._slots = self._slots[:n], self._slots[n:]
+        for slot in slots:
+            if slot >= 0:
+                self._registry.close(slot)
 
     def release(self) -> bool:
         """Let go of the slots of settled calls; answers whether there were any.
 
         Without control nobody takes their records, and new calls need the room.
         """
-        slots, self._slots = self._slots, []
+        slots = [slot for slot in self._slots if slot >= 0]
+        self._slots = [-1] * len(self._slots)
         for slot in slots:
             self._registry.close(slot)
         return bool(slots)

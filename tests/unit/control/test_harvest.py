@@ -18,7 +18,7 @@ from tpo_mp.shm import registry as registry_module
 from tpo_mp.shm.callid import CallIds, to_bytes
 from tpo_mp.shm.frames import RecordFrame, SlotMeta
 from tpo_mp.shm.plane import Command, Plane, SeatState
-from tpo_mp.shm.registry import Registry, SlotState
+from tpo_mp.shm.registry import Registry, SlotFlag, SlotState
 from tpo_mp.store.letters import Letter
 
 
@@ -158,6 +158,41 @@ def test_a_call_whose_letter_was_its_worker_s_last_word_gets_a_record(
         keeper.run()
     assert [record.call_id for record in keeper.shelf.records] == [call_id]
     assert keeper.shelf.kept == []
+    assert not list(registry.orphans())
+    registry.close()
+
+
+def test_an_answered_call_whose_record_was_lost_gets_one_and_no_letter(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and its slot back; nobody suspects its body, or runs it again."""
+    registry = Registry.create_file(tmp_path / "registry", 5, 64)
+    writer, ids, keeper = registry.writer(0, 1), CallIds(0, 1), LateKeeper()
+    told, booked, lost = ids.new(), ids.new(), ids.new()
+    monkeypatch.setattr(module, "record_ids", lambda batches: {b.decode() for b in batches})
+    suspects: list[Suspect] = []
+    harvest = Harvest(
+        plane, registry, cast("Any", keeper), cast("Any", NoReruns()), structlog.get_logger(),
+        lambda: True, suspect=suspects.extend,
+    )  # fmt: skip
+    meta = msgspec.msgpack.encode(SlotMeta("/v1/prompt", "m", "", "t", "", False))
+    for call_id, flags in ((told, SlotFlag(0)), (booked, SlotFlag(0)), (lost, SlotFlag.ASYNC)):
+        slot = writer.open(to_bytes(call_id), meta, b"{}", flags)
+        writer.set_state(slot, SlotState.SETTLED)
+    writer.close(0)
+    harvest.note_records(0, booked.encode())
+    registry.orphan_seat(0, 1)
+    noted: list[str] = []
+    monkeypatch.setattr(module, "note_failure", lambda _shelf, _orphan, a: noted.append(a.call_id))
+    for _ in range(3):
+        harvest.tick()
+        keeper.run()
+    (record,) = keeper.shelf.records
+    assert (record.call_id, record.terminal, record.error) == (lost, "crashed", "record_lost")
+    assert (record.status, record.prompt_tokens, record.path) == (0, -1, "/v1/prompt")
+    assert noted == [lost], "its result may never have left the worker"
+    assert keeper.shelf.kept == []
+    assert suspects == []
     assert not list(registry.orphans())
     registry.close()
 

@@ -95,17 +95,18 @@ def test_a_closed_call_leaves_nothing(calls: Registry) -> None:
     assert [orphan.slot for orphan in calls.orphans()] == [second]
 
 
-def test_a_settled_call_is_no_orphan(calls: Registry) -> None:
-    """It was answered: its occupant closes it later, or the next one takes its slot."""
+def test_a_settled_call_is_left_until_it_is_closed(calls: Registry) -> None:
+    """It was answered: its occupant closes it behind its record, or control makes that."""
     writer = calls.writer(0, 1)
     settled, closed, left = fill(writer, 3)
     for slot in (settled, closed):
         writer.set_state(slot, SlotState.SETTLED)
     writer.close(closed)
     calls.orphan_seat(0, 1)
-    assert [orphan.slot for orphan in calls.orphans()] == [left]
-    slots = fill(calls.writer(0, 2), calls.slots_per_seat - 1)
-    assert sorted(slots) == sorted(set(range(calls.slots_per_seat)) - {left})
+    states = {orphan.slot: orphan.state_before for orphan in calls.orphans()}
+    assert states == {settled: SlotState.SETTLED, left: SlotState.ACCEPTED}
+    slots = fill(calls.writer(0, 2), calls.slots_per_seat - 2)
+    assert sorted(slots) == sorted(set(range(calls.slots_per_seat)) - {settled, left})
 
 
 def test_an_orphan_says_how_far_its_stream_came(calls: Registry) -> None:

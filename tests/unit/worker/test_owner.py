@@ -17,6 +17,7 @@ from tpo_mp.http.endpoints import Endpoint
 from tpo_mp.pipeline.delivery import Delivery
 from tpo_mp.shm.callid import CallIds
 from tpo_mp.shm.frames import Kind
+from tpo_mp.shm.registry import SlotState
 from tpo_mp.types import Call, Principal, Priority, Reply, Terminal
 
 
@@ -37,14 +38,15 @@ def test_call_runs_here_and_is_answered(host: FakeHost) -> None:
 
 
 def test_a_failed_call_is_an_orphan_until_its_letter_is_sent(host: FakeHost) -> None:
-    """What died with its worker is then found in its slot; an answered call is not."""
+    """What died with its worker is then found in its slot, and how the other calls stood."""
     shard = host.shards[0]
     for answer in (Reply(200, b"said"), BackendFailure("no", reason="upstream_error")):
         shard.ask()
         shard.up.answer(answer)
     host.pump()
     host.registry.orphan_seat(0, 1)
-    assert len(list(host.registry.orphans())) == 1
+    left = [orphan.state_before for orphan in host.registry.orphans()]
+    assert sorted(left) == [SlotState.SETTLED, SlotState.OWING]
     shard.account.flush()
     assert [kind for _, kind, _ in host.to_control()] == [Kind.DEAD_LETTER, Kind.RECORDS]
 

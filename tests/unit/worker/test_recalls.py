@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -55,9 +55,12 @@ class Scene:
         self.owner = SimpleNamespace(draining=False, slot=1)
         self.repeats: list[Repeat] = []
         placing: Any = SimpleNamespace(mark=lambda _tenant: "0badcafe")
-        account: Any = SimpleNamespace(add_repeat=self.repeats.append)
+        self.crashes: list[BaseException] = []
+        self.account = account = SimpleNamespace(
+            add_repeat=self.repeats.append, on_crash=self.crashes.append
+        )
         owner: Any = self.owner
-        self.recalls = Recalls(owner, account, CallIds(0, 1), placing)
+        self.recalls = Recalls(owner, cast("Any", account), CallIds(0, 1), placing)
         self.teller = Teller() if teller else None
         self.way = WAY
         self.configure()
@@ -201,6 +204,8 @@ def test_what_the_cache_tells_is_told_at_once(stream: bool) -> None:
     for _ in range(3):
         answered, exchange = scene.ask(head, body)
         assert answered is ANSWERED
+        assert not exchange.status, "its record is not pushed"
+        scene.account.on_entered()
         assert (exchange.status, exchange.ended) == (200, True)
         ids.add(exchange.json()["id"])
         lines = dict(line.split(b": ", 1) for line in exchange.extra.splitlines())
@@ -218,6 +223,25 @@ def test_what_the_cache_tells_is_told_at_once(stream: bool) -> None:
     scene.owner.draining = False
     del scene.teller.has[known.key]
     assert scene.ask(head, body)[0] is known
+
+
+def test_who_left_meanwhile_is_told_nothing_and_a_broken_answer_spares_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the question and the record."""
+    scene = Scene()
+    assert scene.teller is not None
+    head, body = head_of(), chat()
+    scene.learn(head, body)
+    known, _ = scene.ask(head, body)
+    scene.teller.has[known.key] = ToldAnswer(RECORD, False, b"application/json", [b"{}"], b"")
+    (_, left), (_, broken), (_, stays) = [scene.ask(head, body) for _ in range(3)]
+    left.open = False
+    monkeypatch.setattr(broken, "respond", None)
+    scene.account.on_entered()
+    assert (left.status, broken.status, stays.status) == (0, 0, 200)
+    assert broken.aborted
+    assert [type(error) for error in scene.crashes] == [TypeError]
 
 
 def test_behind_stages_that_see_every_call_nothing_is_told_at_once() -> None:
