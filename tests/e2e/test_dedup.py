@@ -36,7 +36,8 @@ TURNS = 5
 @pytest.fixture(scope="module")
 def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers and the default pipeline; what SDKs try again joins their first try."""
-    config = section("[stages.dedup]", sdk_retries=True) + backend("up", origin.base_url, "*")
+    config = section("[stages.dedup]", sdk_retries=True, linger_s=20)
+    config += backend("up", origin.base_url, "*")
     config += NO_CACHE
     with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
@@ -207,15 +208,20 @@ def test_other_tenants_and_no_store_ask_by_themselves(origin: Upstream, short_tm
 
 def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, origin: Upstream) -> None:
     """Whatever the sampling: it hung up because it had waited long enough, and pays once."""
-    origin.play(first_s=2.0)
+    all_here = threading.Event()
+    origin.play(until=all_here)
     body = chat("again", temperature=1)
-    before = origin.counters.requests
+    before, asked = origin.counters.requests, gateway.metric(SHARED)
     first = {"x_stainless_retry_count": "0", "x_stainless_read_timeout": "0.5"}
     with Alike(gateway.url, 1, body, **first) as crowd:
         wait_for(lambda: origin.counters.requests == before + 1, 10, "the upstream call")
         wait_for(lambda: monotonic() > crowd.attempts[0].began_at + 0.7, 5, "the SDK's patience")
         crowd.leave(crowd.attempts)
         with Alike(gateway.url, 3, body, x_stainless_retry_count="1") as again:
+            try:
+                wait_for(partial(all_have_come, gateway, asked + 4), 20, "all of the SDK's calls")
+            finally:
+                all_here.set()
             assert ways(again.ended()) == {"ok coalesced": 3}
     assert origin.counters.requests == before + 1
     assert len(origin.aborted_at) == 0

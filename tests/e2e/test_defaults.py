@@ -76,7 +76,9 @@ def test_a_backend_that_only_fails_is_left_alone(bench: Bench) -> None:
 
 def test_more_calls_than_places_wait_for_theirs(bench: Bench) -> None:
     """One after the other, from both workers; the second says how long it waited."""
-    bench.upstream.play("answer", first_s=2.0)
+    both_here = threading.Event()
+    bench.upstream.play("answer", until=both_here)
+    depth = "orchestrator_queue_depth"
     replies: list[RawReply] = []
     try:
         callers = [
@@ -85,12 +87,15 @@ def test_more_calls_than_places_wait_for_theirs(bench: Bench) -> None:
         ]
         for caller in callers:
             caller.start()
+        wait_for(lambda: bench.gateway.metric(depth, stage="inference") == 1, 10, "one that waits")
+        both_here.set()
         wait_for(lambda: len(replies) == 2, 20, "both answers")
         for caller in callers:
             caller.join()
     finally:
+        both_here.set()
         bench.upstream.play()
     assert [reply.status for reply in replies] == [200, 200]
     waited = [float(reply.headers.get("x-tpo-queue-ms", 0)) for reply in replies]
-    assert max(waited) > 200, "it stood in the queue of the host"
+    assert max(waited) > 0, "it stood in the queue of the host"
     assert bench.upstream.counters.max_working == 1

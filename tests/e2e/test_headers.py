@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import chat
+from tests.support.raw import RawReply, chat
 from tests.support.upstream import Upstream
+from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -22,6 +23,12 @@ def relay(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
         args = ("--backend", "openai", "--base-url", upstream.base_url)
         with Gateway(short_tmp / "headers", *args, workers=2) as gateway:
             yield gateway, upstream
+
+
+@pytest.fixture(autouse=True)
+def well_behaved(relay: tuple[Gateway, Upstream]) -> None:
+    """Every test starts with an upstream that answers."""
+    relay[1].forget()
 
 
 def test_trace_context_reaches_the_upstream(relay: tuple[Gateway, Upstream]) -> None:
@@ -37,8 +44,8 @@ def test_trace_context_reaches_the_upstream(relay: tuple[Gateway, Upstream]) -> 
 def test_deadline_ends_a_silent_call(relay: tuple[Gateway, Upstream], stream: bool) -> None:
     """504 when it passes before the first byte, and the upstream sees its client leave."""
     gateway, upstream = relay
+    upstream.play("hang")
     for session in ("a", "b", "c", "d"):
-        upstream.queue("hang")
         aborted = upstream.counters.aborted
         reply = gateway.ask(
             CHAT,
@@ -53,9 +60,14 @@ def test_deadline_ends_a_silent_call(relay: tuple[Gateway, Upstream], stream: bo
 def test_deadline_ends_a_stream_in_band(relay: tuple[Gateway, Upstream]) -> None:
     """After the first byte the client is told by an event."""
     gateway, upstream = relay
-    upstream.queue("endless", delay_s=0.02)
+    upstream.play("endless", delay_s=0.02)
     headers = {"X-TPO-Deadline-Ms": "300"}
-    reply = gateway.ask(CHAT, chat("endless", model="m", stream=True), headers)
+
+    def begun() -> RawReply | None:
+        reply = gateway.ask(CHAT, chat("endless", model="m", stream=True), headers)
+        return None if reply.status == 504 else reply  # it stood still until the deadline
+
+    reply = wait_for(begun, 10, "a stream that began in time")
     assert reply.status == 200
     assert b'"error"' in reply.events[-1]
     assert b"[DONE]" not in reply.events

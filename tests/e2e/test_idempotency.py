@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,13 +250,17 @@ def test_an_answer_too_large_is_not_given_again(gateway: Gateway, origin: Upstre
 
 def test_a_request_whose_worker_died_is_not_run_again(gateway: Gateway, origin: Upstream) -> None:
     """Who waits on the other worker is told, and so is who asks later; other keys go on."""
-    origin.play(first_s=3.0)
+    dead = threading.Event()
+    origin.play(until=dead)
     before = origin.counters.requests
     victim = gateway.worker_pids()[0]
     with underway(gateway, origin, "lost") as client, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask, gateway, "lost") for _ in range(8)]
-        wait_for(lambda: open_calls(gateway) >= 9, 5, "all of them wait")
-        os.kill(victim, signal.SIGKILL)
+        try:
+            wait_for(lambda: open_calls(gateway) >= 9, 5, "all of them wait")
+            os.kill(victim, signal.SIGKILL)
+        finally:
+            dead.set()
         with pytest.raises((ClosedEarlyError, ConnectionError)):
             client.read_reply()
         told = [outcome(one) for one in waiting]
@@ -297,9 +302,11 @@ def test_keys_outlive_the_host(short_tmp: Path, origin: Upstream) -> None:
         again = ask(gateway, "kept")
         assert (again.status, again.body, again.headers[REPLAYED]) == (200, first.body, "true")
         assert origin.counters.requests == before
-        origin.play(first_s=1.0)
+        dead = threading.Event()
+        origin.play(until=dead)
         with underway(gateway, origin, "killed"):
             gateway.close()
+        dead.set()
         origin.play()
         gateway.start()
         anew = ask(gateway, "killed")

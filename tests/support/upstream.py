@@ -60,6 +60,8 @@ class Script:
     first_s: float = 0.0
     until: threading.Event | None = None
     """Nothing is answered before this is set."""
+    rest_until: threading.Event | None = None
+    """Of a stream no second event is sent before this is set."""
     at_once: int = 0
     """So many requests work at a time, and the others wait before their ``first_s``; 0: all."""
     refuse_above: int = 0
@@ -495,6 +497,8 @@ async def _reply_stream(
             await asyncio.Event().wait()
         await _send_paced(script, event, writer)
         sent += 1
+        while script.rest_until is not None and not script.rest_until.is_set():
+            await asyncio.sleep(0.01)
 
 
 async def _events(script: Script, body: dict[str, Any], number: int) -> AsyncIterator[bytes]:
