@@ -15,7 +15,7 @@ from tests.support.wait import free_port
 NAMES = ["health", "root", "models", "chat", "streaming", "auth", "rate limit", "load balancing",
          "performance"]  # fmt: skip
 # The machine may be busy with other tests: what is tested here is the script.
-CALM = ("--p99-ms", "2000")
+CALM = ("--p99-ms", "10000")
 
 
 def accept(url: str, *arguments: str) -> tuple[int, list[tuple[str, str, str]], str]:

@@ -17,6 +17,7 @@ import pytest
 from tests.support.gateway import Gateway
 from tests.support.load import Crowd, Load
 from tests.support.raw import RawClient, build, chat
+from tests.support.shards import connect_to
 from tests.support.toml import backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -80,15 +81,23 @@ def test_a_hundred_at_once_over_two_workers_never_hold_more_than_the_places(
 
 def test_a_killed_worker_leaves_no_place_behind(gateway: Gateway, origin: Upstream) -> None:
     """While calls run and wait: the other worker goes on at once, and never beyond the places."""
-    origin.play(first_s=0.1)
-    with Crowd(gateway.url, 60, model="few", stream=False, prefix="killed") as crowd:
-        wait_for(lambda: waiting(gateway) > 20, 10, "calls that wait on both workers")
-        victim = gateway.worker_pids()[0]
-        os.kill(victim, signal.SIGKILL)
+    dead = threading.Event()
+    with ExitStack() as running:
+        survivor = running.enter_context(connect_to(gateway.url, 1, model="free"))
+        origin.play(first_s=0.1, until=dead)
+        crowd = Crowd(gateway.url, 60, model="few", stream=False, prefix="killed")
+        running.enter_context(crowd)
+        head = {"Host": survivor.host, "Content-Type": "application/json"}
+        survivor.send(build("POST", CHAT, head, json.dumps(chat("I live on", "few")).encode()))
+        try:
+            wait_for(lambda: waiting(gateway) == 61 - PLACES, 15, "all but those that run")
+            victim = gateway.worker_pids()[0]
+            os.kill(victim, signal.SIGKILL)
+        finally:
+            dead.set()
         attempts = crowd.ended()
-    seen = Counter(attempt.outcome for attempt in attempts)
-    assert seen["ok"] > 0
-    assert seen["hung"] == 0, outcomes(attempts)
+        assert survivor.read_reply("POST").status == 200
+    assert not [a for a in attempts if a.outcome == "hung"], outcomes(attempts)
     assert origin.counters.max_working == PLACES
     gateway.replaced(0, victim)
     origin.counters.max_working = 0

@@ -248,7 +248,7 @@ def test_compressed_bodies_are_415(echo_gateway: Gateway, lane: str, coding: byt
 
 def test_announced_oversize_is_refused_before_its_body(echo_gateway: Gateway) -> None:
     """A length over the limit is 413 at once, and the connection closes."""
-    with RawClient(echo_gateway.url, timeout_s=5) as client:
+    with RawClient(echo_gateway.url) as client:
         client.send(post(b"Content-Length: %d" % (33 << 20), body=b"{"))
         assert client.read_reply().status == 413
         assert client.closed()
@@ -257,7 +257,7 @@ def test_announced_oversize_is_refused_before_its_body(echo_gateway: Gateway) ->
 def test_chunked_oversize_is_refused_on_the_way(start_gateway: StartGateway) -> None:
     """A chunked body is stopped at the limit, not collected."""
     gateway = start_gateway(config="[server]\nmax_body_bytes = 65536\n")
-    with RawClient(gateway.url, timeout_s=5) as client:
+    with RawClient(gateway.url) as client:
         client.send(post(CHUNKED, body=chunked(b" " * 70_000 + BODY)))
         assert client.read_reply().status == 413
         assert client.closed()

@@ -34,7 +34,7 @@ def one_refusal(client: RawClient, case: Bad) -> None:
 @pytest.mark.parametrize("case", FRAMING, ids=lambda case: case.id)
 def test_untrustworthy_request_is_refused_once_and_closed(echo_gateway: Gateway, case: Bad) -> None:
     """On a fresh connection."""
-    with RawClient(echo_gateway.url, timeout_s=5) as client:
+    with RawClient(echo_gateway.url) as client:
         client.send(case.raw)
         one_refusal(client, case)
 
@@ -42,7 +42,7 @@ def test_untrustworthy_request_is_refused_once_and_closed(echo_gateway: Gateway,
 @pytest.mark.parametrize("case", FRAMING, ids=lambda case: case.id)
 def test_nothing_behind_a_full_lane_request_is_served(echo_gateway: Gateway, case: Bad) -> None:
     """Behind a good chunked request in the same write: an answer or a refusal, then the end."""
-    with RawClient(echo_gateway.url, timeout_s=5) as client:
+    with RawClient(echo_gateway.url) as client:
         client.send(post(CHUNKED, body=chunked()) + case.raw)
         assert client.read_reply().status in (200, 400)
         assert client.closed(), f"{case.id}: more is answered, or the connection stays open"
@@ -51,7 +51,7 @@ def test_nothing_behind_a_full_lane_request_is_served(echo_gateway: Gateway, cas
 @pytest.mark.parametrize("length", [20 << 10, 1 << 20])
 def test_long_chunk_extensions_are_bounded(echo_gateway: Gateway, length: int) -> None:
     """An extension is refused or skipped; the wait for its end is bounded by the body timeout."""
-    with RawClient(echo_gateway.url, timeout_s=5) as client:
+    with RawClient(echo_gateway.url) as client:
         client.send(
             post(CHUNKED, body=chunked().replace(b"\r\n", b";x=" + b"y" * length + b"\r\n", 1))
         )

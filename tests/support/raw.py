@@ -164,7 +164,7 @@ class RawClient:
             data += more
         return data
 
-    def closed(self, timeout_s: float = 5.0) -> bool:
+    def closed(self, timeout_s: float = 15.0) -> bool:
         """Say whether the peer closes, with nothing more to read, in time."""
         self.sock.settimeout(timeout_s)
         try:
