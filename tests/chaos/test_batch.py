@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from tests.support.host import Host, kill
 from tests.support.raw import RawClient
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
+from tpo_mp.store.job_questions import ASK_S
 
 PROMPTS = 240
 AT_ONCE = 16
@@ -112,6 +114,29 @@ def test_killed_control_delays_a_job(start_host: StartHost, upstream: Upstream) 
     batch.host.event("control_died", 20, pid=victim)
     batch.check(deaths=0)
     batch.host.end()
+
+
+def test_a_batch_that_comes_before_the_next_control_knows_the_jobs_waits(
+    start_host: StartHost,
+) -> None:
+    """It lies on the ring when that one starts, which reads the ring before it reads the store."""
+    host = start_host()
+    host.warm()
+    with RawClient(host.url, timeout_s=60) as client:
+        for turn in range(5):
+            victim = host.control_pid
+            kill(victim)
+            began = time.monotonic()
+            told = client.post_json("/api/v1/batch", {"prompts": ["p"], "model": "echo"})
+            took_s = time.monotonic() - began
+            print(f"turn {turn}: {told.status} after {took_s:.2f} s")
+            # On a machine that stood still nobody came for as long as a worker waits.
+            assert told.status == 200 or took_s >= ASK_S, told.body
+            if told.status == 200:
+                break
+            host.warm()
+    assert (told.status, told.json()["succeeded"]) == (200, 1), told.body
+    host.end()
 
 
 def test_job_goes_on_after_everything_died(start_host: StartHost, upstream: Upstream) -> None:

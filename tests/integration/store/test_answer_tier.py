@@ -368,6 +368,25 @@ def test_a_redis_that_refuses_on_a_connection_that_stood_is_left_alone(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("size", [9, 200_000])
+def test_what_waits_to_be_written_is_bounded(server: RedisServer, size: int) -> None:
+    """In answers and in bytes; what is over is given up at once, and the rest is written."""
+
+    async def test(a: Host) -> None:
+        tier = a.tier
+        for number in range(2 * answer_tier.MOST_WAITING):
+            tier.keep(key_of(number), WHOSE, b"x" * size, 60.0, tier.generation)
+        waiting, waiting_bytes = len(tier._to_write), tier._to_write_bytes
+        fit = min(answer_tier.MOST_WAITING, answer_tier.MOST_WAITING_BYTES // (size + 100))
+        assert fit <= waiting <= answer_tier.MOST_WAITING
+        assert waiting * size < waiting_bytes <= answer_tier.MOST_WAITING_BYTES
+        await until(lambda: not tier._writing, 20, "the queue to be empty")
+        assert tier._to_write_bytes == 0
+        await a.keep(server, key_of(10_000), b"said")
+
+    run(test, lambda: Host(server))
+
+
 def test_a_full_redis_is_still_read(server: RedisServer) -> None:
     """It refuses what is to be kept, and is not asked to for a while."""
 
