@@ -22,6 +22,13 @@ def origin() -> Iterator[Upstream]:
         yield running
 
 
+@pytest.fixture
+def at_rest(origin: Upstream) -> Iterator[None]:
+    """The test begins and ends with nothing at the module's upstream."""
+    with origin.at_rest():
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_shards(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
     """A gateway of two shards before an upstream, for all modules."""

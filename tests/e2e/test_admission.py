@@ -23,6 +23,7 @@ from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt
 
+pytestmark = pytest.mark.usefixtures("at_rest")
 CHAT = "/v1/chat/completions"
 PLACES = 4
 
@@ -40,13 +41,6 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     )
     with Gateway(short_tmp / "places", config=config, workers=2) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def at_rest(origin: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing origin."""
-    with origin.at_rest():
-        yield
 
 
 def outcomes(attempts: list[Attempt]) -> Counter[str]:

@@ -25,6 +25,7 @@ from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt, Wire
 
+pytestmark = pytest.mark.usefixtures("at_rest")
 MANY = 1000
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -41,13 +42,6 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     config += NO_CACHE
     with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def at_rest(origin: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing origin."""
-    with origin.at_rest():
-        yield
 
 
 class Alike(Crowd):

@@ -24,6 +24,7 @@ from tests.support.toml import ECHO, NO_RETRIES, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
+pytestmark = pytest.mark.usefixtures("at_rest")
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
 KEYS = {name: f"key-of-{name}-0123456789" for name in ("one", "other", "spender", "ops")}
@@ -55,13 +56,6 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers that keep answers."""
     with Gateway(short_tmp / "once", config=config(origin), workers=2, env=ENV) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def at_rest(origin: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing origin."""
-    with origin.at_rest():
-        yield
 
 
 def headers(key: str, who: str = "one") -> dict[str, str]:

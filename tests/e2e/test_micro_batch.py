@@ -19,6 +19,7 @@ from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
+pytestmark = pytest.mark.usefixtures("at_rest")
 CHAT = "/v1/chat/completions"
 SIZE = 4
 
@@ -34,13 +35,6 @@ def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     config += backend("straight", origin.base_url, "straight")
     with Gateway(short_tmp / "micro", config=config, workers=2) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def at_rest(origin: Upstream) -> Iterator[None]:
-    """Every test begins and ends with nothing upstream."""
-    with origin.at_rest():
-        yield
 
 
 @pytest.fixture(scope="module")
