@@ -455,17 +455,16 @@ class Call:
     ``audited`` is what its record shall hold of its text (see ``pipeline.audited``), mostly none.
     ``admitted`` says that the ADMIT stages let it pass, ``spent`` is where its time goes (see
     ``pipeline.stage_times``).  ``aside`` is what else was asked of backends for it, mostly nothing.
+    ``unsaid`` are fields of its body that a native client left to the backend asked; else ``None``.
     """
 
     __slots__ = (
         "admitted", "affinity", "aside", "attempts", "audited", "authorization", "backend", "body",
-        "cache", "choices",
-        "client_request_id", "deadline", "dialect", "endings", "fingerprint", "first_byte_at",
-        "forward", "guard", "id", "idempotency_key", "key_id", "limit_lines", "model", "note",
-        "patience_s", "peer", "priority", "rerun", "reuse", "sdk_try", "seen", "session",
-        "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried", "unclear",
-        "upstream_at",
-        "usage_wanted",
+        "cache", "choices", "client_request_id", "deadline", "dialect", "endings", "fingerprint",
+        "first_byte_at", "forward", "guard", "id", "idempotency_key", "key_id", "limit_lines",
+        "model", "note", "patience_s", "peer", "priority", "rerun", "reuse", "sdk_try", "seen",
+        "session", "shard", "slot", "spent", "started_at", "stream", "tenant", "tier", "tried",
+        "unclear", "unsaid", "upstream_at", "usage_wanted",
     )  # fmt: skip
 
     def __init__(self, id: str, model: str, body: bytes, stream: bool, started_at: float) -> None:
@@ -504,6 +503,7 @@ class Call:
         self.admitted = False
         self.spent: list[float] | None = None
         self.aside: Aside | None = None
+        self.unsaid: tuple[str, ...] | None = None
 
     def __copy__(self) -> Call:
         """Written out, which takes a fifth of the time that ``copy`` takes without it."""
@@ -523,7 +523,7 @@ class Call:
         made.slot, made.spent, made.started_at = self.slot, self.spent, self.started_at
         made.stream, made.tenant, made.tier = self.stream, self.tenant, self.tier
         made.tried, made.unclear, made.upstream_at = self.tried, self.unclear, self.upstream_at
-        made.usage_wanted = self.usage_wanted
+        made.unsaid, made.usage_wanted = self.unsaid, self.usage_wanted
         return made
 
 

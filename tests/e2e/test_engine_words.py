@@ -73,11 +73,14 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
         for kind, api, upstream in (("llama_cpp", "completion", llama), ("vllm", "generate", vllm)):
             config += section(
                 "[[backends]]", name=kind, kind=kind, apis=[api], base_url=upstream.base_url,
-                models=[kind], model_map={kind: "theirs"}, health={"enabled": False},
+                models=[kind, "mixed"], model_map={kind: "theirs"}, health={"enabled": False},
                 metrics_path="",
             )  # fmt: skip
         config += section("[[backends]]", name="claude", kind="anthropic", models=["claude"],
                           base_url=vllm.base_url)  # fmt: skip
+        config += section("[[routes]]", models=["mixed"], backends=["llama_cpp", "vllm"],
+                          strategy="round_robin")  # fmt: skip
+        config += section("[[routes]]", models=["*"], strategy="weighted")
         gateway = made.enter_context(Gateway(short_tmp / "words", config=config, workers=2))
         yield Bench(gateway, llama, vllm)
 
@@ -260,6 +263,38 @@ def test_native_clients_that_say_nothing_get_what_suits_the_backend(bench: Bench
             got = upstream.seen[-1].json()
             expected = told | ({limit: 9, "temperature": 0} if said else {})
             assert {name: got.get(name) for name in expected} == expected
+
+
+def test_each_of_a_route_of_several_kinds_is_told_what_suits_it(bench: Bench) -> None:
+    """Whichever worker has the call, also where it is a prompt of a batch; what was said stays."""
+    bench.llama.play(events=spoken(ended()))
+    bench.vllm.play(reply={"text": ["hi there"]})
+    suits = {
+        "llama_cpp": {"n_predict": 256, "temperature": 0.8, "stop": ["</s>", "Human:"]},
+        "vllm": {"max_tokens": 512, "temperature": 0.7, "top_p": 0.95},
+    }
+    upstreams = {"llama_cpp": bench.llama, "vllm": bench.vllm}
+    several = {"prompts": ["one", "two", "three", "four"], "model": "mixed"}
+    asked: list[tuple[str, dict[str, Any]]] = [("/api/v1/batch", several)]
+    asked += [("/v1/prompt", {"prompt": "hi", "model": "mixed", "session_id": f"s{n}"})
+              for n in range(8)]  # fmt: skip
+    for said in ({}, {"temperature": 0.5, "max_tokens": 9}):
+        before = {name: len(upstream.seen) for name, upstream in upstreams.items()}
+        shards = set()
+        for target, body in asked:
+            reply = bench.gateway.ask(target, body | said)
+            assert reply.status == 200, reply.body
+            shards.add(reply.headers.get("x-tpo-shard"))
+        assert {"0", "1"} <= shards
+        for name, upstream in upstreams.items():
+            expected = dict(suits[name])
+            if said:
+                expected |= {next(iter(expected)): 9, "temperature": 0.5}
+            new = [seen.json() for seen in list(upstream.seen)[before[name] :]]
+            assert len(new) >= 4
+            for got in new:
+                told = {k: v for k, v in got.items() if k not in ("prompt", "stream", "model")}
+                assert told == expected
 
 
 def test_llama_stops_when_the_client_left(bench: Bench) -> None:

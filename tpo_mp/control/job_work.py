@@ -52,10 +52,11 @@ def claim(table: JobTable, job: JobRow, seats: list[Seat], run: str) -> list[Han
 
 
 def handout(job: JobRow, prompt: RunningPrompt) -> Handout:
-    """The call that answers a prompt."""
-    request = native.PromptRequest(prompt=prompt.prompt)
-    sampling = {"max_tokens": job.max_tokens, "temperature": job.temperature}
-    body = native.to_chat(request, job.model, sampling)
+    """The call that answers a prompt, with nothing that the batch does not say."""
+    said: dict[str, object] = {"max_tokens": job.max_tokens} if job.max_tokens else {}
+    if job.temperature >= 0:
+        said["temperature"] = job.temperature
+    body = native.to_chat(prompt.prompt, job.model, said)
     meta = _encode_meta(SlotMeta(PATH, job.model, job.tenant, job.session, "", False))
     return Handout(prompt, meta, body)
 

@@ -5,8 +5,8 @@ A record is the same wherever it is read: in the answer of ``/v1/prompt``, and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -19,6 +19,8 @@ from .body import check_json_size, split_path
 
 T = TypeVar("T")
 
+SAMPLING: Final[Mapping[str, object]] = {"max_tokens": 256, "temperature": 0.7}
+"""What requests are told that do not say, unless the backend's kind has other words for it."""
 MAX_KEY_BYTES = 128
 MAX_VALUE_BYTES = 1024
 _Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
@@ -168,21 +170,29 @@ def _invalid(message: str, param: str | None) -> InvalidRequest:
 
 
 def to_chat(
-    request: PromptRequest, model: str, sampling: Mapping[str, object], *, stream: bool = False
+    prompt: str, model: str, sampling: Mapping[str, object], *, stream: bool = False
 ) -> bytes:
-    """The prompt as a chat request; ``sampling`` is what holds where it does not say."""
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": request.prompt or request.input}],
-        **sampling,
-    }
-    if request.max_tokens is not None:
-        body["max_tokens"] = request.max_tokens
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
+    """The prompt as a chat request."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], **sampling}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return orjson.dumps(body)
+
+
+def filled(
+    body: bytes, told: Mapping[str, object], left: Iterable[str] = ()
+) -> tuple[bytes, tuple[str, ...]]:
+    """A chat request that is told what it does not say, and the names of what it is told.
+
+    ``left`` are what it was told for another backend: it is not any more.
+    """
+    fields = orjson.loads(body)
+    for name in left:
+        fields.pop(name, None)
+    unsaid = tuple(name for name in told if name not in fields)
+    for name in unsaid:
+        fields[name] = told[name]
+    return orjson.dumps(fields), unsaid
 
 
 def record(

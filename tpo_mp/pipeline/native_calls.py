@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from tpo_mp.dialects import native
 from tpo_mp.errors import InvalidRequest
@@ -14,16 +13,10 @@ from .gateway import Gateway
 if TYPE_CHECKING:
     from tpo_mp.http.exchange import Exchange
 
-DEFAULT_SAMPLING: Final[Mapping[str, object]] = {"max_tokens": 256, "temperature": 0.7}
 
-
-def sampling_of(
-    gateway: Gateway, model: str, max_tokens: int | None, temperature: float | None
-) -> dict[str, Any]:
-    """What holds for native requests that do not say: what we say, then the backend's kind."""
-    said = {"max_tokens": max_tokens, "temperature": temperature}
-    ours = {name: value for name, value in said.items() if value is not None}
-    return {**DEFAULT_SAMPLING, **gateway.sampling(model), **ours}
+def told(gateway: Gateway, model: str) -> dict[str, object]:
+    """What a native request that says nothing is told, as the model's first backend wants it."""
+    return {**native.SAMPLING, **gateway.sampling(model)}
 
 
 def native_call(
@@ -35,20 +28,27 @@ def native_call(
     temperature: float | None = None,
     stream: bool,
 ) -> Call:
-    """Make the call; where neither it nor we say, the backend's kind does.
+    """Make the call; where neither it nor we say, the kind of the backend that is asked does.
 
     Raises ``InvalidRequest``, and what ``Gateway.new_call`` raises."""
     model = request.model or gateway.default_model()
     if model is None:
         raise InvalidRequest("model is required: no backend names one", param="model")
-    sampling = sampling_of(gateway, model, max_tokens, temperature)
-    body = native.to_chat(request, model, sampling, stream=stream)
+    wanted = request.max_tokens or max_tokens
+    said: dict[str, object] = {} if wanted is None else {"max_tokens": wanted}
+    warmth = temperature if request.temperature is None else request.temperature
+    if warmth is not None:
+        said["temperature"] = warmth
+    all_told = told(gateway, model)
+    prompt = request.prompt or request.input or ""
+    body = native.to_chat(prompt, model, all_told | said, stream=stream)
     call = gateway.new_call(
         exchange, model=model, body=body, stream=stream, affinity=request.session
     )
     if call.session is None:
         call.session = request.session
     call.usage_wanted = stream
+    call.unsaid = tuple(name for name in all_told if name not in said)
     seconds = request.deadline_secs or request.timeout_seconds
     if seconds is not None:
         call.deadline = min(call.deadline, call.started_at + seconds)

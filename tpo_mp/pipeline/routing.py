@@ -17,6 +17,7 @@ from inspect import iscoroutinefunction
 from time import monotonic
 from typing import Any, Protocol
 
+from tpo_mp.dialects import native
 from tpo_mp.errors import CircuitOpen, NotFound, Shed
 from tpo_mp.types import Call, Reply
 
@@ -109,6 +110,19 @@ def wrap(
     direct = _in_task(infer) if iscoroutinefunction(infer) else infer
     asked = speaking(backend, direct)
     return fold(attempt_stages, asked if seen is None else seen(asked))
+
+
+def suiting(serve: Serve, sampling: Mapping[str, object]) -> Serve:
+    """Ask a backend with its own kind's sampling, whatever others of the route were told."""
+    told = {**native.SAMPLING, **sampling}
+
+    def ask(call: Call) -> Awaitable[Reply]:
+        left = call.unsaid
+        if left is not None:
+            call.body, call.unsaid = native.filled(call.body, told, left)
+        return serve(call)
+
+    return ask
 
 
 def _in_task(infer: Callable[[Call], Coroutine[Any, Any, Reply]]) -> Serve:

@@ -103,6 +103,7 @@ class CallFrame(_Frame, frozen=True):
     reuse: int = 0
     key: bytes = b""
     sdk_try: int = -1
+    unsaid: tuple[str, ...] | None = None
 
 
 class CreditFrame(_Frame, frozen=True):
@@ -391,6 +392,7 @@ class SlotMeta(_Frame, frozen=True):
     session: str
     client_request_id: str
     stream: bool
+    unsaid: tuple[str, ...] | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode

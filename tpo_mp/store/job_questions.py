@@ -23,7 +23,10 @@ class _Question(Struct, frozen=True, array_like=True, tag=True):
 
 
 class StartJob(_Question, frozen=True):
-    """Keep a job and begin; ``prompts`` is msgpack of a list of strings."""
+    """Keep a job and begin; ``prompts`` is msgpack of a list of strings.
+
+    No ``max_tokens`` and a ``temperature`` below 0 leave these to the backend.
+    """
 
     job_id: str
     tenant: str

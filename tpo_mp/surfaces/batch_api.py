@@ -24,7 +24,6 @@ from tpo_mp.http.endpoints import Endpoint, Outcome, Parameter
 from tpo_mp.http.exchange import JSON, Exchange, id_line
 from tpo_mp.pipeline.gate import Gate
 from tpo_mp.pipeline.gateway import Gateway
-from tpo_mp.pipeline.native_calls import sampling_of
 from tpo_mp.ports import Env, Feature
 from tpo_mp.store import job_questions as ask
 
@@ -170,11 +169,11 @@ class BatchApi:
         call = gateway.new_call(
             exchange, model=model, body=b"", stream=False, affinity=request.session
         )
-        sampling = sampling_of(gateway, model, config.max_tokens, config.temperature)
+        temperatures = (request.temperature, config.temperature)
         job = ask.StartJob(
             call.id, call.tenant, request.session or call.session or "", model,
-            request.max_concurrency, request.max_tokens or sampling["max_tokens"],
-            sampling["temperature"] if request.temperature is None else request.temperature,
+            request.max_concurrency, request.max_tokens or config.max_tokens or 0,
+            next((t for t in temperatures if t is not None), -1.0),
             msgspec.msgpack.encode(request.prompts),
         )  # fmt: skip
         try:

@@ -256,7 +256,7 @@ class Asyncs:
             stream=meta.stream,
             started_at=monotonic(),
         )
-        call.usage_wanted = meta.stream
+        call.usage_wanted, call.unsaid = meta.stream, meta.unsaid
         call.tenant, call.session, call.affinity = (
             meta.tenant,
             meta.session or None,

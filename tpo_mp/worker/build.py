@@ -6,7 +6,7 @@ Invariants: a pipeline is built whole before any call sees it; a failure leaves 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,11 +15,11 @@ from typing import Any
 
 from tpo_mp import registry
 from tpo_mp.config.prices import Prices
-from tpo_mp.config.tree import Config
+from tpo_mp.config.tree import Config, RouteRule
 from tpo_mp.errors import ConfigError, TpoError
 from tpo_mp.pipeline.chain import Chain
 from tpo_mp.pipeline.loads import counted, counts_load
-from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, wrap
+from tpo_mp.pipeline.routing import Router, Rule, Target, advice_of, guards_of, suiting, wrap
 from tpo_mp.pipeline.scoring import scored
 from tpo_mp.pipeline.stage_times import StageTimes
 from tpo_mp.pipeline.standings import Standings
@@ -89,10 +89,19 @@ def build(
     loaded = any(counts_load(found) for found in strategies.values())
     standings = Standings(env, list(entries))
     models = Models(config.backends, backends)
+    mixed = _mixed(config.routes, entries)
 
     def route(attempt: Sequence[Any]) -> Callable[[Call], Awaitable[Reply]]:
         targets = {
-            name: _target(entry, backends[name], attempt, env, (standings, models), loaded=loaded)
+            name: _target(
+                entry,
+                backends[name],
+                attempt,
+                env,
+                (standings, models),
+                loaded=loaded,
+                mixed=name in mixed,
+            )
             for name, entry in entries.items()
         }
         for _, stage in stages:
@@ -124,11 +133,13 @@ def _target(
     known: tuple[Standings, Models],
     *,
     loaded: bool,
+    mixed: bool,
 ) -> Target:
     standings, models = known
     tried = wrap(backend, attempt, partial(scored, entry=entry, env=env))
     if loaded:
         tried = counted(tried, entry.name, env)
+    guarded, sampling = standings.guarded(tried, entry.name), entry.native_sampling()
     return Target(
         entry.name,
         backend,
@@ -136,11 +147,21 @@ def _target(
         entry.model_map,
         entry.apis,
         entry.weight,
-        standings.guarded(tried, entry.name),
+        suiting(guarded, sampling) if mixed else guarded,
         (standings.refuses, *guards_of(attempt)),
         (standings.advises, models.lacks, *advice_of(attempt)),
-        entry.native_sampling(),
+        sampling,
     )
+
+
+def _mixed(routes: Iterable[RouteRule], entries: Mapping[str, BackendConfig]) -> set[str]:
+    """Backends beside which a route has others that want other sampling of native requests."""
+    found: set[str] = set()
+    for rule in routes:
+        wanted = [entries[name].native_sampling() for name in rule.backends if name in entries]
+        if any(one != wanted[0] for one in wanted[1:]):
+            found.update(rule.backends)
+    return found
 
 
 class Models:

@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 import orjson
 
+from tpo_mp.dialects import native
 from tpo_mp.errors import Busy, Draining, TpoError
 from tpo_mp.pipeline.absent import AbsentClient
+from tpo_mp.pipeline.native_calls import told
 from tpo_mp.pipeline.native_delivery import NativeDelivery
 from tpo_mp.shm import frames
 from tpo_mp.shm.frames import Kind
@@ -88,7 +90,9 @@ class JobCalls:
         meta = _decode_meta(pieces[0].meta)
         body = b"".join(piece.body for piece in pieces)
         call_id = pieces[0].call_id
+        body, unsaid = native.filled(body, told(self._owner, meta.model))
         call = Call(id=call_id, model=meta.model, body=body, stream=False, started_at=monotonic())
+        call.unsaid = unsaid
         call.tenant = meta.tenant
         call.session = call.affinity = meta.session or None
         call.priority = Priority.LOW

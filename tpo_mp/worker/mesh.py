@@ -146,6 +146,7 @@ class Mesh:
             call.reuse,
             key,
             call.sdk_try,
+            call.unsaid,
         )
         if not self.links.push(seat, HEAD.pack(Kind.CALL, number), _encode(frame)):
             raise Shed(
@@ -230,6 +231,7 @@ class Mesh:
         call.peer = frame.peer
         call.patience_s, call.reuse = frame.patience_s, frame.reuse
         call.usage_wanted, call.sdk_try = frame.usage_wanted, frame.sdk_try
+        call.unsaid = frame.unsaid
         if frame.budget_s:
             call.deadline = call.started_at + frame.budget_s
         if not frame.body and not self._fetch_body(call, source, frame):

@@ -112,7 +112,7 @@ class Owner:
         self._recalls = Recalls(self, account, self._ids, placing)
         self._max_open = max_open_calls
         self._encode_meta = msgspec.msgpack.Encoder().encode
-        self._metas: dict[tuple[str, str, str, str, bool], bytes] = {}
+        self._metas: dict[tuple[str, str, str, str, bool, tuple[str, ...] | None], bytes] = {}
         self.open: set[Delivery] = set()
         self.others_open = 0
         self.draining = False
@@ -414,13 +414,14 @@ class Owner:
 
     def _meta(self, delivery: Delivery) -> bytes:
         call = delivery.call
-        key = (delivery.template, call.model, call.tenant, call.session or "", call.stream)
+        session = call.session or ""
+        key = (delivery.template, call.model, call.tenant, session, call.stream, call.unsaid)
         if not call.client_request_id:
             known = self._metas.get(key)
             if known is not None:
                 return known
         meta = self._encode_meta(
-            SlotMeta(key[0], key[1], key[2], key[3], call.client_request_id, call.stream)
+            SlotMeta(key[0], key[1], key[2], session, call.client_request_id, call.stream, key[5])
         )
         if not call.client_request_id:
             if len(self._metas) >= 1024:
