@@ -73,15 +73,24 @@ def test_session_is_text(given: Any, session: str | None) -> None:
 
 def test_chat_body_has_defaults_where_the_request_is_silent() -> None:
     """Zero is a value."""
-    usual = {"max_tokens": 256, "temperature": 0.7}
-    silent = json.loads(native.to_chat(native.decode_request(raw(prompt="a")), "m", usual))
-    assert silent == {
-        "model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 256,
-        "temperature": 0.7,
-    }  # fmt: skip
-    asked = native.decode_request(raw(input="a", max_tokens=5, temperature=0))
-    loud = json.loads(native.to_chat(asked, "m", usual))
-    assert (loud["max_tokens"], loud["temperature"]) == (5, 0)
+    bare = native.to_chat("a", "m", {})
+    assert json.loads(bare) == {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    body, unsaid = native.filled(bare, native.SAMPLING)
+    assert json.loads(body) == json.loads(bare) | {"max_tokens": 256, "temperature": 0.7}
+    assert unsaid == ("max_tokens", "temperature")
+    body, unsaid = native.filled(native.to_chat("a", "m", {"temperature": 0}), native.SAMPLING)
+    assert json.loads(body)["temperature"] == 0
+    assert unsaid == ("max_tokens",)
+
+
+def test_chat_body_is_told_anew_for_another_backend() -> None:
+    """What the one before was told is not left in it; what was said stays."""
+    said = native.to_chat("a", "m", {"temperature": 0})
+    first, unsaid = native.filled(said, {"max_tokens": 9, "temperature": 1, "stop": ["x"]})
+    assert unsaid == ("max_tokens", "stop")
+    other, unsaid = native.filled(first, {"max_tokens": 7, "top_p": 0.5}, unsaid)
+    assert json.loads(other) == json.loads(said) | {"max_tokens": 7, "top_p": 0.5}
+    assert unsaid == ("max_tokens", "top_p")
 
 
 def test_record_grows_when_it_is_final() -> None:

@@ -45,7 +45,9 @@ def test_prompt_runs_at_low_priority_and_is_told(host: FakeHost) -> None:
         shard, call_id = host.shards[0], IDS.new()
         give(shard, call_id, b'{"q":"' + b"x" * 900 + b'"}', step=400)
         (call,) = shard.up.calls
-        assert (call.id, call.priority, len(call.body)) == (call_id, Priority.LOW, 908)
+        assert (call.id, call.priority) == (call_id, Priority.LOW)
+        assert json.loads(call.body) == {"q": "x" * 900, "max_tokens": 256, "temperature": 0.7}
+        assert call.unsaid == ("max_tokens", "temperature")
         host.registry.orphan_seat(0, shard.epoch)
         (orphan,) = host.registry.orphans()
         assert orphan.flags == SlotFlag.JOB
