@@ -269,7 +269,7 @@ def test_each_of_a_route_of_several_kinds_is_told_what_suits_it(bench: Bench) ->
     """Whichever worker has the call, also where it is a prompt of a batch; what was said stays."""
     bench.llama.play(events=spoken(ended()))
     bench.vllm.play(reply={"text": ["hi there"]})
-    suits = {
+    suits: dict[str, dict[str, Any]] = {
         "llama_cpp": {"n_predict": 256, "temperature": 0.8, "stop": ["</s>", "Human:"]},
         "vllm": {"max_tokens": 512, "temperature": 0.7, "top_p": 0.95},
     }
