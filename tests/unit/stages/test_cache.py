@@ -202,6 +202,17 @@ def test_other_tenants_and_other_backends_have_other_answers(scene: Scene) -> No
         assert scene.call(stage, tenant="a").cache == cache
 
 
+def test_what_one_configuration_worked_out_of_a_call_is_no_other_ones(scene: Scene) -> None:
+    """The same call, its key known already, finds no answer of other backends."""
+    first, second = scene.build(), scene.build()
+    first.meet([BackendConfig(name="x", kind="echo", model_map={"m": "a"})])
+    second.meet([BackendConfig(name="x", kind="echo", model_map={"m": "b"})])
+    call = scene.call(first)
+    for stage, cache in ((second, "miss"), (first, "hit"), (second, "hit")):
+        stage(call, scene.proceed)
+        assert call.cache == cache
+
+
 class OtherHosts:
     """A second tier that holds what the test says."""
 
