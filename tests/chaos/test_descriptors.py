@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import StartHost
-from tests.support.host import Host
+from tests.support.host import Host, kill
 from tests.support.innards import listener, needs_linux
 from tests.support.load import Crowd
 from tests.support.raw import RawClient, ask, build, chat
@@ -93,6 +94,7 @@ def test_a_queue_that_overflows_and_a_storm_after_it_are_weathered(start_host: S
     worker = psutil.Process(host.slot(0)["pid"])
     with ExitStack() as stack:
         with short_queue(host):
+            kill(host.pid, signal.SIGSTOP)  # it would take the worker for hung
             worker.suspend()
             waiting = []
             for _ in range(FLOOD):
@@ -105,6 +107,7 @@ def test_a_queue_that_overflows_and_a_storm_after_it_are_weathered(start_host: S
             assert left_out, "the queue overflows"
             assert ask(host.ops, "/ready").status == 200
         worker.resume()
+        kill(host.pid, signal.SIGCONT)
     with Crowd(host.url, 1000, stream=False, patience_s=30) as crowd:
         ready = [ask(host.ops, "/ready").status for _ in range(5)]
         crowd.ended()

@@ -41,7 +41,7 @@ def check_gone(host: Host, slack: float) -> None:
     wait_for(lambda: not host.processes() - {supervisor}, GONE_S * slack, "no process left")
     print(f"all gone {time.monotonic() - killed_at:.3f} s after")
     host.wait()
-    wait_for(host.ports_free, 1, "free ports")
+    wait_for(host.ports_free, 10, "free ports")
     assert names_on_tmpfs(host) == host.shared_names()
 
 
@@ -82,7 +82,8 @@ def test_a_supervisor_killed_right_after_a_spawn_leaves_no_orphan(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
     """The moment between fork and the child's first lines is no gap: the lifeline is there."""
-    for _ in range(2):
+    proven = 0
+    for _ in range(8):
         host = start_host()
         host.warm()
         known = host.processes()
@@ -93,9 +94,12 @@ def test_a_supervisor_killed_right_after_a_spawn_leaves_no_orphan(
         kill(host.pid)
         # It takes its title once it is bound to its parent and has its imports.
         print(f"the child was {title!r}")
-        assert not title.startswith("tpo: shard"), "killed too late to prove anything"
         check_gone(host, slack)
         host.close()
+        proven += not title.startswith("tpo: shard")  # else it was killed too late
+        if proven == 2:
+            break
+    assert proven == 2
 
 
 def check_rounds(
@@ -107,7 +111,7 @@ def check_rounds(
     attempts = []
     for _ in range(rounds):
         host.start()
-        with Load(host.url, rng, clients=12, model="up-1", patience_s=5) as load:
+        with Load(host.url, rng, clients=12, model="up-1", patience_s=20) as load:
             load.more(rng.randrange(5, 40))
             os.killpg(host.pid, signal.SIGKILL)
             check_gone(host, slack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from random import Random
@@ -223,13 +224,15 @@ def test_sessions_of_a_dead_worker_are_served_elsewhere_meanwhile(
     """Calls under way on the dead shard for a living one are tried again; no byte was sent."""
     host = start_host(config=RELAY.format(url=upstream.url))
     host.warm()
-    upstream.play(first_s=0.7)
+    killed = threading.Event()
+    upstream.play(until=killed)
     sessions = [f"session-{i}" for i in range(24)]
     with Crowd(host.url, 48, model="up-1", stream=False, sessions=sessions) as crowd:
         wait_for(lambda: upstream.counters.open == 48, 10, "every call upstream")
         victim = host.slot(0)["pid"]
         held = host.connections_of(victim, host.port)
         kill(victim)
+        killed.set()
         attempts = crowd.ended()
     failed = [a for a in attempts if a.outcome != "ok"]
     assert len(failed) <= held

@@ -37,9 +37,8 @@ TURNS = 5
 @pytest.fixture(scope="module")
 def gateway(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers and the default pipeline; what SDKs try again joins their first try."""
-    config = section("[stages.dedup]", sdk_retries=True, linger_s=20)
-    config += backend("up", origin.base_url, "*")
-    config += NO_CACHE
+    config = section("[stages.dedup]", sdk_retries=True, linger_s=60)
+    config += backend("up", origin.base_url, "*") + NO_CACHE
     with Gateway(short_tmp / "dedup", config=config, workers=2) as started:
         yield started
 
@@ -116,10 +115,7 @@ def test_a_thousand_identical_calls_are_one_upstream(
     )
     before, asked = origin.counters.requests, gateway.metric(SHARED)
     with Alike(gateway.url, MANY, body, target) as crowd:
-        try:
-            wait_for(partial(all_have_come, gateway, asked + MANY), 60, "all calls")
-        finally:
-            all_here.set()
+        answer_all(gateway, asked + MANY, all_here)
         attempts = crowd.ended()
     assert ways(attempts) == {"ok": 1, "ok coalesced": MANY - 1}
     assert origin.counters.requests == before + 1
@@ -141,8 +137,10 @@ def test_what_is_shared_is_counted_once(gateway: Gateway, origin: Upstream) -> N
         return [gateway.metric(name, **more) for name, more in zip(names, labels, strict=True)]
 
     before = look()
-    origin.play(first_s=4.0)  # nobody comes too late on a machine that stands still
+    all_here, asked = threading.Event(), gateway.metric(SHARED)
+    origin.play(until=all_here)
     with Alike(gateway.url, 10, chat("counted"), X_Session_Id="of-the-audit") as crowd:
+        answer_all(gateway, asked + 10, all_here)
         assert ways(crowd.ended()) == {"ok": 1, "ok coalesced": 9}
     expected = [9.0, 9.0, 10.0, 63.0, 7.0, 9.0, 9.0 * 12]
     wait_for(
@@ -189,10 +187,12 @@ def test_other_tenants_and_no_store_ask_by_themselves(origin: Upstream, short_tm
     config = backend("up", origin.base_url, "*") + NO_CACHE + "[auth]\nenabled = true\n"
     for at, key in enumerate(keys):
         config += f'[[auth.keys]]\nid = "t{at}"\nsecret = "{key}"\n'
-    origin.play(first_s=4.0)
+    all_here = threading.Event()
+    origin.play(until=all_here)
     before = origin.counters.requests
     with Gateway(short_tmp / "tenants", config=config, workers=2) as gateway:
         with Alike(gateway.url, 20, chat("secret"), keys=keys) as crowd:
+            answer_all(gateway, 20, all_here)
             assert ways(crowd.ended()) == {"ok": 2, "ok coalesced": 18}
         assert origin.counters.requests == before + 2
         with Alike(gateway.url, 3, chat("own"), keys=keys[:1], X_TPO_Cache="no-store") as crowd:
@@ -209,26 +209,41 @@ def test_what_an_sdk_tries_again_joins_its_first_try(gateway: Gateway, origin: U
     first = {"x_stainless_retry_count": "0", "x_stainless_read_timeout": "0.5"}
     with Alike(gateway.url, 1, body, **first) as crowd:
         wait_for(lambda: origin.counters.requests == before + 1, 10, "the upstream call")
-        wait_for(lambda: monotonic() > crowd.attempts[0].began_at + 0.7, 5, "the SDK's patience")
+        seen_at = monotonic()
+        wait_for(lambda: monotonic() > seen_at + 0.7, 5, "the SDK's patience")
         crowd.leave(crowd.attempts)
         with Alike(gateway.url, 3, body, x_stainless_retry_count="1") as again:
-            try:
-                wait_for(partial(all_have_come, gateway, asked + 4), 20, "all of the SDK's calls")
-            finally:
-                all_here.set()
+            answer_all(gateway, asked + 4, all_here)
             assert ways(again.ended()) == {"ok coalesced": 3}
     assert origin.counters.requests == before + 1
     assert len(origin.aborted_at) == 0
+    both_here = threading.Event()
+    origin.play(until=both_here)
     with Alike(gateway.url, 2, body, x_stainless_retry_count="0") as crowd:
+        wait_for(lambda: origin.counters.requests == before + 3, 10, "both upstream")
+        both_here.set()
         assert ways(crowd.ended()) == {"ok": 2}
 
 
 class Killed:
     """Identical calls, whose upstream call is in a worker that is killed; ``survivors`` are not."""
 
-    def __init__(self, gateway: Gateway, crowd: Alike, home: int) -> None:
+    def __init__(
+        self, gateway: Gateway, crowd: Alike, home: int, asked: float, all_here: threading.Event
+    ) -> None:
+        """``asked`` counts what had come before them; ``all_here`` lets the upstream answer."""
         victim = gateway.worker_pids()[home]
         os.kill(victim, signal.SIGKILL)
+        asked += len(crowd.attempts)
+
+        def again() -> bool:
+            living = sum(attempt.outcome == "open" for attempt in crowd.attempts)
+            return all_have_come(gateway, asked + living)
+
+        try:
+            wait_for(again, 20, "the survivors to ask again")
+        finally:
+            all_here.set()
         self.attempts = crowd.ended()
         # The clients of the dead worker see their connections end.
         self.survivors = [a for a in self.attempts if a.outcome not in ("cut", "refused")]
@@ -244,6 +259,14 @@ def asking(gateway: Gateway, origin: Upstream) -> int:
     raise AssertionError("no worker has that connection")
 
 
+def answer_all(gateway: Gateway, number: float, all_here: threading.Event) -> None:
+    """Let the upstream answer once so many calls could share an answer up to now."""
+    try:
+        wait_for(partial(all_have_come, gateway, number), 60, "all calls")
+    finally:
+        all_here.set()
+
+
 def all_have_come(gateway: Gateway, number: float) -> bool:
     """Whether so many calls could share an answer up to now."""
     return gateway.metric(SHARED) >= number
@@ -255,14 +278,14 @@ def test_a_killed_worker_before_the_first_byte_costs_one_more_upstream_call(
     """All that live on share it, and are answered."""
     for turn in range(TURNS):
         body = chat(f"killed before {turn}")
-        asked = gateway.metric(SHARED)
+        all_here, asked = threading.Event(), gateway.metric(SHARED)
         before = origin.counters.requests
         origin.queue("hang")
-        origin.play(first_s=2.5)
+        origin.play(until=all_here)
         with Alike(gateway.url, 40, body) as crowd:
             wait_for(partial(all_have_come, gateway, asked + 40), 20, "all calls")
             wait_for(lambda: origin.seen, 10, "the upstream call")
-            killed = Killed(gateway, crowd, asking(gateway, origin))
+            killed = Killed(gateway, crowd, asking(gateway, origin), asked, all_here)
         if len(killed.survivors) > 5:
             break
         origin.forget()
@@ -279,12 +302,14 @@ def test_a_killed_worker_amid_a_stream(gateway: Gateway, origin: Upstream, same:
     for turn in range(TURNS):
         origin.forget()
         origin.queue("hang_body", cut_after=3, chunks=6, text=text)
-        origin.play(first_s=2.5, delay_s=0.02, chunks=6, text=text if same else text.upper())
+        all_here, asked = threading.Event(), gateway.metric(SHARED)
+        answer = text if same else text.upper()
+        origin.play(until=all_here, delay_s=0.02, chunks=6, text=answer)
         before = origin.counters.requests
         with Alike(gateway.url, 40, chat(f"killed amid {same} {turn}", stream=True)) as crowd:
             crowd.flowing()
             wait_for(lambda: all(len(a.events) == 3 for a in crowd.attempts), 5, "what came")
-            killed = Killed(gateway, crowd, asking(gateway, origin))
+            killed = Killed(gateway, crowd, asking(gateway, origin), asked, all_here)
         if len(killed.survivors) > 5:
             break
     assert len(killed.survivors) > 5

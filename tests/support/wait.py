@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from .raw import ClosedEarlyError
+
 T = TypeVar("T")
 
 
@@ -59,6 +61,24 @@ async def until(
         if waited_s > timeout_s and waited_s > timeout_s * crowded():
             raise AssertionError(f"not within {waited_s:.1f} s: {what}; last seen: {value!r}")
         await asyncio.sleep(every_s)
+
+
+def unhurried(attempt: Callable[[], T], within_s: float, tries: int = 5) -> T:
+    """Answer what ``attempt`` does, made again where it failed and took longer than it should.
+
+    For what has to be done in a span that a machine may stand still for: what failed then has
+    shown nothing.
+    """
+    for left in reversed(range(tries)):
+        began = time.monotonic()
+        try:
+            return attempt()
+        except (AssertionError, OSError, ClosedEarlyError):
+            took_s = time.monotonic() - began
+            if took_s < within_s or not left:
+                raise
+            print(f"made again: it failed, but it took {took_s:.2f} s")
+    raise AssertionError("no try")
 
 
 def quickest(try_s: Callable[[], float], times: int, under_s: float) -> list[float]:

@@ -49,7 +49,7 @@ def test_a_dead_workers_calls_become_letters_in_time(host: ControlHost) -> None:
     shard, other = host.shards
     ids = [shard.open(b'{"n":%d}' % n) for n in range(150)]
     shard.die()
-    wait_for(lambda: other.letter_ids() == sorted(ids), 2.0, "150 letters")
+    wait_for(lambda: other.letter_ids() == sorted(ids), 10, "150 letters")
     entry = other.letters(limit=1)[0]
     assert (entry["reason"], entry["session_id"], entry["client_request_id"]) == (
         "worker_lost", "s1", "r1",
@@ -120,7 +120,7 @@ def test_without_a_worker_a_rerun_becomes_a_letter(host: ControlHost) -> None:
     call_id = shard.open(flags=SlotFlag.ASYNC)
     other.lines.state = 1
     shard.die()
-    wait_for(lambda: other.letter_ids() == [call_id], 2.0, "the letter")
+    wait_for(lambda: other.letter_ids() == [call_id], 10, "the letter")
 
 
 def test_a_replacement_that_comes_in_time_runs_it(host: ControlHost) -> None:

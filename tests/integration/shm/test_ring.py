@@ -191,7 +191,7 @@ def test_random_byte_flips_never_crash_deliver_falsely_or_stick(seed: int) -> No
         assert reader.corrupt > 0
         assert child.poll() is None
         sent = pair.log[0]
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 40
         while last <= sent:
             assert time.monotonic() < deadline, f"stuck: {last} seen, {sent} sent"
             for record in reader.drain():

@@ -12,12 +12,13 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psutil
 import pytest
 
 from tests.integration.supervisor.conftest import Fakes
-from tests.support.wait import accepts, wait_for
+from tests.support.wait import accepts, quickest, wait_for
 from tpo_mp.errors import Fault
 from tpo_mp.supervisor.client import NotRunning, request
 from tpo_mp.supervisor.ctl import MAX_CLIENTS
@@ -62,7 +63,7 @@ def test_a_drain_closes_the_port_at_once(fakes: Fakes) -> None:
     gateway = fakes(vice="slow-drain")
     gateway.send_signal(signal.SIGTERM)
     wait_for(lambda: "draining" in gateway.stderr, 5, "the drain")
-    wait_for(lambda: not accepts("127.0.0.1", gateway.port), 2, "a refused connection")
+    wait_for(lambda: not accepts("127.0.0.1", gateway.port), 10, "a refused connection")
     assert gateway.status()["state"] == "draining"
     gateway.send_signal(signal.SIGTERM)
     assert gateway.wait(40) == 0
@@ -75,7 +76,7 @@ def test_the_second_term_stops_quickly(fakes: Fakes) -> None:
     gateway.send_signal(signal.SIGTERM)
     wait_for(lambda: "draining" in gateway.stderr, 5, "the drain")
     gateway.send_signal(signal.SIGTERM)
-    wait_for(gateway.ended, 2, "the end")
+    wait_for(gateway.ended, 10, "the end")
     assert gateway.wait() == 0
     gateway.close()
 
@@ -85,7 +86,7 @@ def test_the_drain_deadline_ends_what_does_not_finish(fakes: Fakes) -> None:
     gateway = fakes(config="[server]\ndrain_s = 0.5\n", vice="slow-drain")
     began = time.monotonic()
     gateway.send_signal(signal.SIGTERM)
-    wait_for(gateway.ended, 2, "the end")
+    wait_for(gateway.ended, 10, "the end")
     assert gateway.wait() == 0
     assert time.monotonic() - began > 0.4
     gateway.close()
@@ -143,9 +144,7 @@ def test_silent_clients_cost_neither_time_nor_cpu(fakes: Fakes) -> None:
     try:
         for client in silent:
             client.connect(str(gateway.state_dir / "control.sock"))
-        began, used = time.monotonic(), _cpu_s(gateway.pid)
-        wait_for(lambda: time.monotonic() - began > 1, 5, "a second to pass")
-        assert _cpu_s(gateway.pid) - used < 0.3
+        quickest(partial(_cpu_share, gateway.pid), 1, 0.3)
     finally:
         for client in silent:
             client.close()
@@ -230,9 +229,7 @@ def test_a_supervisor_without_descriptors_neither_spins_nor_ends(
     wait_for(lambda: "cannot_start_a_process" in gateway.stderr, 10, "a start that failed")
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(gateway.state_dir / "control.sock"))
-        began, used = time.monotonic(), _cpu_s(gateway.pid)
-        wait_for(lambda: time.monotonic() - began > 1, 5, "a second to pass")
-        assert _cpu_s(gateway.pid) - used < 0.3
+        quickest(partial(_cpu_share, gateway.pid), 1, 0.3)
     os.kill(before["slots"][1]["pid"], signal.SIGCONT)
     assert gateway.knock()
     resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, limits)
@@ -257,9 +254,12 @@ def _lowered_descriptors() -> int:
     return 5000 if hard == resource.RLIM_INFINITY else min(5000, hard - 1)
 
 
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+def _cpu_share(pid: int) -> float:
+    process = psutil.Process(pid)
+    before, began = process.cpu_times(), time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 1, 5, "a second to pass")
+    after, took_s = process.cpu_times(), time.monotonic() - began
+    return (after.user + after.system - before.user - before.system) / took_s
 
 
 @pytest.mark.parametrize("env", MODES)

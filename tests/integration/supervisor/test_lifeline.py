@@ -87,7 +87,7 @@ def test_an_uncaught_error_becomes_one_line_of_last_words(tmp_path: Path) -> Non
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     words = tmp_path / "seat-03.words"
-    assert wait_for(words.exists, 1, "last words")
+    assert wait_for(words.exists, 10, "last words")
     assert words.read_text() == "ValueError: the real reason\n"
     assert "ExceptionGroup" in errors
     os.close(read_fd)

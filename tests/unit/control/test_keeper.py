@@ -31,7 +31,7 @@ def run(
         )  # fmt: skip
         made.start()
         await test(made)
-        assert await loop.run_in_executor(None, made.close, 5.0)
+        assert await loop.run_in_executor(None, made.close, 50.0)
 
     asyncio.run(main())
     return crashes
@@ -41,7 +41,7 @@ async def result(keeper: Keeper, work: Callable[[Shelf], Any], *, writes: bool =
     """Run one job."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     keeper.submit(work, future.set_result, writes=writes)
-    return await asyncio.wait_for(future, 5.0)
+    return await asyncio.wait_for(future, 50.0)
 
 
 def test_jobs_run_in_order_on_another_thread(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_it_is_full_until_work_is_done(tmp_path: Path) -> None:
 
     async def test(keeper: Keeper) -> None:
         gate = threading.Event()
-        keeper.submit(lambda _: gate.wait(5.0))
+        keeper.submit(lambda _: gate.wait(50.0))
         keeper.submit(lambda _: None, cost=module.MAX_QUEUED_BYTES)
         assert keeper.full
         gate.set()

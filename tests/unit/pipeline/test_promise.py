@@ -193,7 +193,7 @@ def test_asyncio_futures_are_adopted_in_mid_run() -> None:
             a = await first
             b = await second
             await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(50):
                 c = await third
             return a, b, c
 

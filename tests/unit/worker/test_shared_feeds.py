@@ -200,7 +200,7 @@ def test_follower_waits_until_every_shard_knows_of_it(host: FakeHost) -> None:
             assert not heard.done()
             if answering:
                 host.pump()
-            await asyncio.wait_for(heard, 5)
+            await asyncio.wait_for(heard, 30)
 
     asyncio.run(story())
 
