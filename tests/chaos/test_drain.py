@@ -13,7 +13,7 @@ from tests.chaos.conftest import StartHost
 from tests.support.host import Host, metric
 from tests.support.load import Crowd, Load
 from tests.support.raw import ask
-from tests.support.wait import accepts, unhurried, wait_for
+from tests.support.wait import accepts, wait_for
 
 STREAMS = 200
 WORDS = "w " * 12
@@ -52,7 +52,9 @@ def test_term_lets_two_hundred_streams_finish(
     """New connections are refused at once; every stream ends with [DONE]; exit 0 soon after."""
     group = "TPO_PORTABLE" in mode
     # The streams may be over before the order on a machine that stands still.
-    unhurried(lambda: drain_two_hundred(start_host, slack, delay_ms=150, whole_group=group), 1.0, 3)
+    assert any(
+        drain_two_hundred(start_host, slack, delay_ms=150, whole_group=group) for _ in range(3)
+    )
 
 
 @pytest.mark.slow
@@ -60,13 +62,16 @@ def test_term_lets_two_hundred_streams_of_ten_seconds_finish(
     start_host: StartHost, slack: float, mode: dict[str, str]
 ) -> None:
     """The long form of the above."""
-    drain_two_hundred(start_host, slack, delay_ms=840, whole_group="TPO_PORTABLE" in mode)
+    assert drain_two_hundred(start_host, slack, delay_ms=840, whole_group="TPO_PORTABLE" in mode)
 
 
 def drain_two_hundred(
     start_host: StartHost, slack: float, delay_ms: int, *, whole_group: bool
-) -> None:
-    """Drain a host of two hundred streams of twelve words with that much between two of them."""
+) -> bool:
+    """Drain a host of two hundred streams of twelve words with that much between two of them.
+
+    Answers whether all of them still ran when the port was closed.
+    """
     host = start_host(config=slow_echo(delay_ms))
     sessions = [f"session-{i}" for i in range(64)]
     with Crowd(host.url, STREAMS, text=WORDS, sessions=sessions) as crowd:
@@ -77,7 +82,7 @@ def drain_two_hundred(
         os.killpg(host.pid, signal.SIGTERM) if whole_group else host.send_signal(signal.SIGTERM)
         wait_for(lambda: not accepts("127.0.0.1", host.port), 1.0 * slack, "a refused connection")
         closed_s = time.monotonic() - ordered_at
-        assert all(a.outcome == "open" for a in crowd.attempts), crowd.outcomes()
+        in_time = all(a.outcome == "open" for a in crowd.attempts)
         attempts = crowd.ended()
         last_s = max(a.ended_at for a in attempts) - ordered_at
     print(f"port closed after {closed_s:.3f} s, last stream after {last_s:.2f} s")
@@ -86,6 +91,7 @@ def drain_two_hundred(
     assert ends(host, ordered_at, 30) < last_s + 2.0 * slack
     assert host.ports_free()
     assert not host.shared_names()
+    return in_time
 
 
 def test_requests_on_kept_connections_are_answered_while_draining(

@@ -53,19 +53,22 @@ def library(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
             yield gateway, upstream
 
 
-def ask(gateway: Gateway, who: str, method: str, path: str, body: Any = None) -> RawReply:
+def ask(
+    gateway: Gateway, who: str, method: str, path: str, body: Any = None, session: str = ""
+) -> RawReply:
     """Ask as a tenant, on a connection of its own."""
     headers = {"authorization": f"Bearer {KEYS[who]}", "content-type": "application/json"}
+    if session:
+        headers["x-session-id"] = session
     with RawClient(gateway.url) as client:
         data = None if body is None else json.dumps(body).encode()
         return client.request(method, path, headers, data)
 
 
-def question(gateway: Gateway, who: str, **more: Any) -> RawReply:
+def question(gateway: Gateway, who: str, session: str = "", **more: Any) -> RawReply:
     """Ask about the lighthouse."""
-    return ask(
-        gateway, who, "POST", CHAT, chat("When does the lighthouse open?", model="m", **more)
-    )
+    body = chat("When does the lighthouse open?", model="m", **more)
+    return ask(gateway, who, "POST", CHAT, body, session)
 
 
 def test_what_a_tenant_put_is_told_to_the_model_and_cited(
@@ -76,8 +79,8 @@ def test_what_a_tenant_put_is_told_to_the_model_and_cited(
     sent = {"id": "skagen", "title": "Skagen", "text": f"{TEXT} {'More of it. ' * 400}"}
     assert ask(gateway, "one", "POST", DOCUMENTS, sent).status == 200
     shards = set()
-    for _ in range(12):
-        reply = question(gateway, "one")
+    for n in range(20):  # some of as many sessions live on either worker
+        reply = question(gateway, "one", f"of-{n}")
         assert reply.status == 200, reply
         shards.add(reply.headers["x-tpo-shard"])
         (first, *_) = reply.json()["tpo"]["citations"]
@@ -200,8 +203,8 @@ def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:
         30, "another worker", every_s=0.1,
     )  # fmt: skip
     shards = set()
-    for _ in range(12):
-        reply = question(gateway, "four")
+    for n in range(20):
+        reply = question(gateway, "four", f"of-{n}")
         assert reply.json()["tpo"]["citations"][0]["document_id"] == "kept"
         shards.add(reply.headers["x-tpo-shard"])
     assert shards == {"0", "1"}

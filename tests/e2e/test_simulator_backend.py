@@ -116,9 +116,13 @@ def gateway(short_tmp: Path) -> Iterator[Gateway]:
 
 
 def at_once(gateway: Gateway, body: dict[str, Any], count: int, **headers: str) -> list[RawReply]:
-    """Replies to so many requests, eight at a time, each on a connection of its own."""
+    """Replies to so many requests, eight at a time, each of a session of its own."""
+
+    def ask(n: int) -> RawReply:
+        return gateway.ask(CHAT, body, {"x-session-id": f"of-{n}", **headers})
+
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda _: gateway.ask(CHAT, body, headers), range(count)))
+        return list(pool.map(ask, range(count)))
 
 
 def test_rules_answer_and_fail_exactly_through_a_gateway(gateway: Gateway) -> None:

@@ -74,8 +74,11 @@ def test_a_rule_fails_exactly_as_often_as_it_says(ruled: Gateway) -> None:
     asked = chat("fail please", model="gpt-4o")
     with ThreadPoolExecutor(8) as pool:
         replies = list(
-            pool.map(lambda _: ruled.ask("/v1/chat/completions", asked), range(20))
-        )  # fmt: skip
+            pool.map(
+                lambda n: ruled.ask("/v1/chat/completions", asked, {"x-session-id": f"of-{n}"}),
+                range(20),
+            )
+        )
     assert sorted(reply.status for reply in replies) == [200] * 13 + [503] * 7
     assert len({reply.headers["x-tpo-shard"] for reply in replies}) == 2
 

@@ -67,6 +67,7 @@ def test_load_is_the_host_s_whoever_is_asked_and_whoever_dies(provider: Gateway)
         shards: list[str] = []
         for number, client in enumerate(clients):
             head = {"content-type": "application/json", "Host": client.host}
+            head["x-session-id"] = f"of-{number}"
             body = chat(f"hello number {number}", model="slow", stream=True)
             client.send(build("POST", "/v1/chat/completions", head, json.dumps(body).encode()))
             _, headers, _ = client.read_head()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,20 @@ from tests.support.gateway import Gateway
 from tests.support.messages import BODY, CHUNKED, LENGTH, get, post
 from tests.support.raw import RawClient, chat, parse_head
 from tests.support.upstream import Upstream
-from tests.support.wait import wait_for
+from tests.support.wait import unhurried, wait_for
 
 CHAT = "/v1/chat/completions"
-QUICK = """
+PATIENCE_S = 0.4
+QUICK = f"""
 [server]
-header_timeout_s = 0.4
-body_timeout_s = 0.4
-idle_timeout_s = 0.4
+header_timeout_s = {PATIENCE_S}
+body_timeout_s = {PATIENCE_S}
+idle_timeout_s = {PATIENCE_S}
 
 [[backends]]
 name = "up"
 kind = "openai"
-base_url = "{0}"
+base_url = "{{0}}"
 """
 
 
@@ -56,18 +58,22 @@ def test_unfinished_request_is_closed_in_time(
     """408 where it can be said, then the end; the upstream is never asked."""
     gateway, upstream = quick
     before = upstream.counters.requests
-    with RawClient(gateway.url, timeout_s=5) as client:
-        client.send(sent)
-        said = client.read_to_end()
-    status = parse_head(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")[0] if said else 0
-    assert status in answered
+
+    def closed() -> None:
+        with RawClient(gateway.url) as client:
+            client.send(sent)
+            said = client.read_to_end()
+        status = parse_head(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")[0] if said else 0
+        assert status in answered
+
+    unhurried(closed, PATIENCE_S)
     assert upstream.counters.requests == before
 
 
 def test_dripping_head_does_not_extend_its_deadline(quick: tuple[Gateway, Upstream]) -> None:
     """Each byte buys no time: the clock of a head starts at its first byte."""
     gateway, _ = quick
-    with RawClient(gateway.url, timeout_s=5) as client:
+    with RawClient(gateway.url) as client:
         drops = iter(get(b"/v1/models", b"X-Slow: " + b"y" * 500))
 
         def cut_off() -> bool:
@@ -78,22 +84,31 @@ def test_dripping_head_does_not_extend_its_deadline(quick: tuple[Gateway, Upstre
             except TimeoutError:
                 return False
 
-        wait_for(cut_off, 3, "the dripping client is cut off")
+        wait_for(cut_off, 5, "the dripping client is cut off")
 
 
 def test_idle_connection_is_closed(quick: tuple[Gateway, Upstream]) -> None:
     """Keep-alive has an end."""
     gateway, _ = quick
-    with RawClient(gateway.url, timeout_s=5) as client:
-        assert client.request("GET", "/live").status == 200
-        assert client.closed()
+
+    def closed() -> None:
+        with RawClient(gateway.url) as client:
+            assert client.request("GET", "/live").status == 200
+            assert client.closed(20)
+
+    unhurried(closed, PATIENCE_S)
 
 
 def test_slow_answer_is_not_an_idle_client(quick: tuple[Gateway, Upstream]) -> None:
     """While a call is open the client owes nothing."""
     gateway, upstream = quick
-    upstream.queue("answer", first_s=1.2)
-    assert gateway.ask(CHAT, chat("take your time", model="m")).status == 200
+    upstream.play("answer", first_s=1.2)
+
+    def answered() -> None:
+        assert gateway.ask(CHAT, chat("take your time", model="m")).status == 200
+
+    unhurried(answered, PATIENCE_S)
+    upstream.play()
 
 
 def test_client_that_reads_nothing_stops_its_upstream(quick: tuple[Gateway, Upstream]) -> None:
@@ -101,10 +116,15 @@ def test_client_that_reads_nothing_stops_its_upstream(quick: tuple[Gateway, Upst
     gateway, upstream = quick
     upstream.queue("endless", pad_bytes=65_536, chunks=1)
     aborted = upstream.counters.aborted
-    with RawClient(gateway.url) as client:
-        body = json.dumps(chat("a flood", model="m", stream=True)).encode()
-        client.send(post(b"Content-Length: %d" % len(body), body=body))
-        assert client.read_head()[0] == 200
+    body = json.dumps(chat("a flood", model="m", stream=True)).encode()
+    with ExitStack() as opened:
+
+        def begins() -> None:
+            client = opened.enter_context(RawClient(gateway.url))
+            client.send(post(b"Content-Length: %d" % len(body), body=body))
+            assert client.read_head()[0] == 200
+
+        unhurried(begins, PATIENCE_S)
         seen = [-1, -1, -1]
 
         def still() -> bool:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -47,9 +48,16 @@ def test_one_connection_serves_call_after_call(
     assert (upstream.counters.requests, upstream.counters.connections) == (20, 1)
     text = gateway.metrics()
     assert metric(text, "tpo_upstream_connections_total", backend="up") == 1
-    upstream.play(first_s=2.0)
-    at_once(gateway, [chat(str(n), "up") for n in range(8)])
-    assert 4 <= upstream.counters.connections <= 9
+    all_here = threading.Event()
+    upstream.play(until=all_here)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(at_once, gateway, [chat(str(n), "up") for n in range(8)])
+        try:
+            wait_for(lambda: upstream.counters.open == 8, 20, "all eight upstream")
+        finally:
+            all_here.set()
+        asked.result(60)
+    assert 8 <= upstream.counters.connections <= 9
 
 
 def test_connection_that_broke_mid_reply_is_not_used_again(
@@ -132,8 +140,15 @@ def test_calls_over_the_limit_wait_their_turn(
 ) -> None:
     """Never more connections than allowed, and everyone is served."""
     gateway = start_gateway(config=backend("up", upstream.base_url, max_concurrent=2))
-    upstream.play(first_s=0.1)
-    replies = at_once(gateway, [chat(f"q{n}", "up") for n in range(10)])
+    two_here = threading.Event()
+    upstream.play(until=two_here)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(at_once, gateway, [chat(f"q{n}", "up") for n in range(10)])
+        try:
+            wait_for(lambda: upstream.counters.open == 2, 20, "two upstream")
+        finally:
+            two_here.set()
+        replies = asked.result(60)
     texts = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
     assert texts == [f"answer to q{n}" for n in range(10)]
     assert upstream.counters.max_open == 2
