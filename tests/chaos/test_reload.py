@@ -134,8 +134,9 @@ def test_a_worker_that_dies_in_a_reload_does_not_hold_it_up(start_host: StartHos
     kill(victim, signal.SIGSTOP)
     host.send_signal(signal.SIGHUP)
     wait_for(lambda: host.status()["config_epoch"] == 2, 5, "the new configuration published")
-    assert not host.events("reloaded")
-    kill(victim)
+    assert not host.events("reloaded") or host.events("worker_hangs")
+    with suppress(ProcessLookupError):  # stopped for longer than a hung worker may be
+        kill(victim)
     host.event("reloaded")
     host.replaced(0, victim)
     wait_for(

@@ -18,7 +18,8 @@ def test_map_is_never_torn_by_a_writer_killed_at_any_instant(seed: int) -> None:
     versions, took = set(), []
     with RingPair({}) as pair:
         pair.start("nursery")
-        for _ in range(KILLS):
+        # A writer that got no processor published nothing: more are killed then.
+        while len(took) < KILLS or (len(versions) <= KILLS // 2 and len(took) < 10 * KILLS):
             pair.order(
                 act="publish_until_killed", largest=100, kill_after_s=rng.uniform(0.0005, 0.004)
             )
@@ -34,7 +35,7 @@ def test_map_is_never_torn_by_a_writer_killed_at_any_instant(seed: int) -> None:
             assert version % 2 == 0
             assert len(set(cells)) == 1
             took.append(time.perf_counter() - before)
-    assert sorted(took)[KILLS // 2] < 1, "a reader waits for the dead"
+    assert sorted(took)[len(took) // 2] < 1, "a reader waits for the dead"
     assert len(versions) > KILLS // 2, "maps were published in between"
 
 
