@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from tests.support.dialects import REPLIES
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply, chat
+from tests.support.shards import each_shard
 from tests.support.toml import NO_CACHE, backend, section
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
@@ -54,21 +56,32 @@ def library(short_tmp: Path) -> Iterator[tuple[Gateway, Upstream]]:
 
 
 def ask(
-    gateway: Gateway, who: str, method: str, path: str, body: Any = None, session: str = ""
+    gateway: Gateway,
+    who: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    through: RawClient | None = None,
 ) -> RawReply:
-    """Ask as a tenant, on a connection of its own."""
+    """Ask as a tenant, on a connection of its own or ``through`` one that is there."""
     headers = {"authorization": f"Bearer {KEYS[who]}", "content-type": "application/json"}
-    if session:
-        headers["x-session-id"] = session
+    data = None if body is None else json.dumps(body).encode()
+    if through is not None:
+        return through.request(method, path, headers, data)
     with RawClient(gateway.url) as client:
-        data = None if body is None else json.dumps(body).encode()
         return client.request(method, path, headers, data)
 
 
-def question(gateway: Gateway, who: str, session: str = "", **more: Any) -> RawReply:
+def question(gateway: Gateway, who: str, through: RawClient | None = None, **more: Any) -> RawReply:
     """Ask about the lighthouse."""
     body = chat("When does the lighthouse open?", model="m", **more)
-    return ask(gateway, who, "POST", CHAT, body, session)
+    return ask(gateway, who, "POST", CHAT, body, through)
+
+
+def each_for(gateway: Gateway, who: str) -> AbstractContextManager[tuple[RawClient, RawClient]]:
+    """A connection to each worker."""
+    head = {"authorization": f"Bearer {KEYS[who]}"}
+    return each_shard(gateway.url, model="m", headers=head)
 
 
 def test_what_a_tenant_put_is_told_to_the_model_and_cited(
@@ -79,17 +92,22 @@ def test_what_a_tenant_put_is_told_to_the_model_and_cited(
     sent = {"id": "skagen", "title": "Skagen", "text": f"{TEXT} {'More of it. ' * 400}"}
     assert ask(gateway, "one", "POST", DOCUMENTS, sent).status == 200
     shards = set()
-    for n in range(20):  # some of as many sessions live on either worker
-        reply = question(gateway, "one", f"of-{n}")
-        assert reply.status == 200, reply
-        shards.add(reply.headers["x-tpo-shard"])
-        (first, *_) = reply.json()["tpo"]["citations"]
-        assert (first["document_id"], first["title"], first["number"]) == ("skagen", "Skagen", 1)
-        assert int(reply.headers["x-tpo-citations"]) == len(reply.json()["tpo"]["citations"])
-        seen = json.loads(upstream.seen[-1].body)["messages"]
-        assert TEXT in seen[0]["content"]
-        assert seen[0]["role"] == "system"
-        assert len(seen[0]["content"].encode()) <= 200 * 4
+    with each_for(gateway, "one") as clients:
+        for client in clients * 3:
+            reply = question(gateway, "one", client)
+            assert reply.status == 200, reply
+            shards.add(reply.headers["x-tpo-shard"])
+            (first, *_) = reply.json()["tpo"]["citations"]
+            assert (first["document_id"], first["title"], first["number"]) == (
+                "skagen",
+                "Skagen",
+                1,
+            )
+            assert int(reply.headers["x-tpo-citations"]) == len(reply.json()["tpo"]["citations"])
+            seen = json.loads(upstream.seen[-1].body)["messages"]
+            assert TEXT in seen[0]["content"]
+            assert seen[0]["role"] == "system"
+            assert len(seen[0]["content"].encode()) <= 200 * 4
     assert shards == {"0", "1"}
     other = question(gateway, "two")
     assert "tpo" not in other.json()
@@ -203,10 +221,11 @@ def test_documents_outlive_a_worker(library: tuple[Gateway, Upstream]) -> None:
         30, "another worker", every_s=0.1,
     )  # fmt: skip
     shards = set()
-    for n in range(20):
-        reply = question(gateway, "four", f"of-{n}")
-        assert reply.json()["tpo"]["citations"][0]["document_id"] == "kept"
-        shards.add(reply.headers["x-tpo-shard"])
+    with each_for(gateway, "four") as clients:
+        for client in clients * 3:
+            reply = question(gateway, "four", client)
+            assert reply.json()["tpo"]["citations"][0]["document_id"] == "kept"
+            shards.add(reply.headers["x-tpo-shard"])
     assert shards == {"0", "1"}
 
 

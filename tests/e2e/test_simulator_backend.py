@@ -6,6 +6,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from tests.support import toml
 from tests.support.gateway import Gateway
-from tests.support.raw import RawReply, chat, sse_data
+from tests.support.raw import RawClient, RawReply, chat, sse_data
+from tests.support.shards import connect_to
 from tpo_mp.simulator import recordings
 from tpo_mp.types import Dialect
 
@@ -116,13 +119,16 @@ def gateway(short_tmp: Path) -> Iterator[Gateway]:
 
 
 def at_once(gateway: Gateway, body: dict[str, Any], count: int, **headers: str) -> list[RawReply]:
-    """Replies to so many requests, eight at a time, each of a session of its own."""
+    """Replies to so many requests, half of them to each worker, four at a time."""
 
-    def ask(n: int) -> RawReply:
-        return gateway.ask(CHAT, body, {"x-session-id": f"of-{n}", **headers})
+    def ask(client: RawClient) -> list[RawReply]:
+        return [client.post_json(CHAT, body, headers) for _ in range(count // 4)]
 
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(ask, range(count)))
+    with ExitStack() as opened, ThreadPoolExecutor(4) as pool:
+        clients = [
+            opened.enter_context(connect_to(gateway.url, n % 2, model="gpt-4o")) for n in range(4)
+        ]
+        return list(chain.from_iterable(pool.map(ask, clients)))
 
 
 def test_rules_answer_and_fail_exactly_through_a_gateway(gateway: Gateway) -> None:

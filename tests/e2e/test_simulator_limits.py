@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +15,7 @@ from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.host import kill
 from tests.support.raw import ClosedEarlyError, RawReply, chat
+from tests.support.shards import connect_to
 from tests.support.wait import unhurried, wait_for
 
 CHAT = "/v1/chat/completions"
@@ -32,21 +35,29 @@ def limited(short_tmp: Path) -> Iterator[Gateway]:
         yield gateway
 
 
-def ask(gateway: Gateway, key: str, sim_key: str = "", session: str = "") -> RawReply:
+def ask(gateway: Gateway, key: str, sim_key: str = "") -> RawReply:
     """A chat on a connection of its own."""
     headers = {"authorization": f"Bearer {key}"} | ({"x-sim-key": sim_key} if sim_key else {})
-    if session:
-        headers["x-session-id"] = session
     return gateway.ask(CHAT, chat("hi", model="gpt-4o"), headers)
 
 
 def test_the_limit_is_the_hosts(limited: Gateway) -> None:
     """Forty requests from eight sides to two workers: ten pass, and what drained meanwhile."""
-    assert limited.ask("/admin/rate-limits/reset", {}).status == 200
-    began = monotonic()
-    with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(lambda n: ask(limited, "sk-known", session=f"of-{n}"), range(40)))
-    drained = (monotonic() - began) / 6
+    key, asked = {"authorization": "Bearer sk-known"}, chat("hi", model="gpt-4o")
+    assert limited.ask("/admin/config", {"limits": {"enforce": False}}).status == 200
+    with ExitStack() as opened, ThreadPoolExecutor(8) as pool:
+        clients = [
+            opened.enter_context(connect_to(limited.url, n % 2, model="gpt-4o", headers=key))
+            for n in range(8)
+        ]
+        assert limited.ask("/admin/config", {"limits": None}).status == 200
+        assert limited.ask("/admin/rate-limits/reset", {}).status == 200
+        began = monotonic()
+        five = pool.map(
+            lambda client: [client.post_json(CHAT, asked, key) for _ in range(5)], clients
+        )
+        replies = list(chain.from_iterable(five))
+        drained = (monotonic() - began) / 6
     passed = [reply for reply in replies if reply.status == 200]
     assert 10 <= len(passed) <= 10 + drained
     assert len({reply.headers["x-tpo-shard"] for reply in replies}) == 2

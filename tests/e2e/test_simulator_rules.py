@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from tests.support.gateway import ROOT, Gateway
 from tests.support.raw import chat
+from tests.support.shards import connect_to
 
 RULES = """
 rules:
@@ -25,7 +28,7 @@ rules:
     times: 7
   - match: {contains: cut}
     reply: {text: one two three four, fault: error_after=2}
-  - match: {regex: "^(fail|plain)"}
+  - match: {regex: "^(fail|plain|where)"}
     reply: {text: plain words}
 """
 
@@ -71,14 +74,13 @@ def test_a_rule_calls_tools_nobody_offered(ruled: Gateway) -> None:
 
 def test_a_rule_fails_exactly_as_often_as_it_says(ruled: Gateway) -> None:
     """Over both workers, at once; then the next rule has its turn."""
-    asked = chat("fail please", model="gpt-4o")
-    with ThreadPoolExecutor(8) as pool:
-        replies = list(
-            pool.map(
-                lambda n: ruled.ask("/v1/chat/completions", asked, {"x-session-id": f"of-{n}"}),
-                range(20),
-            )
-        )
+    path, asked = "/v1/chat/completions", chat("fail please", model="gpt-4o")
+    with ExitStack() as opened, ThreadPoolExecutor(4) as pool:
+        clients = [
+            opened.enter_context(connect_to(ruled.url, n % 2, model="gpt-4o")) for n in range(4)
+        ]
+        five = pool.map(lambda client: [client.post_json(path, asked) for _ in range(5)], clients)
+        replies = list(chain.from_iterable(five))
     assert sorted(reply.status for reply in replies) == [200] * 13 + [503] * 7
     assert len({reply.headers["x-tpo-shard"] for reply in replies}) == 2
 

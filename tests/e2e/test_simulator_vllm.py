@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import RawClient, ask, build, chat
+from tests.support.raw import ask, build, chat
+from tests.support.shards import connect_to
 from tests.support.wait import wait_for
 
 CONFIG = """
@@ -63,11 +64,13 @@ def test_load_is_the_host_s_whoever_is_asked_and_whoever_dies(provider: Gateway)
         return {ask(provider.url, "/load").json()["server_load"] for _ in range(8)}
 
     with ExitStack() as open_streams:
-        clients = [open_streams.enter_context(RawClient(provider.url)) for _ in range(MANY)]
+        clients = [
+            open_streams.enter_context(connect_to(provider.url, n % 2, model="gpt-4o"))
+            for n in range(MANY)
+        ]
         shards: list[str] = []
         for number, client in enumerate(clients):
             head = {"content-type": "application/json", "Host": client.host}
-            head["x-session-id"] = f"of-{number}"
             body = chat(f"hello number {number}", model="slow", stream=True)
             client.send(build("POST", "/v1/chat/completions", head, json.dumps(body).encode()))
             _, headers, _ = client.read_head()

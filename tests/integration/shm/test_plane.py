@@ -15,7 +15,8 @@ KILLS = 100
 def test_map_is_never_torn_by_a_writer_killed_at_any_instant(seed: int) -> None:
     """Every map read has one publication's cells; a torn one yields the last good in time."""
     rng = random.Random(seed)
-    versions, took = set(), []
+    versions: set[int] = set()
+    took: list[float] = []
     with RingPair({}) as pair:
         pair.start("nursery")
         # A writer that got no processor published nothing: more are killed then.
