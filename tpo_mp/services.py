@@ -429,13 +429,11 @@ class PriceList(Protocol):
         """
         ...
 
-    def saved_usd(
-        self, model: str, prompt: int, completion: int, spent_usd: float = 0.0
-    ) -> float | None:
+    def saved_usd(self, model: str, prompt: int, completion: int) -> float | None:
         """Dollars that an answer with these tokens did not cost; ``None`` as in ``cost_usd``.
 
-        There is one rule: what the same tokens cost when a backend is asked for all of them afresh,
-        less what was spent.  It is not negative.
+        There is one rule: what the same tokens cost when a backend is asked for all of them afresh.
+        What was asked beside the answer would have been spent with it, too, and is not taken off.
         """
         ...
 
@@ -458,7 +456,6 @@ class Unpriced:
         model: str,  # noqa: ARG002
         prompt: int,  # noqa: ARG002
         completion: int,  # noqa: ARG002
-        spent_usd: float = 0.0,  # noqa: ARG002
     ) -> float | None:
         """No price is known."""
         return None

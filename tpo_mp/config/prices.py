@@ -167,12 +167,9 @@ class Prices:
         price = self.of(model)
         return None if price is None else price.cost_usd(prompt, completion, cached)
 
-    def saved_usd(
-        self, model: str, prompt: int, completion: int, spent_usd: float = 0.0
-    ) -> float | None:
+    def saved_usd(self, model: str, prompt: int, completion: int) -> float | None:
         """Dollars that an answer did not cost; see ``ports.PriceList``."""
-        cost = self.cost_usd(model, prompt, completion)
-        return None if cost is None else max(cost - spent_usd, 0.0)
+        return self.cost_usd(model, prompt, completion)
 
     def _find(self, model: str) -> TokenPrice | None:
         if model in self._chosen:

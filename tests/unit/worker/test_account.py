@@ -221,6 +221,8 @@ def test_what_was_asked_besides_is_in_the_cost(books: Books) -> None:
         (pytest.approx(0.252), 30, 1000, None), (pytest.approx(0.252), 30, 1000, "words"),
         (0.25, 30, 1000, None),
     ]  # fmt: skip
+    saved = books.value("tpo_saved_cost_usd_total", by="hit", model="m")
+    assert saved == pytest.approx(0.002), "it would have been asked besides without the hit, too"
 
 
 def test_record_says_everything_about_a_call(books: Books) -> None:
