@@ -267,7 +267,9 @@ def test_sleep_ends_what_runs_and_lets_what_comes_wait_on_every_worker(
         clients = waiting_for(engines, sessions, stack, "long")
         for client in clients:
             begun(client)
-        assert engines.ask("/sleep?level=2", {}).status == 200
+        slept = engines.ask("/sleep?level=2", {})
+        assert (slept.status, slept.json()) == (200, {"status": "sleeping", "level": 2})
+        assert queued(engines, "long") == {"running": 0, "waiting": 0}
         for client in clients:
             said = b"".join(client.chunks())
             assert b'"error"' in said
@@ -286,25 +288,33 @@ def test_sleep_ends_what_runs_and_lets_what_comes_wait_on_every_worker(
     with ExitStack() as stack:
         clients = waiting_for(engines, sessions, stack, "base", "quick")
         wait_for(lambda: queued(engines) == {"running": 0, "waiting": 2}, 20, "who wait")
-        assert engines.ask("/wake_up?tags=weights", {}).status == 200
+        half = engines.ask("/wake_up?tags=weights", {})
+        assert half.json() == {"status": "sleeping", "tags": ["weights"]}
         assert engines.ask("/is_sleeping").json() == {"is_sleeping": True}
         assert silent(clients)
-        assert engines.ask("/wake_up?tags=kv_cache", {}).status == 200
+        whole = engines.ask("/wake_up?tags=kv_cache", {})
+        assert whole.json() == {"status": "awake", "tags": ["kv_cache"]}
         assert engines.ask("/is_sleeping").json() == {"is_sleeping": False}
         answered(clients)
-    assert engines.ask("/reset_prefix_cache", {}).status == 200
+    with ExitStack() as stack:
+        begun(opened(engines, "long", stack))
+        assert engines.ask("/reset_prefix_cache", {}).json() == {"success": False}
+    wait_for(lambda: queued(engines, "long")["running"] == 0, 20, "an engine at rest")
+    assert engines.ask("/reset_prefix_cache", {}).json() == {"success": True}
     again = everywhere(engines, sessions, "base")[0].json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 def test_sleep_that_waits_lets_calls_end(engines: Gateway, sessions: list[str]) -> None:
-    """Who came before it is answered; bad orders change nothing."""
+    """It is answered when those are who came before it; bad orders change nothing."""
     with ExitStack() as stack:
         client = begun(opened(engines, "base", stack))
-        assert engines.ask("/sleep?mode=wait", {}).status == 200
+        assert engines.ask("/sleep?mode=wait", {}).json() == {"status": "sleeping", "level": 1}
+        assert queued(engines) == {"running": 0, "waiting": 0}
         assert list(sse_data(b"".join(client.chunks())))[-1] == b"[DONE]"
-    for path in ("/sleep?level=3", "/sleep?mode=hold", "/wake_up?tags=all", "/wake_up?part=x"):
+    for path in ("/sleep?level=3", "/sleep?mode=hold", "/wake_up?part=x"):
         assert engines.ask(path, {}).status == 400
+    assert engines.ask("/wake_up?tags=all", {}).json() == {"status": "sleeping", "tags": ["all"]}
     with ExitStack() as stack:
         clients = waiting_for(engines, sessions, stack, "base", "quick")
         wait_for(lambda: queued(engines) == {"running": 0, "waiting": 2}, 20, "who wait")

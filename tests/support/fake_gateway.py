@@ -93,12 +93,20 @@ def done_at_once(question: Question) -> JobAnswer:
     return JobAnswer("ok") if isinstance(question, AskLines) else JobAnswer("unknown")
 
 
+class NoSeries:
+    """A host that counted nothing."""
+
+    def collect(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
+
 @dataclass
 class FakeGateway:
     """The shard as a surface sees it."""
 
     plane: Any = None
-    metrics_arena: Any = None
+    metrics_arena: Any = field(default_factory=NoSeries)
     names: list[str] = field(default_factory=lambda: ["echo"])
     stored: dict[tuple[str, str], tuple[bytes | None] | None] = field(default_factory=dict)
     results: dict[str, bytes] = field(default_factory=dict)

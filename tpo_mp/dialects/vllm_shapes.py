@@ -1,11 +1,11 @@
 """Bodies of vLLM's own routes, as the API description shows them.
 
-Source: vLLM's documentation of its API server (v0.16, 2026).
+Source: vLLM's documentation of its API server (v0.16, 2026); sleep and caches as of v0.32.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -63,6 +63,26 @@ class UnloadAdapter(Struct, kw_only=True):
     """A LoRA adapter to unload."""
 
     lora_name: str
+
+
+class Slept(Struct):
+    """The engines sleep, so deep."""
+
+    status: Literal["sleeping"]
+    level: int
+
+
+class Woken(Struct):
+    """Whether the engines are wholly awake; `tags` are those that were asked for."""
+
+    status: Literal["awake", "sleeping"]
+    tags: list[str] | None
+
+
+class CacheReset(Struct):
+    """Whether the caches are empty now."""
+
+    success: bool
 
 
 class Sleeping(Struct):

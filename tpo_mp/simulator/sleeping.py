@@ -8,8 +8,8 @@ nothing is: work is only paused, until ``scheduling`` is woken.
 
 Invariants: the host sleeps or it does not, whichever worker was told; it is awake when every part
 was woken.
-Known weakness: an answer that a profile paces runs to its end in any mode; ``/sleep?mode=wait``
-answers at once, not when all have ended; vLLM ends what it aborts with a finish reason.
+Known weakness: an answer that a profile paces runs to its end in any mode, and nobody waits for it;
+vLLM ends what it aborts with a finish reason.
 
 Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``, as of v0.32.
 """
@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from msgspec import structs
-
-from tpo_mp.errors import InvalidRequest
 
 from .live import LiveState, Sleep
 
@@ -41,14 +39,18 @@ def fallen_asleep(state: LiveState, level: int, mode: str) -> LiveState:
 
 
 def woken(state: LiveState, parts: Sequence[str]) -> LiveState:
-    """``state`` with these parts awake, all if none is named; raises ``InvalidRequest``."""
-    for part in parts:
-        if part not in (*PARTS, SCHEDULING):
-            known = ", ".join((*PARTS, SCHEDULING))
-            raise InvalidRequest(f"tags must be among {known}, not {part[:80]!r}", param="tags")
+    """``state`` with these parts awake, all if none is named.
+
+    Who names one that does not sleep wakes none; what is only paused goes on whatever is named.
+    """
     if state.sleep is None:
         return state
-    left = tuple(part for part in state.sleep.left if parts and part not in parts)
+    left = state.sleep.left
+    named = [part for part in parts if part != SCHEDULING]
+    if not parts or SCHEDULING in left:
+        left = ()
+    elif set(named) <= set(left):
+        left = tuple(part for part in left if part not in named)
     sleep = structs.replace(state.sleep, left=left) if left else None
     return structs.replace(state, sleep=sleep)
 

@@ -8,11 +8,12 @@ Invariants: what is refused changes nothing; who may not use ``/admin`` may not 
 ``open`` says so.
 
 Source: vLLM's API server with ``VLLM_SERVER_DEV_MODE`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING``
-(documentation of v0.16, 2026): paths, fields, answers and errors.
+(documentation of v0.16, 2026; sleep and caches as of v0.32): paths, fields, answers and errors.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -22,7 +23,7 @@ from msgspec import Meta, Struct
 from tpo_mp.config.values import Secret
 from tpo_mp.dialects import vllm_shapes
 from tpo_mp.dialects.body import parse
-from tpo_mp.errors import NotFound, Rejected
+from tpo_mp.errors import BackendTimeout, NotFound, Rejected
 from tpo_mp.http import query as given
 from tpo_mp.http.endpoints import Endpoint, Handler, Outcome, Parameter
 from tpo_mp.http.exchange import Exchange, id_line
@@ -32,6 +33,10 @@ from tpo_mp.simulator import adapters, live_options, sleeping
 from tpo_mp.simulator.admission import Doorkeeper
 from tpo_mp.simulator.live import LiveState, change, read_state
 
+RUNNING: Final = "vllm:num_requests_running"
+LOOKS_S: Final = 0.05
+LONGEST_S: Final = 3600.0
+"""Nobody waits longer for engines to come to rest."""
 TEXT: Final = b"text/plain; charset=utf-8"
 KEY: Final = Parameter("X-Admin-Key", "The `admin_api_key`, when there is one.", place="header")
 LEVEL: Final = Parameter(
@@ -77,13 +82,17 @@ class VllmDev:
                         example={"lora_name": "sql", "lora_path": "/adapters/sql"}),
             self._route("POST", "/v1/unload_lora_adapter", self.unload_adapter, done, (400, 404),
                         request=vllm_shapes.UnloadAdapter, example={"lora_name": "sql"}),
-            self._route("POST", "/sleep", self.sleep, done, (400,), parameters=(LEVEL, MODE),
-                        takes_json=False),
-            self._route("POST", "/wake_up", self.wake_up, done, (400,), parameters=(TAGS,),
-                        takes_json=False),
+            self._route("POST", "/sleep", self.sleep,
+                        (Outcome("they do", vllm_shapes.Slept),), (400, 504),
+                        parameters=(LEVEL, MODE), takes_json=False),
+            self._route("POST", "/wake_up", self.wake_up,
+                        (Outcome("awake, or a part still sleeps", vllm_shapes.Woken),), (400,),
+                        parameters=(TAGS,), takes_json=False),
             self._route("GET", "/is_sleeping", self.is_sleeping,
                         (Outcome("whether they do", vllm_shapes.Sleeping),)),
-            self._route("POST", "/reset_prefix_cache", self.reset_cache, done, takes_json=False),
+            self._route("POST", "/reset_prefix_cache", self.reset_cache,
+                        (Outcome("empty, or not while something runs", vllm_shapes.CacheReset),),
+                        takes_json=False),
         ]  # fmt: skip
 
     def _route(
@@ -147,30 +156,61 @@ class VllmDev:
     # -- sleep --------------------------------------------------------------------------------
 
     async def sleep(self, exchange: Exchange) -> None:
-        """Put the engines of all simulated models to sleep: who asks them waits until they wake."""
+        """Put the engines of all simulated models to sleep: who asks them waits until they wake.
+
+        Answered when nothing runs in them any more, but for what `keep` lets stand still.
+        """
         query = given.parameters(exchange.head)
         level = given.whole(query, "level", 1, least=0, most=2)
         mode = given.choice(query, "mode", sleeping.MODES) or "abort"
-        await self._done(exchange, lambda state: sleeping.fallen_asleep(state, level, mode))
+        await change(self._env.live, lambda state: sleeping.fallen_asleep(state, level, mode))
+        if mode != "keep":
+            await self._rest()
+        _tell(exchange, {"status": "sleeping", "level": level})
+
+    async def _rest(self) -> None:
+        """Wait until no engine runs anything, or somebody woke them."""
+        give_up_at = self._env.clock() + LONGEST_S
+        while read_state(self._env.live)[1].sleep is not None and await self._busy():
+            if self._env.clock() > give_up_at:
+                raise BackendTimeout("the engines still run what they had", reason="still_running")
+            await asyncio.sleep(LOOKS_S)
+
+    async def _busy(self) -> bool:
+        """Whether any engine of the host runs a request; read beside the loop, all series are."""
+        arena = self._gateway.metrics_arena
+
+        def running() -> bool:
+            return any(
+                sample.value
+                for family in arena.collect() if family.name == RUNNING
+                for sample in family.samples
+            )  # fmt: skip
+
+        return await asyncio.get_running_loop().run_in_executor(None, running)
 
     async def wake_up(self, exchange: Exchange) -> None:
         """Wake the engines, or a part of them; they answer again when both parts are awake."""
         parts = given.listed(exchange.head, "tags")
-        await self._done(exchange, lambda state: sleeping.woken(state, parts))
+        _, state = await change(self._env.live, lambda state: sleeping.woken(state, parts))
+        status = "awake" if state.sleep is None else "sleeping"
+        _tell(exchange, {"status": status, "tags": parts or None})
 
     def is_sleeping(self, exchange: Exchange) -> None:
         """Say whether the engines sleep."""
         _, state = read_state(self._env.live)
-        told = orjson.dumps({"is_sleeping": state.sleep is not None})
-        exchange.respond(200, told, extra=id_line(exchange.head))
+        _tell(exchange, {"is_sleeping": state.sleep is not None})
 
     async def reset_cache(self, exchange: Exchange) -> None:
-        """Let the engines find no earlier prompt in their caches."""
-        await self._done(exchange, sleeping.cache_dropped)
+        """Let the engines find no earlier prompt in their caches, unless they run something."""
+        success = not await self._busy()
+        if success:
+            await change(self._env.live, sleeping.cache_dropped)
+        _tell(exchange, {"success": success})
 
-    async def _done(self, exchange: Exchange, edit: Callable[[LiveState], LiveState]) -> None:
-        await change(self._env.live, edit)
-        exchange.respond(200, b"", TEXT, id_line(exchange.head))
+
+def _tell(exchange: Exchange, told: dict[str, Any]) -> None:
+    exchange.respond(200, orjson.dumps(told), extra=id_line(exchange.head))
 
 
 FEATURE = Feature(Config, VllmDev)

@@ -127,13 +127,16 @@ def test_bad_adapters_of_a_configuration_are_told_by_their_path() -> None:
 
 
 def test_paused_is_asleep_until_scheduling_is_woken() -> None:
-    """Level 0 drops nothing; what is kept is not given up."""
+    """Level 0 drops nothing, and goes on whatever is woken; what is kept is not given up."""
     made = surface()
     assert made.ask("POST", "/sleep?level=0&mode=keep").status == 200
     assert made.ask("GET", "/is_sleeping").json() == {"is_sleeping": True}
     now = state(made)
     assert now.sleep is not None
     assert (now.sleep.kept, now.caches_dropped, now.calls_aborted) == (True, 0, 0)
+    assert made.ask("POST", "/wake_up?tags=weights").status == 200
+    assert state(made).sleep is None
+    assert made.ask("POST", "/sleep?level=0&mode=keep").status == 200
     assert made.ask("POST", "/wake_up?tags=scheduling").status == 200
     assert state(made).sleep is None
     assert made.ask("POST", "/sleep?level=1&mode=keep").status == 200
@@ -144,13 +147,16 @@ def test_paused_is_asleep_until_scheduling_is_woken() -> None:
 
 
 def test_it_is_awake_when_both_parts_are() -> None:
-    """Waking who is awake is no mistake; tags that do not exist are."""
+    """Waking who is awake is no mistake; who names a part that does not sleep wakes none."""
     made = surface()
-    assert made.ask("POST", "/wake_up").status == 200
-    assert made.ask("POST", "/sleep?level=2&mode=wait").status == 200
-    assert made.refusal("POST", "/wake_up?tags=brain").param == "tags"
+    assert made.ask("POST", "/wake_up").json() == {"status": "awake", "tags": None}
+    slept = made.ask("POST", "/sleep?level=2&mode=wait")
+    assert slept.json() == {"status": "sleeping", "level": 2}
+    odd = made.ask("POST", "/wake_up?tags=brain&tags=weights").json()
+    assert odd == {"status": "sleeping", "tags": ["brain", "weights"]}
     for tag, sleeping in (("kv_cache", True), ("kv_cache", True), ("weights", False)):
-        assert made.ask("POST", f"/wake_up?tags={tag}").status == 200
+        told = {"status": "sleeping" if sleeping else "awake", "tags": [tag]}
+        assert made.ask("POST", f"/wake_up?tags={tag}").json() == told
         assert made.ask("GET", "/is_sleeping").json() == {"is_sleeping": sleeping}
     assert made.ask("POST", "/sleep").status == 200
     assert made.ask("POST", "/wake_up?tags=weights&tags=kv_cache").status == 200
