@@ -186,7 +186,7 @@ def test_a_limit_is_found_where_a_backend_becomes_slow(short_tmp: Path, origin: 
             os.kill(gateway.worker_pids()[0], signal.SIGKILL)
             load.more(20)
             wait_for(lambda: 0 < limit() <= 20, 5, "the limit that was found before")
-            assert most_at_once() <= 24
+            wait_for(lambda: most_at_once() <= 24, 30, "few calls upstream all the same")
             load.stop()
         wait_for(lambda: limits(gateway, "auto") == {limit()}, 10, "one limit, told by all")
 
