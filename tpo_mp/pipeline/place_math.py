@@ -20,9 +20,9 @@ the time is probes.
 Where the bounds say ``waits``, there is no limit (0) until a backend answers overload, and how long
 it takes says nothing.  From then on calls are counted, a window with overload takes a fifth off
 what is under way, and others raise it again, the faster the longer overload is past; when nobody
-had to wait for ``CALM_S``, there is no limit any more.  If a limit that fell costs answers and
-there is overload all the same, fewer calls are no help (one model of many is out of its quota,
-say), and it is let alone for a minute.
+had to wait for ``CALM_S``, there is no limit any more.  If a limit that fell costs answers for two
+windows and there is overload all the same, fewer calls are no help (one model of many is out of its
+quota, say), and it is let alone for a minute.
 
 Invariants: the limit stays in its bounds; the same states and windows lead to the same limits.
 Known weakness: a window is one mean, so a change in what is asked (longer prompts, another model)
@@ -79,7 +79,8 @@ class LimitState(NamedTuple):
     below 0 while it measures.  ``probe_at`` is when the next step of a probe is due.
 
     Where a limit waits for overload, ``first_s`` is how many answers a second there were when it
-    began to fall (0: it does not), and before ``probe_at`` it does not fall.
+    began to fall (0: it does not; below 0: the last window doubts that this helps), and before
+    ``probe_at`` it does not fall.
     """
 
     limit: float = 0.0
@@ -171,13 +172,15 @@ def _of_overload(
     good = (window.firsts + window.wholes) / max(now - state.judged_at, 1e-3)
     state = state._replace(judged_at=now)
     if window.lost > FEW_LOST * window.seen:
-        before, state = state.first_s, state._replace(lost_at=now)
+        before, doubted = abs(state.first_s), state.first_s < 0
+        state = state._replace(lost_at=now)
         if now < state.probe_at:
             return state
-        if before and good < HELPLESS * before:
+        helpless = before > 0 and good < HELPLESS * before
+        if helpless and doubted:  # a single such window may be one in which the machine stood still
             return state._replace(limit=float(MANY), first_s=0.0, probe_at=now + HELPLESS_S)
         limit = _within(min(state.limit, max(held, 1)) * CUT, bounds)
-        return state._replace(limit=limit, first_s=before or good)
+        return state._replace(limit=limit, first_s=-before if helpless else before or good)
     state = state._replace(first_s=0.0)
     if not window.full:
         return state._replace(limit=0.0) if now >= state.lost_at + CALM_S else state

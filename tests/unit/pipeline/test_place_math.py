@@ -128,3 +128,13 @@ def test_fewer_calls_that_are_no_help_are_let_alone() -> None:
     held_back = sum(limit < 50 for limit in limits)
     assert 0 < held_back <= 0.15 * len(limits), (held_back, len(limits))
     assert min(limits) >= 50 / 5
+
+
+def test_a_machine_that_stood_still_tells_nothing_of_help() -> None:
+    """One window of few answers a second, with others of many around it: the limit goes on."""
+    state, now = begun(WAITS, 0.0), 0.0
+    for took_s in (0.5, 0.5, 3.5, 0.5, 3.5, 0.5):
+        now += took_s
+        seen = LimitWindow(wholes=50.0, whole_sum_s=5.0, lost=30.0, full=9.0)
+        state = judged(state, seen, WAITS, 40, now)
+    assert 0 < state.limit < 40
