@@ -44,7 +44,7 @@ from .status import status
 from .verdict import verdict
 from .watch import FileWatch
 
-TURN_MS = 50
+TURN_MS = 100
 BUSY_TURN_MS = 10
 QUICK_STOP_S = 0.8
 STOPPING = "the host is stopping"
