@@ -75,10 +75,11 @@ class Talk:
     def on_disk(self, word: str, *, running: bool = True) -> list[str]:
         """Files of the gateway in which a word stands.
 
-        While it runs, the memory of open calls may be one, on hosts with little shared memory.
+        While it runs, the memory of open calls may be one, on hosts with little shared memory, and
+        so may its copy, which is of those that the second's sync met.
         """
         files = [path for path in self.gateway.state_dir.rglob("*") if path.is_file()]
-        files = [path for path in files if not running or path.name != "registry"]
+        files = [path for path in files if not running or not path.name.startswith("registry")]
         assert any(path.stat().st_size and path.parent.name == "calls" for path in files)
         return [str(path) for path in files if word.encode() in path.read_bytes()]
 

@@ -97,6 +97,7 @@ def bury(context: Context, child: Child, status: int, now: float) -> None:
     """Record a reaped child's death and clear its seat."""
     house = context.house
     house.children.remove(child)
+    house.left_at[child.seat] = now
     words = context.hands.last_words(child)
     context.hands.vacate(child)
     berth = house.berth_of(child)

@@ -119,7 +119,7 @@ def _start(
     context: Context, berth: Berth, intent: Intent, desired: Desired, now: float
 ) -> Child | None:
     house = context.house
-    seat = house.free_seat(berth.role)
+    seat = house.free_seat(berth.role, now)
     if seat is None or not berth.intensity.may_start(now):
         return None
     berth.intensity.started(now)

@@ -27,6 +27,8 @@ Role: TypeAlias = Literal["shard", "control"]
 NO_SLOT = -1
 EXTRA_SEATS = 2
 """A warm spare, and one overlap for a retiring process."""
+REST_S = 0.2
+"""How long a seat stays empty: control, which the death wakes, looks at its mail within 50 ms."""
 
 
 class Intent(IntEnum):
@@ -121,6 +123,8 @@ class House:
     spare: Berth
     control: Berth
     children: list[Child] = field(default_factory=list)
+    left_at: dict[int, float] = field(default_factory=dict)
+    """When a seat's last occupant was reaped."""
     ready_at: float | None = None
     restarts: int = 0
     roll_failure: str = ""
@@ -164,8 +168,16 @@ class House:
                 return berth
         return None
 
-    def free_seat(self, role: Role) -> int | None:
-        """Return an empty seat for ``role``, or None."""
+    def free_seat(self, role: Role, now: float) -> int | None:
+        """Return an empty seat for ``role``, or None while there is none that may be used.
+
+        Of a worker's, the one that has been empty longest: what its last occupant sent to control
+        is lost when it is taken, so control gets ``REST_S`` to read it.
+        """
         taken = {child.seat for child in self.children}
-        wanted = [self.control_seat] if role == "control" else range(self.control_seat)
-        return next((seat for seat in wanted if seat not in taken), None)
+        if role == "control":
+            return None if self.control_seat in taken else self.control_seat
+        empty = [seat for seat in range(self.control_seat) if seat not in taken]
+        never = float("-inf")
+        seat = min(empty, key=lambda seat: self.left_at.get(seat, never), default=None)
+        return None if seat is None or now < self.left_at.get(seat, never) + REST_S else seat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.house import World
 from tpo_mp.shm.plane import HostState, SeatState
-from tpo_mp.supervisor.state import Intent
+from tpo_mp.supervisor.state import REST_S, Intent
 
 
 def test_a_cold_start_starts_slots_and_control_but_no_spare() -> None:
@@ -36,7 +36,20 @@ def test_a_dead_worker_is_replaced_by_the_spare_and_a_new_spare_follows() -> Non
     world.beat()
     world.turn()
     world.turn()
-    assert world.hands.spawned[-1] == ("spare", 0, Intent.PARK)
+    # The seat of the dead one rests: control reads what it sent.
+    assert world.hands.spawned[-1] == ("spare", 3, Intent.PARK)
+
+
+def test_a_seat_is_taken_again_when_control_could_read_what_was_sent_from_it() -> None:
+    """The one that has been empty longest, and none that was left a moment ago."""
+    house = World().house
+    assert house.free_seat("shard", 10.0) == 0
+    house.left_at = {0: 9.0, 1: 8.0, 2: 10.0, 3: 9.5}
+    assert house.free_seat("shard", 10.0) == 1
+    house.left_at[1] = house.left_at[0] = house.left_at[3] = 9.9
+    assert house.free_seat("shard", 10.0) is None
+    assert house.free_seat("shard", 9.9 + REST_S) == 0
+    assert house.free_seat("control", 10.0) == house.control_seat
 
 
 def test_without_a_spare_a_new_process_is_started() -> None:
