@@ -225,16 +225,22 @@ def test_what_the_cache_tells_is_told_at_once(stream: bool) -> None:
     assert scene.ask(head, body)[0] is known
 
 
-def test_who_left_meanwhile_is_told_nothing_and_a_broken_answer_spares_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Between the question and the record."""
+def told_before() -> tuple[Scene, Head, bytes, Any]:
+    """A request whose answer is known, as it would come again, and what is known of it."""
     scene = Scene()
     assert scene.teller is not None
     head, body = head_of(), chat()
     scene.learn(head, body)
     known, _ = scene.ask(head, body)
     scene.teller.has[known.key] = ToldAnswer(RECORD, False, b"application/json", [b"{}"], b"")
+    return scene, head, body, known
+
+
+def test_who_left_meanwhile_is_told_nothing_and_a_broken_answer_spares_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the question and the record."""
+    scene, head, body, _ = told_before()
     (_, left), (_, broken), (_, stays) = [scene.ask(head, body) for _ in range(3)]
     left.open = False
     monkeypatch.setattr(broken, "respond", None)
@@ -256,12 +262,7 @@ def test_behind_stages_that_see_every_call_nothing_is_told_at_once() -> None:
 
 def test_faults_that_a_test_asks_for_meet_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """So nothing goes by them."""
-    scene = Scene()
-    assert scene.teller is not None
-    head, body = head_of(), chat()
-    scene.learn(head, body)
-    known, _ = scene.ask(head, body)
-    scene.teller.has[known.key] = ToldAnswer(RECORD, False, b"application/json", [b"{}"], b"")
+    scene, head, body, known = told_before()
     monkeypatch.setattr(failpoints, "ACTIVE", True)
     assert scene.ask(head, body)[0] is known
 
