@@ -166,10 +166,15 @@ def test_closing_gives_the_descriptors_back(door: Door) -> None:
 
 def test_few_descriptors_pause_accepting(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients wait in the kernel; with room again they are taken."""
-    lowest = os.dup(door.fds[0])
-    os.close(lowest)
     room = RESERVED_FDS * 4
-    monkeypatch.setattr(resource, "getrlimit", lambda _what: (lowest + room, 0))
+
+    def limit(_what: int) -> tuple[int, int]:
+        # Anew each time: what earlier tests left may be collected, and its descriptors closed, now.
+        lowest = os.dup(door.fds[0])
+        os.close(lowest)
+        return lowest + room, 0
+
+    monkeypatch.setattr(resource, "getrlimit", limit)
 
     async def story() -> None:
         nonlocal room
