@@ -107,7 +107,8 @@ def test_every_call_of_a_dead_worker_is_one_dead_letter(
     start_host: StartHost, upstream: Upstream, slack: float
 ) -> None:
     """Killed in the middle of streams: broken bodies, one letter per call within two seconds."""
-    host = start_host(config=RELAY.format(url=upstream.url))
+    room = "[server]\nmax_open_calls = 30\n"
+    host = start_host(config=room + RELAY.format(url=upstream.url))
     host.warm()
     upstream.play(chunks=100, delay_s=0.1, pad_bytes=400)
     with Crowd(host.url, 24, model="up-1", text="long") as crowd:
@@ -131,7 +132,22 @@ def test_every_call_of_a_dead_worker_is_one_dead_letter(
     one = host.ask(f"/api/v1/dlq/{letters[0]['request_id']}")
     assert "long" in one.body.decode()
     host.replaced(slot, victim)
+    # The dead worker's seat stays empty; what it had open takes nobody's room.
+    wait_for(lambda: not pending(host), 20, "nothing open any more")
+    upstream.play(first_s=0.5)
+    wait_for(lambda: has_room(host, 24), 60, "room for as many calls as before")
     host.end()
+
+
+def pending(host: Host) -> int:
+    """How many calls the host says are open."""
+    return int(host.ask("/api/v1/pipeline/status").json()["pending_requests"])
+
+
+def has_room(host: Host, calls: int) -> bool:
+    """Whether so many calls at once are all answered."""
+    with Crowd(host.url, calls, model="up-1", text="again", stream=False) as crowd:
+        return all(attempt.status == 200 for attempt in crowd.ended())
 
 
 @pytest.mark.parametrize("stream", [False, True])

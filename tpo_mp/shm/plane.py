@@ -35,7 +35,8 @@ version sees the new lines, and a change during its read raises the version agai
 
 What a reader sees if the writer dies between two lines:
   occupant, anywhere      its words stay as they were and the beat stops; each is valid by itself,
-                          and no reader combines two of them
+                          and no reader combines two of them; once it is reaped the supervisor
+                          zeroes what others add up: open_calls, loop_lag_us, waiting
   supervisor, in the map  the version stays odd: ``read_map`` answers the last good copy after
                           200 us, for ever; the children exit with the supervisor anyway
   supervisor, before ``acceptor_version``   lines changed unannounced: nobody acts on them
@@ -168,7 +169,11 @@ class SeatLines:
         return epoch
 
     def vacate(self) -> None:
-        """Mark the seat empty after its occupant was reaped (supervisor only)."""
+        """Mark the seat empty after its occupant was reaped (supervisor only).
+
+        It may stay empty for long: what the dead had open and waiting is nobody's any more.
+        """
+        self.open_calls = self.waiting = self.loop_lag_us = 0
         self.pid = 0
         self.slot = NO_SLOT
         self.command = Command.NONE

@@ -137,6 +137,15 @@ def test_vacating_keeps_the_epoch(plane: Plane) -> None:
     assert seat.command == Command.NONE
 
 
+def test_what_the_dead_had_open_is_not_counted_while_its_seat_is_empty(plane: Plane) -> None:
+    """Workers add up the open calls of all seats, and a batch waits while anything is queued."""
+    seat = plane.seat(0)
+    seat.occupy(0, Command.RUN)
+    seat.open_calls, seat.waiting, seat.loop_lag_us = 7, 3, 5000
+    seat.vacate()
+    assert (seat.open_calls, seat.waiting, seat.loop_lag_us) == (0, 0, 0)
+
+
 def test_acceptor_version_moves_only_on_change(plane: Plane) -> None:
     """Workers poll one word; it is quiet while nothing happens."""
     assert plane.set_slot(0, seat=1, acceptor=1)
