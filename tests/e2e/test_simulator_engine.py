@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, build, chat, sse_data
+from tests.support.shards import session_on
 from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
@@ -28,8 +28,12 @@ ENGINES = f"""
 [simulator]
 strategy = "fixed"
 text = "{WORDS}"
-models = ["small-*", "slow-*", "slower-*", "claude-haiku-4-5"]
+models = ["quick", "small-*", "slow-*", "slower-*", "claude-haiku-4-5"]
 latency = {{ "small-*" = "small", "slow-*" = "slow", "slower-*" = "slower", "claude-*" = "nim-8b" }}
+
+[[simulator.rules]]
+match = {{ model = "small-batch" }}
+reply = {{ text = "{" ".join(["word"] * 600)}" }}
 
 [simulator.engines.small]
 max_num_seqs = 2
@@ -74,10 +78,16 @@ def levels(gateway: Gateway, model: str, *, settled: bool = True) -> dict[str, f
     return found
 
 
-def opened(gateway: Gateway, model: str) -> RawClient:
+@pytest.fixture(scope="module")
+def sessions(engines: Gateway) -> list[str]:
+    """A session on each worker."""
+    return [session_on(engines.url, shard, model="quick") for shard in (0, 1)]
+
+
+def opened(gateway: Gateway, model: str, **more: Any) -> RawClient:
     """A stream that was asked for, nothing read yet."""
     client = RawClient(gateway.url)
-    body = json.dumps(chat(PROMPT, model=model, stream=True)).encode()
+    body = json.dumps(chat(PROMPT, model=model, stream=True, **more)).encode()
     head = {"content-type": "application/json", "host": client.host}
     client.send(build("POST", CHAT, head, body))
     return client
@@ -91,26 +101,43 @@ def text_of(client: RawClient) -> str:
     return "".join(delta.get("content", "") for delta in deltas)
 
 
-def test_batch_and_queue_are_the_hosts(engines: Gateway) -> None:
+def test_batch_and_queue_are_the_hosts(engines: Gateway, sessions: list[str]) -> None:
     """Two run and three wait, however many workers there are; others are refused and counted."""
     model = "small-batch"
 
-    def ask(_: int) -> int:
-        return engines.ask(CHAT, chat(PROMPT, model=model)).status
+    def found(running: int, waiting: int) -> bool:
+        level = levels(engines, model)
+        return (
+            level.get("num_requests_running") == running
+            and level.get("num_requests_waiting") == waiting
+        )
 
-    with ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(ask, number) for number in range(24)]
-        seen: list[dict[str, float]] = []
-        while not all(one.done() for one in asked):
-            seen.append(levels(engines, model, settled=False))
-    statuses = [one.result() for one in asked]
-    assert set(statuses) == {200, 503}
-    assert max(level.get("num_requests_running", 0) for level in seen) == 2
-    assert 1 <= max(level.get("num_requests_waiting", 0) for level in seen) <= 3
+    with ExitStack() as leave:
+        running = [leave.enter_context(opened(engines, model)) for _ in range(2)]
+        wait_for(lambda: found(2, 0), 20, "a full batch")
+        assert engines.ask("/sleep?level=0&mode=keep", {}).status == 200  # so nothing hurries
+        try:
+            wait_for(lambda: found(2, 0), 20, "a full batch that stands still")
+            short = [leave.enter_context(opened(engines, model, max_tokens=1)) for _ in range(3)]
+            wait_for(lambda: found(2, 3), 20, "a full queue")
+            statuses = [
+                engines.ask(CHAT, chat(PROMPT, model=model), {"x-session-id": session}).status
+                for session in sessions * 3
+            ]
+            assert statuses == [503] * 6
+            assert found(2, 3)
+        finally:
+            assert engines.ask("/wake_up", {}).status == 200
+        for client in running:
+            client.close()
+        for client in short:
+            assert client.read_head()[0] == 200
+            assert text_of(client) == "word"
+    wait_for(lambda: found(0, 0), 20, "an engine at rest")
     after = levels(engines, model)
-    assert after["admission_rejections_total queue_full"] == statuses.count(503)
-    assert after["request_success_total stop"] == statuses.count(200)
-    assert after["num_requests_running"] == after["num_requests_waiting"] == 0
+    assert after["admission_rejections_total queue_full"] == 6
+    assert after["request_success_total length"] == 3
+    assert after["request_success_total abort"] == 2
     assert after["gpu_cache_usage_perc"] == after["kv_cache_usage_perc"] == 0
 
 
