@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from pathlib import Path
 
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
-from tests.support.innards import needs_linux, shared
+from tests.support.innards import descriptors, needs_linux, shared
 from tests.support.raw import chat
 from tests.support.toml import ECHO, section
 from tests.support.wait import wait_for
-from tpo_mp.shm.shares import LINES, NAME_BYTES, ShareSegment
+from tpo_mp.shm.shares import LINES, LOCK_ROW, NAME_BYTES, ShareSegment
 
 CONFIG = ECHO.replace('"echo"', '"{name}"', 1) + "max_concurrent = 4\n"
 
@@ -48,6 +51,26 @@ def test_a_backend_that_is_gone_is_forgotten(start_gateway: StartGateway) -> Non
     assert keepers(gateway, "backend:fourth") >= 2
     wait_for(lambda: keepers(gateway, "backend:second") == 0, 50, "the second one forgotten")
     assert keepers(gateway, "backend:fourth") >= 2
+
+
+def test_a_reload_is_not_refused_because_a_worker_stands_still(start_gateway: StartGateway) -> None:
+    """One that names things meanwhile holds the others up, and they have their turn after it."""
+    needs_linux()
+    gateway = start_gateway(config=CONFIG.format(name="first"), workers=2)
+    assert gateway.config_path is not None
+    gateway.config_path.write_text(CONFIG.format(name="second"))
+    locks = Path(f"/proc/{gateway.pid}/fd/{descriptors(gateway.pid, 'tpo-locks')[0]}")
+    with locks.open("r+b") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.lockf(held, fcntl.LOCK_EX, 1, LOCK_ROW)
+        told = pool.submit(gateway.tpo, "reload")
+        wait_for(lambda: gateway.status()["config_epoch"] == 2, 20, "the new configuration")
+        for _ in range(3):
+            gateway.settle()
+        assert not told.done()
+        fcntl.lockf(held, fcntl.LOCK_UN, 1, LOCK_ROW)
+        assert told.result().returncode == 0, told.result()
+    assert keepers(gateway, "backend:second") >= 2
+    assert gateway.status()["config_epoch"] == 2
 
 
 def test_the_scores_of_backends_that_are_gone_make_room(start_gateway: StartGateway) -> None:

@@ -20,12 +20,14 @@ class FakeLines:
     """A seat's words."""
 
     def __init__(self) -> None:
-        self.beat = 0
+        self.beat = self.config_ack = self.config_nack = 0
         self.state = SeatState.EMPTY
 
 
 class FakePlane:
     """Seats only."""
+
+    config_epoch = 1
 
     def __init__(self, seats: int) -> None:
         self.lines = [FakeLines() for _ in range(seats)]

@@ -61,7 +61,11 @@ _NAMES_AT: Final = 64
 _EPOCHS: Final = (_NAMES_AT + LINES * NAME_BYTES) // 8
 _NOBODY: Final = bytes(NAME_BYTES)
 _HEAD: Final = 2
-_NAMING_NS: Final = 50_000_000
+NAMING_NS: Final = 50_000_000
+"""How long a process that serves waits for another one that names things."""
+BOOT_NS: Final = 5_000_000_000
+"""As long as one that does not serve yet, for the other one may stand still."""
+NAMES_HELD: Final = "names_held"
 
 
 class ShareSegment(SeatStructure):
@@ -94,6 +98,7 @@ class SharedShares:
         self._epoch_of = epoch_of
         self._lines: WeakValueDictionary[str, SharedShare] = WeakValueDictionary()
         self.seat = seat
+        self.patience_ns = BOOT_NS
         words, seats = segment.words, segment.seats
         words[_EPOCHS + seat] = 0  # none of the last occupant's words counts from here on
         first = _EPOCHS + seats
@@ -141,9 +146,10 @@ class SharedShares:
     def _number(self, name: str) -> int:
         """Which line has this name; from now on this process keeps it."""
         digest = blake2b(name.encode(), digest_size=NAME_BYTES).digest()
-        with self._table.lock(LOCK_ROW, wait_ns=_NAMING_NS) as held:
+        with self._table.lock(LOCK_ROW, wait_ns=self.patience_ns) as held:
             if held is None:
-                raise ConfigError("another process holds the names of shares; try again")
+                text = "another process holds the names of shares; try again"
+                raise ConfigError(text, reason=NAMES_HELD)
             memory = self._segment.map
             for line in range(LINES):
                 at = _NAMES_AT + line * NAME_BYTES

@@ -8,7 +8,8 @@
                           `--problems--> IDLE: refused, nothing published
 
 Invariants: the loop never waits here; one reload at a time, and requests during one are answered by
-one more run; a veto republishes the previous blob under a new epoch, so epochs only grow.
+one more run; a veto republishes the previous blob under a new epoch, so epochs only grow; time in
+which the supervisor itself stood still is no silence of a worker's.
 Known weakness: what was sized at start (workers, ports, shared memory) changes at a restart only;
 it is reported, not applied.
 """
@@ -23,6 +24,7 @@ from tpo_mp.config.blob import ProcessView, process_view
 from tpo_mp.errors import ConfigError
 from tpo_mp.shm.lifeline import RESTART_NEEDED
 
+from .beats import MAX_STEP_S
 from .compiling import Compilation, Compiled
 from .hands import Context
 from .memory import HostMemory
@@ -46,7 +48,8 @@ class _Adoption:
     blob: bytes
     view: ProcessView
     waiting: list[Child]
-    give_up_at: float
+    looked_at: float
+    silent_s: float = 0.0
 
 
 class Reloader:
@@ -134,7 +137,7 @@ class Reloader:
         except ConfigError as error:  # larger than its buffer
             self._finish(context, ok=False, problems=[str(error)])
             return
-        self._adoption = _Adoption(epoch, compiled.blob, view, waiting, now + ACK_WAIT_S)
+        self._adoption = _Adoption(epoch, compiled.blob, view, waiting, now)
 
     def _collect(self, context: Context, adoption: _Adoption, now: float) -> None:
         still = []
@@ -147,7 +150,9 @@ class Reloader:
                 return
             still.append(child)
         adoption.waiting = still
-        if still and now < adoption.give_up_at:
+        adoption.silent_s += min(now - adoption.looked_at, MAX_STEP_S)
+        adoption.looked_at = now
+        if still and adoption.silent_s < ACK_WAIT_S:
             return
         self._adoption = None
         self.blob, self.view = adoption.blob, adoption.view

@@ -45,6 +45,7 @@ from tpo_mp.shm.metrics import MetricsArena
 from tpo_mp.shm.plane import NO_SLOT, Command, HostState, Plane, SeatState
 from tpo_mp.shm.registry import Registry
 from tpo_mp.shm.ring import RingMesh
+from tpo_mp.shm.shares import NAMES_HELD, NAMING_NS
 from tpo_mp.simulator.live import VersionLine
 from tpo_mp.simulator.read_ahead import ReadAhead
 from tpo_mp.store.client import StoreClient
@@ -81,6 +82,7 @@ PARKED_BEAT_S = 0.1
 PARKED_TURNS = 10
 """Beats per turn of a parked shard, which has little to do and shares a core with one that has."""
 RECHECK_S = 0.01
+NAMES_AGAIN_S = 0.2
 LINGER_S = 1.0
 LEAVING_LINGER_S = 0.2
 LEAVING_FRESH_S = 1.0
@@ -153,6 +155,7 @@ class Shard:
         self.replays = ReplayCalls(Replayer(self.owner, self.env))
         self.env = with_tier(self.env, config)
         self.pipeline: Pipeline = build(config, self.env, epoch)
+        shared.shares.patience_ns = NAMING_NS
         use_lines(self.engines, self.pipeline)
         self.owner.use(self.pipeline)
         self._build_edge(config)
@@ -523,9 +526,12 @@ class Shard:
             table = self._endpoints(config)
         except (TpoError, OSError, ValueError) as e:
             self._epoch_seen = epoch
+            self.env = given_back(self.env, before)
+            if isinstance(e, TpoError) and e.reason == NAMES_HELD:
+                self.loop.call_later(NAMES_AGAIN_S, self._adopt_config)
+                return
             last_words(self.handoff, str(e))
             self.lines.config_nack = epoch
-            self.env = given_back(self.env, before)
             return
         given_back(before, self.env)
         use_lines(self.engines, built)

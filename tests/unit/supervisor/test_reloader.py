@@ -33,6 +33,7 @@ class FakeCompilation:
 class FakeMemory:
     """Remembers what was published."""
 
+    plane: Any = None
     published: list[int] = field(default_factory=list)
 
     def publish_config(self, epoch: int, _blob: bytes) -> None:
@@ -85,3 +86,28 @@ def test_a_compiler_that_cannot_start_is_a_refusal() -> None:
     answer, memory = reload_with(BlockingIOError(11, "Resource temporarily unavailable"))
     assert answer["ok"] is False
     assert not memory.published
+
+
+def test_a_supervisor_that_stood_still_waits_for_answers_that_could_not_come() -> None:
+    """The workers stood still with it; who is silent while others run is named as late."""
+    world, answers = World(), list[dict[str, Any]]()
+    world.boot()
+    memory = FakeMemory(world.plane)
+    compilation = cast("Compilation", FakeCompilation(Compiled(BLOB, (), 0)))
+    reloader = Reloader(
+        cast("HostMemory", memory), BLOB, lambda _now, _ports: compilation, lambda _view: None
+    )
+    reloader.request(answers.append)
+    for _ in range(3):
+        reloader.turn(world.context, world.now)
+    world.now += 60
+    reloader.turn(world.context, world.now)
+    assert (memory.published, answers) == ([2], [])
+    late, *others = (child.seat for child in world.house.children if child.serving)
+    for seat in others:
+        world.plane.seat(seat).config_ack = 2
+    for _ in range(50):
+        world.now += 0.05
+        reloader.turn(world.context, world.now)
+    (answer,) = answers
+    assert (answer["ok"], answer["late"]) == (True, [late])
