@@ -44,10 +44,8 @@ class Trait(StrEnum):
 
 
 StopReason: TypeAlias = Literal[
-    "end", "length", "stop_sequence", "tool_use", "refusal", "content_filter", "pause", "context",
-    "abort",
-]  # fmt: skip
-"""``abort``: who runs the model broke it off, and the answer is not whole; vLLM's word."""
+    "end", "length", "stop_sequence", "tool_use", "refusal", "content_filter", "pause", "context"
+]
 
 
 class TextBlock(Struct, frozen=True):

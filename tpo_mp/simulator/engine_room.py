@@ -15,7 +15,7 @@ engine, unless it is frozen or all wait that are held; a cancelled request is to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -40,6 +40,8 @@ class Guest:
     reason: str = "stop"
     choices: int = 1
     limit: int = 0
+    refuse: Callable[[], None] = field(default_factory=lambda: _nothing)
+    """Called when the engine gives it up."""
 
 
 class EngineRoom:
@@ -131,10 +133,10 @@ class EngineRoom:
         return 4 * len(self.engine.waiting) + len(self.engine.running)
 
     def give_up(self) -> None:
-        """Break off all that are here: they are over, with the tokens they have."""
+        """Refuse all that are here."""
         for guest in list(self._guests.values()):
             self.cancel(guest)
-            guest.tell(guest.request)
+            guest.refuse()
 
     def sleep(self, level: int) -> None:
         """Tell how deep it sleeps; see ``EngineMetrics.sleeping``."""

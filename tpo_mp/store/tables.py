@@ -205,21 +205,40 @@ class Tables:
     ) -> bool:
         """Keep a value for ``ttl_s`` (0 or less forgets it); False when a cap forbids it.
 
-        With a ``state`` it is found by ``labelled`` too.
+        With a ``state`` it is found by ``labelled`` too, and what is put again in the same state
+        keeps its place there: who heard no answer in time says the same once more.
         """
         if len(value) - (SEAL_BYTES if is_sealed(value) else 0) > self.caps.value_bytes:
             return False
         if table not in self.fills and len(self.fills) >= _MAX_TABLES:
             return False
         self._begin()
+        same = (
+            state
+            and self._db.execute(
+                "SELECT rowid FROM kv WHERE tbl=? AND key=? AND label=? AND state=?",
+                (table, key, label, state),
+            ).fetchone()
+        )
         self._forget("tbl=? AND key=?", (table, key))
         if ttl_s <= 0:
             return True
         now = self._clock()
         ttl_s = min(ttl_s, self.caps.age_s)
         self._db.execute(
-            "INSERT INTO kv VALUES(?,?,?,?,?,?,?,?)",
-            (table, key, value, len(value), now, now + ttl_s, label, state),
+            "INSERT INTO kv(rowid, tbl, key, value, size, written_at, expires_at, label, state)"
+            " VALUES(?,?,?,?,?,?,?,?,?)",
+            (
+                same[0] if same else None,
+                table,
+                key,
+                value,
+                len(value),
+                now,
+                now + ttl_s,
+                label,
+                state,
+            ),
         )
         fill = self.fills.setdefault(table, Fill())
         fill.rows += 1

@@ -252,13 +252,14 @@ class ProvidersApi:
             refused=hour.refused,
             success_rate=round(hour.good / tried, 4) if tried else None,
             latency_ms=_latency(late),
-            last_success_at=self._instant(good_at, now),
-            last_failure_at=self._instant(bad_at, now),
+            last_success_at=self._instant(good_at),
+            last_failure_at=self._instant(bad_at),
             last_error=reason or None,
         )
 
-    def _instant(self, at: float, now: float) -> str | None:
-        return instant(time.time() - now + at) if at else None
+    def _instant(self, at: float) -> str | None:
+        # Both clocks are read at once: what took its time before is no part of the difference.
+        return instant(time.time() - self._env.clock() + at) if at else None
 
 
 def _latency(tally: TryTally) -> shapes.ProviderLatency:

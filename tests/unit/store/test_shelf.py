@@ -218,6 +218,20 @@ def test_a_reload_in_the_middle_of_a_batch_undoes_none_of_it(tmp_path: Path) -> 
     shelf.close()
 
 
+def test_a_word_that_is_said_again_keeps_its_place(tmp_path: Path) -> None:
+    """Who heard no answer in time repeats it; a new state is a new word."""
+    shelf = open_shelf(tmp_path, Weather(), ShelfOptions())
+    said = [("a", "open"), ("b", "open"), ("a", "open"), ("c", "open"), ("b", "done"),
+            ("a", "open"), ("b", "done")]  # fmt: skip
+    for key, state in said:
+        assert shelf.put("results", key, f"{key} {state}".encode(), 60.0, state=state)
+    found = [
+        value for _, value in shelf.labelled("results", 9, before=None, label=None, state=None)
+    ]
+    assert found == [b"b done", b"c open", b"a open"]
+    shelf.close()
+
+
 def test_sealed_values_open_with_their_key_only(tmp_path: Path) -> None:
     """Of one that is locked nothing is told, not even that there is none; pages leave it out."""
     keys = {name: Seals([name * 32]) for name in "kx"}
