@@ -24,6 +24,8 @@ from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
 PATIENT = {"connect_s": 20.0, "first_byte_s": 20.0, "idle_s": 20.0, "total_s": 60.0}
+IDLE_S = 4.0
+"""Longer than a machine stands still: a break is not taken for silence."""
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ def shared(short_tmp: Path) -> Iterator[Bench]:
                 budget_floor=1000,
             )
             + ECHO
-            + backend("one", one.base_url, "*", timeouts=PATIENT | {"idle_s": 1.5})
+            + backend("one", one.base_url, "*", timeouts=PATIENT | {"idle_s": IDLE_S})
             + backend("two", two.base_url, "*", timeouts=PATIENT, max_concurrent=1)
             + section("[[routes]]", models=["echo"], strategy="weighted", backends=["echo"])
             + section("[[routes]]", models=["*"], strategy="failover", backends=["one", "two"])

@@ -62,10 +62,6 @@ def props(slots: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-UNASKED = {"enabled": False}
-"""Health checks that time out on a busy machine would send calls elsewhere."""
-
-
 @dataclass(slots=True)
 class Bench:
     """A gateway before an upstream for each engine; ``sessions`` live on one worker each."""
@@ -92,11 +88,11 @@ def bench(short_tmp: Path) -> Iterator[Bench]:
             section("[pipeline]", stages=["retry", "breaker"])
             + ECHO
             + section("[[backends]]", name="v", kind="vllm", models=["v"], base_url=vllm.base_url,
-                      priority=True, health=UNASKED)
+                      priority=True)
             + section("[[backends]]", name="small", kind="llama_cpp", models=["l"], slots=2,
-                      base_url=small.base_url, health=UNASKED)
+                      base_url=small.base_url)
             + section("[[backends]]", name="large", kind="llama_cpp", models=["l"],
-                      base_url=large.base_url, health=UNASKED)
+                      base_url=large.base_url)
             + "".join(
                 section("[[backends]]", name=name, kind="llama_cpp", models=[name], slots=slots,
                         base_url=slotted.base_url, metrics_every_s=0.2,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -209,13 +210,20 @@ def test_full_queue_says_so(model: Path, tmp_path: Path) -> None:
     args = ("--max-running", "1", "--max-waiting", "1")
     with mlx_engine.serving(model, tmp_path / "log", *args) as engine:
         body = chat("x", NAME, max_tokens=1500, ignore_eos=True, stream=True)
-        with RawClient(engine.url, timeout_s=30) as one, RawClient(engine.url) as two:
-            for number, client in enumerate((one, two), 1):
-                client.send(render(client.host, body, {}, "fast"))
-                wait_for(partial(_taken, engine, number), 20, "it to be taken")
-            third = ask(engine.url, CHAT, chat("x", NAME, max_tokens=2))
-            assert third.status == 503, third.body
-            assert int(third.headers["retry-after"]) >= 1
+
+        def refused() -> RawReply | None:
+            """What the third is told; it is taken if we stand still until the first is done."""
+            wait_for(partial(_taken, engine, 0), 20, "nothing under way")
+            with RawClient(engine.url, timeout_s=30) as one, RawClient(engine.url) as two:
+                for client in (one, two):
+                    client.send(render(client.host, body, {}, "fast"))
+                give_up_at = monotonic() + 2
+                while not _taken(engine, 2) and monotonic() < give_up_at:
+                    sleep(0.01)
+                third = ask(engine.url, CHAT, chat("x", NAME, max_tokens=2))
+            return third if third.status == 503 else None
+
+        assert int(wait_for(refused, 20, "a full queue").headers["retry-after"]) >= 1
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

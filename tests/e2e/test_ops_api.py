@@ -71,6 +71,7 @@ def test_metrics_pass_the_lint_of_their_readers(echo_gateway: Gateway) -> None:
     with RawClient(echo_gateway.url) as client:
         client.send(b"nonsense\n\n")
         client.read_to_end()
+    echo_gateway.settle()
     for url in (echo_gateway.url, echo_gateway.ops):
         page = ask(url, "/metrics").body.decode()
         assert exposition.problems(page) == []

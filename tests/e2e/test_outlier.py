@@ -49,14 +49,18 @@ class Bench:
         found = self.gateway.ask("/api/v1/providers").json()["providers"]
         return {p["name"]: p["ejected"] for p in found if p["ejected"]}
 
-    def wait_out(self, *names: str) -> None:
-        """Ask on until these are left out."""
+    def wait_out(self, *names: str) -> dict[str, Any]:
+        """Ask on until these are left out; answers why each is."""
+        out: dict[str, Any] = {}
 
         def seen() -> bool:
+            nonlocal out
             self.ask()
-            return set(self.out()) == set(names)
+            out = self.out()
+            return set(out) == set(names)
 
         wait_for(seen, 30, f"{names} to be left out")
+        return out
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +87,7 @@ def test_the_bad_one_of_three_is_left_alone_and_comes_back(bench: Bench) -> None
     and its time is over it takes part again."""
     bench.wait_out()
     bench.upstreams["two"].play("status", status=500)
-    bench.wait_out("two")
-    assert bench.out() == {"two": "failures"}
+    assert bench.wait_out("two") == {"two": "failures"}
     before = bench.asked()
     old = bench.gateway.worker_pids()
     os.kill(old[0], signal.SIGKILL)
@@ -103,7 +106,6 @@ def test_the_bad_one_of_three_is_left_alone_and_comes_back(bench: Bench) -> None
     # Its time may have been over in the last round.
     assert after["two"] - before["two"] <= 2
     assert statuses.count(502) <= 2
-    assert after["one"] - before["one"] > 0 < after["three"] - before["three"]
     bench.upstreams["two"].play()
 
     def back() -> bool:
@@ -111,6 +113,7 @@ def test_the_bad_one_of_three_is_left_alone_and_comes_back(bench: Bench) -> None
         return bench.asked()["two"] > after["two"] + 5
 
     wait_for(back, 60, "its share of calls")
+    assert all(asked > before[name] for name, asked in bench.asked().items())
     page = bench.gateway.metrics()
     assert metric(page, "tpo_outlier_ejections_total", backend="two", why="failures") >= 1
 
@@ -119,8 +122,7 @@ def test_the_slow_one_is_left_alone_and_of_all_bad_ones_one_stays(bench: Bench) 
     """First by its time, then with a failing one beside it; the last one is asked, bad or not."""
     bench.wait_out()
     bench.upstreams["three"].play("answer", first_s=0.1)
-    bench.wait_out("three")
-    assert bench.out() == {"three": "slow"}
+    assert bench.wait_out("three") == {"three": "slow"}
     bench.upstreams["one"].play("status", status=500)
     bench.wait_out("one", "three")
     bench.upstreams["two"].play("status", status=500)

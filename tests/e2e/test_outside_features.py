@@ -151,18 +151,25 @@ def test_surface_from_outside_is_served_with_its_options(bench: Bench) -> None:
 
 
 def test_full_waiting_room_sheds_into_the_dead_letters(
-    start_gateway: StartGateway, installed: dict[str, str]
+    start_gateway: StartGateway, installed: dict[str, str], tmp_path: Path
 ) -> None:
     """Two may wait for retrieval per shard: the others are 503, counted there, and not lost."""
     config = (
         section("[pipeline]", stages=["outside_rag"])
         + section("[pipeline.edges]", rag_to_assemble=2)
-        + section("[stages.outside_rag]", hold_s=4.0)
+        + section("[stages.outside_rag]", hold_s=0.01)
         + ECHO
     )
-    gateway = start_gateway(config=config, env=installed)
+    gate = tmp_path / "gate"
+    gate.touch()
+    gateway = start_gateway(config=config, env=installed | {outside.GATE: str(gate)})
     with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(lambda i: gateway.ask(CHAT, chat(f"n {i}")), range(8)))
+        asked = [pool.submit(gateway.ask, CHAT, chat(f"n {i}")) for i in range(8)]
+        try:
+            wait_for(lambda: sum(one.done() for one in asked) == 6, 20, "six to be refused")
+        finally:
+            gate.unlink()
+        replies = [one.result() for one in asked]
     shed = [reply for reply in replies if reply.status == 503]
     assert [reply.status for reply in replies].count(200) == 2
     assert len(shed) == 6

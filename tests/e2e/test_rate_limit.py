@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import Any
 
@@ -18,7 +19,8 @@ from tests.support.gateway import Gateway
 from tests.support.load import Crowd
 from tests.support.raw import RawClient, build, chat
 from tests.support.shards import connect_to
-from tests.support.toml import ECHO
+from tests.support.toml import ECHO, backend
+from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 from tests.support.wire import Attempt
 
@@ -144,14 +146,6 @@ kind = "echo"
 models = ["echo"]
 
 [[backends]]
-name = "slow"
-kind = "simulator"
-models = ["slow"]
-strategy = "echo"
-first_token_ms = 1200
-token_ms = 0
-
-[[backends]]
 name = "long"
 kind = "simulator"
 models = ["long"]
@@ -166,22 +160,36 @@ model = { tpm = 4000 }
 
 
 @pytest.fixture(scope="module")
-def busy(short_tmp: Path) -> Iterator[Gateway]:
+def busy(short_tmp: Path, origin: Upstream) -> Iterator[Gateway]:
     """Two workers; five calls at once of each session, 4000 tokens a minute of each model."""
-    with Gateway(short_tmp / "busy", config=SLOW, workers=2) as gateway:
+    config = SLOW + backend("slow", origin.base_url)
+    with Gateway(short_tmp / "busy", config=config, workers=2) as gateway:
         yield gateway
 
 
-def at_once(gateway: Gateway, number: int, prefix: str, **more: Any) -> list[Attempt]:
-    """So many slow calls, all under way together."""
+def at_once(
+    gateway: Gateway, origin: Upstream, number: int, prefix: str, **more: Any
+) -> list[Attempt]:
+    """So many calls: what is let in stays under way until all the others were refused."""
+    go_on = Event()
+    origin.play(until=go_on)
     with Crowd(gateway.url, number, prefix=prefix, stream=False, model="slow", **more) as crowd:
+
+        def all_there() -> bool:
+            ended = sum(attempt.outcome != "open" for attempt in crowd.attempts)
+            return ended + origin.counters.working == number
+
+        try:
+            wait_for(all_there, 20, "each to be refused or under way")
+        finally:
+            go_on.set()
         return crowd.ended()
 
 
-def test_so_many_calls_at_once_and_no_more(busy: Gateway) -> None:
+def test_so_many_calls_at_once_and_no_more(busy: Gateway, origin: Upstream) -> None:
     """Five of a session over two workers; when they have ended, five again."""
     for wave in range(2):
-        attempts = at_once(busy, 30, f"at-once-{wave}", sessions=["five"], max_tokens=9)
+        attempts = at_once(busy, origin, 30, f"at-once-{wave}", sessions=["five"], max_tokens=9)
         assert outcomes(attempts) == (5, 25)
         refused = next(attempt for attempt in attempts if attempt.status == 429)
         assert refused.error is not None
@@ -211,7 +219,7 @@ def test_every_worker_tells_who_is_under_way(busy: Gateway) -> None:
             wait_for(lambda c=client: under_way(c) == [0], 10, "none")  # type: ignore[misc]
 
 
-def test_a_killed_worker_gives_its_places_back(busy: Gateway) -> None:
+def test_a_killed_worker_gives_its_places_back(busy: Gateway, origin: Upstream) -> None:
     """Those of its calls; whoever still streams elsewhere keeps the place."""
     text = " ".join(["word"] * 80)
     with Crowd(
@@ -229,7 +237,7 @@ def test_a_killed_worker_gives_its_places_back(busy: Gateway) -> None:
         )
         wait_for(lambda: len(replaced_by(busy, killed)) == 2, 20, "two workers", every_s=0.05)
         still = [attempt for attempt in crowd.attempts if attempt.outcome == "open"]
-        more = at_once(busy, 12, "after", sessions=["held"], max_tokens=9)
+        more = at_once(busy, origin, 12, "after", sessions=["held"], max_tokens=9)
         assert outcomes(more)[0] == 5 - len(still)
         assert [a for a in crowd.attempts if a.outcome == "open"] == still
 
@@ -247,9 +255,9 @@ def replaced_by(gateway: Gateway, dead: int) -> list[int]:
     return [slot["pid"] for slot in slots if slot["pid"] != dead and slot["state"] == "ready"]
 
 
-def test_tokens_are_reserved_and_settled(busy: Gateway) -> None:
+def test_tokens_are_reserved_and_settled(busy: Gateway, origin: Upstream) -> None:
     """A thousand each: three at once, but many one after the other, for they use few."""
-    attempts = at_once(busy, 8, "tokens", max_tokens=1200)
+    attempts = at_once(busy, origin, 8, "tokens", max_tokens=1200)
     assert outcomes(attempts) == (3, 5)
     refused = next(attempt for attempt in attempts if attempt.status == 429)
     assert refused.headers["x-ratelimit-limit-tokens"] == "4000"

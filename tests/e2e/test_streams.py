@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from tests.support.raw import RawClient, chat
 from tests.support.shards import CHAT, WAYS, Way, render, session_on, ways
 from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Upstream, stream_body
-from tests.support.wait import wait_for, wait_still
+from tests.support.wait import unhurried, wait_for, wait_still
 from tests.support.wire import Attempt, Wire
 
 SLOW_READER_S = 1.5
@@ -124,8 +125,14 @@ def make_case(rng: random.Random, number: int, host: str, homes: dict[str, int])
 def test_two_hundred_streams_side_by_side_are_each_byte_exact(
     bench: Bench, rng: random.Random
 ) -> None:
-    """Local and forwarded, echo and upstream, both lanes, small and larger than any credit."""
-    url = bench.gateway.url
+    """Local and forwarded, echo and upstream, both lanes, small and larger than any credit.
+
+    The upstream sends no second event of any before it has all of them.
+    """
+    url, counters = bench.gateway.url, bench.upstream.counters
+    wait_for(lambda: counters.open == 0, 10, "nothing of others upstream")
+    go_on = threading.Event()
+    bench.upstream.play(rest_until=go_on)
     homes = {session_on(url, i % 2, f"home-{i}"): i % 2 for i in range(8)}
     host = url.rpartition("/")[2]
     cases = [make_case(rng, number, host, homes) for number in range(STREAMS)]
@@ -133,17 +140,23 @@ def test_two_hundred_streams_side_by_side_are_each_byte_exact(
     async def run_all() -> None:
         wires = [Wire(url) for _ in cases]
         await asyncio.gather(
-            *(w.run(c.attempt, c.request, patience_s=30) for w, c in zip(wires, cases, strict=True))
+            *(w.run(c.attempt, c.request, patience_s=50) for w, c in zip(wires, cases, strict=True))
         )
         for wire in wires:
             wire.close()
 
-    with LoopThread() as thread:
-        thread.call(run_all(), 45)
+    held = sum(case.value["model"] == "up" for case in cases)
+    assert held > STREAMS // 4
+    with LoopThread() as thread, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(thread.call, run_all(), 60)
+        try:
+            wait_for(lambda: counters.open == held, 10, f"{held} streams side by side")
+        finally:
+            go_on.set()
+            bench.upstream.play()
+        asked.result()
     for case in cases:
         case.check()
-    spans = [(case.attempt.began_at, case.attempt.ended_at) for case in cases]
-    assert max(began for began, _ in spans) < sorted(ended for _, ended in spans)[STREAMS // 2]
     assert {case.attempt.slot for case in cases} == {0, 1}
 
 
@@ -201,10 +214,17 @@ def p99_of_fifty(way: Way) -> float:
     return sorted(took)[48]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", WAYS)
 def test_slow_reader_pauses_its_own_upstream_and_nobody_else(bench: Bench, name: str) -> None:
     """One byte a second: the upstream stands still, memory too, others run on; then it is cut."""
+    unhurried(partial(flooded, bench, name), SLOW_READER_S, tries=3)
+
+
+def flooded(bench: Bench, name: str) -> None:
+    """One slow reader's life; made again where a machine stood still for longer than it has."""
     way, counters = bench.ways[name], bench.upstream.counters
+    wait_for(lambda: counters.open == 0, 10, "nothing of others upstream")
     # Fifty others once before, for a baseline and for memory that stays.
     baseline = max(p99_of_fifty(way) for _ in range(2))
     workers = [psutil.Process(pid) for pid in bench.gateway.worker_pids()]
@@ -224,14 +244,14 @@ def test_slow_reader_pauses_its_own_upstream_and_nobody_else(bench: Bench, name:
             others = min(p99_of_fifty(way) for _ in range(2))
             wait_for(lambda: counters.aborted > aborted, 10, "the upstream cancelled")
             wait_for(lambda: _connections(bench) == 0, 5, "the client cut off")
-            cut_at = time.monotonic()
+            cut_after_s = time.monotonic() - paused_at
     grown = [(b - a) / 1024 for a, b in zip(before, after, strict=True)]
     print(
-        f"{name}: paused after {(stands_at - sent) / 1e6:.1f} MB, cut {cut_at - paused_at:.2f} s "
+        f"{name}: paused after {(stands_at - sent) / 1e6:.1f} MB, cut {cut_after_s:.2f} s "
         f"later; p99 of others {others * 1e3:.1f} ms, before {baseline * 1e3:.1f} ms; "
         f"memory {grown} KiB"
     )
-    assert cut_at - paused_at < SLOW_READER_S + 5
+    assert cut_after_s < SLOW_READER_S + 5
     assert others <= max(2 * baseline, 0.05)
     # The promise is 256 KiB; the rings' own pages are touched for the first time too.
     assert max(grown) < 4096
@@ -240,18 +260,24 @@ def test_slow_reader_pauses_its_own_upstream_and_nobody_else(bench: Bench, name:
 def test_reader_that_comes_back_in_time_gets_the_rest(bench: Bench) -> None:
     """A pause shorter than the limit costs nothing: every byte arrives, in order."""
     for name in ("local-full", "forwarded-fast"):
-        way, counters = bench.ways[name], bench.upstream.counters
-        script = {"pad_bytes": 64_000_000, "chunks": 200}
-        body = chat("pause", "up", stream=True, metadata={"upstream": script})
-        with way.open(timeout_s=30) as client:
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-            client.send(way.request(client, body))
-            client.read_head()
-            wait_still(partial(getattr, counters, "sent_bytes"), 0.2, 10, "the upstream paused")
-            assert counters.open == 1, name
-            got = b"".join(client.chunks())
-        number = int(json.loads(got.partition(b"\n")[0][6:])["id"].rpartition("-")[2])
-        assert got == stream_body(body, number, **script), name
+        unhurried(partial(paused, bench, name), SLOW_READER_S)
+
+
+def paused(bench: Bench, name: str) -> None:
+    """Read nothing for a moment, then all; made again where a machine made it a longer one."""
+    way, counters = bench.ways[name], bench.upstream.counters
+    wait_for(lambda: counters.open == 0, 10, "nothing of others upstream")
+    script = {"pad_bytes": 64_000_000, "chunks": 200}
+    body = chat("pause", "up", stream=True, metadata={"upstream": script})
+    with way.open(timeout_s=30) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.send(way.request(client, body))
+        client.read_head()
+        wait_still(partial(getattr, counters, "sent_bytes"), 0.2, 10, "the upstream paused")
+        assert counters.open == 1, name
+        got = b"".join(client.chunks())
+    number = int(json.loads(got.partition(b"\n")[0][6:])["id"].rpartition("-")[2])
+    assert got == stream_body(body, number, **script), name
 
 
 def test_large_reply_nobody_reads_is_cut_too(bench: Bench) -> None:

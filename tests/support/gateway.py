@@ -133,12 +133,29 @@ class Gateway:
             raise AssertionError(f"{exc}\n{self.stderr}") from None
 
     def tpo(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """Run another ``tpo-mp`` command against this gateway's state directory."""
-        return subprocess.run(
+        """Run another ``tpo-mp`` command against this gateway's state directory.
+
+        A reload is over when it is in force everywhere: the command waits two seconds for that,
+        and a worker may stand still for longer.
+        """
+        done = subprocess.run(
             [sys.executable, "-m", "tpo_mp", *args, "--state-dir", str(self.state_dir)],
             capture_output=True, text=True, timeout=100, cwd=ROOT, env=self.environment,
             check=False,
         )  # fmt: skip
+        if args[0] == "reload" and done.returncode == 0:
+            wait_for(self.adopted, 20, "the configuration in force everywhere", every_s=0.05)
+        return done
+
+    def adopted(self) -> bool:
+        """Whether everybody who serves goes by the latest configuration."""
+        told = self.status()
+        epochs = {
+            berth["config_epoch"]
+            for berth in (*told["slots"], told["control"])
+            if berth["state"] == "ready"
+        }
+        return epochs == {told["config_epoch"]}
 
     def status(self) -> dict[str, Any]:
         """What ``tpo-mp status --json`` prints, without an interpreter to start for it."""

@@ -49,7 +49,8 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # aborted transports close in the next turn
+        for _ in range(2):
+            await asyncio.sleep(0)  # aborted transports close in the next turn
 
 
 class Load(LoopThread):

@@ -76,6 +76,10 @@ class _Waits:
         return reply
 
 
+GATE = "XDG_OUTSIDE_GATE"
+"""One of the few variables that workers are given."""
+
+
 class RagConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the retrieval that retrieves nothing."""
 
@@ -89,13 +93,14 @@ class OutsideAdmit(_InLine):
 
 
 class OutsideRag(_Waits):
-    """Waits in its waiting room, which may be full."""
+    """Waits in its waiting room, which may be full, while the file ``GATE`` names is there."""
 
     phase = Phase.RAG
 
     def __init__(self, config: RagConfig, env: Env) -> None:
         super().__init__(config, env)
         self._hold_s = config.hold_s
+        self._gate = os.environ.get(GATE, "")
         self._room = env.rooms["rag"]
 
     async def __call__(self, call: Call, proceed: Proceed, /) -> Reply:
@@ -103,6 +108,8 @@ class OutsideRag(_Waits):
             raise Shed("too many calls wait for retrieval", reason="backpressure", stage="rag")
         try:
             await asyncio.sleep(self._hold_s)
+            while self._gate and Path(self._gate).exists():
+                await asyncio.sleep(0.02)
         finally:
             self._room.leave()
         return await super().__call__(call, proceed)

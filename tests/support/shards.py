@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 from .gateway import Gateway
@@ -73,12 +74,19 @@ def session_on(
     *,
     model: str = ECHO,
     headers: dict[str, str] | None = None,
+    within_s: float = 20.0,
 ) -> str:
-    """Name a session that lives on that shard; where one lives is another thing on each host."""
+    """Name a session that lives on that shard; where one lives is another thing on each host.
+
+    While that shard stands still another one answers for its sessions.
+    """
+    give_up_at = time.monotonic() + within_s
     with RawClient(url) as client:
-        for number in range(200):
+        for number in count():
             if shard_of(client, f"{prefix}-{number}", model, headers) == shard:
                 return f"{prefix}-{number}"
+            if number > 200 and time.monotonic() > give_up_at:
+                break
     raise AssertionError(f"no session lives on shard {shard}")
 
 
