@@ -10,17 +10,18 @@ left to them.  What is remembered is bounded.
 
 from __future__ import annotations
 
+import sys
 from time import time
 from typing import Final, NamedTuple
 
 from tpo_mp.dialects.canonical import ModelReply, TextBlock, TokenUsage
 from tpo_mp.dialects.openai_chat_plain import PlainMessage, read_plain
-from tpo_mp.types import Dialect, Usage
+from tpo_mp.types import Usage
 
 from .catalog import traits_of
 from .cutting import FixedAnswers
 from .dress import plain_chat
-from .ids import reply_id
+from .ids import chat_id
 from .tokens import PER_MESSAGE, PER_REPLY, count
 
 MOST_WRITTEN: Final = 256
@@ -48,6 +49,7 @@ class _Written(NamedTuple):
     end: bytes
     completion: int
     finish_reason: str
+    most_bytes: int
 
 
 class FixedReplies:
@@ -74,19 +76,14 @@ class FixedReplies:
             return None
         key = asked.model, asked.max_tokens
         written = self._written[key] if key in self._written else self._write(*key)
-        if written is None or len(body) > (traits_of(asked.model).context or len(body)):
+        if written is None or len(body) > written.most_bytes:
             return None  # a token has at least a byte: only a longer body can be too long
-        prompt, completion = prompt_of(asked.messages), written.completion
+        begin, middle, end, completion, finish_reason, _ = written
+        prompt = prompt_of(asked.messages)
         said = b'{"id":"%b","object":"chat.completion","created":%d%b%d%b%d%b' % (
-            reply_id(Dialect.OPENAI_CHAT).encode(),
-            int(time()),
-            written.begin,
-            prompt,
-            written.middle,
-            prompt + completion,
-            written.end,
-        )
-        return FixedReply(said, Usage(prompt, completion), written.finish_reason)
+            chat_id(), time(), begin, prompt, middle, prompt + completion, end
+        )  # fmt: skip
+        return FixedReply(said, Usage(prompt, completion), finish_reason)
 
     def _write(self, model: str, limit: int | None) -> _Written | None:
         """Write what does not change, by writing a reply to an empty prompt and taking it apart."""
@@ -95,13 +92,15 @@ class FixedReplies:
         traits, written = traits_of(model), None
         within = not traits.most_output or (limit or 0) <= traits.most_output
         if within and traits.kind in ("any", "chat") and not traits.reasons:
-            written = _taken_apart(model, self._answers, limit)
+            written = _taken_apart(model, self._answers, limit, traits.context or sys.maxsize)
         if len(model) <= MOST_WRITTEN_CHARS:
             self._written[model, limit] = written
         return written
 
 
-def _taken_apart(model: str, answers: FixedAnswers, limit: int | None) -> _Written | None:
+def _taken_apart(
+    model: str, answers: FixedAnswers, limit: int | None, most_bytes: int
+) -> _Written | None:
     choice, completion, _ = answers.cut(limit)
     said = choice.blocks[0]
     if not isinstance(said, TextBlock) or len(said.text) > MOST_WRITTEN_CHARS:
@@ -119,6 +118,7 @@ def _taken_apart(model: str, answers: FixedAnswers, limit: int | None) -> _Writt
         end.removeprefix(b"%d" % completion),
         completion,
         choice.stop or "end",
+        most_bytes,
     )
 
 

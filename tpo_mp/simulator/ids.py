@@ -7,8 +7,8 @@ from typing import Final
 
 from tpo_mp.types import Dialect
 
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_TO_LETTER: Final = bytes(ord(_ALPHABET[byte % 62]) for byte in range(256))
+_ALPHABET: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TO_LETTER: Final = bytes(_ALPHABET[byte % 62] for byte in range(256))
 _REPLIES: Final = {
     Dialect.OPENAI_CHAT: ("chatcmpl-", 29),
     Dialect.OPENAI_COMPLETIONS: ("cmpl-", 29),
@@ -26,12 +26,18 @@ def reply_id(dialect: Dialect) -> str:
     prefix, length = _REPLIES[dialect]
     if dialect is Dialect.OPENAI_RESPONSES:
         return prefix + secrets.token_hex(length // 2)
-    return prefix + _letters(length)
+    return prefix + _letters(length).decode()
+
+
+def chat_id() -> bytes:
+    """A new chat's id."""
+    return b"chatcmpl-" + _letters(29)
 
 
 def tool_call_id(dialect: Dialect) -> str:
     """A new tool call's id."""
-    return "toolu_01" + _letters(22) if dialect in _ANTHROPIC else "call_" + _letters(24)
+    prefix, length = ("toolu_01", 22) if dialect in _ANTHROPIC else ("call_", 24)
+    return prefix + _letters(length).decode()
 
 
 class _Letters:
@@ -40,15 +46,17 @@ class _Letters:
     __slots__ = ("_at", "_drawn")
 
     def __init__(self) -> None:
-        self._drawn = ""
+        self._drawn = b""
         self._at = 0
 
-    def __call__(self, count: int) -> str:
+    def __call__(self, count: int) -> bytes:
         at = self._at
-        if at + count > len(self._drawn):
-            self._drawn, at = secrets.token_bytes(_DRAWN).translate(_TO_LETTER).decode(), 0
-        self._at = at + count
-        return self._drawn[at : at + count]
+        end = self._at = at + count
+        if end > len(self._drawn):
+            self._drawn = secrets.token_bytes(_DRAWN).translate(_TO_LETTER)
+            at, end = 0, count
+            self._at = end
+        return self._drawn[at:end]
 
 
 _letters = _Letters()

@@ -14,8 +14,10 @@ from functools import lru_cache
 from tpo_mp.dialects.limit_lines import anthropic_row, span
 from tpo_mp.types import Dialect
 
-_ANTHROPIC = (Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COUNT, Dialect.ANTHROPIC_COMPLETE)
-_GOOGLE = (Dialect.GEMINI, Dialect.GEMINI_COUNT, Dialect.GEMINI_EMBEDDINGS)
+_ANTHROPIC = frozenset(
+    {Dialect.ANTHROPIC_MESSAGES, Dialect.ANTHROPIC_COUNT, Dialect.ANTHROPIC_COMPLETE}
+)
+_GOOGLE = frozenset({Dialect.GEMINI, Dialect.GEMINI_COUNT, Dialect.GEMINI_EMBEDDINGS})
 
 
 def is_anthropic(dialect: Dialect) -> bool:
@@ -41,9 +43,9 @@ class Allowance:
         """Header lines of an answer that took ``ms``; ``spent``: of one that was refused."""
         requests = 0 if spent else self.requests - 1
         tokens = 0 if spent else max(self.tokens - prompt - completion, 0)
-        if is_anthropic(dialect):
+        if dialect in _ANTHROPIC:
             return self._anthropic(requests, tokens, prompt, completion, spent)
-        if is_google(dialect):
+        if dialect in _GOOGLE:
             return b""  # Google puts none on its answers
         return _openai_lines(self.requests, self.tokens, requests, tokens, max(round(ms), 1))
 
