@@ -16,9 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gateway import Gateway
 from tests.support.raw import RawClient, RawReply, build, chat, sse_data
+from tests.support.toml import backend
 from tests.support.wait import wait_for
 
 CHAT = "/v1/chat/completions"
+CLAUDE, COMPLETE = "/v1/messages", "/v1/complete"
 PROMPT = "Tell me all that is known about rivers, and bridges across them, and the fish in them."
 CONFIG = """
 [simulator]
@@ -50,6 +52,18 @@ max_num_seqs = 1
 data_parallel_size = 2
 base_ms = 100
 """.replace("LONG", " ".join(["word"] * 600))
+GATEWAYS_OWN = """
+[[backends]]
+name = "sim"
+kind = "simulator"
+models = ["own"]
+strategy = "fixed"
+text = "LONG"
+latency = { own = "slow" }
+engines = { slow = { base_ms = 100, max_num_seqs = 4, max_model_len = 2048 } }
+
+[surfaces.vllm_dev]
+""".replace("LONG", " ".join(["word"] * 600))
 """Answers of ``long`` and ``twins`` take a minute: they are under way whatever pauses meanwhile."""
 
 
@@ -61,6 +75,14 @@ def engines(short_tmp: Path) -> Iterator[Gateway]:
         config=CONFIG, workers=2, verb="simulate",
     ) as gateway:  # fmt: skip
         yield gateway
+
+
+@pytest.fixture(autouse=True)
+def awake(engines: Gateway) -> Iterator[None]:
+    """Whatever a test came to, the next one finds engines that are awake."""
+    yield
+    assert engines.ask("/wake_up", {}).status == 200
+    assert engines.ask("/is_sleeping").json() == {"is_sleeping": False}
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +116,19 @@ def samples(engines: Gateway, name: str) -> list[tuple[dict[str, str], float]]:
 
 
 def opened(
-    engines: Gateway, model: str, stack: ExitStack, headers: dict[str, str] | None = None
-) -> RawClient:
-    """A stream that was asked for, nothing read yet."""
+    engines: Gateway, model: str, stack: ExitStack, headers: dict[str, str] | None = None,
+    *, path: str = CHAT, **more: Any,
+) -> RawClient:  # fmt: skip
+    """A stream, unless ``more`` says otherwise, that was asked for, nothing read yet."""
     client = stack.enter_context(RawClient(engines.url))
-    body = json.dumps(chat(PROMPT, model=model, stream=True)).encode()
+    asked = chat(PROMPT, model=model, **{"stream": True, **more})
+    if path == COMPLETE:
+        del asked["messages"]
+        said = f"\n\nHuman: {PROMPT}\n\nAssistant:"
+        asked |= {"prompt": said, "max_tokens_to_sample": asked.pop("max_tokens")}
+    body = json.dumps(asked).encode()
     head = {"content-type": "application/json", "host": client.host, **(headers or {})}
-    client.send(build("POST", CHAT, head, body))
+    client.send(build("POST", path, head, body))
     return client
 
 
@@ -172,6 +200,28 @@ def seen_together(engines: Gateway, running: str, waiting: str) -> bool:
         == (running, waiting, "1")
         for of, _ in samples(engines, "lora_requests_info")
     )
+
+
+def asking_whole(engines: Gateway, model: str, stack: ExitStack, session: str) -> RawClient:
+    """A whole answer that was asked for."""
+    return opened(engines, model, stack, {"x-session-id": session}, stream=False)
+
+
+def broken_off(client: RawClient) -> None:
+    """A stream ends as vLLM ends what it aborts."""
+    *_, stop, done = sse_data(b"".join(client.chunks()))
+    (choice,) = json.loads(stop)["choices"]
+    assert (choice["delta"], choice["finish_reason"], done) == ({}, "abort", b"[DONE]")
+
+
+def broken_off_whole(client: RawClient) -> dict[str, Any]:
+    """A whole answer does; its usage, which is that of what it says."""
+    reply = client.read_reply().json()
+    (choice,) = reply["choices"]
+    tokens = reply["usage"]["completion_tokens"]
+    assert choice["finish_reason"] == "abort"
+    assert choice["message"]["content"] == " ".join(["word"] * tokens)
+    return dict(reply["usage"])
 
 
 def answered(clients: list[RawClient]) -> None:
@@ -267,13 +317,15 @@ def test_sleep_ends_what_runs_and_lets_what_comes_wait_on_every_worker(
         clients = waiting_for(engines, sessions, stack, "long")
         for client in clients:
             begun(client)
+        whole = [asking_whole(engines, "long", stack, session) for session in sessions * 2]
+        wait_for(lambda: queued(engines, "long") == {"running": 4, "waiting": 2}, 20, "a full one")
         slept = engines.ask("/sleep?level=2", {})
         assert (slept.status, slept.json()) == (200, {"status": "sleeping", "level": 2})
         assert queued(engines, "long") == {"running": 0, "waiting": 0}
         for client in clients:
-            said = b"".join(client.chunks())
-            assert b'"error"' in said
-            assert b"[DONE]" not in said
+            broken_off(client)
+        spent = [int(broken_off_whole(client)["completion_tokens"]) for client in whole]
+        assert sorted(tokens > 0 for tokens in spent) == [False, False, True, True]
     killed(engines, 1)
     assert engines.ask("/tokenize", {"prompt": "a b"}).status == 200
 
@@ -303,6 +355,37 @@ def test_sleep_ends_what_runs_and_lets_what_comes_wait_on_every_worker(
     assert engines.ask("/reset_prefix_cache", {}).json() == {"success": True}
     again = everywhere(engines, sessions, "base")[0].json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_what_was_broken_off_is_told_in_every_dialect_and_kept_by_nobody(
+    engines: Gateway, short_tmp: Path
+) -> None:
+    """By a gateway's own engine, and by one that it relays; asked again, both begin anew."""
+    own = backend("relayed", f"{engines.url}/v1", "long") + GATEWAYS_OWN
+    with Gateway(short_tmp / "aborts", config=own) as gateway, ExitStack() as stack:
+        for model, engine in (("own", gateway), ("long", engines)):
+            told = {"temperature": 0, "max_tokens": 500}
+            streams = [begun(opened(gateway, model, stack, path=p, **told)) for p in (CHAT, CLAUDE)]
+            whole = [
+                opened(gateway, model, stack, path=path, stream=False, top_p=0.9, **told)
+                for path in (CHAT, CLAUDE, COMPLETE)
+            ]
+            full = {"running": 4, "waiting": 1}
+            wait_for(lambda: queued(engine, model) == full, 20, "all of them")  # noqa: B023
+            assert engine.ask("/sleep", {}).status == 200
+            broken_off(streams[0])
+            events = [json.loads(data) for data in sse_data(b"".join(streams[1].chunks()))]
+            assert [event["type"] for event in events][-2:] == ["message_delta", "message_stop"]
+            assert events[-2]["delta"] == {"stop_reason": None, "stop_sequence": None}
+            broken_off_whole(whole[0])
+            assert whole[1].read_reply().json()["stop_reason"] is None
+            assert whole[2].read_reply().json()["stop_reason"] == "max_tokens"
+            assert engine.ask("/wake_up", {}).status == 200
+            for path in (CHAT, CLAUDE, COMPLETE):
+                for more in {}, {"top_p": 0.9}:
+                    again = opened(gateway, model, stack, path=path, **told, **more)
+                    assert again.read_head()[1]["x-tpo-cache"] == "miss"
+                    again.close()
 
 
 def test_sleep_that_waits_lets_calls_end(engines: Gateway, sessions: list[str]) -> None:

@@ -9,7 +9,7 @@ When its tokens come is told by the timing of the call's model, see ``tpo_mp.sim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from tpo_mp.simulator.adapters import present, serves
 from tpo_mp.simulator.call_journal import CallJournal
 from tpo_mp.simulator.engine_timing import RANK, Engines, EngineTiming, rank_of
 from tpo_mp.simulator.failures import refusal
-from tpo_mp.simulator.fault_frames import spoilt, struck
+from tpo_mp.simulator.fault_frames import Frame, spoilt, struck
 from tpo_mp.simulator.fixed_replies import FixedReplies
 from tpo_mp.simulator.key_quotas import KeyQuotas
 from tpo_mp.simulator.keys import KnownKeys
@@ -42,6 +42,7 @@ from tpo_mp.simulator.prices import cost_line
 from tpo_mp.simulator.provider import Answered, RefusalOrdered, SimulatedProvider
 from tpo_mp.simulator.rate_limits import EXCEEDED, RateLimits
 from tpo_mp.simulator.readings import reading
+from tpo_mp.simulator.rendering import RenderedFrames
 from tpo_mp.simulator.replay import Replay, error_of
 from tpo_mp.simulator.rules import RuleBook
 from tpo_mp.simulator.seeds import Occurrences
@@ -354,7 +355,7 @@ class SimulatorBackend:
         under_way = _UnderWay(call, self._allowance)
         said = under_way.said
         refused = None if answered.recording is None else error_of(answered.recording)
-        pace = self._pace(call, answered, orders, under_way.refuse)
+        pace = self._pace(call, answered, orders, under_way)
         if pace is AT_ONCE and refused is None and not call.stream:
             # Nobody waits, so there is nothing to count down or to cancel.
             said.resolve(self._reply(call, answered, None, fault, standing))
@@ -366,6 +367,7 @@ class SimulatorBackend:
         stream: SimulatedStream | None = None
         if call.stream and refused is None:
             frames = answered.frames(call.usage_wanted, sizes)
+            under_way.frames = frames
             stall = None
             if fault is not None:
                 frames = struck(frames, fault)
@@ -375,20 +377,25 @@ class SimulatorBackend:
         else:
             whole = WholeAnswer(pace, used.completion - answered.hidden)
             wait, cancel = whole.start, whole.cancel
+
+            def shorten(shown: int, spent: int) -> Reply:
+                spoken = codec(call.dialect)
+                cut = self._provider.broken_off(answered, spoken, call.dialect, shown, spent)
+                return self._reply(call, cut, None, fault, standing)
+
+            under_way.shorten = shorten
         said.cancel_with = cancel
 
         def settle() -> None:
             if refused is not None:
                 said.reject(refused)
             else:
-                said.resolve(self._reply(call, answered, stream, fault, standing))
+                said.resolve(under_way.told(self._reply(call, answered, stream, fault, standing)))
 
         wait(settle)
         return said
 
-    def _pace(
-        self, call: Call, answered: Answered, orders: Orders, refuse: Callable[[int], None]
-    ) -> Pace:
+    def _pace(self, call: Call, answered: Answered, orders: Orders, under_way: _UnderWay) -> Pace:
         if self._replay is not None and answered.recording is not None:
             return self._replay.pace(call, answered.recording, orders.delay_s)
         timing = self._timing_of(call.model)
@@ -405,7 +412,8 @@ class SimulatorBackend:
                 answered.hidden,
                 self._latency.factor * self._trouble.slowdown(),
                 answered,
-                refuse,
+                under_way.refuse,
+                under_way.break_off,
                 self.adapters.get(call.model),
                 rank_of(call.forward) if self._ranked else -1,
             )
@@ -456,13 +464,19 @@ class SimulatorBackend:
 class _UnderWay:
     """An answer that is waited for, and how it ends early; thousands wait at a time."""
 
-    __slots__ = ("_allowance", "_call", "said", "stream")
+    __slots__ = ("_allowance", "_call", "frames", "said", "shorten", "spent", "stream")
 
     def __init__(self, call: Call, allowance: Allowance) -> None:
         self._call = call
         self._allowance = allowance
         self.said: Promise[Reply] = Promise()
         self.stream: SimulatedStream | None = None
+        self.frames: Iterator[Frame] | None = None
+        """Those of the stream, before any fault is put into them."""
+        self.shorten: Callable[[int, int], Reply] | None = None
+        """The whole reply with only so many tokens shown, and so many counted."""
+        self.spent = -1
+        """Tokens computed of an answer that was broken off."""
 
     def refuse(self, status: int) -> None:
         """End it as a provider does that cannot go on."""
@@ -471,6 +485,26 @@ class _UnderWay:
     def too_late(self) -> None:
         """It takes longer than an answer may."""
         self._end(TOO_LATE)
+
+    def break_off(self, shown: int, spent: int) -> None:
+        """End it as vLLM ends what it aborts: with what is said so far, and that as the reason."""
+        stream, frames = self.stream, self.frames
+        if stream is not None and isinstance(frames, RenderedFrames):
+            self.spent = spent
+            if self.said.value is not None:
+                self.told(self.said.value)
+            stream.break_off(lambda left: frames.break_off(left, spent))
+        elif self.shorten is not None and not self.said.done:
+            if self.said.cancel_with is not None:
+                self.said.cancel_with()
+            self.said.resolve(self.shorten(shown, spent))
+
+    def told(self, reply: Reply) -> Reply:
+        """The reply of a stream, told if it was broken off."""
+        if self.spent >= 0 and reply.usage is not None:
+            reply.usage = Usage(reply.usage.prompt, self.spent)
+            reply.finish_reason = "abort"
+        return reply
 
     def _end(self, order: ErrorOrder) -> None:
         error = refusal(order, self._call, self._allowance)

@@ -220,7 +220,7 @@ def reply_from_canonical(
 def _wire(
     reply_id: str, model: str, words: str, stop: StopReason | None, sequence: str | None
 ) -> dict[str, Any]:
-    length = stop in ("length", "context")
+    length = stop in ("length", "context", "abort")  # not at its end, and no word says why
     return {
         "type": "completion",
         "id": own_id(reply_id, ID),

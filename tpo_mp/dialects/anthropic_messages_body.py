@@ -82,6 +82,7 @@ STOP_OF_REASON: dict[str, StopReason] = {
 REASON_OF_STOP: dict[StopReason, str] = {v: k for k, v in STOP_OF_REASON.items()} | {
     "content_filter": "refusal"
 }
+"""``abort`` has no word here: as with vLLM it is a whole message whose reason is null."""
 
 
 # -- requests: from the client --------------------------------------------------------------------
@@ -417,7 +418,7 @@ def reply_to_canonical(body: bytes) -> ModelReply:
         usage = fields.table("usage")
         reason = fields.text("stop_reason")
         fields.take("role")
-        stop = STOP_OF_REASON.get(reason, "end") if reason else None
+        stop = STOP_OF_REASON.get(reason, "end") if reason else "abort"
         return ModelReply(
             id=fields.text("id") or "",
             model=fields.text("model") or "",
@@ -492,7 +493,7 @@ def reason_of(stop: StopReason | None, blocks: Sequence[Block]) -> str | None:
     """The stop reason; OpenAI's models refuse with words and a plain stop."""
     if stop == "end" and any(isinstance(block, RefusalBlock) for block in blocks):
         return "refusal"
-    return None if stop is None else REASON_OF_STOP[stop]
+    return None if stop is None else REASON_OF_STOP.get(stop)
 
 
 def block_out(block: Block) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import orjson
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from tpo_mp.errors import InvalidRequest
 
@@ -65,7 +65,7 @@ class _Delta(Struct):
     thinking: str | None = None
     signature: str | None = None
     citation: dict[str, Any] | None = None
-    stop_reason: str | None = None
+    stop_reason: str | UnsetType | None = UNSET
     stop_sequence: str | None = None
 
 
@@ -85,7 +85,8 @@ _decode = msgspec.json.Decoder(_Wire).decode
 class MessagesDecoder:
     """Named events to canonical ones."""
 
-    __slots__ = ("_count", "_cutter", "_numbers", "_over", "_started", "_stopped", "_usage")
+    __slots__ = ("_count", "_cutter", "_numbers", "_over", "_started", "_stopped",
+                 "_unsaid", "_usage")  # fmt: skip
 
     def __init__(self) -> None:
         self._cutter = EventCutter()
@@ -94,6 +95,7 @@ class MessagesDecoder:
         self._usage: TokenUsage | None = None
         self._started = False
         self._stopped = False
+        self._unsaid = False
         self._over = False
 
     def feed(self, chunk: bytes) -> list[StreamEvent]:
@@ -131,7 +133,12 @@ class MessagesDecoder:
             self._stop(wire, out)
         elif wire.type == "message_stop":
             self._over = True
-            if self._stopped:
+            if self._unsaid and not self._stopped:
+                out.append(ReplyStop("abort"))
+                if self._usage is not None:
+                    out.append(ReplyUsage(self._usage))
+                out.append(ReplyEnd())
+            elif self._stopped:
                 out.append(ReplyEnd())
             else:
                 out.append(ReplyFailed(truncated()))
@@ -187,10 +194,12 @@ class MessagesDecoder:
         delta = wire.delta
         if wire.usage is not None:
             self._usage = usage_in(Fields(wire.usage, "usage"), self._usage)
-        if delta is not None and delta.stop_reason is not None and not self._stopped:
+        reason = UNSET if delta is None else delta.stop_reason
+        if delta is not None and reason and not self._stopped:
             self._stopped = True
-            out.append(ReplyStop(STOP_OF_REASON.get(delta.stop_reason, "end"), delta.stop_sequence))
-        if self._usage is not None:
+            out.append(ReplyStop(STOP_OF_REASON.get(reason, "end"), delta.stop_sequence))
+        self._unsaid = self._unsaid or reason is None
+        if self._usage is not None and self._stopped:
             out.append(ReplyUsage(self._usage))
 
 

@@ -44,8 +44,10 @@ class Trait(StrEnum):
 
 
 StopReason: TypeAlias = Literal[
-    "end", "length", "stop_sequence", "tool_use", "refusal", "content_filter", "pause", "context"
-]
+    "end", "length", "stop_sequence", "tool_use", "refusal", "content_filter", "pause", "context",
+    "abort",
+]  # fmt: skip
+"""``abort``: who runs the model broke it off, and the answer is not whole; vLLM's word."""
 
 
 class TextBlock(Struct, frozen=True):

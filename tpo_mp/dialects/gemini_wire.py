@@ -16,7 +16,7 @@ from .canonical import StopReason, TokenUsage
 FINISH: Final[dict[StopReason, str]] = {
     "end": "STOP", "stop_sequence": "STOP", "tool_use": "STOP", "pause": "STOP",
     "length": "MAX_TOKENS", "context": "MAX_TOKENS",
-    "refusal": "SAFETY", "content_filter": "SAFETY",
+    "refusal": "SAFETY", "content_filter": "SAFETY", "abort": "OTHER",
 }  # fmt: skip
 STATUSES: Final = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",

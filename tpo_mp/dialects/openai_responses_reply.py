@@ -85,6 +85,8 @@ def reply_in(fields: Fields) -> ModelReply:
 
 def stop_of(status: str | None, reason: str | None, blocks: Sequence[Block]) -> StopReason:
     """Why the model stopped: this wire says it only where the answer is incomplete."""
+    if status == "cancelled" or (status == "incomplete" and not reason):
+        return "abort"
     if status == "incomplete":
         return "content_filter" if reason == "content_filter" else "length"
     return "tool_use" if any(isinstance(block, ToolUseBlock) for block in blocks) else "end"
@@ -168,6 +170,8 @@ def outcome(
     out: dict[str, Any] = {"status": "completed", "incomplete_details": None, "output": output}
     if stop in ("length", "context"):
         out |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    elif stop == "abort":
+        out |= {"status": "incomplete", "incomplete_details": {}}  # no reason of theirs fits
     elif stop in ("content_filter", "refusal"):
         refused = any(p.get("type") == "refusal" for i in output for p in i.get("content") or ())
         if not refused:

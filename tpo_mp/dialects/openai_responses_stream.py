@@ -46,7 +46,7 @@ from .canonical import (
     own_id,
 )
 from .failure import bad_body, of_object, truncated
-from .openai_responses_reply import content_out, item_out, outcome, shell_of, usage_in
+from .openai_responses_reply import content_out, item_out, outcome, shell_of, stop_of, usage_in
 from .openai_responses_request import ID, said_item
 from .openai_wire import error_object
 from .sse import EventCutter
@@ -240,7 +240,7 @@ class ResponsesDecoder:
         stop: StopReason = "tool_use" if self._tools else "end"
         if kind == "response.incomplete":
             reason = fields.inner("incomplete_details").text("reason")
-            stop = "content_filter" if reason == "content_filter" else "length"
+            stop = stop_of("incomplete", reason, ())
         out.append(ReplyStop(stop))
         usage = fields.table("usage")
         if usage is not None:

@@ -23,6 +23,7 @@ STOP_OF_FINISH: dict[str, StopReason] = {
     "tool_calls": "tool_use",
     "function_call": "tool_use",
     "content_filter": "content_filter",
+    "abort": "abort",
 }
 FINISH_OF_STOP: dict[StopReason, str] = {
     "end": "stop",
@@ -33,6 +34,7 @@ FINISH_OF_STOP: dict[StopReason, str] = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
     "content_filter": "content_filter",
+    "abort": "abort",
 }
 
 

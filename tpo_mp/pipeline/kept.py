@@ -43,6 +43,8 @@ _ENDS: Final = frozenset(
      "completed", "STOP"}
 )  # fmt: skip
 _LIMITS: Final = frozenset({"length", "max_tokens", "MAX_TOKENS"})
+_BROKEN_OFF: Final = "abort"
+"""Of an answer that was broken off, whatever its body says."""
 _ID: Final = re.compile(rb'"id":\s?"([A-Za-z][A-Za-z0-9]*[-_])?([A-Za-z0-9_.:-]{1,200})"')
 _ID_WITHIN: Final = 2048
 _UNKNOWN: Final = Usage()
@@ -233,7 +235,7 @@ def _is_whole(call: Call, reply: Reply, body: bytes) -> bool:
             ended = _ending(body)
         except msgspec.MsgspecError:
             return False
-        if ended.error is not None:
+        if ended.error is not None or reply.finish_reason == _BROKEN_OFF:
             return False
         if ended.choices is not None:
             if len(ended.choices) == 1 and ended.choices[0].finish_reason in _ENDS:

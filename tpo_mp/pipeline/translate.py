@@ -92,7 +92,7 @@ def _own(error: BaseException | None) -> BaseException:
 
 def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> Reply:
     source, sink = codec(call.dialect), codec(target)
-    created = int(time())
+    created, broken_off = int(time()), False
     if reply.stream is not None:
         translated = _Translation(
             reply, reply.stream, StreamTranslator(sink, source, request, created=created)
@@ -103,8 +103,11 @@ def _reply(reply: Reply, call: Call, request: ModelRequest, target: Dialect) -> 
         assert reply.body is not None
         canonical = sink.reply_to_canonical(reply.body)
         out = Reply(200, render_reply(canonical, source, request, created=created))
+        broken_off = any(choice.stop == "abort" for choice in canonical.choices)
     out.headers = _lines_without(reply.headers, _OF_A_DIALECT)
     out.backend, out.usage, out.finish_reason = reply.backend, reply.usage, reply.finish_reason
+    if broken_off:
+        out.finish_reason = "abort"  # not every dialect has a word for it
     return out
 
 

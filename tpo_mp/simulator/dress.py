@@ -88,7 +88,7 @@ def begun_usage(dialect: Dialect, reply: ModelReply) -> TokenUsage | None:
     return TokenUsage(usage.prompt, 0, usage.cached)
 
 
-def usage_chunk(dialect: Dialect, reply: ModelReply) -> bytes:
+def usage_chunk(dialect: Dialect, reply: ModelReply, usage: TokenUsage) -> bytes:
     """The chunk that ``stream_options.include_usage`` asks for."""
     chat = dialect is Dialect.OPENAI_CHAT
     chunk = {
@@ -98,7 +98,7 @@ def usage_chunk(dialect: Dialect, reply: ModelReply) -> bytes:
         "model": reply.model,
         **_tier(dialect, reply.model),
         "choices": [],
-        "usage": openai_usage(reply.usage or TokenUsage()),
+        "usage": openai_usage(usage),
     }
     return openai_wire.data_event(chunk)
 

@@ -119,7 +119,10 @@ Tell: TypeAlias = Callable[[int, int, bool], None]
 
 
 class Ticket:
-    """A request on its client's side; ``tell(more tokens, cached, over)``."""
+    """A request on its client's side; ``tell(more tokens, cached, over)``.
+
+    One that is over with fewer tokens than were wanted was broken off.
+    """
 
     __slots__ = (
         "_base",
@@ -176,9 +179,9 @@ class Ticket:
         """Hear how far it is."""
         self.over = self.over or over
         more = self._base + tokens - self.got
-        if more > 0:
-            self.got += more
-            self.tell(more, cached, over)
+        if more > 0 or over:
+            self.got += max(more, 0)
+            self.tell(max(more, 0), cached, over)
 
 
 class _Stay:
@@ -266,7 +269,6 @@ class EngineHost:
     def _place_here(self, ticket: Ticket, told: Submission) -> None:
         room = self._room(told)
         guest = _guest(told, lambda r: ticket.progress(r.generated, r.cached_tokens, r.over))
-        guest.refuse = ticket.refuse
         ticket.guest, ticket.room = guest, room
         try:
             ticket.room.submit(guest, told.arrived_at)
@@ -330,7 +332,6 @@ class EngineHost:
             stay.room.cancel(stay.guest)
         room = self._room(told)
         guest = _guest(told, lambda request: self._note(key, request))
-        guest.refuse = lambda: self._refuse(key)
         try:
             room.submit(guest, told.arrived_at)
         except EngineFull:
@@ -407,7 +408,7 @@ class EngineHost:
     # -- sleep ------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Do what the live state says, if it changed: sleep, give up what runs, forget."""
+        """Do what the live state says, if it changed: sleep, break off what runs, forget."""
         if self._env.live.version == self._version:
             return
         self._version, state = read_state(self._env.live)
@@ -421,6 +422,7 @@ class EngineHost:
                 room.engine.kv.forget()
             if slept != state.sleep:
                 _put(room, state.sleep)
+        self._say_news()
 
     def glance(self) -> float:
         """Look although nothing happens here; how long until the next time."""

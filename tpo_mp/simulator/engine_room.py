@@ -15,7 +15,7 @@ engine, unless it is frozen or all wait that are held; a cancelled request is to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -40,8 +40,6 @@ class Guest:
     reason: str = "stop"
     choices: int = 1
     limit: int = 0
-    refuse: Callable[[], None] = field(default_factory=lambda: _nothing)
-    """Called when the engine gives it up."""
 
 
 class EngineRoom:
@@ -133,10 +131,10 @@ class EngineRoom:
         return 4 * len(self.engine.waiting) + len(self.engine.running)
 
     def give_up(self) -> None:
-        """Refuse all that are here."""
+        """Break off all that are here: they are over, with the tokens they have."""
         for guest in list(self._guests.values()):
             self.cancel(guest)
-            guest.refuse()
+            guest.tell(guest.request)
 
     def sleep(self, level: int) -> None:
         """Tell how deep it sleeps; see ``EngineMetrics.sleeping``."""

@@ -68,6 +68,14 @@ class EnginePace:
             self._asked.answered.cached.tokens = max(cached, 0)
         shown = max(more - self._left, 0)
         self._left = max(self._left - more, 0)
+        assert self._ticket is not None
+        spent = self._ticket.got
+        if over and spent < self._wanted.answer_tokens:
+            if self._release is not None:
+                if shown:
+                    self._release(shown)
+                self._asked.break_off(max(spent - self._asked.hidden, 0), spent)
+            return
         if self._release is not None and (over or shown):
             self._releasing = True
             self._release(EVERYTHING if over else shown)

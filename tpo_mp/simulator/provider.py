@@ -27,6 +27,7 @@ from tpo_mp.types import Dialect, Usage
 
 from . import dress, prompts, vectors
 from .answers import Composer, Speech
+from .breaking_off import said_of
 from .catalog import traits_of
 from .fault_frames import Frame
 from .fixed_replies import FixedReplies
@@ -133,12 +134,7 @@ class SimulatedProvider:
         cached = CachedTokens()
 
         def whole() -> bytes:
-            spoken = told(reply, cached)
-            plain = dress.plain_chat(spoken) if dialect is Dialect.OPENAI_CHAT else None
-            if plain is not None:
-                return plain
-            extra = dress.reply_extra(dialect, request, spoken)
-            return codec.reply_from_canonical(replace(spoken, extra=extra), request)
+            return _written(codec, dialect, request, told(reply, cached))
 
         def frames(usage_wanted: bool, sizes: Iterator[int] | None) -> Iterator[Frame]:
             asked = request
@@ -151,6 +147,22 @@ class SimulatedProvider:
         spent = Usage(usage.prompt, usage.completion)
         fault = None if scripted is None else scripted.fault
         return Answered(spent, stop, whole, frames, drawn, hidden, fault, requests, reply, cached)
+
+    def broken_off(
+        self, answered: Answered, codec: Codec, dialect: Dialect, shown: int, spent: int
+    ) -> Answered:
+        """An answer of which only ``shown`` tokens were said, and ``spent`` are counted."""
+        assert answered.reply is not None
+        request, cached = answered.requests[0], answered.cached
+        reply = said_of(answered.reply, shown, spent)
+        spoken = Usage(answered.usage.prompt, spent)
+
+        def whole() -> bytes:
+            return _written(codec, dialect, request, told(reply, cached))
+
+        return replace(
+            answered, usage=spoken, finish_reason="abort", body=whole, reply=reply, hidden=0
+        )
 
     def count(self, codec: Codec, dialect: Dialect, body: bytes) -> Answered:
         """Count a conversation's tokens, as the same conversation's ``usage`` will."""
@@ -197,6 +209,15 @@ class SimulatedProvider:
         answer = gemini.embedding_list(listed, batch)
         drawn = key_of_bytes(self._seed, body)
         return Answered(Usage(tokens, 0), "", lambda: answer, lambda _w, _s: iter(()), drawn)
+
+
+def _written(codec: Codec, dialect: Dialect, request: ModelRequest, reply: ModelReply) -> bytes:
+    """A whole reply with all that its provider adds."""
+    plain = dress.plain_chat(reply) if dialect is Dialect.OPENAI_CHAT else None
+    if plain is not None:
+        return plain
+    extra = dress.reply_extra(dialect, request, reply)
+    return codec.reply_from_canonical(replace(reply, extra=extra), request)
 
 
 def _thoughts_shown(reply: ModelReply) -> bool:

@@ -16,16 +16,17 @@ from typing import TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tpo_mp.dialects.canonical import ModelReply, ModelRequest, ReplyUsage
+from tpo_mp.dialects.canonical import ModelReply, ModelRequest, ReplyUsage, TokenUsage
 from tpo_mp.dialects.codec import Codec, EventEncoder
 from tpo_mp.types import Dialect
 
 from . import dress
+from .breaking_off import broken_off
 from .chunks import chunked
 from .events import Paced, events_of
 from .fault_frames import Frame
 
-_Counts: TypeAlias = Callable[[], bytes]
+_Counts: TypeAlias = Callable[[TokenUsage], bytes]
 
 
 class CachedTokens(Struct):
@@ -59,12 +60,22 @@ class RenderedFrames:
 
     def __next__(self) -> Frame:
         if self._begin is not None:
-            begin, self._begin = self._begin, None
-            self._encoder, self._events, self._counts = begin()
+            self._start()
         event, tokens = next(self._events)
         if self._counts is not None and isinstance(event, ReplyUsage):
-            return self._counts(), 0
+            return self._counts(event.usage), 0
         return self._encoder.encode(event), tokens
+
+    def break_off(self, left: int, spent: int) -> None:
+        """Let only ``left`` more tokens be said, and ``spent`` be counted."""
+        if self._begin is not None:
+            self._start()
+        self._events = broken_off(self._events, left, spent)
+
+    def _start(self) -> None:
+        begin, self._begin = self._begin, None
+        assert begin is not None
+        self._encoder, self._events, self._counts = begin()
 
 
 def told(reply: ModelReply, cached: CachedTokens) -> ModelReply:

@@ -1,15 +1,15 @@
 """Whether the simulated engines sleep: what puts them to sleep and what wakes them.
 
 Who asks a sleeping model waits in its queue until it is woken, or until the request's time is over.
-What ``mode=abort`` finds under way in an engine ends with an error, what ``mode=wait`` finds at
-work comes to its end, what ``mode=keep`` finds stands still and goes on when the engine is woken,
-computed anew as far as its blocks are gone.  Cached blocks are gone in every mode; at level 0
-nothing is: work is only paused, until ``scheduling`` is woken.
+What ``mode=abort`` finds in an engine, at work or waiting, ends with what it has and the finish
+reason ``abort``; what ``mode=wait`` finds at work comes to its end; what ``mode=keep`` finds stands
+still and goes on when the engine is woken, computed anew as far as its blocks are gone.
+Cached blocks are gone in every mode; at level 0 nothing is: work is only paused, until
+``scheduling`` is woken.
 
 Invariants: the host sleeps or it does not, whichever worker was told; it is awake when every part
 was woken.
-Known weakness: an answer that a profile paces runs to its end in any mode, and nobody waits for it;
-vLLM ends what it aborts with a finish reason.
+Known weakness: an answer that a profile paces runs to its end in any mode, and nobody waits for it.
 
 Source: vLLM's ``/sleep``, ``/wake_up`` and ``/is_sleeping``, as of v0.32.
 """

@@ -28,7 +28,7 @@ from tpo_mp.types import Sink
 
 from .fault_frames import Frame, cut
 from .orders import STALL_S, FaultOrder
-from .timing import Pace
+from .timing import EVERYTHING, Pace
 
 BATCH_BYTES: Final = 8_192
 
@@ -123,6 +123,17 @@ class SimulatedStream:
     def fail(self, error: TpoError) -> None:
         """End with an error."""
         self._finish([], error)
+
+    def break_off(self, shorten: Callable[[int], None]) -> None:
+        """End behind what is released; ``shorten(tokens)`` makes the frames have no more."""
+        left = self._released - self._tokens
+        if self._held is not None:
+            if self._held[1] > left:
+                self._held = None
+            else:
+                left -= self._held[1]
+        shorten(left)
+        self.release(EVERYTHING)
 
     # -- pace ---------------------------------------------------------------------------------
 

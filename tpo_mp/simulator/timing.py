@@ -38,6 +38,10 @@ def _nobody_hears(status: int) -> None:
     """What is refused although nobody can be told."""
 
 
+def _nobody_cares(shown: int, spent: int) -> None:
+    """What is broken off although nobody can be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a timing knows of a call: its key draws the numbers, its tokens are paced."""
@@ -57,6 +61,8 @@ class Asked:
     """What is said; how much of the prompt was known already may still be told it."""
     refuse: Callable[[int], None] = _nobody_hears
     """Answer with this status after all; called between ``begin`` and ``stop``."""
+    break_off: Callable[[int, int], None] = _nobody_cares
+    """End the answer behind ``shown`` tokens, of ``spent`` that were computed; as ``refuse``."""
     adapter: LoadedAdapter | None = None
     """Of the model that answers, when the call names one by its name."""
     rank: int = -1

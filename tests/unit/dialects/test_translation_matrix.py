@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.dialects import (
     FOUR,
@@ -113,6 +114,24 @@ def test_a_reply_means_the_same_in_every_dialect(client: str, backend: str) -> N
     usage = target.usage_of(sent)
     assert usage is not None
     assert (usage.prompt, usage.completion) == (20, 7)
+
+
+@pytest.mark.parametrize(("client", "backend"), PAIRS)
+def test_an_answer_that_was_broken_off_never_looks_whole(client: str, backend: str) -> None:
+    """Whole or streamed, ``abort`` comes through dialects that have no word for it, too."""
+    source, target = support.codec(backend), support.codec(client)
+    request = target.request_to_canonical(body(PLAIN[client]))
+    original = source.reply_to_canonical(body(REPLIES[backend]))
+    choices = tuple(replace(choice, stop="abort") for choice in original.choices)
+    original = replace(original, choices=choices)
+    sent = translate_reply(
+        source.reply_from_canonical(original, request), source, target, request, created=5
+    )
+    assert target.reply_to_canonical(sent).choices[0].stop == "abort"
+    stream = StreamTranslator(source, target, request, created=5)
+    told = stream.feed(encode(backend, events_of(original))) + stream.close()
+    assert stream.finish_reason == "abort"
+    assert aggregate(decode(target, told)).choices[0].stop == "abort"
 
 
 @pytest.mark.parametrize(("client", "backend"), TOOL_PAIRS)

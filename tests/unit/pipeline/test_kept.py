@@ -149,6 +149,7 @@ def chat(**choice: Any) -> bytes:
         (chat(finish_reason="tool_calls"), True),
         (chat(finish_reason="length"), True),
         (chat(finish_reason="content_filter"), False),
+        (chat(finish_reason="abort"), False),
         (chat(finish_reason=None), False),
         (body({"choices": []}), False),
         (body({"error": {"message": "x"}}), False),
@@ -164,13 +165,27 @@ def test_only_whole_answers_are_kept(said: bytes, kept: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "kept"), [("stop", True), ("length", True), ("", False), ("content_filter", False)]
+    ("reason", "kept"),
+    [("stop", True), ("length", True), ("", False), ("content_filter", False), ("abort", False)],
 )
 def test_only_streams_with_an_end_are_kept(reason: str, kept: bool) -> None:
     """The reply says how it ended."""
     reply, said = original(Dialect.OPENAI_CHAT, stream=True)
     reply.finish_reason = reason
     assert (keep(asked(Dialect.OPENAI_CHAT, stream=True), reply, said) is not None) is kept
+
+
+def test_what_was_broken_off_is_not_kept_whatever_word_its_dialect_has() -> None:
+    """Legacy completions of Anthropic say it as they say a limit, which the request has."""
+    said = body({"type": "completion", "completion": "x", "stop_reason": "max_tokens"})
+    call = make_call(
+        body({"model": "m", "prompt": "x", "max_tokens_to_sample": 9}),
+        dialect=Dialect.ANTHROPIC_COMPLETE,
+    )
+    reply = Reply(200, said)
+    assert keep(call, reply, said) is not None
+    reply.finish_reason = "abort"
+    assert keep(call, reply, said) is None
 
 
 def test_a_limit_that_the_request_did_not_say_is_a_cut() -> None:

@@ -66,7 +66,7 @@ def test_legacy_completions_know_no_tier() -> None:
     """Only the fingerprint."""
     extra = dress.start_extra(Dialect.OPENAI_COMPLETIONS, asked(), REPLY)
     assert set(extra) == {"system_fingerprint"}
-    chunk = json.loads(dress.usage_chunk(Dialect.OPENAI_COMPLETIONS, REPLY)[6:])
+    chunk = json.loads(dress.usage_chunk(Dialect.OPENAI_COMPLETIONS, REPLY, REPLY.usage)[6:])
     assert (chunk["object"], chunk["choices"]) == ("text_completion", [])
     assert chunk["usage"]["total_tokens"] == 12
 

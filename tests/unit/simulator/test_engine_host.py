@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,8 @@ from tpo_mp.simulator.engine_host import (
 )
 from tpo_mp.simulator.engine_room import EngineRoom
 from tpo_mp.simulator.engine_steps import EngineShape, StepEngine
+from tpo_mp.simulator.live import change
+from tpo_mp.simulator.sleeping import fallen_asleep, woken
 from tpo_mp.simulator.timer import timer_of
 
 TOPIC = "engines:sim:1"
@@ -80,8 +83,8 @@ class Client:
         workers.wire.pump()
 
     def hear(self, more: int, cached: int, over: bool) -> None:
-        """Count tokens."""
-        assert cached >= 0
+        """Count tokens; of one that never ran nobody knows what was cached."""
+        assert cached >= 0 or (over and not self.tokens + more)
         self.tokens += more
         self.over = over
 
@@ -177,6 +180,27 @@ def test_home_that_never_answers_is_given_up() -> None:
     client = Client(workers, 1, 3)
     workers.advance(GIVEN_UP_S + 0.5)
     assert client.refused == 1
+
+
+def test_what_is_aborted_is_over_with_what_it_has() -> None:
+    """Whether it ran or waited, on the engine's worker and on another one; who comes then waits."""
+    workers = Workers(2, max_waiting=9)
+    clients = [Client(workers, seat, 50) for seat in (0, 1, 0, 1)]
+    workers.advance(0.055)
+    had = [client.tokens for client in clients]
+    assert [tokens > 0 for tokens in had] == [True, True, False, False]
+    env = workers.worlds[0].env
+    asyncio.run(change(env.live, lambda state: fallen_asleep(state, 0, "abort")))
+    workers.advance(1.2)
+    assert [(client.over, client.refused) for client in clients] == [(True, 0)] * 4
+    assert [client.ticket.got for client in clients] == [client.tokens for client in clients]
+    assert [client.tokens < 50 for client in clients] == [True] * 4
+    later = Client(workers, 1, 2)
+    workers.advance(0.3)
+    assert (later.tokens, later.over) == (0, False)
+    asyncio.run(change(env.live, lambda state: woken(state, ())))
+    workers.advance(1.2)
+    assert (later.tokens, later.over) == (2, True)
 
 
 def test_engine_outlives_a_reload_and_ends_with_its_last_user() -> None:

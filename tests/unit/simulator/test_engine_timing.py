@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from tpo_mp.dialects.canonical import ModelReply, ReplyChoice, TextBlock
 from tpo_mp.errors import InvalidRequest
 from tpo_mp.simulator.engine_options import EngineOptions
 from tpo_mp.simulator.engine_timing import Engines
+from tpo_mp.simulator.live import change
 from tpo_mp.simulator.provider import Answered
+from tpo_mp.simulator.sleeping import fallen_asleep
 from tpo_mp.simulator.timer import timer_of
 from tpo_mp.simulator.timing import EVERYTHING, Asked
 from tpo_mp.types import Priority, Usage
@@ -33,6 +36,7 @@ class Bench:
         self.order: list[str] = []
         self.released: dict[str, int] = {}
         self.refused: list[int] = []
+        self.broken: list[tuple[int, int]] = []
 
     def ask(
         self, name: str = "a", *, prompt: str = "hi", tokens: int = 3, hidden: int = 0,
@@ -46,8 +50,11 @@ class Bench:
                             requests=[request], reply=reply)  # fmt: skip
         call = make_call(b"", tenant=tenant, priority=urgency)
         pace = self.timing.pace(
-            Asked(call, b"", self.world.now, 30, tokens, hidden, 1.0, answered, self.refused.append)
-        )
+            Asked(
+                call, b"", self.world.now, 30, tokens, hidden, 1.0, answered, self.refused.append,
+                lambda shown, spent: self.broken.append((shown, spent)),
+            )
+        )  # fmt: skip
 
         def release(n: int) -> None:
             if name not in self.released:
@@ -73,6 +80,22 @@ def test_thoughts_take_their_time_but_are_not_released() -> None:
     assert bench.released == {"a": 1}
     bench.run(0.02)
     assert bench.released["a"] > EVERYTHING
+
+
+def test_what_its_engine_breaks_off_ends_behind_what_it_released() -> None:
+    """Thoughts are counted and not shown; nothing is refused, and nothing comes later."""
+    bench = Bench(max_num_seqs=2)
+    bench.ask("a", tokens=30, hidden=3)
+    bench.ask("b", tokens=30)
+    bench.ask("waits")
+    bench.run(0.05)
+    assert bench.released == {"a": 2, "b": 4}
+    live = bench.world.env.live
+    asyncio.run(change(live, lambda state: fallen_asleep(state, 1, "abort")))
+    bench.run()
+    assert bench.broken == [(3, 6), (5, 5), (0, 0)]
+    assert bench.released == {"a": 3, "b": 5}
+    assert bench.refused == []
 
 
 def test_full_queue_answers_with_the_configured_status() -> None:
