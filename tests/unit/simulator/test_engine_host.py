@@ -40,7 +40,14 @@ class Workers:
 
     def start(self, seat: int) -> EngineHost:
         """A worker's process begins."""
-        env = replace(self.worlds[seat].env, peers=self.wire.peers(seat))
+        world = self.worlds[seat]
+
+        def clock() -> float:
+            # It moves by being read, as any does: who waits for an instant shall reach it.
+            world.now += 1e-9
+            return world.now
+
+        env = replace(world.env, peers=self.wire.peers(seat), clock=clock)
         return host_of(env, TOPIC, self.setups, timer_of(env))
 
     def die(self, seat: int, home: int) -> None:
