@@ -101,13 +101,17 @@ def test_a_server_that_another_authority_signed_is_not_used(
     other = Authority(short_tmp / "other-ca")
     assert redis.ask("PING")
     told = config(origin, port, other.folder / "ca.pem")
-    with Gateway(short_tmp / "tls-other", config=told, env=LOUD) as gateway:
-        said = wait_for(lambda: away(gateway), 20, "why Redis is away")
-        assert degraded(gateway)
-        assert way(gateway, "without") == "miss"
+    said = ""
+    for number in range(4):
+        with Gateway(short_tmp / f"tls-other-{number}", config=told, env=LOUD) as gateway:
+            said = wait_for(lambda g=gateway: away(g), 20, "why Redis is away")  # type: ignore[misc]
+            assert degraded(gateway)
+            assert way(gateway, f"without {number}") == "miss"
+        assert "Traceback" not in gateway.stderr
+        assert not leaks(gateway)
+        if "Timeout" not in said:  # of a machine that stood still: the reason is told once
+            break
     assert "certificate verify failed" in said, said
-    assert "Traceback" not in gateway.stderr
-    assert not leaks(gateway)
 
 
 def leaks(gateway: Gateway) -> list[str]:

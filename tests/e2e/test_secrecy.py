@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartGateway
+from tests.e2e.test_replay import post as ask_again
 from tests.support.gateway import ROOT, Gateway
 from tests.support.messages import CHAT, post
 from tests.support.raw import RawClient, chat
@@ -247,10 +248,7 @@ def test_no_prompt_is_written_down_where_letters_are_redacted(
         told = gateway.ask(f"/api/v1/dlq/{entry['request_id']}").json()
         assert told["redacted"], told
         assert told["payload"]["max_tokens"] in (77, 256), "its numbers are there"
-        with RawClient(gateway.url) as client:
-            refused = client.request(
-                "POST", f"/api/v1/dlq/{entry['request_id']}/replay", {"Content-Length": "0"}
-            )
+        refused = ask_again(gateway, f"/api/v1/dlq/{entry['request_id']}/replay")
         assert (refused.status, refused.json()["error"]["code"]) == (409, "letter_redacted")
     command = [sys.executable, "-m", "tpo_mp", "replay", "--all", "--url", gateway.url]
     told = subprocess.run(
