@@ -59,6 +59,36 @@ def test_long_chunk_extensions_are_bounded(echo_gateway: Gateway, length: int) -
     assert reply.status in (200, 400, 413), reply
 
 
+BROKEN_CHUNKS = {
+    "too long a size": b"F" * 17 + b"\r\n",
+    "a negative size": b"-5\r\nhello\r\n",
+    "a bare line feed": b"5\nhello\n0\n\n",
+    "more than its size": b"5\r\nhello, world\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one write", "two writes"])
+@pytest.mark.parametrize("body", BROKEN_CHUNKS.values(), ids=BROKEN_CHUNKS)
+def test_chunks_that_are_none_are_refused_as_everything_else_is(
+    echo_gateway: Gateway, body: bytes, apart: bool
+) -> None:
+    """In our envelope, without what the client sent, and the connection closes."""
+    request = post(CHUNKED, body=b"1\r\n{\r\n" * apart + body)
+    with RawClient(echo_gateway.url) as client:
+        head = len(request) - len(body) if apart else len(request)
+        client.send(request[:head])
+        client.send(request[head:])
+        reply = client.read_reply()
+        assert client.closed()
+    assert reply.status == 400, reply
+    assert reply.head.startswith(b"HTTP/1.1 400 "), reply
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"]
+    error = reply.json()["error"]
+    assert error["code"] == "bad_request"
+    assert error["message"] == "the body's framing is malformed"
+
+
 def test_half_a_million_one_byte_chunks_are_refused(echo_gateway: Gateway) -> None:
     """Chunks that are all overhead end the request early."""
     with RawClient(echo_gateway.url) as client:

@@ -27,10 +27,11 @@ from .compress import INLINE_BYTES, Packer, worthwhile
 from .edge import ClientEdge, reset
 from .exchange import JSON, id_line
 from .head import BadHead, Head, check
-from .nameless import SILENT, nameless
+from .nameless import SILENT, NamelessProtocol, nameless
 from .socket import Socket, check_upgrade
 from .tally import CUT, LEFT
 
+MALFORMED = "the body's framing is malformed"
 MAX_CHUNKS = 10_000
 HIGH_WATER_BYTES = 65536
 
@@ -43,12 +44,6 @@ class FullLane:
         self._server = web.Server(
             self._handle,
             request_factory=nameless,
-            access_log=None,
-            logger=SILENT,
-            keepalive_timeout=0.001,
-            auto_decompress=False,
-            lingering_time=1.0,
-            read_bufsize=HIGH_WATER_BYTES,
             handler_cancellation=True,
         )
         self._sockets: dict[Any, Socket] = {}
@@ -59,7 +54,16 @@ class FullLane:
     def take_over(self, transport: asyncio.Transport, unread: bytes) -> None:
         """Let aiohttp read this connection from ``unread`` on."""
         self._edge.count_full()
-        protocol = self._server()
+        protocol = NamelessProtocol(
+            self._server,
+            lambda status: self._bad(status, MALFORMED),
+            access_log=None,
+            logger=SILENT,
+            keepalive_timeout=0.001,
+            auto_decompress=False,
+            lingering_time=1.0,
+            read_bufsize=HIGH_WATER_BYTES,
+        )
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(unread)
@@ -173,7 +177,7 @@ class FullLane:
                 "the body took too long to arrive", reason="request_timeout", status=408
             ) from None
         except (HttpProcessingError, ClientPayloadError, ValueError) as e:
-            raise InvalidRequest("the body's framing is malformed", reason="bad_request") from e
+            raise InvalidRequest(MALFORMED, reason="bad_request") from e
         return b"".join(parts)
 
     def _bad(self, status: int, message: str) -> web.Response:
