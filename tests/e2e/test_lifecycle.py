@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import StartGateway
 from tests.support.gateway import Gateway
 from tests.support.raw import ClosedEarlyError, RawClient, chat
+from tests.support.toml import NO_CACHE, backend
 from tests.support.upstream import Upstream
 from tests.support.wait import accepts, wait_for
 
@@ -138,6 +139,26 @@ def test_stopping_lets_streams_finish(upstream: Upstream, start_gateway: StartGa
             told.set()
         assert [ended.result() for ended in streams] == [b"[DONE]"] * 8
     assert gateway.wait() == 0
+
+
+def test_a_connection_made_while_a_worker_leaves_is_its_own(
+    upstream: Upstream, start_gateway: StartGateway
+) -> None:
+    """It gets the number of a listener that was let go, and nobody closes that a second time."""
+    gateway = start_gateway(config=NO_CACHE + backend("m", upstream.base_url, max_concurrent=1))
+    told = threading.Event()
+    upstream.queue("answer", until=told, keep_alive=False)
+    with ThreadPoolExecutor(2) as clients:
+        calls = [clients.submit(stream, gateway.url, number) for number in range(2)]
+        wait_for(lambda: gateway.metric("tpo_seat_open_calls") == 2, 10, "two calls open")
+        gateway.send_signal(signal.SIGTERM)
+        try:
+            wait_for(lambda: not accepts("127.0.0.1", gateway.port), 5, "the port is closed")
+        finally:
+            told.set()
+        assert [call.result() for call in calls] == [b"[DONE]"] * 2
+    assert upstream.counters.connections == 2
+    gateway.stop()  # nothing is in its log
 
 
 def test_second_gateway_on_the_port_says_address_in_use(

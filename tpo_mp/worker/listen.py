@@ -63,7 +63,7 @@ class Listening:
                 "ssl_shutdown_timeout": SHUTDOWN_S,
             }
         self._warn = warn
-        self._paused = False
+        self._paused = self._closed = False
         self._servers: dict[int, asyncio.Server] = {}
         self.version = -1
         self._busy = False
@@ -190,8 +190,11 @@ class Listening:
         self._servers.clear()
 
     def close(self) -> None:
-        """Close this process's copies of all listeners."""
+        """Close this process's copies of all listeners, once: their numbers are others' then."""
         self._stop_accepting()
+        if self._closed:
+            return
+        self._closed = True
         for fd in set(self._listeners):
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -155,13 +155,17 @@ def test_a_shortened_queue_takes_one_connection_and_a_refused_one_none() -> None
                 assert late.connect_ex(server.getsockname()) != 0
 
 
-def test_closing_gives_the_descriptors_back(door: Door) -> None:
-    """This process's copies; twice is no error."""
+def test_closing_gives_the_descriptors_back(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process's copies, once: what gets their numbers then is somebody else's."""
     door.listening.close()
     for fd in door.fds:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(fd)
-    door.listening.close()
+    again: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(listen.os, "close", again.append)
+        door.listening.close()
+    assert not set(door.fds).intersection(again)
 
 
 def test_few_descriptors_pause_accepting(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
