@@ -21,7 +21,7 @@ from aiohttp import web
 
 from tpo_mp.http.nameless import SILENT, nameless
 from tpo_mp.observe import health, prometheus
-from tpo_mp.observe.health import ArenaView
+from tpo_mp.observe.health import ArenaView, TallyView
 from tpo_mp.observe.version import version
 from tpo_mp.shm.plane import Plane
 
@@ -43,11 +43,13 @@ class OpsPort:
         arena: ArenaView,
         places: Callable[[], Mapping[str, int]],
         models: Callable[[], Sequence[str]] = tuple,
+        tries: Callable[[], Mapping[str, TallyView]] = dict,
     ) -> None:
-        """The waiting rooms' capacities and the models' names are asked for as they are now."""
+        """Waiting rooms' capacities, models' names and backends' tries are asked for as of now."""
         self._plane = plane
         self._places = places
         self._models = models
+        self._tries = tries
         self._arena = arena
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="ops-pages")
         self._routes: dict[str, Handler] = {
@@ -127,7 +129,9 @@ class OpsPort:
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         body = await self._made(
-            lambda: health.health(self._plane, self._arena, self._places(), self._models())
+            lambda: health.health(
+                self._plane, self._arena, self._places(), self._models(), self._tries()
+            )
         )
         return _json(health.health_status(body), body)
 

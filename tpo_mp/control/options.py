@@ -14,6 +14,7 @@ from tpo_mp.config.sections import (
     ServerSection,
     StoreSection,
 )
+from tpo_mp.pipeline.breaker_rows import Serving
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.routing import named_models
 from tpo_mp.ports import Probe
@@ -44,6 +45,8 @@ class ControlOptions:
     rag: RagConfig | None
     """Folders of documents, and how many these may be; ``None`` without the stage."""
     backends: tuple[str, ...] = ()
+    served: tuple[Serving, ...] = ()
+    """The backends with the models they are known for."""
     models: tuple[str, ...] = ()
     """Those that the configuration names."""
     engines: tuple[str, ...] = ()
@@ -63,7 +66,10 @@ def read_options(blob: bytes | None) -> ControlOptions:
     names = tuple(backend.name for backend in view.backends)
     engines = tuple(engine.name for engine in view.engines)
     models = tuple(named_models(view.backends))
-    return replace(options, backends=names, models=models, engines=engines, probes=probes(blob))
+    return replace(
+        options, backends=names, served=tuple(view.backends), models=models, engines=engines,
+        probes=probes(blob),
+    )  # fmt: skip
 
 
 def _options(

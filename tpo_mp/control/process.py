@@ -25,6 +25,7 @@ from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.observe.log import configure as configure_log
 from tpo_mp.pipeline.breaker_board import BreakerSeries
 from tpo_mp.pipeline.poison import DEATHS, Poison
+from tpo_mp.pipeline.scoring import BackendTally, Scoreboard
 from tpo_mp.shm import failpoints
 from tpo_mp.shm.doorbell import Doorbell
 from tpo_mp.shm.epochs import ConfigBuffer
@@ -125,15 +126,19 @@ class ControlProcess:
         self.folders = Folders(self.keeper, self.log, metrics)
         scores = SharedScores.of_host(handoff.scores_fd, table, self.plane, handoff.seat)
         shares = SharedShares.of_host(handoff.shares_fd, table, self.plane, handoff.seat)
+        self._scores = scores
         self.probing = Probing(ledger, scores, shares, metrics, time.monotonic, self.log)
         self._engines = EngineSeries(ledger, metrics, self._arena)
         self._ops = OpsPort(self.plane, series, lambda: self.options.places,
-                            lambda: self.options.models)  # fmt: skip
+                            lambda: self.options.models, self._tries)  # fmt: skip
         self._turn_booked = False
         self._beat_at = loop.time()
         self._hushed_until = 0.0
         self.ending = asyncio.Event()
         self.exit_code = 0
+
+    def _tries(self) -> dict[str, BackendTally]:
+        return Scoreboard(self._scores, self.options.served).tallies(time.monotonic())
 
     async def run(self) -> int:
         """Serve until told to end; answers the exit code."""

@@ -102,6 +102,17 @@ class FamilyView(Protocol):
     def samples(self) -> Sequence[SampleView]: ...
 
 
+class TallyView(Protocol):
+    """What the tries of one backend came to, on the whole host."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def avg_latency_ms(self) -> float | None: ...
+
+
 class ArenaView(Protocol):
     """The host's metrics."""
 
@@ -124,12 +135,16 @@ def ready(plane: PlaneView, metrics: ArenaView | None = None) -> tuple[int, Body
 
 
 def health(
-    plane: PlaneView, metrics: ArenaView, places: Mapping[str, int], models: Iterable[str] = ()
+    plane: PlaneView,
+    metrics: ArenaView,
+    places: Mapping[str, int],
+    models: Iterable[str] = (),
+    tries: Mapping[str, TallyView] | None = None,
 ) -> Body:
     """The body of ``/health``; ``health_status`` gives its status.
 
     ``places`` is the configured capacity of the waiting room by stage, as ``rooms`` wants it, and
-    ``models`` are those that the configuration names.
+    ``models`` are those that the configuration names; ``tries`` are those of its backends.
     """
     levels = _Levels(metrics)
     draining = plane.host_state > RUNNING
@@ -147,7 +162,7 @@ def health(
         **nodes(status),
         "loaded_models": sorted({*models}),
         "cluster_load": round(used / capacity, 4) if capacity else 0.0,
-        "load_balancer_stats": _balance(levels),
+        "load_balancer_stats": _balance(levels, tries or {}),
         "version": package_version(),
         "uptime_secs": int(max(0.0, time.time() - plane.started_at_wall_ms / 1e3)),
         "shutting_down": draining,
@@ -264,15 +279,23 @@ def _breaker(levels: _Levels) -> Body:
     }
 
 
-def _balance(levels: _Levels) -> Body:
-    """How the backends stand; nobody asks an unknown one."""
+def _balance(levels: _Levels, tries: Mapping[str, TallyView]) -> Body:
+    """What the backends were given, and how they stand; nobody asks an unknown one."""
     seen = {dict(s.labels).get("backend", ""): int(s.value) for s in levels.samples(STATE_GAUGE)}
+    found: Body = {}
+    for name in sorted({*seen, *tries}):
+        state, tally = seen.get(name, 0), tries.get(name)
+        found[name] = {"state": _name(_STANDINGS, state), "is_healthy": state not in _AWAY}
+        if tally is not None:
+            found[name] |= {
+                "requests": tally.requests,
+                "failures": tally.failures,
+                "avg_latency_ms": tally.avg_latency_ms,
+            }
     return {
+        "total_requests": sum(tally.requests for tally in tries.values()),
         "unhealthy_count": sum(state in _AWAY for state in seen.values()),
-        "by_endpoint": {
-            name: {"state": _name(_STANDINGS, state), "is_healthy": state not in _AWAY}
-            for name, state in sorted(seen.items())
-        },
+        "by_endpoint": found,
     }
 
 

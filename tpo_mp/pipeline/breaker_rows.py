@@ -16,7 +16,7 @@ Known weakness: a worker killed between change and count leaves the count one sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from tpo_mp.errors import Shed
@@ -62,7 +62,7 @@ class Serving(Protocol):
     @property
     def models(self) -> tuple[str, ...]: ...
     @property
-    def model_map(self) -> dict[str, str]: ...
+    def model_map(self) -> Collection[str]: ...
 
 
 class KnownTargets:

@@ -11,6 +11,7 @@ Known weakness: a stream counts at its end, so one that runs for an hour says no
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from tpo_mp.errors import TpoError
@@ -24,6 +25,8 @@ from .promise import Promise, run
 
 Serve: TypeAlias = Callable[[Call], Awaitable[Reply]]
 Clock: TypeAlias = Callable[[], float]
+LATENCY_SLICES: Final = 2
+"""Of latency the last ten to twenty minutes are shown."""
 _REMEMBERED: Final = 4096
 
 
@@ -124,6 +127,15 @@ def _failed(score: Score, clock: Clock, error: BaseException | None) -> None:
         score.refused(clock())
 
 
+@dataclass(frozen=True, slots=True)
+class BackendTally:
+    """All tries of a backend since the host started; their mean is of the last minutes, in ms."""
+
+    requests: int
+    failures: int
+    avg_latency_ms: float | None
+
+
 class Scoreboard:
     """Reads the scores of a config's backends, of a whole one or by model."""
 
@@ -139,6 +151,20 @@ class Scoreboard:
     def total(self, backend: str) -> TryTally:
         """All tries of a backend since the host started."""
         return sum_up(score.total() for _, score in self.of(backend))
+
+    def tallies(self, now: float) -> dict[str, BackendTally]:
+        """What the tries of each backend came to."""
+        found: dict[str, BackendTally] = {}
+        for name in self.known.models:
+            tally = self.total(name)
+            recent = (score.recent(now, LATENCY_SLICES) for _, score in self.of(name))
+            mean_s = sum_up(recent).mean_s()
+            found[name] = BackendTally(
+                tally.good + tally.bad + tally.busy + tally.refused,
+                tally.bad,
+                None if mean_s is None else round(mean_s * 1e3, 1),
+            )
+        return found
 
     def last_bad(self, backend: str) -> tuple[float, str]:
         """When one last failed, and why; 0: never."""

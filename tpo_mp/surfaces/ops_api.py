@@ -22,6 +22,7 @@ from tpo_mp.observe.version import version
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.routing import named_models
+from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Env, Feature
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class OpsApi:
     """Routes every worker answers for the whole host."""
 
     def __init__(self, config: Config, env: Env) -> None:
+        self._env = env
         self._gateway: Gateway
 
     def endpoints(self, gateway: Gateway) -> list[Endpoint]:
@@ -91,8 +93,11 @@ class OpsApi:
         gateway = self._gateway
         room = places(gateway.config.pipeline.edges)
         models = named_models(gateway.config.backends)
+        env, board = self._env, Scoreboard(self._env.scores, gateway.config.backends)
         body = await _aside(
-            lambda: health.health(gateway.plane, gateway.metrics_arena, room, models)
+            lambda: health.health(
+                gateway.plane, gateway.metrics_arena, room, models, board.tallies(env.clock())
+            )
         )
         exchange.respond(health.health_status(body), orjson.dumps(body))
 

@@ -29,7 +29,7 @@ from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.loads import Loads, counts_load
 from tpo_mp.pipeline.place_math import MANY
 from tpo_mp.pipeline.place_report import share_name
-from tpo_mp.pipeline.scoring import Scoreboard, sum_up
+from tpo_mp.pipeline.scoring import LATENCY_SLICES, Scoreboard, sum_up
 from tpo_mp.pipeline.usual_times import UsualTimes, times_of
 from tpo_mp.ports import BackendConfig, Cells, Env, Feature, Score
 from tpo_mp.shm.standing import (
@@ -45,8 +45,6 @@ from tpo_mp.types import TryTally
 BREAKER: Final = "breaker"
 OUTLIER: Final = "outlier"
 TIMEOUT: Final = "timeout"
-LATENCY_SLICES: Final = 2
-"""Of latency the last ten to twenty minutes are shown."""
 DEGRADED_BELOW: Final = 0.9
 """A lower share of good answers in the last hour is not healthy, if there were enough of them."""
 ENOUGH: Final = 10
@@ -193,18 +191,17 @@ class ProvidersApi:
         board, loads = Scoreboard(self._env.scores, config.backends), Loads(self._env.shares)
         strategies = {route.strategy for route in config.routes}
         counted = any(counts_load(registry.find("routes", name)) for name in strategies)
+        tallies = board.tallies(now)
         found: dict[str, shapes.BalancerEndpoint] = {}
         for record in records:
             name = record.name
-            tally = board.total(name)
-            recent = (score.recent(now, LATENCY_SLICES) for _, score in board.of(name))
-            mean_s = sum_up(recent).mean_s()
+            tally = tallies[name]
             well = board.last_bad(name)[0] <= board.last_good_at(name)
             found[name] = shapes.BalancerEndpoint(
-                requests=tally.good + tally.bad + tally.busy + tally.refused,
-                failures=tally.bad,
+                requests=tally.requests,
+                failures=tally.failures,
                 consecutive_failures=record.consecutive_failures,
-                avg_latency_ms=None if mean_s is None else round(mean_s * 1e3, 1),
+                avg_latency_ms=tally.avg_latency_ms,
                 is_healthy=(well if record.breaker is None else record.breaker != "open")
                 and record.state not in ("starting", "down"),
                 state=record.state,

@@ -24,6 +24,7 @@ from tpo_mp.observe.rooms import DEPTH_GAUGE, rooms
 from tpo_mp.pipeline.edges import places
 from tpo_mp.pipeline.gateway import Gateway
 from tpo_mp.pipeline.routing import named_models
+from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Env, Feature
 from tpo_mp.shm.standing import drain_row, health_row, read_standing
 from tpo_mp.store.questions import ASK_S, LETTERS, LetterQuery
@@ -224,7 +225,8 @@ class StatusApi:
         gateway = self._gateway
         room = places(gateway.config.pipeline.edges)
         models = named_models(gateway.config.backends)
-        return health.health(gateway.plane, gateway.metrics_arena, room, models)
+        tries = Scoreboard(self._env.scores, gateway.config.backends).tallies(self._env.clock())
+        return health.health(gateway.plane, gateway.metrics_arena, room, models, tries)
 
     def _state(self, backend: str) -> str:
         look = self._env.ledger.look

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.observe.views import FakeArena, FakePlane, FakeSeat, gauge, running_host
 from tpo_mp.observe import health
+from tpo_mp.pipeline.scoring import BackendTally
 from tpo_mp.shm.plane import HostState, SeatState
 
 PLACES = {"rag": 256}
@@ -104,7 +105,9 @@ def test_health_has_the_documented_shape() -> None:
     assert body["degraded"] == []
     assert (body["total_nodes"], body["healthy_nodes"], body["cluster_load"]) == (1, 1, 0.06)
     assert body["loaded_models"] == []
-    assert body["load_balancer_stats"] == {"unhealthy_count": 0, "by_endpoint": {}}
+    assert body["load_balancer_stats"] == {
+        "total_requests": 0, "unhealthy_count": 0, "by_endpoint": {},
+    }  # fmt: skip
 
 
 def test_health_tells_how_backends_stand_and_which_models_there_are() -> None:
@@ -112,15 +115,20 @@ def test_health_tells_how_backends_stand_and_which_models_there_are() -> None:
     states = gauge(health.STATE_GAUGE, 4, backend="b")
     states.samples += gauge(health.STATE_GAUGE, 2, backend="a").samples
     plane = running_host()
-    body = health.health(plane, FakeArena([states]), PLACES, ["m", "k", "m"])
+    tries = {"a": BackendTally(7, 2, 1.5), "c": BackendTally(0, 0, None)}
+    body = health.health(plane, FakeArena([states]), PLACES, ["m", "k", "m"], tries)
     assert body["loaded_models"] == ["k", "m"]
     assert body["load_balancer_stats"] == {
+        "total_requests": 7,
         "unhealthy_count": 1,
         "by_endpoint": {
-            "a": {"state": "ready", "is_healthy": True},
+            "a": {"state": "ready", "is_healthy": True, "requests": 7, "failures": 2,
+                  "avg_latency_ms": 1.5},
             "b": {"state": "down", "is_healthy": False},
+            "c": {"state": "unknown", "is_healthy": True, "requests": 0, "failures": 0,
+                  "avg_latency_ms": None},
         },
-    }
+    }  # fmt: skip
     plane.host_state = 2
     assert health.health(plane, FakeArena(), PLACES)["healthy_nodes"] == 0
 
