@@ -269,6 +269,22 @@ def test_tools_choices_stops_and_logprobs_are_honoured(provider: Gateway) -> Non
         assert all(entry["logprob"] <= 0 for entry in listed)
 
 
+def test_openais_own_bounds_are_those_of_its_models(provider: Gateway) -> None:
+    """Told by field, whole or streamed; a model of another name takes what its servers take."""
+    legacy = "/v1/completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "x"}
+    vectors = "/v1/embeddings", {"model": "text-embedding-3-small"}
+    for (path, body), more, param in (
+        ((CHAT, chat("hi", model="gpt-4o")), {"stop": list("abcde")}, "stop"),
+        ((CHAT, chat("hi", model="gpt-4o", stream=True)), {"stop": list("abcde")}, "stop"),
+        (legacy, {"logprobs": 6}, "logprobs"),
+        (vectors, {"input": ["x", 1]}, "input"),
+    ):
+        refused = provider.ask(path, body | more)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, param)
+    other = chat("hi", model="llama", stop=list("12345"), logprobs=True, top_logprobs=21)
+    assert provider.ask(CHAT, other).status == 200
+
+
 def test_one_rule_counts_tokens_everywhere(provider: Gateway) -> None:
     """Usage, what a count is asked for, limits, logprobs and events agree; not four characters."""
     text = "a b c d e f g h"

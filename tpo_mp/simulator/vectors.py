@@ -52,7 +52,10 @@ def texts_of(request: EmbeddingsRequest) -> list[str | list[int]]:
     elif all(isinstance(item, int) for item in given):
         inputs = [[item for item in given if isinstance(item, int)]]
     else:
-        inputs = [[item] if isinstance(item, int) else item for item in given]
+        if len({type(item) for item in given}) > 1:
+            said = "input must be texts, or token numbers, or lists of them, not several of these"
+            raise InvalidRequest(said, param="input")
+        inputs = [item for item in given if not isinstance(item, int)]
     if len(inputs) > MOST_INPUTS:
         raise InvalidRequest(f"input must have at most {MOST_INPUTS} entries", param="input")
     for index, item in enumerate(inputs):

@@ -69,7 +69,8 @@ def test_inputs_are_texts_or_token_numbers() -> None:
     assert vectors.texts_of(request_for(input=["x", "y"])) == ["x", "y"]
     assert vectors.texts_of(request_for(input=[1, 2])) == [[1, 2]]
     assert vectors.texts_of(request_for(input=[[1], [2, 3]])) == [[1], [2, 3]]
-    for bad in (["x", ""], ["x"] * 2049, ["word " * 9000]):
+    mixed = (["x", 1], [1, "x"], [[1], "x"], [[1], 2])
+    for bad in (["x", ""], ["x"] * 2049, ["word " * 9000], *mixed):
         with pytest.raises(Rejected) as refused:
             vectors.texts_of(request_for(input=bad))
         assert refused.value.param == "input"
