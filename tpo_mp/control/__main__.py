@@ -24,8 +24,11 @@ def main() -> int:
     import uvloop
 
     from tpo_mp.errors import ExitCode
+    from tpo_mp.shm import late_handoff
     from tpo_mp.shm.lifeline import attach_to_parent
 
+    if late_handoff.expected():
+        _import()  # in the time in which the supervisor has nothing for us yet
     attached = attach_to_parent()
     if attached is None:
         return ExitCode.BOOT_FAILED
@@ -37,18 +40,24 @@ def main() -> int:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
-    gc.disable()  # modules make no garbage worth looking for
-    from tpo_mp.http.late_trust import import_aiohttp
-
-    import_aiohttp()
+    _import()
     from .process import ControlProcess
-
-    gc.enable()
 
     async def serve() -> int:
         return await ControlProcess(handoff, asyncio.get_running_loop()).run()
 
     return uvloop.run(serve())
+
+
+def _import() -> None:
+    """Import what control needs, before it is asked for."""
+    gc.disable()  # modules make no garbage worth looking for
+    from tpo_mp.http.late_trust import import_aiohttp
+
+    import_aiohttp()
+    from . import process  # noqa: F401
+
+    gc.enable()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the supervisor tells a child at birth: one JSON object in ``TPO_HANDOFF``.
+"""What the supervisor tells a child: one JSON object in ``TPO_HANDOFF``, or by ``late_handoff``.
 
 ::
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -94,7 +94,11 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def to_env(self) -> dict[str, str]:
         """The one variable to add to the child's environment."""
-        return {ENV: msgspec.json.encode(self).decode()}
+        return {ENV: self.to_json().decode()}
+
+    def to_json(self) -> bytes:
+        """Write it down."""
+        return msgspec.json.encode(self)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Handoff:
@@ -102,6 +106,11 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         text = environ.get(ENV)
         if text is None:
             raise Fault(f"{ENV} is not set: this process is started by the supervisor only")
+        return cls.decode(text)
+
+    @classmethod
+    def decode(cls, text: str) -> Handoff:
+        """Read its JSON; raises ``ForeignHandoff`` if another version wrote it, else ``Fault``."""
         try:
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as error:
@@ -110,3 +119,30 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             except msgspec.DecodeError:
                 raise Fault(f"{ENV}: {error}", reason="handoff") from error
             raise ForeignHandoff(str(error), address.seat, address.state_dir) from error
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Every descriptor it names, once."""
+        singles = (getattr(self, name) for name in _DESCRIPTORS)
+        bells = (fd for pair in (*self.doorbells, *self.engine_bells) for fd in pair)
+        return tuple({fd for fd in (*singles, *bells, *self.listeners) if fd >= 0})
+
+    def renumbered(self, numbers: Mapping[int, int]) -> Handoff:
+        """The same with the numbers that its descriptors have here."""
+
+        def here(fd: int) -> int:
+            return numbers[fd] if fd >= 0 else fd
+
+        return msgspec.structs.replace(
+            self,
+            listeners=[here(fd) for fd in self.listeners],
+            doorbells=[(here(read), here(write)) for read, write in self.doorbells],
+            engine_bells=[(here(read), here(write)) for read, write in self.engine_bells],
+            **{name: here(getattr(self, name)) for name in _DESCRIPTORS},
+        )
+
+
+_DESCRIPTORS: Final = (
+    "ops_listener",
+    *(name for name in Handoff.__struct_fields__ if name.endswith("_fd")),
+)
+"""Fields that are one descriptor."""

@@ -36,6 +36,7 @@ from typing import Protocol, TypeAlias
 
 import tpo_mp
 
+from . import late_handoff
 from .handoff import ForeignHandoff, Handoff
 
 PR_SET_PDEATHSIG = 1
@@ -60,6 +61,8 @@ _Hook: TypeAlias = Callable[[type[BaseException], BaseException, TracebackType |
 def attach_to_parent() -> tuple[Handoff, int] | None:
     """Read the handoff and bind to the supervisor; answer it and the lifeline descriptor.
 
+    A child that was started early waits for its handoff here, and ends when nobody needs it.
+
     ``None`` when the supervisor runs another version of this code: the last words say so, nothing
     was mapped, and the child is to exit.  Raises ``Fault`` when no supervisor started it.
     """
@@ -67,7 +70,7 @@ def attach_to_parent() -> tuple[Handoff, int] | None:
 
     ours = f"version {tpo_mp.__version__}, layout {plane.LAYOUT}"
     try:
-        handoff = Handoff.from_env()
+        handoff = _late() if late_handoff.expected() else Handoff.from_env()
     except ForeignHandoff as foreign:
         last_words(foreign, f"{RESTART_NEEDED}: the code on disk is {ours}; {foreign.message}")
         return None
@@ -76,6 +79,14 @@ def attach_to_parent() -> tuple[Handoff, int] | None:
         last_words(handoff, f"{RESTART_NEEDED}: the code on disk is {ours}")
         return None
     return handoff, lifeline_fd
+
+
+def _late() -> Handoff:
+    given = late_handoff.take()
+    if given is None:
+        os._exit(0)
+    text, numbers = given
+    return Handoff.decode(text).renumbered(numbers)
 
 
 def bind_to_parent(handoff: Handoff) -> int:

@@ -34,12 +34,12 @@ import msgspec
 from tpo_mp.config.engines import EngineSection
 from tpo_mp.shm.lifeline import IGNORED
 
+from .cradle import clean_environment
 from .engine_docks import NO_TICKET, EngineDocks, Ticket, descriptors
 from .engine_keeper import ENDED, REFUSED
 from .engine_records import kill_engine, read_record, record_path
 from .events import EventLog
 from .intensity import Intensity, RestartLimits
-from .spawn import clean_environment
 
 EngineState: TypeAlias = Literal["down", "loading", "ready", "stopping", "backing off", "failed"]
 MoreCpus: TypeAlias = Callable[[EngineSection, Mapping[str, tuple[int, ...]]], tuple[int, ...]]

@@ -18,6 +18,7 @@ from tpo_mp.errors import ExitCode
 from tpo_mp.shm.registry import Registry
 
 from . import placement
+from .cradle import Cradle
 from .engine_docks import EngineDocks
 from .engine_records import clear_leftovers
 from .engines import EngineHouse
@@ -35,14 +36,18 @@ from .state import House
 from .statedir import StateDir
 
 
-def run(blob: bytes, config_path: Path | None, compile_now: Compile) -> int:
+def run(blob: bytes, config_path: Path | None, compile_now: Compile, cradle: Cradle) -> int:
     """Run a host until it ends; return the exit code.  Raises ``TpoError`` or ``OSError``."""
     with contextlib.ExitStack() as stack:
-        return _run(stack, blob, config_path, compile_now)
+        return _run(stack, blob, config_path, compile_now, cradle)
 
 
 def _run(
-    stack: contextlib.ExitStack, blob: bytes, config_path: Path | None, compile_now: Compile
+    stack: contextlib.ExitStack,
+    blob: bytes,
+    config_path: Path | None,
+    compile_now: Compile,
+    cradle: Cradle,
 ) -> int:
     view = process_view(blob)
     events = EventLog(view.observability.log_format, view.observability.log_level)
@@ -54,7 +59,7 @@ def _run(
     memory = _memory(stack, view, house, state_dir, events)
     signals = SignalQueue()
     stack.callback(signals.close)
-    nursery = Nursery(memory, listeners, state_dir.path)
+    nursery = Nursery(memory, listeners, state_dir.path, cradle)
     stack.callback(nursery.close)
     for name in clear_leftovers(state_dir.path):
         events("old_engine_killed", "warning", engine=name)

@@ -284,11 +284,14 @@ class HostLoop:
         if not all(berth.served for berth in (*house.slots, house.control)):
             return
         house.ready_at = now
+        cradle = self._parts.nursery.cradle
+        cradle.empty()
         self._plane.host_state = HostState.RUNNING
         line = ready_line(listeners, len(house.slots), tls=self._tls)
         write_line(sys.stdout, line)
         self._parts.service.ready("serving")
-        self._context.events("ready", boot_ms=round((now - self._started_at) * 1000))
+        took_ms = round((now - self._started_at) * 1000)
+        self._context.events("ready", boot_ms=took_ms, imported_early=cradle.taken)
 
     def _answer_restarts(self) -> None:
         failure = self._house.roll_failure

@@ -1,7 +1,7 @@
 """``tpo-mp serve``: compile the configuration, and run a host of it.
 
-The child that compiles is started first, and what the host takes is imported while it works: that
-is a tenth of a start.
+The child that compiles is started first; while it works, the first workers and control import what
+they need (``cradle``), and so does the host.
 
 Invariants: whatever fails before the loop leaves nothing behind and is one line with an exit code;
 an interrupt leaves no child.
@@ -22,6 +22,7 @@ from setproctitle import setproctitle
 from tpo_mp.errors import ExitCode, TpoError
 
 from .compiling import Compilation
+from .cradle import Cradle, early_workers
 from .events import write_line
 from .limits import set_limits
 
@@ -45,19 +46,22 @@ def serve(options: ServeOptions) -> int:
         return Compilation(config_path, {**options.flags, "engine_ports": dict(ports)}, now)
 
     try:
-        starting = Compilation(config_path, options.flags, monotonic(), starting=True)
-        try:
-            from .host import run
-        except BaseException:
-            starting.cancel()
-            raise
-        compiled = starting.wait()
-        for problem in compiled.problems:
-            write_line(sys.stderr, problem)
-        if compiled.exit_code != 0:
-            refused = compiled.exit_code == ExitCode.USAGE
-            return int(ExitCode.USAGE if refused else ExitCode.BOOT_FAILED)
-        return run(compiled.blob, config_path, compile_now)
+        with Cradle() as cradle:
+            starting = Compilation(config_path, options.flags, monotonic(), starting=True)
+            try:
+                if config_path is None:  # a file may be wrong: who wrote it is told first
+                    cradle.fill(early_workers(options.flags))
+                from .host import run
+            except BaseException:
+                starting.cancel()
+                raise
+            compiled = starting.wait()
+            for problem in compiled.problems:
+                write_line(sys.stderr, problem)
+            if compiled.exit_code != 0:
+                refused = compiled.exit_code == ExitCode.USAGE
+                return int(ExitCode.USAGE if refused else ExitCode.BOOT_FAILED)
+            return run(compiled.blob, config_path, compile_now, cradle)
     except TpoError as error:
         write_line(sys.stderr, f"tpo-mp: {error.message}")
         return int(getattr(error, "exit_code", ExitCode.BOOT_FAILED))

@@ -14,8 +14,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import tpo_mp
@@ -25,51 +23,24 @@ from tpo_mp.shm.plane import LAYOUT
 
 from . import placement
 from .beats import BeatWatch
+from .cradle import Cradle, clean_environment, module_command
 from .memory import HostMemory
 from .sockets import Listeners
 from .state import Child, Intent, Role
 
-PASSED = frozenset({
-    "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOGNAME", "PATH",
-    "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV",
-    "TPO_FAILPOINTS", "TPO_FAILPOINTS_SEED", "TPO_PORTABLE", "TPO_SYSTEM_ROOT",
-    "TPO_TEST",
-})  # fmt: skip
-PASSED_PREFIXES = ("CUDA_", "HF_", "LC_", "MLX_", "NVIDIA_", "PYTHON", "SSL_CERT_", "XDG_")
 REAP_S = 5.0
-MODULES: dict[Role, str] = {"shard": "tpo_mp.worker", "control": "tpo_mp.control"}
-_OVERRIDES: dict[Role, str] = {"shard": "TPO_WORKER_MODULE", "control": "TPO_CONTROL_MODULE"}
-
-
-def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what of ``env`` a child may see."""
-    kept = {
-        name: value
-        for name, value in env.items()
-        if name in PASSED or name.startswith(PASSED_PREFIXES)
-    }
-    root = Path(tpo_mp.__file__).parents[1]
-    if root.name not in {"site-packages", "dist-packages"}:
-        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), kept.get("PYTHONPATH"))))
-    return kept
-
-
-def module_command(role: Role, env: Mapping[str, str]) -> list[str]:
-    """Return the command line of a role; tests may name another module (``TPO_TEST=1`` only)."""
-    module = MODULES[role]
-    if env.get("TPO_TEST") == "1":
-        module = env.get(_OVERRIDES[role], module)
-    # -P: a file called json.py in the working directory must not become our json.
-    return [sys.executable, "-P", "-m", module]
 
 
 class Nursery:
     """Starts, signals and reaps child processes."""
 
-    def __init__(self, memory: HostMemory, listeners: Listeners, state_dir: Path) -> None:
+    def __init__(
+        self, memory: HostMemory, listeners: Listeners, state_dir: Path, cradle: Cradle
+    ) -> None:
         self._memory = memory
         self._listeners = listeners
         self.state_dir = state_dir
+        self.cradle = cradle
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._lifeline_fd, self._held_fd = os.pipe()
         self._listener_fds = [listener.fileno() for listener in listeners.slots]
@@ -88,17 +59,7 @@ class Nursery:
         words_path(str(self.state_dir), seat).unlink(missing_ok=True)
         epoch = self._memory.occupy(seat, slot, intent)
         handoff = self._handoff(seat, role, slot, cpu, epoch)
-        # The child inherits the mask: a Ctrl-C must not meet an interpreter that is still starting.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
-        try:
-            process = subprocess.Popen(
-                module_command(role, os.environ),
-                stdin=subprocess.DEVNULL,
-                env=clean_environment(os.environ) | handoff.to_env(),
-                pass_fds=_descriptors(handoff),
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        process = self.cradle.take(role, handoff) or _started(role, handoff)
         self._processes[process.pid] = process
         self._memory.plane.seat(seat).pid = process.pid
         placement.pin(process.pid, cpu)
@@ -126,7 +87,8 @@ class Nursery:
         return status
 
     def reap_strangers(self) -> None:
-        """As process 1 of a container, collect the dead that others left to us."""
+        """Collect who was not needed; as process 1 of a container, the dead that others left us."""
+        self.cradle.reap()
         if os.getpid() != 1:
             return
         with contextlib.suppress(ChildProcessError):
@@ -198,13 +160,15 @@ class Nursery:
         )
 
 
-def _descriptors(handoff: Handoff) -> tuple[int, ...]:
-    singles = (
-        handoff.plane_fd, handoff.rings_fd, handoff.metrics_fd, handoff.registry_fd,
-        handoff.config_fd, handoff.locks_fd, handoff.ledger_fd, handoff.live_fd, handoff.journal_fd,
-        handoff.quotas_fd, handoff.shares_fd, handoff.scores_fd, handoff.cache_fd,
-        handoff.claims_fd, handoff.prefixes_fd, handoff.engine_rings_fd, handoff.ops_listener,
-        handoff.lifeline_fd,
-    )  # fmt: skip
-    bells = (fd for pair in (*handoff.doorbells, *handoff.engine_bells) for fd in pair)
-    return tuple({fd for fd in (*singles, *bells, *handoff.listeners) if fd >= 0})
+def _started(role: Role, handoff: Handoff) -> subprocess.Popen[bytes]:
+    # The child inherits the mask: a Ctrl-C must not meet an interpreter that is still starting.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        return subprocess.Popen(
+            module_command(role, os.environ),
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(os.environ) | handoff.to_env(),
+            pass_fds=handoff.descriptors(),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 
+from tpo_mp.shm import late_handoff
 from tpo_mp.shm.lifeline import attach_to_parent, last_words, root_cause
 
 
 def _boot() -> int:
     gc.disable()  # modules make no garbage worth looking for; ``sweep`` turns it on again
+    if late_handoff.expected():
+        _import()  # in the time in which the supervisor has nothing for us yet
     attached = attach_to_parent()
     from tpo_mp.errors import ExitCode, TpoError
     from tpo_mp.shm import failpoints
@@ -20,9 +23,7 @@ def _boot() -> int:
     if failpoints.ACTIVE:
         failpoints.hit("sup.after_spawn")
 
-    from tpo_mp.http.late_trust import import_aiohttp
-
-    import_aiohttp()
+    _import()
     import uvloop
     from aiohttp import http_parser
     from setproctitle import setproctitle
@@ -43,6 +44,16 @@ def _boot() -> int:
         last_words(handoff, str(cause))
         return ExitCode.BOOT_FAILED
     return ExitCode.OK
+
+
+def _import() -> None:
+    """Import what every shard needs, before it is asked for."""
+    from tpo_mp.http.late_trust import import_aiohttp
+
+    import_aiohttp()
+    import uvloop  # noqa: F401
+
+    from . import shard  # noqa: F401
 
 
 if __name__ == "__main__":
