@@ -24,12 +24,9 @@ def main() -> int:
     import uvloop
 
     from tpo_mp.errors import ExitCode
-    from tpo_mp.shm import late_handoff
     from tpo_mp.shm.lifeline import attach_to_parent
 
-    if late_handoff.expected():
-        _import()  # in the time in which the supervisor has nothing for us yet
-    attached = attach_to_parent()
+    attached = attach_to_parent(_import)
     if attached is None:
         return ExitCode.BOOT_FAILED
     handoff, _ = attached

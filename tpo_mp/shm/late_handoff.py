@@ -68,5 +68,7 @@ def take(environ: Mapping[str, str] = os.environ) -> tuple[str, dict[int, int]] 
             rest += more
     if len(descriptors) != count:
         return None
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
     numbers = struct.unpack_from(f"<{count}i", rest)
     return rest[4 * count :].decode(), dict(zip(numbers, descriptors, strict=True))

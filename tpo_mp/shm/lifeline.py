@@ -58,10 +58,11 @@ class Seated(Protocol):
 _Hook: TypeAlias = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 
 
-def attach_to_parent() -> tuple[Handoff, int] | None:
+def attach_to_parent(meanwhile: Callable[[], None]) -> tuple[Handoff, int] | None:
     """Read the handoff and bind to the supervisor; answer it and the lifeline descriptor.
 
-    A child that was started early waits for its handoff here, and ends when nobody needs it.
+    A child that was started early does ``meanwhile`` first, waits for its handoff then, and ends
+    when nobody needs it.
 
     ``None`` when the supervisor runs another version of this code: the last words say so, nothing
     was mapped, and the child is to exit.  Raises ``Fault`` when no supervisor started it.
@@ -70,7 +71,7 @@ def attach_to_parent() -> tuple[Handoff, int] | None:
 
     ours = f"version {tpo_mp.__version__}, layout {plane.LAYOUT}"
     try:
-        handoff = _late() if late_handoff.expected() else Handoff.from_env()
+        handoff = _late(meanwhile) if late_handoff.expected() else Handoff.from_env()
     except ForeignHandoff as foreign:
         last_words(foreign, f"{RESTART_NEEDED}: the code on disk is {ours}; {foreign.message}")
         return None
@@ -81,7 +82,10 @@ def attach_to_parent() -> tuple[Handoff, int] | None:
     return handoff, lifeline_fd
 
 
-def _late() -> Handoff:
+def _late(meanwhile: Callable[[], None]) -> Handoff:
+    if os.environ.get("TPO_PORTABLE") != "1":
+        _ask_for_death_signal()  # who misses it reads the end of file
+    meanwhile()
     given = late_handoff.take()
     if given is None:
         os._exit(0)

@@ -43,6 +43,8 @@ PASSED_PREFIXES = ("CUDA_", "HF_", "LC_", "MLX_", "NVIDIA_", "PYTHON", "SSL_CERT
 MODULES: dict[Role, str] = {"shard": "tpo_mp.worker", "control": "tpo_mp.control"}
 _OVERRIDES: dict[Role, str] = {"shard": "TPO_WORKER_MODULE", "control": "TPO_CONTROL_MODULE"}
 MOST_EARLY: Final = 8
+_WORKERS: Final = ("TPO_WORKERS", "WORKERS")
+_COUNTS: Final = frozenset(map(str, range(1, 65)))
 REAP_S: Final = 5.0
 
 
@@ -68,12 +70,12 @@ def module_command(role: Role, env: Mapping[str, str]) -> list[str]:
     return [sys.executable, "-P", "-m", module]
 
 
-def early_workers(flags: Mapping[str, Any]) -> int:
-    """How many workers a start without a file needs."""
-    given = str(flags.get("workers") or os.environ.get("TPO_WORKERS") or "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    wanted = int(given) if given.isdecimal() else cores
-    return min(wanted, cores, MOST_EARLY)
+def early_workers(flags: Mapping[str, Any], cpus: int) -> int:
+    """How many workers of a start without a file may import at once; ``cpus``: those we may use."""
+    told = (flags.get("workers"), *(os.environ.get(name) for name in _WORKERS))
+    given = next((str(value).strip() for value in told if value), "")
+    wanted = int(given) if given in _COUNTS else cpus
+    return min(wanted, cpus, MOST_EARLY)
 
 
 class Cradle:
@@ -99,12 +101,16 @@ class Cradle:
         self.close()
 
     def fill(self, workers: int) -> None:
-        """Start control and so many workers, unless a test has others; as far as the host can."""
-        wanted: dict[Role, int] = {"control": 1, "shard": workers}
+        """Start control and workers up to so many, as far as the machine lets us.
+
+        None for a role that a test gives to another module.
+        """
+        wanted: dict[Role, int] = {"shard": workers, "control": 1}
         with suppress(OSError):
             for role, number in wanted.items():
                 if module_command(role, os.environ)[-1] == MODULES[role]:
-                    self._waiting[role] += (_started(role) for _ in range(number))
+                    while len(self._waiting[role]) < number:
+                        self._waiting[role].append(_started(role))
 
     def take(self, role: Role, handoff: Handoff) -> subprocess.Popen[bytes] | None:
         """The process that has this handoff now, if there was one to give it to."""

@@ -49,9 +49,14 @@ def serve(options: ServeOptions) -> int:
         with Cradle() as cradle:
             starting = Compilation(config_path, options.flags, monotonic(), starting=True)
             try:
-                if config_path is None:  # a file may be wrong: who wrote it is told first
-                    cradle.fill(early_workers(options.flags))
+                early = config_path is None  # a file may be wrong: who wrote it is told first
+                if early:
+                    cradle.fill(1)
                 from .host import run
+                from .placement import auto_workers
+
+                if early:
+                    cradle.fill(early_workers(options.flags, auto_workers()))
             except BaseException:
                 starting.cancel()
                 raise

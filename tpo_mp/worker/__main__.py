@@ -5,15 +5,12 @@ from __future__ import annotations
 import gc
 import sys
 
-from tpo_mp.shm import late_handoff
 from tpo_mp.shm.lifeline import attach_to_parent, last_words, root_cause
 
 
 def _boot() -> int:
     gc.disable()  # modules make no garbage worth looking for; ``sweep`` turns it on again
-    if late_handoff.expected():
-        _import()  # in the time in which the supervisor has nothing for us yet
-    attached = attach_to_parent()
+    attached = attach_to_parent(_import)
     from tpo_mp.errors import ExitCode, TpoError
     from tpo_mp.shm import failpoints
 

@@ -45,7 +45,7 @@ async def main(*_):
 stub = types.ModuleType(package)
 stub.main, stub.ControlProcess = main, ControlProcess
 sys.modules[package + (".shard" if package.endswith("worker") else ".process")] = stub
-tpo_mp.shm.lifeline.attach_to_parent = lambda: (None, 0)
+tpo_mp.shm.lifeline.attach_to_parent = lambda _: (None, 0)
 entry = importlib.import_module(package + ".__main__")
 getattr(entry, "_boot", None) and entry._boot() or getattr(entry, "main", int)()
 import aiohttp.connector
