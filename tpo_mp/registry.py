@@ -33,10 +33,11 @@ def names(door: Door) -> list[str]:
 
 def knows(door: Door, name: str) -> bool:
     """Whether there is such a feature; imports none."""
-    return _is_ours(door, name) or name in _outside(door)
+    return is_ours(door, name) or name in _outside(door)
 
 
-def _is_ours(door: Door, name: str) -> bool:
+def is_ours(door: Door, name: str) -> bool:
+    """Whether there is such a feature in this package; imports none."""
     found = _NAME.match(name) and importlib.util.find_spec(f"tpo_mp.{door}.{name}")
     return found is not None
 
@@ -58,7 +59,7 @@ def find(door: Door, name: str) -> Feature:
 
     A feature of ours cannot be replaced from outside, and two from outside may not share a name.
     """
-    if _is_ours(door, name):
+    if is_ours(door, name):
         feature = importlib.import_module(f"tpo_mp.{door}.{name}").FEATURE
         assert isinstance(feature, Feature)
         return feature

@@ -47,7 +47,7 @@ def main() -> int:
         return ExitCode.USAGE
     path = Path(request.path) if request.path is not None else None
     try:
-        config = load(path, request.flags, os.environ)
+        config = load(path, request.flags, os.environ, for_blob=True)
         config, made = with_admin_key(config, starting=request.starting)
         blob = to_blob(config)
     except ConfigError as error:

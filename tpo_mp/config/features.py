@@ -24,7 +24,7 @@ from . import catalog
 from .check import Converter
 from .problems import Problems, suggestion
 from .text import Tree
-from .tree import RouteRule
+from .tree import Defaults, RouteRule
 from .values import Section
 
 
@@ -104,11 +104,17 @@ def _enabled(table: Tree, path: str, problems: Problems) -> bool:
     return enabled is not False
 
 
-def surfaces(tables: Tree, converter: Converter) -> dict[str, Struct]:
-    """Answer the options of every surface that is served: the shipped ones, then the others."""
+def surfaces(tables: Tree, converter: Converter, *, for_blob: bool) -> dict[str, Struct]:
+    """Answer the options of every surface that is served: the shipped ones, then the others.
+
+    ``for_blob`` imports none of ours that has no options to check; it has ``Defaults`` then.
+    """
     problems = converter.problems
     found: dict[str, Struct] = {}
     for name in dict.fromkeys([*catalog.SURFACES, *tables]):
+        if for_blob and not tables.get(name) and registry.is_ours("surfaces", name):
+            found[name] = Defaults()
+            continue
         feature = find("surfaces", name, f"surfaces.{name}", problems)
         if feature is None:
             continue

@@ -52,15 +52,19 @@ _TABLES: Final = ("stages", "surfaces")
 """Tables of tables, each named after a feature's file."""
 
 
-def load(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> Config:
+def load(
+    path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str], *, for_blob: bool = False
+) -> Config:
     """Load a config; raises ``ConfigError`` whose message has one line per problem.
 
     ``flags`` holds what the command line gave (``None`` = not given): host, port, ops_port,
     workers, backend, model, base_url, state_dir, log_format, log_level, insecure, simulate, seed,
-    latency_multiplier, no_latency, scenario, lora_modules.
+    latency_multiplier, no_latency, scenario, lora_modules.  ``for_blob`` leaves to who reads the
+    blob what takes an import and cannot be wrong; every start waits for this one.
     """
     tree = read_file(path) if path is not None else {}
-    return build(tree, flags, env, path.parent if path is not None else None)
+    base = path.parent if path is not None else None
+    return build(tree, flags, env, base, for_blob=for_blob)
 
 
 def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str]) -> ServerSection:
@@ -80,8 +84,9 @@ def server_of(path: Path | None, flags: Mapping[str, Any], env: Mapping[str, str
 
 
 def build(
-    tree: Tree, flags: Mapping[str, Any], env: Mapping[str, str], base: Path | None
-) -> Config:
+    tree: Tree, flags: Mapping[str, Any], env: Mapping[str, str], base: Path | None, *,
+    for_blob: bool = False,
+) -> Config:  # fmt: skip
     """Check a parsed tree, which is used up; ``base`` is where secret files are looked for."""
     problems = Problems()
     _require_shapes(tree, problems)
@@ -97,13 +102,13 @@ def build(
     providers.stand_in(tree, problems)
     if not tree.get("backends"):
         tree["backends"] = [providers.describe("echo", env)]
-    config = _assemble(tree, Converter(env, base, problems))
+    config = _assemble(tree, Converter(env, base, problems), for_blob=for_blob)
     problems.stop()
     assert config is not None
     return config
 
 
-def _assemble(tree: Tree, converter: Converter) -> Config | None:
+def _assemble(tree: Tree, converter: Converter, *, for_blob: bool) -> Config | None:
     problems = converter.problems
 
     def section(name: str, kind: type[S]) -> S | None:
@@ -123,7 +128,7 @@ def _assemble(tree: Tree, converter: Converter) -> Config | None:
     stages = features.stages(
         tree.get("stages", {}), pipeline.stages if pipeline else None, converter
     )
-    surfaces = features.surfaces(tree.get("surfaces", {}), converter)
+    surfaces = features.surfaces(tree.get("surfaces", {}), converter, for_blob=for_blob)
     own = engines.convert(tree.get("engines", []), converter)
     backends = features.backends(tree["backends"], converter)
     names = {str(table["name"]): None for table in tree["backends"] if "name" in table}

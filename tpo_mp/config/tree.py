@@ -33,6 +33,10 @@ class RouteRule(Struct, frozen=True, kw_only=True):
     options: Struct | None = None
 
 
+class Defaults(Struct, frozen=True):
+    """Options of a surface that was given none: whoever reads the blob has them of the surface."""
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """Everything one gateway was told.
 

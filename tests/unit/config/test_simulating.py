@@ -9,7 +9,8 @@ import pytest
 
 from tpo_mp.backends import simulator
 from tpo_mp.config import load
-from tpo_mp.config.tree import Config
+from tpo_mp.config.blob import from_blob, to_blob
+from tpo_mp.config.tree import Config, Defaults
 from tpo_mp.errors import ConfigError
 
 
@@ -32,6 +33,14 @@ def test_simulate_is_one_backend_without_stages() -> None:
     assert config.stage_order == ()
     assert (options(config).seed, options(config).strategy) == (4, "lorem")
     assert config.warnings == ()
+
+
+@pytest.mark.parametrize("flags", [{}, {"simulate": True}])
+def test_what_is_left_to_who_reads_the_blob_is_the_same(flags: dict[str, Any]) -> None:
+    """Surfaces without options are not imported to be written down."""
+    lean = load.load(None, flags, {}, for_blob=True)
+    assert Defaults() in lean.surfaces.values()
+    assert from_blob(to_blob(lean)) == load.load(None, flags, {})
 
 
 def test_table_fills_what_backends_leave_out() -> None:
