@@ -1,7 +1,8 @@
 """How long ``tpo-mp simulate`` with one worker takes until it prints that it is ready.
 
 Bytecode is written on a first start that does not count, as it is on a user's machine.
-Prints one row as JSON: the median of the starts in ``boot_s``.
+All processes of a start are on the cores that this one has.  Prints one row as JSON: the median of
+the starts in ``boot_s``.
 """
 
 from __future__ import annotations

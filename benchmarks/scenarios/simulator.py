@@ -43,7 +43,9 @@ def run(bench: Bench) -> dict[str, Series]:
         found |= wide.compare(
             ["tpo-simulator-two"], lambda live: together(wide, live), workers=WORKERS
         )
-    found |= wide.repeat("tpo-simulator-boot", "benchmarks.booting", both)
+    one = bench.cores.for_gateway()
+    found |= wide.repeat("tpo-simulator-boot", "benchmarks.booting", one)
+    found |= wide.repeat("tpo-simulator-boot-all-cores", "benchmarks.booting", ())
     return found | wide.repeat("tpo-simulator-arrivals", "benchmarks.arriving", both)
 
 
@@ -132,7 +134,8 @@ SCENARIO = Scenario(
     "events of one token each at 16 connections.  With a token every 100 ms on two workers, which "
     f"share both cores with a client that reads only the first byte: {STREAMS:,} streams, lateness "
     f"as the workers publish it over {HELD_S:g} s.  KiB each is growth of all processes per "
-    "stream.",
+    "stream.  Ready after: from the command to its ready line, one worker; all its processes on one "
+    "core, and on all cores of the machine.",
     columns=(
         Column("requests/s", "rps"),
         Column("CPU µs", "cpu_us"),
