@@ -20,7 +20,6 @@ from tests.support.wait import wait_for
 from tests.unit.shm.test_handoff import FIELDS
 from tpo_mp.shm import handoff, late_handoff
 from tpo_mp.supervisor.cradle import MOST_EARLY, Cradle, early_workers
-from tpo_mp.supervisor.placement import auto_workers
 
 OWNER = """
 import time
@@ -193,7 +192,7 @@ def test_the_first_come_early_and_nobody_is_left_over(short_tmp: Path) -> None:
     """As many as there are CPUs for; the spare is started when all is ready, as any later one."""
     with Host(short_tmp / "early", workers=2) as host:
         ready = host.logged("ready", 1)[0]
-        assert ready["imported_early"] == 1 + min(2, auto_workers())
+        assert 2 <= ready["imported_early"] <= 3, "control, and one or two workers"
         host.warm()
         assert host.ask("/live").json()["alive"]
         status = host.status()
