@@ -134,7 +134,7 @@ SCENARIO = Scenario(
     "events of one token each at 16 connections.  With a token every 100 ms on two workers, which "
     f"share both cores with a client that reads only the first byte: {STREAMS:,} streams, lateness "
     f"as the workers publish it over {HELD_S:g} s.  KiB each is growth of all processes per "
-    "stream.  Ready after: from the command to its ready line, one worker; all its processes on one "
+    "stream.  Ready after: from the command to its ready line, one worker, all on one "
     "core, and on all cores of the machine.",
     columns=(
         Column("requests/s", "rps"),
