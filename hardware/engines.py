@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,8 @@ _REPO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _MIB: Final = 1 << 20
 _LLAMA_SERVER: Final = "llama-server"
+_OWN_CONTEXTS: Final = ("-np", "--parallel", "-no-kvu", "--no-kv-unified")
+_ONE_CONTEXT: Final = ("-kvu", "--kv-unified")
 _INTERRUPT: Final = "--interrupt_requests"
 _SPLITS: Final = (
     "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp",
@@ -98,11 +100,27 @@ def _llama_cpp_python(
     return EngineCommand((*argv, _INTERRUPT, "false"), env, health_path="/v1/models")
 
 
-def _needs_of_llama_cpp() -> dict[str, Any]:
-    """llama-cpp-python's server computes one call at a time, and counts no tokens in streams."""
+def _needs_of_llama_cpp(engine: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, Any]:
+    """Sessions keep slots that keep what they read; llama-cpp-python's server has none.
+
+    It computes one call at a time, and counts no tokens in streams.
+    """
     if shutil.which(_LLAMA_SERVER) is not None or find_spec("llama_cpp") is None:
-        return {}
+        known = backend.get("kind") == "llama_cpp" and backend.get("metrics_path") != ""
+        return {"slots": "auto"} if known and _keeps_slots(engine.get("args")) else {}
     return {"max_concurrent": 1, "stream_unary": False, "metrics_path": ""}
+
+
+def _keeps_slots(args: object) -> bool:
+    """Whether each slot of ``llama-server`` has a context of its own: with a number of them only.
+
+    Slots of one context are emptied as soon as another has something to do, and what was put aside
+    is looked for only where the server chooses the slot.
+    """
+    words = [str(arg).split("=", 1)[0] for arg in args] if isinstance(args, list | tuple) else []
+    if "-1" in words or not {*words}.isdisjoint(_ONE_CONTEXT):
+        return False
+    return not {*words}.isdisjoint(_OWN_CONTEXTS)
 
 
 def vllm(engine: EngineSection, cpus: Sequence[int]) -> EngineCommand:

@@ -67,7 +67,8 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
         Meta(
             description="Slots of the server (-np), to keep sessions in theirs, at most as many as "
             "its /props says; auto: as many as that says, while its metrics say that nobody else "
-            "uses it; 0: it chooses.",
+            "uses it; 0: it chooses. An engine of this host with a number of slots (-np) in its "
+            "args gets auto.",
         ),
     ] = 0
 

@@ -29,8 +29,9 @@ FAKE = Path(__file__).parents[1] / "support/fake_engine.py"
 LLAMA_SERVER = f"""#!{sys.executable}
 import runpy, sys
 words = sys.argv[1:]
-metrics = ["metrics"] if "--metrics" in words else []
-sys.argv = ["{FAKE}", words[words.index("--port") + 1], *metrics]
+more = ["metrics"] if "--metrics" in words else []
+more += ["slots=" + words[words.index("-np") + 1]] if "-np" in words else []
+sys.argv = ["{FAKE}", words[words.index("--port") + 1], *more]
 runpy.run_path("{FAKE}", run_name="__main__")
 """
 
@@ -74,10 +75,11 @@ def gone(processes: Sequence[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-def chat(gateway: Gateway, model: str = "m", **more: Any) -> Any:
+def chat(gateway: Gateway, model: str = "m", session: str = "", **more: Any) -> Any:
     """Ask once; answer the reply."""
     body = {"model": model, "messages": [{"role": "user", "content": os.urandom(4).hex()}]}
-    return gateway.ask("/v1/chat/completions", body | more)
+    headers = {"x-session-id": session} if session else None
+    return gateway.ask("/v1/chat/completions", body | more, headers)
 
 
 def said(reply: Any) -> str:
@@ -482,7 +484,10 @@ echo '1, NVIDIA A100-SXM4-80GB, 81920, 00000000:0F:00.0'
 
 
 def test_engines_by_their_kind_load_and_gpus(start: Callable[..., Gateway], tmp_path: Path) -> None:
-    """llama.cpp's server has no page of metrics unless it is told to; each sees its GPUs only."""
+    """llama.cpp's server has no page of metrics unless it is told to; each sees its GPUs only.
+
+    Sessions keep their slots where there is a number of these.
+    """
     model = tmp_path / "model/small.gguf"
     model.parent.mkdir()
     model.write_bytes(b"x")
@@ -502,10 +507,12 @@ def test_engines_by_their_kind_load_and_gpus(start: Callable[..., Gateway], tmp_
             ("lost", "llama_cpp", model, "x", [1, 2]),
         )
     )
+    config += section("[[engines]]", name="slots", kind="llama_cpp", model=str(model),
+                      models=["s"], args=["-np", "2"])  # fmt: skip
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     python = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     gateway = start(config, env={"PATH": path, "PYTHONPATH": python})
-    rows_now = until(gateway, one="ready", two="ready", lost="backing off")
+    rows_now = until(gateway, one="ready", two="ready", slots="ready", lost="backing off")
     assert "no GPU 2 here; there are: 0, 1" in words_of(gateway, "lost")
     for name, seen in (("one", "1"), ("two", "1,0")):
         process = psutil.Process(rows_now[name]["pid"])
@@ -522,4 +529,6 @@ def test_engines_by_their_kind_load_and_gpus(start: Callable[..., Gateway], tmp_
                 gateway.metric("tpo_engine_requests", backend="one", state=state) == number
             ), 20, f"requests {state}",
         )  # fmt: skip
+    in_sessions = lambda: {said(chat(gateway, "s", session=f"s{n}")) for n in range(4)}  # noqa: E731
+    wait_for(lambda: in_sessions() == {"slot 0", "slot 1"}, 30, "slots for sessions")
     gateway.stop()

@@ -5,7 +5,8 @@
 ``stubborn`` ignores SIGTERM itself, ``load=S`` answers 503 on ``/health`` for S seconds,
 ``die=S`` exits 7 after S seconds, ``hog=MIB`` holds so much memory, ``mute`` answers no health
 question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar, ``metrics``
-serves llama.cpp's page, which is 501 otherwise.
+serves llama.cpp's page, which is 501 otherwise; ``slots=N`` says so many are there, and nothing to
+do, and answers which a call was for.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Health, models and, where it is to, metrics."""
         if self.path == "/metrics":
-            page = b"llamacpp:requests_processing 3\nllamacpp:requests_deferred 1\n"
+            run, wait = (0, 0) if "slots" in WORDS else (3, 1)
+            names = f"llamacpp:requests_processing {run}\nllamacpp:requests_deferred {wait}\n"
+            page = names.encode()
             self._send(*((200, page) if "metrics" in WORDS else (501, b"")))
+            return
+        if self.path == "/props" and "slots" in WORDS:
+            self._answer(200, {"total_slots": int(WORDS["slots"])})
             return
         Server.asked += 1
         loading = time.monotonic() - STARTED_AT < float(WORDS.get("load", 0))
@@ -46,7 +52,7 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """One chat completion, whole or as a stream."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = f"pid {os.getpid()}"
+        text = f"slot {body.get('id_slot')}" if "slots" in WORDS else f"pid {os.getpid()}"
         if body.get("stream"):
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")

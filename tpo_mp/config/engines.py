@@ -190,12 +190,12 @@ class EngineKind:
     """What a package says of a kind: its command, and the kind of backend that speaks with it.
 
     No such kind: a backend of the engine's kind does.  ``needs`` answers what that backend's entry
-    says where the file says nothing else.
+    says where the file says nothing else; it is given what the file says of engine and backend.
     """
 
     build: Build
     client: str = ""
-    needs: Callable[[], Mapping[str, Any]] = dict
+    needs: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {}
 
 
 @cache
@@ -308,7 +308,7 @@ def _backend(index: int, table: Tree, backends: list[Any], problems: Problems) -
     entry["base_url"] = url
     entry.setdefault("kind", _client(kind) if not table.get("command") else _built(kind))
     if not table.get("command"):
-        for key, value in _needs(kind).items():
+        for key, value in _needs(kind, table, entry).items():
             entry.setdefault(key, value)
     if "models" not in entry:
         entry["models"] = list(_served(table))
@@ -337,12 +337,12 @@ def _client(kind: str) -> str:
     return (found.client if found else "") or _built(kind)
 
 
-def _needs(kind: str) -> Mapping[str, Any]:
+def _needs(kind: str, table: Tree, entry: Tree) -> Mapping[str, Any]:
     try:
         found = known_kind(kind)
     except EngineRefused:
         return {}
-    return found.needs() if found else {}
+    return found.needs(table, entry) if found else {}
 
 
 def _built(kind: str) -> str:

@@ -48,6 +48,25 @@ def engine(model: object, **options: object) -> EngineSection:
     return EngineSection(name="e", model=str(model), port=1, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("args", "backend", "auto"),
+    [
+        (["-np", "2"], {}, True), (["--parallel=2"], {}, True), (["--no-kv-unified"], {}, True),
+        ([], {}, False), (["-c", "4096"], {}, False), (["-np", "-1"], {}, False),
+        (["-np", "2", "-kvu"], {}, False), ("-np", {}, False),
+        (["-np", "2"], {"kind": "openai"}, False),
+        (["-np", "2"], {"metrics_path": ""}, False),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("model")
+def test_sessions_keep_slots_that_keep_what_they_read(
+    args: object, backend: dict[str, str], auto: bool
+) -> None:
+    """Where each has a context of its own, and the backend can tell who uses them."""
+    needs = engines.LLAMA_CPP.needs({"args": args}, {"kind": "llama_cpp"} | backend)
+    assert needs == ({"slots": "auto"} if auto else {})
+
+
 def test_commands_name_model_address_and_threads(model: Path) -> None:
     """Each kind in its own words; a model that is here needs no network."""
     made = engines.mlx(engine(model), (2, 3))
