@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import re
-import select
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -171,7 +171,8 @@ def _ready_url(stdout: int, until: float) -> str | None:
     """The URL of the ready line; ``None``: it did not come in time."""
     said = b""
     while True:
-        readable, _, _ = select.select([stdout], [], [], max(until - time.monotonic(), 0))
+        # Not select: it takes no descriptor above 1023, and a test process may have more.
+        readable = connection.wait([stdout], max(until - time.monotonic(), 0))
         chunk = os.read(stdout, 4096) if readable else b""
         said += chunk
         found = _READY.search(said.decode(errors="replace"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -303,4 +303,4 @@ def crowd(bench: Bench, held: ExitStack, model: str, number: int) -> list[RawCli
 
 def readable(clients: list[RawClient]) -> int:
     """How many have an answer."""
-    return len(select.select([c.sock for c in clients], [], [], 0)[0])
+    return len(connection.wait([c.sock for c in clients], 0))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def waiting_for(
 
 def silent(clients: list[RawClient]) -> bool:
     """Nobody was told anything, for a while."""
-    return not select.select([client.sock for client in clients], [], [], 0.3)[0]
+    return not connection.wait([client.sock for client in clients], 0.3)
 
 
 def queued(engines: Gateway, model: str = "base") -> dict[str, float]:

@@ -7,7 +7,6 @@ length or chunked.  The shared gateways' own ends check that nothing left a trac
 from __future__ import annotations
 
 import json
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import wait as wait_readable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _say(head: bytes, *parts: bytes, silence_s: float = 0.0) -> Any:
     def serve(connection: socket.socket) -> None:
         connection.sendall(head)
         for part in parts:
-            select.select([connection], [], [], 0.05)
+            wait_readable([connection], 0.05)
             connection.sendall(part)
         connection.settimeout(silence_s or 0.01)
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,7 +73,7 @@ class RingPair:
 
     def wait(self, seat: int) -> None:
         """Sleep until the seat's bell rings, or the recheck is due."""
-        if select.select([self.bells[seat]], [], [], RECHECK_S)[0]:
+        if connection.wait([self.bells[seat].fileno()], RECHECK_S):
             self.bells[seat].clear()
 
     def order(self, **task: Any) -> None:
@@ -85,15 +85,16 @@ class RingPair:
     def wait_or_death(self, seat: int) -> None:
         """Like ``wait``, and also until the nursery reports a death."""
         assert self.child is not None
-        ready = select.select([self.bells[seat], self.child.stdout], [], [], RECHECK_S)[0]
-        if self.bells[seat] in ready:
+        assert self.child.stdout is not None
+        bell = self.bells[seat].fileno()
+        if bell in connection.wait([bell, self.child.stdout.fileno()], RECHECK_S):
             self.bells[seat].clear()
 
     def died(self) -> int | None:
         """How the last fork ended, or None while it lives."""
         assert self.child is not None
         assert self.child.stdout is not None
-        if not select.select([self.child.stdout], [], [], 0)[0]:
+        if not connection.wait([self.child.stdout.fileno()], 0):
             return None
         line = self.child.stdout.readline()
         assert line, "the nursery itself died"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterator
+from multiprocessing import connection
 
 import pytest
 
@@ -22,7 +22,7 @@ def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def rung(bell: Doorbell) -> bool:
     """Say whether a loop would wake."""
-    return bool(select.select([bell], [], [], 0)[0])
+    return bool(connection.wait([bell.fileno()], 0))
 
 
 def test_ring_wakes_until_cleared(bell: Doorbell) -> None:
