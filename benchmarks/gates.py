@@ -191,7 +191,7 @@ GATES = (
         (TWO,), enough=("two_rps", 10_000),
     ),
     Gate(
-        "simulator with one worker ready after, on one core", "simulator", _median(BOOT, "boot_s"),
+        "simulator with one worker ready after, on two cores", "simulator", _median(BOOT, "boot_s"),
         1, "s", (BOOT,), enough=("starts", 5),
     ),
     Gate(

@@ -60,6 +60,7 @@ LABELS = {
     "tpo-simulator-two": "tpo-mp simulate, 2 workers, no latency",
     "tpo-simulator-paced": "tpo-mp simulate, 2 workers, 100 ms a token",
     "tpo-simulator-boot": "tpo-mp simulate, its start",
+    "tpo-simulator-boot-one-core": "tpo-mp simulate, its start on one core",
     "tpo-simulator-arrivals": "tpo-mp simulate, seen by a client",
     "mlx_engine": "our engine process",
     "mlx_lm-server": "mlx_lm's server",
