@@ -2,8 +2,8 @@
 
 Invariants: every answer of aiohttp's passes through here; its own refusals say what ours say, and
 nothing of what the client sent.
-Known weakness: ``_prepare_hook`` is not public; aiohttp calls it after all headers are set and
-before any is written, and the version is pinned.
+Known weakness: ``_prepare_hook``, ``_messages`` and ``_current_request`` are not public; aiohttp
+calls the first after all headers are set and before any is written, and the version is pinned.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, hdrs, web
-from aiohttp.web_protocol import ERROR, RequestHandler
+from aiohttp.http_exceptions import TransferEncodingError
+from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 INTERNAL: Final = 500
 
@@ -44,6 +45,26 @@ class NamelessProtocol(RequestHandler):
     ) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._refuse = refuse
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a body whose next bytes are no body's ends at once, and so does the connection.
+
+        aiohttp keeps its refusal for behind the answer, and leaves whoever reads the body waiting.
+        """
+        super().data_received(data)
+        messages, request = self._messages, self._current_request
+        if not messages or not isinstance(messages[-1][0], _ErrInfo):
+            return
+        if len(messages) > 1:
+            body = messages[-2][1]
+        elif request is not None:
+            body = request.content
+        else:
+            return
+        if not body.is_eof():
+            messages.pop()
+            body.set_exception(TransferEncodingError("no chunk"))
+            self.close()
 
     def handle_error(
         self,

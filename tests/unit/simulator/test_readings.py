@@ -26,7 +26,7 @@ def call(body: Any, dialect: Dialect) -> Call:
     [
         (chat("big rivers"), Dialect.OPENAI_CHAT, 9),
         ({"model": "m", "prompt": ["big rivers", "x"]}, Dialect.OPENAI_COMPLETIONS, 2),
-        ({"model": "m", "input": ["big", "rivers", [1, 2]]}, Dialect.OPENAI_EMBEDDINGS, 2),
+        ({"model": "m", "input": ["big", "rivers"]}, Dialect.OPENAI_EMBEDDINGS, 2),
         ({"model": "m", "input": "big rivers"}, Dialect.OPENAI_RESPONSES, 9),
         ({"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "big rivers"}]},
          Dialect.ANTHROPIC_MESSAGES, 9),
