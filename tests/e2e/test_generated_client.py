@@ -36,7 +36,7 @@ def test_generated_requests_get_what_is_described(
         sys.executable, "-m", "schemathesis.cli", "--no-color", "run",
         f"{echo_gateway.url}/openapi.json", "--phases", "examples,coverage,fuzzing",
         "--max-examples", str(EXAMPLES), "--seed", str(seed), "--workers", "1",
-        # A result is waited for up to 30 s when a request asks for it.
+        # Longer than a result that nobody knows is looked for.
         "--request-timeout", "40",
         "--checks", ",".join(CHECKS), "--warnings", "off", "--continue-on-failure",
     ]  # fmt: skip

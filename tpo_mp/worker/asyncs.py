@@ -45,6 +45,9 @@ MAX_KEPT = 16_384
 MAX_KEPT_BYTES = 64 << 20
 """Of finished records, as JSON; what is still to be run is bounded by the places for calls."""
 MAX_QUESTIONS = 4096
+UNKNOWN_S = 5.0
+"""What the store does not know may still be on its way, also while a killed worker's calls are
+handed over; after this long there is no such call, however long the client would wait."""
 _POLL_S = 0.1
 _UNFINISHED = re.compile(rb'"(processing|pending)"')
 _PIECE_ROOM = 64
@@ -162,11 +165,15 @@ class Asyncs:
             answer = await self._ask(place.seat, call_id, wait_s)
             if answer is not None:
                 return answer
+        unknown_until = None
         while True:
             kept = await self._store.lookup(RESULTS, call_id)
             found = None if kept is None else kept[0]
             if found is not None and not _UNFINISHED.search(found, 0, 400):
                 return found
+            if found is None and kept is not None and unknown_until is None:
+                unknown_until = monotonic() + UNKNOWN_S
+                until = min(until, unknown_until)
             left = until - monotonic()
             if left <= 0:
                 if kept is None:  # "there is none" would be a guess

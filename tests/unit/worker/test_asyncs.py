@@ -232,6 +232,37 @@ def test_unknown_and_foreign_ids_are_nobodys(host: FakeHost) -> None:
     tell(host, story)
 
 
+@pytest.mark.parametrize("living", [True, False])
+def test_unknown_id_is_given_up_however_long_the_client_would_wait(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, living: bool
+) -> None:
+    """Well formed, of a shard that is there or gone, and never given out."""
+    monkeypatch.setattr(asyncs, "UNKNOWN_S", 0.05)
+
+    async def story(told: Story) -> None:
+        call_id = CallIds(1, 1).new() if living else CallIds(200, 1).new()
+        asked = asyncio.create_task(host.shards[0].owner.result(call_id, 300.0))
+        assert await told.until(asked) is None
+
+    tell(host, story)
+
+
+def test_unknown_id_is_waited_for_while_the_store_is_away(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer is not "there is none"."""
+    monkeypatch.setattr(asyncs, "UNKNOWN_S", 0.0)
+
+    async def story(told: Story) -> None:
+        told.control.away = True
+        call_id = CallIds(200, 1).new()
+        waiting = asyncio.create_task(host.shards[0].owner.result(call_id, 0.5))
+        with pytest.raises(Shed, match="does not answer"):
+            await told.until(waiting)
+
+    tell(host, story)
+
+
 def test_record_too_long_for_a_ring_is_read_from_the_store(host: FakeHost) -> None:
     """The asker cannot get it over the mesh."""
 
