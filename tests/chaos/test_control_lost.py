@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
-from tests.support.raw import ask
+from tests.support.raw import ClosedEarlyError, ask
 from tests.support.upstream import Upstream
 from tests.support.wait import wait_for
 
@@ -29,7 +29,7 @@ def ops_answers(host: Host) -> bool:
     """Whether the ops port answers within a second."""
     try:
         return ask(host.ops, "/ready").status == 200
-    except OSError:
+    except (OSError, ClosedEarlyError):
         return False
 
 
@@ -87,7 +87,7 @@ def test_control_and_a_worker_killed_together_lose_nothing(
     """Orphans wait in shared memory for the next control."""
     host = start_host(config=RELAY.format(url=upstream.url))
     host.warm()
-    upstream.play(chunks=100, delay_s=0.1, pad_bytes=400)
+    upstream.play(chunks=300, delay_s=0.1, pad_bytes=400)
     with Crowd(host.url, 20, model="up-1") as crowd:
         crowd.flowing()
         workers = host.worker_pids()

@@ -90,7 +90,7 @@ def test_a_full_disk_stops_nothing_and_loses_no_letter(
             load.more(50)
             load.stop()
             assert load.count("refused", "hung") == 0, load.outcomes()
-        assert ids <= set(host.letters_by_request())
+        wait_for(lambda: ids <= set(host.letters_by_request()), 5 * slack, "every letter")
         ready = host.ask("/ready")
         assert ready.status == 200
         assert ready.json()["degraded"], "a store that cannot write"
@@ -137,11 +137,14 @@ def test_torn_writes_and_failed_syncs_lose_and_double_nothing(
     host = start_host(config=RELAY.format(url=upstream.url), env=FAULTS)
     host.warm()
     ids: set[str] = set()
-    for batch in range(5):
+    for batch in range(30):
         ids |= fails(host, upstream, 15, f"batch{batch}")
         host.lettered(ids, 5 * slack)
+        if batch >= 4 and metric(metrics(host), "tpo_dlq_write_errors_total") > 0:
+            break
+    else:
+        raise AssertionError("no write failed")
     wait_for(lambda: writes_settled(host), 40, "a sync that worked", every_s=SYNC_S)
-    assert metric(metrics(host), "tpo_dlq_write_errors_total") > 0, "writes failed"
     kill(host.control_pid)
     wait_for(lambda: host.events("control_died"), 5, "its death")
     host.lettered(ids, 5 * slack)
@@ -168,6 +171,7 @@ def test_jobs_results_budgets_and_records_wait_for_room(
         assert told.status in (200, 202), told
         wait_for(lambda: len(upstream.seen) >= before + 21, 20 * slack, "calls go on")
         wait_for(lambda: "store-calls" in degraded(host), 20 * slack, "degraded")
+        host.settle()  # the last call is charged after its answer
         used = host.ask("/api/v1/sessions/s/budget").json()["tokens_used"]
         filler.unlink()
         wait_for(lambda: not degraded(host), 15 * slack, "recovery")

@@ -310,27 +310,32 @@ def test_streams_to_an_owner_that_stands_still_wait_and_arrive_whole(
     way = forwarded(host)
     script = {"pad_bytes": 400_000, "chunks": 40, "delay_s": 0.005}
     body = chat("flow", "up", stream=True, metadata={"upstream": script})
-    with ExitStack() as opened:
-        own = opened.enter_context(connect_to(host.url, SERVER))
-        clients = [opened.enter_context(way.open(timeout_s=30)) for _ in range(12)]
-        for client in clients:
-            client.send(way.request(client, body))
-        for client in clients:
-            client.read_head()
-        others = []
-        with stopped(host, OWNER) as pid:
-            wait_still(lambda: upstream.counters.sent_bytes, 0.1, 2, "every stream paused")
-            for number in range(30):
-                began = time.monotonic()
-                assert own.post_json(CHAT, chat(f"mine {number}", "up")).status == 200
-                others.append(time.monotonic() - began)
-        bodies = [b"".join(client.chunks()) for client in clients]
-    full = metric(host.ask("/metrics").body.decode(), "tpo_ring_full_total")
-    print(f"{full:.0f} refused records; others' calls {max(others) * 1e3:.1f} ms at most")
-    assert full > 0
-    for got in bodies:
-        number = int(json.loads(sse_data(got)[0])["id"].rpartition("-")[2])
-        assert got == stream_body(body, number, **script)
-    assert sorted(others)[len(others) // 2] < 0.02 * slack
-    assert host.slot(OWNER)["pid"] == pid
+
+    def stand_still() -> float:
+        """How often the ring was full: never if the streams were over before their owner stood."""
+        with ExitStack() as opened:
+            own = opened.enter_context(connect_to(host.url, SERVER))
+            clients = [opened.enter_context(way.open(timeout_s=30)) for _ in range(12)]
+            for client in clients:
+                client.send(way.request(client, body))
+            for client in clients:
+                client.read_head()
+            others = []
+            with stopped(host, OWNER) as pid:
+                wait_still(lambda: upstream.counters.sent_bytes, 0.1, 2, "every stream paused")
+                for number in range(30):
+                    began = time.monotonic()
+                    assert own.post_json(CHAT, chat(f"mine {number}", "up")).status == 200
+                    others.append(time.monotonic() - began)
+            bodies = [b"".join(client.chunks()) for client in clients]
+        for got in bodies:
+            number = int(json.loads(sse_data(got)[0])["id"].rpartition("-")[2])
+            assert got == stream_body(body, number, **script)
+        assert sorted(others)[len(others) // 2] < 0.02 * slack
+        assert host.slot(OWNER)["pid"] == pid
+        full = host.metric("tpo_ring_full_total")
+        print(f"{full:.0f} refused records; others' calls {max(others) * 1e3:.1f} ms at most")
+        return full
+
+    assert any(stand_still() > 0 for _ in range(5))
     host.stop()

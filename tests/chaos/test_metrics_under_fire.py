@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill
 from tests.support.load import Load
-from tests.support.raw import RawClient, ask, build, chat
+from tests.support.raw import ClosedEarlyError, RawClient, ask, build, chat
 from tests.support.wait import wait_for
 
 MANY = 10_000
@@ -41,7 +41,7 @@ def pages(host: Host) -> Iterator[str]:
     for url in (host.ops, host.url):
         try:
             reply = ask(url, "/metrics")
-        except OSError:
+        except (OSError, ClosedEarlyError):  # who was asked may be the one that was killed
             continue
         assert reply.status == 200
         yield reply.body.decode()

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from tests.chaos.conftest import StartHost
-from tests.support.host import Host, metric
+from tests.support.host import Host
 from tests.support.raw import ClosedEarlyError, RawClient, RawReply, chat
 from tests.support.raw import ask as get
 from tests.support.wait import wait_for
@@ -51,7 +51,6 @@ def test_the_same_body_is_refused_the_third_time(start_host: StartHost) -> None:
         letter = f"/api/v1/dlq/{reply.headers['x-tpo-call-id']}"
         wait_for(partial(is_there, host, letter), 5, "its dead letter")
     assert get(host.url, CHAT, chat("this does not")).status == 200
-    page = get(host.ops, "/metrics").body.decode()
-    assert metric(page, "tpo_poison_refused_total") == 10
+    assert host.metric("tpo_poison_refused_total") == 10
     assert len(host.events("worker_died")) == 2
     assert len(host.events("poison_request")) == 1

@@ -92,6 +92,7 @@ def test_an_idle_gateway_writes_no_copy(start_host: StartHost, slack: float) -> 
         files = [path.stat() for path in host.state_dir.glob(copy_name())]
         return [(file.st_size, file.st_mtime_ns) for file in files]
 
+    wait_for(lambda: copied(host) == 0, 10 * slack, "a copy of nothing")
     wait_still(state, 2.5, 10 * slack, "the copy")
     assert copied(host) == 0
     check_clean(host)

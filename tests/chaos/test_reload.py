@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from random import Random
 
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill
-from tests.support.load import Crowd, Load
+from tests.support.load import Crowd, Load, flowing
 from tests.support.raw import chat
 from tests.support.shards import connect_to, render, session_on
 from tests.support.wait import wait_for
@@ -55,14 +55,16 @@ def test_twenty_reloads_under_load_fail_nothing(
     assert host.config_path is not None
     with (
         Load(host.url, rng, clients=12) as load,
-        Crowd(host.url, 20, text="w " * 150, prefix="long") as crowd,
+        ExitStack() as running,
     ):
-        crowd.flowing()
+        crowd = flowing(running, lambda: Crowd(host.url, 20, text="w " * 150, prefix="long"))
         for number in range(1, times + 1):
             host.config_path.write_text(config(number))
             # To the supervisor, or to everyone, the child that compiles included.
             os.killpg(host.pid, signal.SIGHUP) if group else host.send_signal(signal.SIGHUP)
             host.logged("reloaded", number)
+        # A worker that stood still when it was told is behind for a moment.
+        wait_for(host.adopted, 20, "the last configuration everywhere", every_s=0.05)
         models = {model["id"] for model in host.ask("/v1/models").json()["data"]}
         assert models == {"echo", f"echo-{10 + times}"}
         status = host.status()
@@ -149,10 +151,10 @@ def test_a_worker_that_dies_in_a_reload_does_not_hold_it_up(start_host: StartHos
 def test_a_call_is_served_under_the_config_that_admitted_it(start_host: StartHost) -> None:
     """A shard that has not heard of a new model yet is sent a call for it: it catches up first."""
     host = start_host(config=config(0))
-    host.warm()
     assert host.config_path is not None
     met = 0
     for number in range(1, 9):
+        host.warm()
         host.config_path.write_text(config(number))
         session = {"X-Session-Id": session_on(host.url, 1)}
         server = host.slot(1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from random import Random
 from typing import Any
 
 from tests.chaos.conftest import StartHost
 from tests.support.host import Host, kill
-from tests.support.load import Crowd, Load
+from tests.support.load import Crowd, Load, flowing
 from tests.support.raw import RawClient
 from tests.support.shards import shard_of
 from tests.support.upstream import Upstream
@@ -57,10 +58,11 @@ def test_a_rolling_restart_ends_no_stream_and_fails_no_request(
         homes = {f"s-{i}": shard_of(client, f"s-{i}", "up-1") for i in range(64)}
     upstream.play(first_s=0.01)
     script = {"chunks": 40, "delay_s": 0.12, "pad_bytes": 400}
-    with Crowd(
-        host.url, STREAMS, model="up-1", homes=homes, metadata={"upstream": script}
-    ) as crowd:
-        crowd.flowing()
+    body = {"metadata": {"upstream": script}}
+    with ExitStack() as running:
+        crowd = flowing(
+            running, lambda: Crowd(host.url, STREAMS, model="up-1", homes=homes, **body)
+        )
         with Load(host.url, rng, clients=12, model="up-1") as load:
             # To the supervisor, or to everyone in its group: it means the supervisor alone.
             if "TPO_PORTABLE" in mode:

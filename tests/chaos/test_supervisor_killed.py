@@ -59,7 +59,7 @@ def test_a_killed_supervisor_takes_everyone_along_and_forgets_nothing(
     """Streams break at once; the next start is quick and has them all as dead letters."""
     host = start_host(config=RELAY.format(url=upstream.url))
     host.warm()
-    upstream.play(chunks=100, delay_s=0.1, pad_bytes=400)
+    upstream.play(chunks=300, delay_s=0.1, pad_bytes=400)
     with Crowd(host.url, 20, model="up-1") as crowd:
         crowd.flowing()
         kill(host.pid)

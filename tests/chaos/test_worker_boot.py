@@ -71,7 +71,9 @@ def test_no_connection_waits_for_a_slot_that_backs_off(
     start_host: StartHost, rng: Random, slack: float
 ) -> None:
     """One slot keeps dying; of a thousand new connections none waits for it."""
-    host = start_host(config="[supervisor]\nintensity = 2\nbackoff_min_s = 30\n")
+    host = start_host(
+        config="[supervisor]\nintensity = 2\nintensity_window_s = 300\nbackoff_min_s = 30\n"
+    )
     for deaths in range(1, 4):
         host.warm()
         kill(host.slot(0)["pid"])

@@ -20,7 +20,7 @@ from tests.chaos.conftest import StartHost
 from tests.conftest import require
 from tests.support.host import Host, kill, logged_at
 from tests.support.load import Crowd, Load
-from tests.support.wait import wait_for
+from tests.support.wait import unhurried, wait_for
 
 DETECT_S = 3.0
 GRACE_S = 1.0
@@ -68,18 +68,24 @@ def test_connections_queued_at_a_stopped_worker_are_served(
     start_host: StartHost, slack: float
 ) -> None:
     """A neighbour takes its listener over long before it counts as hung."""
-    host = start_host()
-    host.warm()
-    victim = host.slot(0)["pid"]
-    kill(victim, signal.SIGSTOP)
-    with Crowd(host.url, 60, stream=False, patience_s=10) as crowd:
-        attempts = crowd.ended()
-    # One that the victim had accepted in its last moment can only be answered by its end.
-    assert crowd.outcomes()["ok"] >= 58, crowd.outcomes()
-    waits = sorted(a.ended_at - a.began_at for a in attempts if a.outcome == "ok")
-    print(f"slowest answers {[round(s, 3) for s in waits[-3:]]}")
-    assert waits[-1] < 1.5 * slack
-    assert not host.events("worker_died")
+    host = start_host(config="[supervisor]\nintensity = 10\n")
+
+    def served() -> int:
+        host.warm()
+        stopped: int = host.slot(0)["pid"]
+        died = len(host.events("worker_died"))
+        kill(stopped, signal.SIGSTOP)
+        with Crowd(host.url, 60, stream=False, patience_s=10) as crowd:
+            attempts = crowd.ended()
+        # One that the victim had accepted in its last moment can only be answered by its end.
+        assert crowd.outcomes()["ok"] >= 58, crowd.outcomes()
+        waits = sorted(a.ended_at - a.began_at for a in attempts if a.outcome == "ok")
+        print(f"slowest answers {[round(s, 3) for s in waits[-3:]]}")
+        assert waits[-1] < 1.5 * slack
+        assert len(host.events("worker_died")) == died
+        return stopped
+
+    victim = unhurried(served, 1.5)
     host.event("worker_died", 8 * slack, pid=victim)
     host.end()
 
@@ -99,7 +105,8 @@ def test_a_spinning_worker_is_found_by_its_beat(start_host: StartHost, slack: fl
         assert logged_at(lags) < logged_at(hangs), "the alarm comes first"
         check_hang(host, victim, hung_at, slack)
         crowd.ended()
-    assert crowd.outcomes()["ok"] <= 6
+    # Each serves three before it spins, also whoever came in time to take the place of one.
+    assert crowd.outcomes()["ok"] < 8
     host.end()
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -215,11 +214,12 @@ def test_full_queue_says_so(model: Path, tmp_path: Path) -> None:
             """What the third is told; it is taken if we stand still until the first is done."""
             wait_for(partial(_taken, engine, 0), 20, "nothing under way")
             with RawClient(engine.url, timeout_s=30) as one, RawClient(engine.url) as two:
-                for client in (one, two):
-                    client.send(render(client.host, body, {}, "fast"))
-                give_up_at = monotonic() + 2
-                while not _taken(engine, 2) and monotonic() < give_up_at:
-                    sleep(0.01)
+                one.send(render(one.host, body, {}, "fast"))
+                one.read_head()
+                two.send(render(two.host, body, {}, "fast"))
+                wait_for(
+                    lambda: _taken(engine, 2) or _taken(engine, 0), 20, "two taken, or none left"
+                )
                 third = ask(engine.url, CHAT, chat("x", NAME, max_tokens=2))
             return third if third.status == 503 else None
 

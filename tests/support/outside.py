@@ -27,6 +27,8 @@ from tpo_mp.pipeline.taps import Tapped, tap
 from tpo_mp.ports import BackendConfig, Env, Feature, Proceed
 from tpo_mp.types import Call, Phase, Reply, Sink, Tap, Usage
 
+from .wait import until
+
 TRAIL = ("admit", "rag", "stream", "post_process", "assemble", "inference", "attempt")
 STAGES = tuple(f"outside_{phase}" for phase in TRAIL)
 
@@ -108,8 +110,9 @@ class OutsideRag(_Waits):
             raise Shed("too many calls wait for retrieval", reason="backpressure", stage="rag")
         try:
             await asyncio.sleep(self._hold_s)
-            while self._gate and Path(self._gate).exists():
-                await asyncio.sleep(0.02)
+            if self._gate:
+                gate = Path(self._gate)
+                await until(lambda: not gate.exists(), 60, "the gate to be opened", every_s=0.02)
         finally:
             self._room.leave()
         return await super().__call__(call, proceed)

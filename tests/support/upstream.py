@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from heapq import heapreplace
 from typing import Any, Literal, Self
 
-from .wait import wait_for
+from .wait import until, wait_for
 
 Mode = Literal[
     "answer",  # a proper reply; SSE when the body says stream
@@ -425,8 +425,8 @@ async def _reply(
     counters.working += 1
     counters.max_working = max(counters.max_working, counters.working)
     try:
-        while script.until is not None and not script.until.is_set():
-            await asyncio.sleep(0.01)
+        if script.until is not None:
+            await until(script.until.is_set, 120, "what this answer waits for", every_s=0.01)
         await asyncio.sleep(script.first_s + _wait_s(script, counters.free_at))
     finally:
         counters.working -= 1
@@ -497,8 +497,8 @@ async def _reply_stream(
             await asyncio.Event().wait()
         await _send_paced(script, event, writer)
         sent += 1
-        while script.rest_until is not None and not script.rest_until.is_set():
-            await asyncio.sleep(0.01)
+        if script.rest_until is not None:
+            await until(script.rest_until.is_set, 120, "what the rest waits for", every_s=0.01)
 
 
 async def _events(script: Script, body: dict[str, Any], number: int) -> AsyncIterator[bytes]:
