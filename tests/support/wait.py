@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from .raw import ClosedEarlyError
 
 T = TypeVar("T")
+FIXED_PORTS = range(20_000, 32_000)
+"""Below what Linux, macOS and Windows give to whoever asks for any."""
 
 
 def wait_for(
@@ -114,8 +118,13 @@ def accepts(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """Name a port that was free a moment ago, for programs that cannot pick their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Name a port that was free a moment ago, for programs that cannot pick their own.
+
+    None of those that the kernel gives away by itself, to other listeners and to clients: it is
+    still free when it is used, however late.
+    """
+    while True:
+        port = secrets.choice(FIXED_PORTS)  # every test process has the same seed
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
