@@ -42,7 +42,7 @@ def empty(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
 class Host:
     """The tier of one process, and what it counted."""
 
-    def __init__(self, server: RedisServer, wait_s: float = 2.0, url: str = "") -> None:
+    def __init__(self, server: RedisServer, wait_s: float = 15.0, url: str = "") -> None:
         self.counts: Counter[TierResult] = Counter()
         self.said: list[str] = []
         self.tier = RedisTier(

@@ -85,6 +85,12 @@ def test_a_reload_of_a_host_that_stops_is_refused_at_once(fakes: Fakes) -> None:
 
 def test_a_reload_under_way_is_answered_when_the_host_stops(fakes: Fakes) -> None:
     """The one who asked learns it from the answer, not from a broken connection."""
+    # The reload may be over before the order on a machine that stands still.
+    assert any(b"the host is stopping" in stopped_in_a_reload(fakes) for _ in range(4))
+
+
+def stopped_in_a_reload(fakes: Fakes) -> bytes:
+    """What a reload is answered when the host is stopped as soon as it has begun."""
     gateway = configured(fakes, vice="slow-drain")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
@@ -92,10 +98,11 @@ def test_a_reload_under_way_is_answered_when_the_host_stops(fakes: Fakes) -> Non
         client.sendall(b'{"command": "reload"}\n')
         wait_for(lambda: "reloading" in gateway.stderr, 5, "the reload", every_s=0.001)
         gateway.send_signal(signal.SIGTERM)
-        assert b"the host is stopping" in client.recv(10_000)
+        answer = client.recv(10_000)
     gateway.send_signal(signal.SIGTERM)
     assert gateway.wait(40) == 0
     gateway.close()
+    return answer
 
 
 def test_signals_to_the_whole_group_do_not_end_the_compiler(fakes: Fakes) -> None:
