@@ -32,6 +32,7 @@ from tpo_mp.pipeline.endings import when_over
 from tpo_mp.pipeline.engine_loads import EngineLoads
 from tpo_mp.pipeline.promise import Promise
 from tpo_mp.ports import Cells, Env, Feature, Share
+from tpo_mp.shm.engine_load import NONE_KEPT
 from tpo_mp.types import Call, Dialect, Reply
 
 from . import llama_completion
@@ -67,8 +68,9 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
         Meta(
             description="Slots of the server (-np), to keep sessions in theirs, at most as many as "
             "its /props says; auto: as many as that says, while its metrics say that nobody else "
-            "uses it; 0: it chooses. An engine of this host with a number of slots (-np) in its "
-            "args gets auto.",
+            "uses it and its /slots does not show that it empties idle ones (one context for all, "
+            "the default without -np); 0: it chooses. An engine of this host with a number of "
+            "slots (-np) in its args gets auto.",
         ),
     ] = 0
 
@@ -81,6 +83,10 @@ class Config(EngineClientConfig, frozen=True, kw_only=True, forbid_unknown_field
     def slots_page(self) -> str:
         """Where the server says how many there are."""
         return "/props" if self.slots else ""
+
+    def held_page(self) -> str:
+        """Where the server says what they hold."""
+        return "/slots" if self.slots == "auto" else ""
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Slots nobody can know to be ours alone, besides what is wrong with any engine."""
@@ -195,7 +201,11 @@ class LlamaCppBackend(EngineClient):
         said = self._engines.of(self.name)
         if said.others if said is not None else self._auto:
             return None
-        count = min(self._engines.slots(self.name) or self._count, self._most)
+        there = self._engines.slots(self.name)
+        if there == NONE_KEPT:
+            self._slots, self._count = None, 0
+            return None
+        count = min(there or self._count, self._most)
         if count != self._count and self._env.clock() >= self._again_at:
             try:
                 self._slots = Slots(self.name, count, self._env)

@@ -136,7 +136,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     """How control asks whether a backend is well; ``headers`` may hold its key.
 
     Without a ``url`` it is not asked that; without a ``metrics_url`` its load is not read, nor
-    without a ``slots_url`` how many slots it has.
+    without a ``slots_url`` how many slots it has, nor without a ``held_url`` what they hold.
     ``models`` and ``model_map`` are the backend's, to find its scores by.
     """
 
@@ -153,6 +153,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     metrics_url: str = ""
     metrics_every_s: float = 1.0
     slots_url: str = ""
+    held_url: str = ""
 
 
 class BackendConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

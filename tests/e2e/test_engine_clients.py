@@ -125,7 +125,7 @@ def slots_told(bench: Bench, model: str) -> set[Any]:
     for session in (f"{session}{n}" for session in bench.sessions for n in range(3)):
         reply = bench.gateway.ask(CHAT, chat("hi", model), {"x-session-id": session})
         assert reply.status == 200, reply
-    told = list(bench.slotted.seen)[before:]
+    told = [seen for seen in list(bench.slotted.seen)[before:] if seen.method == "POST"]
     assert len(told) == 6
     return {seen.json().get("id_slot") for seen in told}
 
@@ -206,6 +206,27 @@ def test_there_are_as_many_slots_as_the_server_says(bench: Bench) -> None:
     bench.slotted.pages["/metrics"] = Page("")  # the last look lapses, and nobody knows any more
     wait_for(lambda: slots_told(bench, "wide") == {0, 1, 2}, 30, "the slots that are configured")
     assert slots_told(bench, "auto") == {None}  # a lapse is not taken back
+
+
+def test_slots_that_keep_nothing_are_left_to_the_server(bench: Bench) -> None:
+    """It is seen to empty idle ones, and said once; one started in its place is tried again."""
+    pages, asked = bench.slotted.pages, bench.slotted.pages_asked
+    before = pages["/metrics"], pages["/props"]
+    pages["/metrics"], pages["/props"] = Page(NO_LOAD), Page(props(2))
+    wait_for(lambda: slots_told(bench, "auto") == {0, 1}, 20, "both slots")
+    done = {"n_ctx": 2048, "is_processing": False, "id_task": 1, "n_prompt_tokens": 0}
+    pages["/slots"] = Page([{"id": 0, **done}, {"id": 1, **done, "n_prompt_tokens": 34}])
+    wait_for(lambda: slots_told(bench, "auto") == {None}, 20, "the server to be left to choose")
+    assert slots_told(bench, "wide") == {0, 1}
+    bench.gateway.says("slots_not_kept backend=auto")
+    del pages["/slots"]
+    assert slots_told(bench, "auto") == {None}
+    pages["/props"] = Page({})
+    seen = len(asked)
+    wait_for(lambda: sum(a.path == "/props" for a in list(asked)[seen:]) > 4, 20, "new looks")
+    pages["/props"] = Page(props(2))
+    wait_for(lambda: slots_told(bench, "auto") == {0, 1}, 20, "both slots again")
+    pages["/metrics"], pages["/props"] = before
 
 
 def test_a_prompt_that_is_too_long_goes_to_the_larger_one(bench: Bench) -> None:

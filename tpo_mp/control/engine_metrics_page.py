@@ -1,6 +1,7 @@
 """Reads the load off an engine's page of metrics: vLLM's, old names or new, and llama.cpp's.
 
-How many slots a server of llama.cpp has it says on another page, ``/props``.
+How many slots a server of llama.cpp has it says on another page, ``/props``, and on ``/slots`` how
+many tokens each of them holds.
 Of several engines behind one page (ranks) requests are summed up, and the fullest cache counts.
 Invariants: what is not understood is passed over; a page without any known name says ``None``.
 """
@@ -27,6 +28,13 @@ class _Props(Struct):
     total_slots: Annotated[int, Meta(ge=0, le=_MOST_SLOTS)] = 0
 
 
+class _Slot(Struct):
+    is_processing: bool = False
+    id_task: int = -1
+    n_prompt_tokens: int = -1
+
+
+_decode_slots: Final = msgspec.json.Decoder(list[_Slot]).decode
 _decode_props: Final = msgspec.json.Decoder(_Props).decode
 
 
@@ -64,6 +72,19 @@ def read_props(page: bytes) -> int:
         return _decode_props(page).total_slots
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
+
+
+def read_emptied(page: bytes) -> bool:
+    """Read whether idle slots were emptied: some that had a task hold nothing, one at most does.
+
+    The children of a call for several answers hold nothing either; others that did hold something.
+    """
+    try:
+        slots = _decode_slots(page)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    held = [slot.n_prompt_tokens for slot in slots if slot.id_task >= 0 and not slot.is_processing]
+    return 0 in held and sum(tokens > 0 for tokens in held) <= 1
 
 
 def _sample(line: str) -> tuple[str, float | None]:

@@ -27,15 +27,28 @@ from tpo_mp.observe.health import STATE_GAUGE
 from tpo_mp.observe.log import FilteringBoundLogger
 from tpo_mp.pipeline.scoring import Scoreboard
 from tpo_mp.ports import Cells, Ledger, Metrics, Probe, Scores, Shares, Watch
-from tpo_mp.shm.engine_load import EngineLoad, engine_cells, load_row, slots_cells, slots_row
+from tpo_mp.shm.engine_load import (
+    NONE_KEPT,
+    EngineLoad,
+    engine_cells,
+    load_row,
+    slots_cells,
+    slots_row,
+)
 from tpo_mp.shm.standing import Fitness, drain_row, health_cells, health_row, read_standing
 
-from .engine_metrics_page import Reading, read_metrics, read_props
+from .engine_metrics_page import Reading, read_emptied, read_metrics, read_props
 from .verdicts import LOADING, Judgement
 
 _STATE_HELP: Final = "How a backend stands: 0 unknown, 1 starting, 2 ready, 3 draining, 4 down."
 _LAPSE: Final = 3
 """Rounds without an answer of control's after which nobody believes what it found."""
+_EMPTIED_S: Final = 600.0
+"""So long a server is believed to empty its slots after it was seen to."""
+_EMPTIES: Final = (
+    "it empties an idle slot when another begins (one context for all), so it chooses the slot; "
+    "with --no-kv-unified each would keep what it read"
+)
 _JITTER: Final = 0.1
 _MOST_BYTES: Final = 4 << 20
 _OK: Final = 200
@@ -162,19 +175,29 @@ class Probing:
                 await asyncio.sleep(probe.metrics_every_s)
 
     async def _count_on(self, probe: Probe) -> None:
-        """Look again and again how many slots it has: another one may be started in its place."""
-        last = 0
+        """Look again and again how many slots it has, and whether they keep what they read.
+
+        Another server may be started in its place.
+        """
+        last, emptied_until = 0, 0.0
         async with _session(probe, await _trust(probe), keep=False) as session:
             while True:
                 slots = read_props(await _page(session, probe.slots_url) or b"")
+                if not slots:
+                    emptied_until = 0.0
+                elif probe.held_url and read_emptied(await _page(session, probe.held_url) or b""):
+                    emptied_until = self._clock() + _EMPTIED_S
                 if slots:
+                    slots = NONE_KEPT if self._clock() < emptied_until else slots
                     until = self._clock() + _LAPSE * (probe.interval_s + probe.timeout_s)
                     cells = slots_cells(slots, until)
                     try:
                         self._ledger.update(slots_row(probe.name), lambda _, new=cells: new)  # type: ignore[misc]
                     except Shed as error:
                         self.log.warning("slots_not_told", backend=probe.name, why=str(error))
-                    if slots != last:
+                    if slots != last and slots == NONE_KEPT:
+                        self.log.warning("slots_not_kept", backend=probe.name, why=_EMPTIES)
+                    elif slots != last:
                         self.log.info("backend_slots", backend=probe.name, slots=slots)
                         last = slots
                 await asyncio.sleep(probe.interval_s)

@@ -33,7 +33,7 @@ class EngineLoads:
         return found
 
     def slots(self, name: str) -> int:
-        """How many slots one backend says it has; 0: that is not known."""
+        """How many slots one backend says it has, or ``NONE_KEPT``; 0: that is not known."""
         now = self._clock()
         known = self._slots.get(name)
         if known is not None and now < known[0]:

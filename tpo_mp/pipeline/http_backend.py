@@ -123,10 +123,15 @@ class HttpBackendConfig(BackendConfig, frozen=True, kw_only=True, forbid_unknown
             metrics_url=self.url_of(metrics) if metrics else "",
             metrics_every_s=self.metrics_every_s,
             slots_url=self.url_of(slots) if slots else "",
+            held_url=self.url_of(held) if slots and (held := self.held_page()) else "",
         )
 
     def slots_page(self) -> str:
         """Where the server says how many slots it has; empty: nobody has to know."""
+        return ""
+
+    def held_page(self) -> str:
+        """Where the server says what its slots hold; empty: that is not asked."""
         return ""
 
     def url_of(self, path: str) -> str:

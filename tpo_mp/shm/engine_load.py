@@ -9,7 +9,7 @@ One row of the ledger for each backend whose metrics are read::
 
 and, for a server that says how many slots it has::
 
-    engine-slots:BACKEND cells 0  slots    how many there are
+    engine-slots:BACKEND cells 0  slots    how many there are; -1: what an idle one holds is lost
                            3  until    as above
 
 Control writes them, anybody reads them.  A row not renewed counts for nothing, and routes go
@@ -18,9 +18,12 @@ by their own counts again, which are exact: what is read of an engine is as old 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tpo_mp.ports import Cells
+
+NONE_KEPT: Final = -1
+"""Instead of a number of slots: an idle one is emptied when another begins."""
 
 
 class EngineLoad(NamedTuple):
@@ -52,7 +55,7 @@ def slots_cells(slots: int, until: float) -> Cells:
 
 
 def read_slots(cells: Cells, now: float) -> int:
-    """Read that; 0: it is not known, or not lately."""
+    """Read that, or ``NONE_KEPT``; 0: it is not known, or not lately."""
     return int(cells[0]) if now <= cells[3] else 0
 
 

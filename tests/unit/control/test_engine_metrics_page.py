@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tpo_mp.control.engine_metrics_page import Reading, read_metrics, read_props
+from tpo_mp.control.engine_metrics_page import Reading, read_emptied, read_metrics, read_props
 
 VLLM = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -60,3 +62,35 @@ def test_pages(page: str, reading: Reading | None) -> None:
 def test_slots(page: bytes, slots: int) -> None:
     """Some number that can be believed, or none."""
     assert read_props(page) == slots
+
+
+@pytest.mark.parametrize(
+    ("held", "emptied"),
+    [
+        ([None, None, 34, 0], True),
+        ([0, 0], True),
+        ([34, 34, 0], False),
+        ([None, 34], False),
+        ([], False),
+    ],
+)
+def test_slots_that_are_emptied(held: list[int | None], emptied: bool) -> None:
+    """Those count that had a task and have none."""
+    slots = [{"id": 0, "is_processing": True, "id_task": 9, "n_prompt_tokens": 0}]
+    slots += [
+        {
+            "id": n,
+            "is_processing": False,
+            **({} if tokens is None else {"id_task": n, "n_prompt_tokens": tokens}),
+        }
+        for n, tokens in enumerate(held, 1)
+    ]
+    assert read_emptied(json.dumps(slots).encode()) is emptied
+
+
+@pytest.mark.parametrize(
+    "page", [b"", b"{}", b'[{"id_task": "x"}]', b'[{"id_task": 1}]', b"[" * 9999]
+)
+def test_pages_of_no_slots(page: bytes) -> None:
+    """They say nothing."""
+    assert read_emptied(page) is False

@@ -108,6 +108,7 @@ def test_a_server_is_asked_for_its_slots_where_that_matters() -> None:
         probe = FEATURE.Config(**asked, **more, slots=slots).probe()
         assert probe is not None
         assert probe.slots_url == url
+        assert probe.held_url == ("http://h:1/slots" if slots == "auto" else "")
     assert FEATURE.Config(**asked, **nothing).probe() is None
     (where, why), *_ = FEATURE.Config(**asked, slots="auto", metrics_path="").problems()
     assert (where, "needs metrics_path" in why) == ("slots", True)
