@@ -1,7 +1,8 @@
 """A model server that is quick to start and easy to break, for tests of how engines are kept.
 
 ``python fake_engine.py PORT [WORD …]``; words: ``child`` starts a process that ignores SIGTERM
-(``child=bare,away`` two: one without an environment, one in a session of its own),
+(``child=bare,away`` two: one without an environment, one in a session of its own; ``loud``: one
+that writes without end once the engine is dead),
 ``stubborn`` ignores SIGTERM itself, ``load=S`` answers 503 on ``/health`` for S seconds,
 ``die=S`` exits 7 after S seconds, ``hog=MIB`` holds so much memory, ``mute`` answers no health
 question once it was ready, ``loud=N`` writes N lines, ``bar`` redraws a progress bar, ``metrics``
@@ -23,6 +24,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 STARTED_AT = time.monotonic()
 WORDS = {name: value for name, _, value in (word.partition("=") for word in sys.argv[2:])}
 HELD: list[bytes] = []
+LOUD = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.read(int(sys.argv[1]), 1)
+while True:
+    os.write(1, b"x\\n" * 5000)
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -92,10 +100,12 @@ def main() -> None:
     if "stubborn" in WORDS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "child" in WORDS:
+        death, _ = os.pipe()  # its other end is ours alone, and open for as long as we live
         for how in WORDS["child"].split(","):
             subprocess.Popen(
-                [sys.executable, "-c", DEAF],
+                [sys.executable, "-c", LOUD if "loud" in how else DEAF, str(death)],
                 env={} if "bare" in how else None, start_new_session="away" in how,
+                pass_fds=[death],
             )  # fmt: skip
     if "hog" in WORDS:
         HELD.append(b"x" * (int(WORDS["hog"]) << 20))

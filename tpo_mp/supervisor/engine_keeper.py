@@ -71,6 +71,8 @@ MEMORY_S = 1.0
 GROUP_LEFT = 0.02
 """Share of its group's memory limit that is left when an engine that has most of it is ended."""
 READ_BYTES = 65_536
+LAST_READS = 32
+"""More than a pipe holds: who still writes then is not waited for."""
 ORPHANED_GRACE_S = 1.0
 """What an engine gets to end in when its supervisor is gone: whoever starts next wants its port."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -331,13 +333,8 @@ class EngineKeeper:
     def _close(self) -> int:
         assert self._process is not None
         status = self._process.returncode
-        while self._output_fd >= 0:
-            poll = select.poll()
-            poll.register(self._output_fd, select.POLLIN)
-            if not poll.poll(0):
-                break  # a grandchild that lives on holds the other end
-            self._read()
-        # Whoever is left of the group, and whoever left it and fell to us.
+        # Whoever is left of the group, and whoever left it and fell to us; before its last words
+        # are read, since one of them may go on writing for ever.
         self._signal(signal.SIGKILL)
         for process in self._family():
             with contextlib.suppress(psutil.Error):
@@ -345,6 +342,7 @@ class EngineKeeper:
         if self._record is not None:
             kill_engine(self._record)
             record_path(self._order.state_dir, self._engine.name).unlink(missing_ok=True)
+        self._read_the_rest()
         if self._told:
             return 0
         words = self._words or f"{self._how(status)}{self._last()}"
@@ -353,6 +351,16 @@ class EngineKeeper:
         self._log.say(f"ended: {words}")
         self._log.close()
         return ENDED
+
+    def _read_the_rest(self) -> None:
+        poll = select.poll()
+        for _ in range(LAST_READS):
+            if self._output_fd < 0:
+                return
+            poll.register(self._output_fd, select.POLLIN)
+            if not poll.poll(0):
+                return  # somebody that lives on holds the other end
+            self._read()
 
     def _how(self, status: int) -> str:
         room = memory_room.room() if status == -signal.SIGKILL else None
