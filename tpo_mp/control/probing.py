@@ -47,7 +47,7 @@ _EMPTIED_S: Final = 600.0
 """So long a server is believed to empty its slots after it was seen to."""
 _EMPTIES: Final = (
     "it empties an idle slot when another begins (one context for all), so it chooses the slot; "
-    "with --no-kv-unified each would keep what it read"
+    "with a number of slots (-np N) each would keep what it read"
 )
 _JITTER: Final = 0.1
 _MOST_BYTES: Final = 4 << 20
