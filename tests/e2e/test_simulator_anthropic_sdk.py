@@ -257,3 +257,19 @@ def test_missing_limit_is_refused_by_name(client: Anthropic) -> None:
     """``max_tokens`` is required here."""
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.post("/v1/messages", body={"model": MODEL, "messages": user("hi")}, cast_to=object)
+
+
+def test_fields_that_do_not_agree_are_refused(client: Anthropic) -> None:
+    """Thinking leaves no room for other draws, and a result answers a call."""
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"thinking": thinking, "temperature": 0.5}, "temperature"),
+        ({"thinking": thinking, "top_k": 5}, "top_k"),
+        ({"thinking": thinking | {"budget_tokens": 4096}}, "max_tokens"),
+        ({"messages": [*user("hi"), {"role": "user", "content": [result]}]}, "tool_use_id"),
+    ]
+    asked: dict[str, Any] = {"model": MODEL, "max_tokens": 4096, "messages": user("hi")}
+    for more, word in bad:
+        with pytest.raises(anthropic.BadRequestError, match=word):
+            client.messages.create(**asked, extra_body=more)

@@ -389,6 +389,32 @@ def test_bad_requests_name_the_field(client: OpenAI) -> None:
         assert caught.value.param == param
 
 
+def test_fields_that_do_not_agree_are_refused(client: OpenAI) -> None:
+    """As OpenAI refuses them, with its code, which may be none; through a gateway all the same."""
+    legacy = {"model": "gpt-3.5-turbo-instruct", "prompt": "hi", "best_of": 1, "n": 2}
+    schema: dict[str, Any] = {"type": "json_schema", "json_schema": {"schema": RECIPE}}
+    bad: list[tuple[dict[str, Any], str, str | None]] = [
+        ({"top_logprobs": 2}, "top_logprobs", None),
+        ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"response_format": schema}, "response_format.json_schema.name",
+         "missing_required_parameter"),
+        ({"reasoning_effort": "extreme"}, "reasoning_effort", "invalid_value"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", None),
+        ({"messages": [*user("hi"), {"role": "tool", "tool_call_id": "c", "content": "x"}]},
+         "messages.[1].role", None),
+        (legacy, "best_of", None),
+    ]  # fmt: skip
+    for more, param, code in bad:
+        with pytest.raises(openai.BadRequestError) as caught:
+            if "prompt" in more:
+                client.completions.create(**more)
+            else:
+                client.chat.completions.create(**{"model": MODEL, "messages": user("hi")} | more)  # type: ignore[call-overload]
+        told = caught.value
+        assert (told.param, told.code, told.type) == (param, code, "invalid_request_error")
+
+
 def test_unknown_model_does_not_exist(client: OpenAI) -> None:
     """404 ``model_not_found``, also from behind a gateway that serves any name."""
     with pytest.raises(openai.NotFoundError) as caught:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from tpo_mp.errors import InvalidRequest
 
-from .body import Fields, parse, texts, wrong
+from .body import MAX_INT, Fields, parse, texts, wrong
 from .canonical import (
     Block,
     ImageBlock,
@@ -250,7 +250,7 @@ def _generation(fields: Fields) -> dict[str, Any]:
         "max_tokens": _between(fields, "maxOutputTokens", 1, 10_000_000),
         "temperature": _within(fields, "temperature", 0, 2),
         "top_p": _within(fields, "topP", 0, 1),
-        "top_k": fields.whole("topK"),
+        "top_k": _between(fields, "topK", 0, MAX_INT),
         "seed": fields.whole("seed"),
         "presence_penalty": _within(fields, "presencePenalty", -2, 2),
         "frequency_penalty": _within(fields, "frequencyPenalty", -2, 2),

@@ -25,7 +25,7 @@ from tpo_mp.dialects.codec import Codec
 from tpo_mp.errors import InvalidRequest, Rejected
 from tpo_mp.types import Dialect, Usage
 
-from . import dress, prompts, vectors
+from . import dress, prompts, strictness, vectors
 from .answers import Composer, Speech
 from .breaking_off import said_of
 from .catalog import traits_of
@@ -40,11 +40,6 @@ from .tokens import prompt_tokens
 
 VECTORS_AT_ONCE: Final = 2
 
-MOST_STOPS: Final = 4
-_MOST_LOGPROBS: Final = {
-    Dialect.OPENAI_CHAT: ("top_logprobs", 20),
-    Dialect.OPENAI_COMPLETIONS: ("logprobs", 5),
-}
 _OUTPUT_FIELDS: Final = {
     Dialect.OPENAI_RESPONSES: "max_output_tokens",
     Dialect.ANTHROPIC_COMPLETE: "max_tokens_to_sample",
@@ -123,7 +118,7 @@ class SimulatedProvider:
         _check_model(request.model, dialect)
         _check_context(request, len(body))
         _check_output(request, dialect)
-        _check_ranges(request, dialect)
+        strictness.check(request, dialect, body)
         drawn = drawn or self.key(request.model, body, key)
         rules = self._rules
         scripted = None if rules is None else rules.reply_to(request)
@@ -260,23 +255,6 @@ def _check_output(request: ModelRequest, dialect: Dialect) -> None:
         field = _OUTPUT_FIELDS.get(dialect, "max_tokens")
         said = f"{field} is too large: {wanted}, and {request.model} writes at most {most} tokens"
         raise InvalidRequest(said, reason="invalid_value", param=field)
-
-
-def _check_ranges(request: ModelRequest, dialect: Dialect) -> None:
-    """Refuse what OpenAI's own models refuse; other servers of this API take more."""
-    if dialect not in dress.OPENAI_LEGACY or traits_of(request.model).kind == "any":
-        return
-    if len(request.stop) > MOST_STOPS:
-        said = f"stop must have at most {MOST_STOPS} sequences, not {len(request.stop)}"
-        raise InvalidRequest(said, reason="array_above_max_length", param="stop")
-    field, most = _MOST_LOGPROBS[dialect]
-    if (request.logprobs or 0) > most:
-        said = f"{field} must be at most {most}, not {request.logprobs}"
-        raise InvalidRequest(said, reason="integer_above_max_value", param=field)
-    for token, bias in (request.logit_bias or {}).items():
-        if not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            said = f"logit_bias of {token[:32]!r} must be from -100 to 100"
-            raise InvalidRequest(said, reason="invalid_value", param="logit_bias")
 
 
 def _check_model(model: str, dialect: Dialect) -> None:

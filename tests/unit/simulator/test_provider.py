@@ -62,29 +62,6 @@ def test_frames_join_to_the_body() -> None:
     assert "".join(said) == words(answer)
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"stop": list("abcde")}, "stop"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"logit_bias": {"50256": 101}}, "logit_bias"),
-        ({"logit_bias": {"50256": "much"}}, "logit_bias"),
-    ],
-)
-def test_what_openai_refuses_its_models_refuse(fields: dict[str, Any], param: str) -> None:
-    """Other servers of the same API take more, and so do models of other names."""
-    with pytest.raises(Rejected) as refused:
-        answered(body(**fields))
-    assert (refused.value.status, refused.value.param) == (400, param)
-    assert words(answered(body(model="llama", **fields)))
-
-
-def test_what_openai_just_takes_is_taken() -> None:
-    """Four sequences, twenty rows, a hundred."""
-    most = {"stop": list("abcd"), "logprobs": True, "top_logprobs": 20, "logit_bias": {"1": -100}}
-    assert json.loads(answered(body(**most)).body())["choices"][0]["finish_reason"] == "stop"
-
-
 @pytest.mark.parametrize("model", ["text-embedding-3-small", "gpt-3.5-turbo-instruct"])
 def test_model_of_another_kind_is_refused(model: str) -> None:
     """As the provider refuses it."""
