@@ -1,7 +1,12 @@
 """A simulated engine beside a real vLLM of the same limits, under more and more clients.
 
 The simulator is told vLLM's limits, and its costs are fitted to what vLLM took with one client and
-with as many as run together.  All else is prediction: between the two, and past the cliff.
+with as many as run together, and to one client's shorter and longer prompts.  All else is
+prediction: between the two, and past the cliff.
+
+One length of prompts would not tell what a step with prompts costs at all from what each of their
+tokens does.  Most of it is the former: on one core the way of a request through vLLM's processes
+is longer than a prompt of so small a model.
 """
 
 from __future__ import annotations
@@ -32,13 +37,15 @@ PROMPT, ANSWER, ROUNDS = 128, 32, 3
 CLIENTS = (1, 2, 4, 8, 12, 16, 24, 32)
 KNOWN = (1, SEQS)
 """The numbers of clients that the costs are fitted to."""
-TURNS = 80
+LENGTHS = (16, 480)
+"""Tokens of the other prompts that the costs are fitted to, with one client; a step takes each."""
+TURNS = 160
 VOCAB = 512
 READY_S = 300.0
 SHAPE = EngineShape(
     max_seqs=SEQS, max_batched_tokens=BATCHED, max_model_tokens=LENGTH, block_tokens=BLOCK,
     blocks=BLOCKS, prefix_caching=False,
-    costs=StepCosts(base_s=0.005, prefill_token_s=2e-5, sequence_s=2e-4),
+    costs=StepCosts(base_s=0.005, prefill_base_s=0.002, prefill_token_s=1e-5, sequence_s=2e-4),
 )  # fmt: skip
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
@@ -59,7 +66,8 @@ def run(bench: Bench) -> dict[str, Series]:
         with real(bench, bench.options.vllm) as url:
             version = version_of(url)
             seen = [curve(url, clients, "vllm") for _ in range(bench.options.rounds)]
-        with simulated(bench, fitted(seen)) as url:
+            alone = [lengths(url) for _ in range(bench.options.rounds)]
+        with simulated(bench, fitted(seen, alone)) as url:
             shown = [curve(url, clients, "simulated") for _ in range(bench.options.rounds)]
     except (NotReadyError, ImportError, subprocess.SubprocessError) as error:
         return {name: Series(skipped=str(error)) for name in found}
@@ -82,19 +90,34 @@ def curve(url: str, clients: tuple[int, ...], name: str) -> dict[int, Row]:
     return rows
 
 
-def fitted(measured: list[dict[int, Row]]) -> StepCosts:
-    """The costs that explain what was measured at ``KNOWN``."""
+def lengths(url: str) -> dict[int, Row]:
+    """A row of one client for every length of ``LENGTHS``."""
+    rows: dict[int, Row] = {}
+    for prompt in LENGTHS:
+        rows[prompt] = measured(url, 1, rounds=ROUNDS, prompt=prompt, answer=ANSWER)
+        say(f"  vllm, prompts of {prompt}: {short(rows[prompt])}")
+    return rows
 
-    def middle(n: int, field: str) -> float:
-        return median(rows[n][field] for rows in measured)
 
-    table = Table("steady", PROMPT, ANSWER, exactly(
-        *((n, middle(n, "ttft_ms"), middle(n, "itl_ms")) for n in KNOWN)))  # fmt: skip
+def fitted(measured: list[dict[int, Row]], alone: list[dict[int, Row]]) -> StepCosts:
+    """The costs that explain what was measured at ``KNOWN``, and of prompts of ``LENGTHS``."""
+
+    def seen(rounds: list[dict[int, Row]], at: int, clients: int) -> tuple[int, float, float]:
+        ttft, itl = (median(rows[at][field] for rows in rounds) for field in ("ttft_ms", "itl_ms"))
+        return clients, ttft, itl
+
+    tables = [
+        Table("steady", PROMPT, ANSWER, exactly(*(seen(measured, n, n) for n in KNOWN))),
+        *(Table("steady", prompt, ANSWER, exactly(seen(alone, prompt, 1))) for prompt in LENGTHS),
+    ]
     # From costs of about the right size on: the search takes small steps.
-    start = middle(1, "itl_ms") / 1e3
-    costs = StepCosts(base_s=start, prefill_token_s=start / PROMPT, sequence_s=start / 20)
-    _, found = fit(replace(SHAPE, costs=costs), (table,), TURNS)
-    say(f"  fitted: {found}")
+    start = median(rows[1]["itl_ms"] for rows in measured) / 1e3
+    costs = StepCosts(
+        base_s=start, prefill_base_s=start / 2, prefill_token_s=start / 2 / PROMPT,
+        sequence_s=start / 20,
+    )  # fmt: skip
+    error, found = fit(replace(SHAPE, costs=costs), tables, TURNS)
+    say(f"  fitted: {found}, error {error:.4f}")
     return replace(costs, **found)
 
 
@@ -175,8 +198,9 @@ SCENARIO = Scenario(
     f"at most {SEQS} sequences and {BATCHED} tokens a step, {BLOCKS} blocks of {BLOCK} tokens, no "
     f"prefix caching.  Clients who ask again at once, {PROMPT} tokens in and {ANSWER} out, "
     f"streamed; the first of {ROUNDS} requests each does not count.  The simulator's costs of a "
-    f"step, a prompt token and a sequence are fitted to vLLM's figures at {KNOWN[0]} and "
-    f"{KNOWN[1]} clients; the others are predictions.  Both ran on one core; vLLM is grey in the "
+    f"step, a step with prompts, a prompt token and a sequence are fitted to vLLM's figures at "
+    f"{KNOWN[0]} and {KNOWN[1]} clients, and at one client with prompts of {LENGTHS[0]} and "
+    f"{LENGTHS[1]} tokens; the others are predictions.  Both ran on one core; vLLM is grey in the "
     "picture.",
     columns=(
         Column("tokens/s", "tok_s"),

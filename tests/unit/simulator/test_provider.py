@@ -1,4 +1,4 @@
-"""The core: bytes in, an answer in the same dialect out."""
+"""The core: bytes in, an answer in the same dialect out; refusals are tried in test_strictness."""
 
 from __future__ import annotations
 
