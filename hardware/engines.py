@@ -40,7 +40,7 @@ _REPO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _MIB: Final = 1 << 20
 _LLAMA_SERVER: Final = "llama-server"
-_OWN_CONTEXTS: Final = ("-np", "--parallel", "-no-kvu", "--no-kv-unified")
+_OWN_CONTEXTS: Final = ("-np", "--parallel")
 _ONE_CONTEXT: Final = ("-kvu", "--kv-unified")
 _INTERRUPT: Final = "--interrupt_requests"
 _SPLITS: Final = (
@@ -114,6 +114,7 @@ def _needs_of_llama_cpp(engine: Mapping[str, Any], backend: Mapping[str, Any]) -
 def _keeps_slots(args: object) -> bool:
     """Whether each slot of ``llama-server`` has a context of its own: with a number of them only.
 
+    Without a number it takes one context for all, ``--no-kv-unified`` or not.
     Slots of one context are emptied as soon as another has something to do, and what was put aside
     is looked for only where the server chooses the slot.
     """

@@ -8,7 +8,6 @@ Invariants: what is not understood is passed over; a page without any known name
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -20,6 +19,8 @@ KV: Final = frozenset({
     "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio",
 })  # fmt: skip
 """Shares of one, though vLLM calls them per cent."""
+MOST: Final = 1e9
+"""No engine has more requests: a larger number is nonsense, and two of them could be infinite."""
 _PREFIXES: Final = ("vllm:", "llamacpp:")
 _MOST_SLOTS: Final = 1 << 16
 
@@ -97,4 +98,4 @@ def _sample(line: str) -> tuple[str, float | None]:
         value = float(rest.split()[0])
     except (ValueError, IndexError):
         return name, None
-    return name.strip(), value if math.isfinite(value) and value >= 0 else None
+    return name.strip(), value if 0 <= value <= MOST else None

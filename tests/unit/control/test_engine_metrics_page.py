@@ -35,6 +35,7 @@ llamacpp:n_busy_slots_per_decode 1.5
         (VLLM, Reading(8.0, 4.0, 0.25)),
         (RANKS, Reading(3.0, 0.0, 0.75)),
         (LLAMA, Reading(2.0, 3.0, None)),
+        ("vllm:num_requests_running 1e308\nvllm:num_requests_waiting 2\n", Reading(0.0, 2.0, None)),
         ("", None),
         ("<html>no metrics here</html>", None),
         ("vllm:num_requests_running NaN\nvllm:num_requests_waiting x\n", None),

@@ -51,7 +51,7 @@ def engine(model: object, **options: object) -> EngineSection:
 @pytest.mark.parametrize(
     ("args", "backend", "auto"),
     [
-        (["-np", "2"], {}, True), (["--parallel=2"], {}, True), (["--no-kv-unified"], {}, True),
+        (["-np", "2"], {}, True), (["--parallel=2"], {}, True), (["--no-kv-unified"], {}, False),
         ([], {}, False), (["-c", "4096"], {}, False), (["-np", "-1"], {}, False),
         (["-np", "2", "-kvu"], {}, False), ("-np", {}, False),
         (["-np", "2"], {"kind": "openai"}, False),
