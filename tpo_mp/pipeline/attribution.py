@@ -58,6 +58,9 @@ CONTEXT_TOO_SMALL: Final = "context_too_small"
 UNFIT_OUTPUT: Final = "unfit_output"
 """Reason of a failure: what the model wrote is nothing that its server can pass on."""
 
+UNUSUALLY_SLOW: Final = "unusually_slow"
+"""Reason of a try given up long before its backend's own time-outs: late, maybe not broken."""
+
 _BY_CLASS: Final[dict[type[TpoError], Blame]] = {
     BackendRefused: Blame.NETWORK,
     ConnectionCut: Blame.NETWORK,
@@ -70,6 +73,7 @@ _BY_REASON: Final = {
     "connect_timeout": Blame.NETWORK,
     "no_reply": Blame.NETWORK,
     "cut_off": Blame.NETWORK,
+    UNUSUALLY_SLOW: Blame.CAPACITY,
     CALLER_LIMITED: Blame.CLIENT,
     "bad_tool_arguments": Blame.CLIENT,  # what a model wrote, not what a server did
     UNFIT_OUTPUT: Blame.CLIENT,

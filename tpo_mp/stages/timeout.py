@@ -4,14 +4,18 @@ How late that is, is learnt by backend and model, for streams (to their first ev
 replies apart: ``factor`` times the time within which ``quantile`` of the last ten to twenty
 minutes' replies began, of all workers together.  While fewer than ``min_samples`` are known it is
 nothing, and the backend's own ``timeouts`` hold alone.  The try then fails as a timeout of the
-backend: it is retried elsewhere, and the breaker counts it.
+backend, and is retried elsewhere.
 
-A try that was given up is a sample too, of a little more than it was given.  So when more than a
-hundredth come that late, the backend has become slower, and the time grows until they pass.
+What is later than usual need not be broken.  So the breaker counts a try only when it was given
+``ceiling_s``, and after each one that was given up the next are waited for twice as long, until a
+reply begins within the learnt time again (the back-off of TCP's timer, RFC 6298).  A try that was
+given up is a sample too, of a little more than it was given: when more than a hundredth come that
+late, the learnt time itself grows until they pass.
 
 Invariants: a try has at least ``floor_s`` and at most ``ceiling_s``; nothing is given up after a
 reply began, and a call whose deadline comes first ends by its deadline; samples outlive workers.
-Known weakness: a time is up to 50 ms long, and learnt anew after twenty minutes without calls.
+Known weakness: a time is up to 50 ms long, and learnt anew after twenty minutes without calls; each
+worker doubles for itself, so a backend that became slower costs each of them a few tries.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from tpo_mp.errors import BackendTimeout
+from tpo_mp.pipeline.attribution import UNUSUALLY_SLOW
 from tpo_mp.pipeline.breaker_rows import KnownTargets
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.pipeline.scoring import target_of
@@ -31,6 +36,8 @@ from tpo_mp.types import NO_DEADLINE, Call, Phase, Reply
 LEARNT_FOR_S: Final = 5.0
 """So long a learnt time is used before it is asked for again."""
 LATER: Final = 1.05
+LONGER: Final = 2.0
+"""Times the last one is the next try waited for, after one that was given up."""
 _MAX_LANES: Final = 4096
 
 
@@ -41,13 +48,19 @@ class Config(UsualTimes, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class _Lane:
     """A target's streams, or its whole replies, as this process knows them."""
 
-    __slots__ = ("asked_at", "limit_s", "score", "times")
+    __slots__ = ("asked_at", "learnt_s", "limit_s", "score", "times")
 
     def __init__(self, times: Score | None, score: Score | None) -> None:
         self.times = times
         self.score = score
-        self.limit_s = NO_DEADLINE
+        self.learnt_s = self.limit_s = NO_DEADLINE
         self.asked_at = -LEARNT_FOR_S
+
+    def learn(self, learnt_s: float) -> None:
+        """Go by what is usual now; what was doubled stays so until a reply is in time."""
+        doubled = self.limit_s > self.learnt_s and learnt_s != NO_DEADLINE
+        self.limit_s = max(self.limit_s, learnt_s) if doubled else learnt_s
+        self.learnt_s = learnt_s
 
     def answered(
         self, clock: Callable[[], float], asked_at: float, reply: Reply | None, _error: object
@@ -56,6 +69,8 @@ class _Lane:
         if reply is not None and self.times is not None:
             now = clock()
             self.times.good(now - asked_at, now)
+            if self.limit_s > self.learnt_s and now - asked_at <= self.learnt_s:
+                self.limit_s = self.learnt_s
 
 
 class Timeout:
@@ -89,13 +104,15 @@ class Timeout:
             return trying
         return _Try(self, lane, call.backend, trying, now).out
 
-    def give_up(self, backend: str, lane: _Lane) -> BackendTimeout:
-        """Count a try that is given up, as the backend's failure and as a sample."""
-        now, limit_s = self.env.clock(), lane.limit_s
+    def give_up(self, backend: str, lane: _Lane, limit_s: float) -> BackendTimeout:
+        """Count a try that is given up after ``limit_s``, as a failure and as a sample."""
+        now, ceiling_s = self.env.clock(), self._config.ceiling_s
+        if lane.learnt_s <= lane.limit_s <= limit_s:  # not by those that began before it grew
+            lane.limit_s = max(limit_s, min(limit_s * LONGER, ceiling_s))
         if lane.times is not None:
             lane.times.good(limit_s * LATER, now)
         if lane.score is not None:
-            lane.score.bad("unusually_slow", now)
+            lane.score.bad(UNUSUALLY_SLOW, now)
         counter = self._given_up.get(backend)
         if counter is None:
             counter = self._given_up[backend] = self.env.metrics.counter(
@@ -104,10 +121,11 @@ class Timeout:
                 backend=backend,
             )
         counter.inc()
+        said = f"backend {backend!r} did not answer within {limit_s:.2f} s"
+        if limit_s >= ceiling_s:
+            return BackendTimeout(f"{said}, the longest it is given", reason="ceiling_timeout")
         return BackendTimeout(
-            f"backend {backend!r} did not answer within {limit_s:.2f} s, which is "
-            f"{self._config.factor:g} times what it usually needs",
-            reason="unusually_slow",
+            f"{said}, which is much longer than it usually needs", reason=UNUSUALLY_SLOW
         )
 
     def _lane(self, key: tuple[str, str, bool]) -> _Lane:
@@ -122,14 +140,14 @@ class Timeout:
     def _learn(self, lane: _Lane, now: float) -> None:
         lane.asked_at = now
         learnt_s = self._config.limit_s(lane.times, now)
-        lane.limit_s = NO_DEADLINE if learnt_s is None else learnt_s
+        lane.learn(NO_DEADLINE if learnt_s is None else learnt_s)
 
 
 class _Try:
     """One try that is watched; also the entry of its timer."""
 
-    __slots__ = ("_asked_at", "_backend", "_cancel", "_lane", "_stage", "deadline", "filed_at",
-                 "out")  # fmt: skip
+    __slots__ = ("_asked_at", "_backend", "_cancel", "_lane", "_limit_s", "_stage", "deadline",
+                 "filed_at", "out")  # fmt: skip
 
     def __init__(
         self, stage: Timeout, lane: _Lane, backend: str, trying: Awaitable[Reply], now: float
@@ -138,6 +156,7 @@ class _Try:
         self._lane = lane
         self._backend = backend
         self._asked_at = now
+        self._limit_s = lane.limit_s
         self.out: Promise[Reply] = Promise()
         self.deadline = now + lane.limit_s
         self.filed_at = 0.0
@@ -153,7 +172,7 @@ class _Try:
         out, cancel, self._cancel = self.out, self._cancel, None
         if out.done:
             return
-        out.reject(self._stage.give_up(self._backend, self._lane))
+        out.reject(self._stage.give_up(self._backend, self._lane, self._limit_s))
         if cancel is not None:
             cancel()
 

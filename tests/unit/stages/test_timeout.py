@@ -120,21 +120,43 @@ def test_a_deadline_that_comes_first_is_left_to_its_owner() -> None:
     assert not out.done
 
 
-def test_what_is_given_up_is_the_backends_fault_and_a_sample() -> None:
-    """So one that has become slower is waited for longer, and one that answers again is not."""
+def test_what_is_given_up_is_no_proof_of_a_broken_backend_and_a_sample() -> None:
+    """So one that has become slower is waited for longer."""
     host = Host(floor_s=0.1)
     host.learn(0.3)
     before = host.limit_s()
     _, out = host.begin()
     host.world.advance(10)
     assert isinstance(out.error, BackendTimeout)
-    assert blame(out.error) is Blame.BACKEND
+    assert blame(out.error) is Blame.CAPACITY
     score = host.world.scores.seat(1).of("b:m")
     assert score is not None
     assert score.total().bad == 2
     assert score.last_bad()[1] == "unusually_slow"
     host.world.advance(LEARNT_FOR_S)
     assert host.limit_s() > before * 1.2
+
+
+def test_time_doubles_until_a_reply_is_in_time() -> None:
+    """Up to the ceiling, and there it is a failure; tries that began together double it once."""
+    host = Host(floor_s=0.5, ceiling_s=3.0)
+    host.learn(0.001, 2000)
+    together = [host.begin()[1] for _ in range(5)]
+    host.world.advance(0.56)
+    assert all(isinstance(out.error, BackendTimeout) for out in together)
+    inner, out = host.begin()
+    host.world.advance(0.9)  # slower than was learnt: what was doubled stays
+    inner.resolve(Reply(200, b"{}"))
+    assert out.value is not None
+    for limit_s in (1.0, 2.0, 3.0, 3.0):
+        assert host.limit_s() == pytest.approx(limit_s, abs=0.11)
+    _, out = host.begin()
+    host.world.advance(3.1)
+    assert isinstance(out.error, BackendTimeout)
+    assert (out.error.reason, blame(out.error)) == ("ceiling_timeout", Blame.BACKEND)
+    inner, _ = host.begin()
+    inner.resolve(Reply(200, b"{}"))
+    assert host.limit_s() < 2.9
 
 
 def test_late_replies_are_let_go_and_leaving_clients_too() -> None:
