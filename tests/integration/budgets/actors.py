@@ -22,14 +22,25 @@ ROWS, QUOTA_ROWS, SEATS = 8, 64, 5
 
 
 def spend(
-    fd: int, locks_fd: int, quotas_fd: int, epochs_fd: int, seat: int, limit: int, seed: int
-) -> None:
+    fd: int, locks_fd: int, quotas_fd: int, epochs_fd: int, seat: int, limit: int, seed: int,
+    rests_at: int,
+) -> None:  # fmt: skip
     """Spend until nothing is left for the smallest call, telling each step once it is done.
 
     ``took AMOUNT`` a call was let in, ``used AMOUNT`` the oldest open one has ended, ``even``
-    nothing is open, so the count is true as far as this worker goes.
+    nothing is open, so the count is true as far as this worker goes.  After so many lines it waits
+    to be told to go on.
     """
     rng = random.Random(seed)
+    lines = 0
+
+    def tell(text: str) -> None:
+        nonlocal lines
+        say(text)
+        lines += 1
+        if lines == rests_at:
+            hear()
+
     epochs = Segment.attach(epochs_fd, 8 * SEATS)
     quotas = SharedQuotas(
         QuotaSegment.map_inherited(quotas_fd, SEATS, QUOTA_ROWS),
@@ -55,15 +66,15 @@ def spend(
                 refused = asked == 0
                 break
             amount = asked + -(-len(call.body) // 4)
-            say(f"took {amount}")
+            tell(f"took {amount}")
             open_calls.append((call, amount))
         for call, amount in open_calls:
             used = rng.randrange(0, amount + 1)
             tell_ended(call, Ending(Terminal.DONE, 0, used, None, 1))
-            say(f"used {used}")
+            tell(f"used {used}")
             if rng.random() < 0.05:
                 world.advance(0.06)
-        say("even")
+        tell("even")
     world.advance(0.06)
     say("spent")
 

@@ -86,7 +86,8 @@ def test_killed_at_any_moment(host: Host, rng: random.Random) -> None:
     """Five die while they let calls in: at most what each was just about to say is lost."""
     limit, said = {"rph": 9000}, 0
     for _ in range(5):
-        doomed = host.worker(0, limit, told=True)
+        # All five together leave something, however late their deaths come.
+        doomed = host.worker(0, limit, 1500, told=True)
         doomed.go_on()
         for _ in range(rng.randrange(1, 200)):
             assert doomed.said() == "in"
