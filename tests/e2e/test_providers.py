@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway
-from tests.support.raw import RawReply, chat
+from tests.support.raw import RawClient, RawReply, chat
+from tests.support.raw import ask as get
 from tests.support.shards import connect_to, render, session_on
 from tests.support.toml import ECHO, backend, section
 from tests.support.upstream import Upstream
@@ -140,3 +141,24 @@ def test_all_are_listed(bench: Bench) -> None:
     assert [p["name"] for p in told["providers"]] == ["echo", "up", "slow"]
     assert [p["kind"] for p in told["providers"]] == ["echo", "openai", "openai"]
     assert bench.gateway.ask(f"{PATH}/nobody").status == 404
+
+
+def test_health_and_the_balancers_page_agree_on_an_open_breaker(bench: Bench) -> None:
+    """Both workers and the ops port say of the same backend that it is not healthy."""
+    _turn(bench, "trip")
+    try:
+        stats = bench.gateway.ask("/api/v1/load-balancer/stats").json()
+        assert (stats["unhealthy_count"], stats["by_endpoint"]["up"]["is_healthy"]) == (1, False)
+        wells = {name: one["is_healthy"] for name, one in stats["by_endpoint"].items()}
+        for url in (bench.gateway.url, bench.gateway.ops):
+            told = get(url, "/health").json()["load_balancer_stats"]
+            assert told["unhealthy_count"] == 1
+            assert {n: one["is_healthy"] for n, one in told["by_endpoint"].items()} == wells
+    finally:
+        _turn(bench, "reset")
+
+
+def _turn(bench: Bench, what: str) -> None:
+    with RawClient(bench.gateway.url) as client:
+        reply = client.request("POST", f"/api/v1/circuit-breakers/up/{what}")
+    assert reply.status == 200, reply

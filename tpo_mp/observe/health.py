@@ -111,6 +111,8 @@ class TallyView(Protocol):
     def failures(self) -> int: ...
     @property
     def avg_latency_ms(self) -> float | None: ...
+    @property
+    def failing(self) -> bool: ...
 
 
 class ArenaView(Protocol):
@@ -280,12 +282,22 @@ def _breaker(levels: _Levels) -> Body:
 
 
 def _balance(levels: _Levels, tries: Mapping[str, TallyView]) -> Body:
-    """What the backends were given, and how they stand; nobody asks an unknown one."""
+    """What the backends were given, and how they stand; nobody asks an unknown one.
+
+    One is healthy when it is not away and its breaker not open; without a breaker the last try
+    counts.
+    """
+    breakers = {
+        dict(s.labels).get("worker", ""): int(s.value) for s in levels.samples(BREAKER_GAUGE)
+    }
     seen = {dict(s.labels).get("backend", ""): int(s.value) for s in levels.samples(STATE_GAUGE)}
     found: Body = {}
     for name in sorted({*seen, *tries}):
         state, tally = seen.get(name, 0), tries.get(name)
-        found[name] = {"state": _name(_STANDINGS, state), "is_healthy": state not in _AWAY}
+        failing = tally is not None and tally.failing
+        broken = breakers[name] >= OPEN if name in breakers else failing
+        well = state not in _AWAY and not broken
+        found[name] = {"state": _name(_STANDINGS, state), "is_healthy": well}
         if tally is not None:
             found[name] |= {
                 "requests": tally.requests,
@@ -294,7 +306,7 @@ def _balance(levels: _Levels, tries: Mapping[str, TallyView]) -> Body:
             }
     return {
         "total_requests": sum(tally.requests for tally in tries.values()),
-        "unhealthy_count": sum(state in _AWAY for state in seen.values()),
+        "unhealthy_count": sum(not one["is_healthy"] for one in found.values()),
         "by_endpoint": found,
     }
 

@@ -134,6 +134,8 @@ class BackendTally:
     requests: int
     failures: int
     avg_latency_ms: float | None
+    failing: bool = False
+    """Whether the last try failed."""
 
 
 class Scoreboard:
@@ -163,6 +165,7 @@ class Scoreboard:
                 tally.good + tally.bad + tally.busy + tally.refused,
                 tally.bad,
                 None if mean_s is None else round(mean_s * 1e3, 1),
+                self.last_bad(name)[0] > self.last_good_at(name),
             )
         return found
 

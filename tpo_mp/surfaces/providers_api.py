@@ -196,13 +196,15 @@ class ProvidersApi:
         for record in records:
             name = record.name
             tally = tallies[name]
-            well = board.last_bad(name)[0] <= board.last_good_at(name)
             found[name] = shapes.BalancerEndpoint(
                 requests=tally.requests,
                 failures=tally.failures,
                 consecutive_failures=record.consecutive_failures,
                 avg_latency_ms=tally.avg_latency_ms,
-                is_healthy=(well if record.breaker is None else record.breaker != "open")
+                # ``observe.health`` goes by the same.
+                is_healthy=(
+                    not tally.failing if record.breaker is None else record.breaker != "open"
+                )
                 and record.state not in ("starting", "down"),
                 state=record.state,
                 in_flight=loads.of(name).total() if counted else None,

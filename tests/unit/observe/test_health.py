@@ -129,6 +129,13 @@ def test_health_tells_how_backends_stand_and_which_models_there_are() -> None:
                   "avg_latency_ms": None},
         },
     }  # fmt: skip
+    breakers = gauge(health.BREAKER_GAUGE, 2, worker="c")
+    breakers.samples += gauge(health.BREAKER_GAUGE, 0, worker="a").samples
+    tries = {name: BackendTally(1, 1, None, failing=True) for name in ("a", "c", "d")}
+    told = health.health(plane, FakeArena([breakers]), PLACES, (), tries)["load_balancer_stats"]
+    assert told["unhealthy_count"] == 2
+    well = {name: one["is_healthy"] for name, one in told["by_endpoint"].items()}
+    assert well == {"a": True, "c": False, "d": False}, "of d there is no breaker to ask"
     plane.host_state = 2
     assert health.health(plane, FakeArena(), PLACES)["healthy_nodes"] == 0
 
