@@ -9,12 +9,12 @@ When its tokens come is told by the timing of the call's model, see ``tpo_mp.sim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tpo_mp.config.prices import Prices, PricesSection
 from tpo_mp.errors import ConfigError, NotFound, TpoError
@@ -22,6 +22,7 @@ from tpo_mp.pipeline.codecs import codec
 from tpo_mp.pipeline.promise import Promise, run
 from tpo_mp.ports import Env, Feature
 from tpo_mp.simulator.adapters import present, serves
+from tpo_mp.simulator.breaking_off import in_turns
 from tpo_mp.simulator.call_journal import CallJournal
 from tpo_mp.simulator.engine_timing import RANK, Engines, EngineTiming, rank_of
 from tpo_mp.simulator.failures import refusal
@@ -378,10 +379,10 @@ class SimulatorBackend:
             whole = WholeAnswer(pace, used.completion - answered.hidden)
             wait, cancel = whole.start, whole.cancel
 
-            def shorten(shown: int, spent: int) -> Reply:
+            async def shorten(shown: int, spent: int) -> Reply:
                 spoken = codec(call.dialect)
-                cut = self._provider.broken_off(answered, spoken, call.dialect, shown, spent)
-                return self._reply(call, cut, None, fault, standing)
+                steps = self._provider.broken_off(answered, spoken, call.dialect, shown, spent)
+                return self._reply(call, await in_turns(steps), None, fault, standing)
 
             under_way.shorten = shorten
         said.cancel_with = cancel
@@ -473,7 +474,7 @@ class _UnderWay:
         self.stream: SimulatedStream | None = None
         self.frames: Iterator[Frame] | None = None
         """Those of the stream, before any fault is put into them."""
-        self.shorten: Callable[[int, int], Reply] | None = None
+        self.shorten: Callable[[int, int], Coroutine[Any, Any, Reply]] | None = None
         """The whole reply with only so many tokens shown, and so many counted."""
         self.spent = -1
         """Tokens computed of an answer that was broken off."""
@@ -497,7 +498,11 @@ class _UnderWay:
         elif self.shorten is not None and not self.said.done:
             if self.said.cancel_with is not None:
                 self.said.cancel_with()
-            self.said.resolve(self.shorten(shown, spent))
+            shorten, self.shorten = self.shorten, None
+            self.said.cancel_with = run(shorten(shown, spent), self._shortened)
+
+    def _shortened(self, reply: Reply, error: BaseException | None) -> None:
+        self.said.resolve(reply) if error is None else self.said.reject(error)
 
     def told(self, reply: Reply) -> Reply:
         """The reply of a stream, told if it was broken off."""

@@ -7,7 +7,7 @@ second value of a pair says how many tokens the event has, which is what a model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tpo_mp.dialects.canonical import (
     Block,
@@ -39,6 +39,18 @@ Paced: TypeAlias = tuple[StreamEvent, int]
 _Delta: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta
 
 
+class Rest:
+    """What a stream has still to say; ``skipped``: no more words, its blocks just end."""
+
+    __slots__ = ("skipped",)
+
+    def __init__(self) -> None:
+        self.skipped = False
+
+
+_ALL: Final = Rest()
+
+
 def events_of(
     reply: ModelReply,
     extra: dict[str, Any],
@@ -46,8 +58,9 @@ def events_of(
     ping: bool,
     begun: TokenUsage | None = None,
     counted: bool = True,
+    rest: Rest = _ALL,
 ) -> Iterator[Paced]:
-    """Every event of a stream of ``reply``.
+    """Every event of a stream of ``reply``, as long as its ``rest`` is not skipped.
 
     ``extra`` and ``begun`` are fields and counts of its beginning, ``ping`` puts one behind the
     first block's.  Not ``counted``, it tells no usage at its end.
@@ -55,16 +68,21 @@ def events_of(
     start = ReplyStart(reply.id, reply.model, reply.created, begun, extra)
     usage = (reply.usage or TokenUsage()) if counted else None
     if len(reply.choices) == 1:
-        return _choice(reply.choices[0], 0, start, usage, ping=ping)
-    return _in_turns(reply.choices, start, usage, ping=ping)
+        return _choice(reply.choices[0], 0, rest, start, usage, ping=ping)
+    return _in_turns(reply.choices, rest, start, usage, ping=ping)
 
 
 def _in_turns(
-    choices: Sequence[ReplyChoice], start: ReplyStart, usage: TokenUsage | None, *, ping: bool
+    choices: Sequence[ReplyChoice],
+    rest: Rest,
+    start: ReplyStart,
+    usage: TokenUsage | None,
+    *,
+    ping: bool,
 ) -> Iterator[Paced]:
     """Several choices, an event of each after the other."""
     yield start, 0
-    turns = [_choice(choice, number) for number, choice in enumerate(choices)]
+    turns = [_choice(choice, number, rest) for number, choice in enumerate(choices)]
     while turns:
         for turn in list(turns):
             event = next(turn, None)
@@ -83,6 +101,7 @@ def _in_turns(
 def _choice(
     choice: ReplyChoice,
     number: int,
+    rest: Rest,
     start: ReplyStart | None = None,
     usage: TokenUsage | None = None,
     *,
@@ -105,7 +124,7 @@ def _choice(
             ping = False
             yield Ping(), 0
         at = row = 0
-        while piece := piece_at(text, at):
+        while not rest.skipped and (piece := piece_at(text, at)):
             at += len(piece)
             if choice.logprobs is None or delta is not TextDelta:
                 yield delta(index, piece, number), 1

@@ -151,11 +151,11 @@ class SimulatedProvider:
 
     def broken_off(
         self, answered: Answered, codec: Codec, dialect: Dialect, shown: int, spent: int
-    ) -> Answered:
-        """An answer of which only ``shown`` tokens were said, and ``spent`` are counted."""
+    ) -> Generator[None, None, Answered]:
+        """An answer of which only ``shown`` tokens were said, ``spent`` are counted; in steps."""
         assert answered.reply is not None
         request, cached = answered.requests[0], answered.cached
-        reply = said_of(answered.reply, shown, spent)
+        reply = yield from said_of(answered.reply, shown, spent)
         spoken = Usage(answered.usage.prompt, spent)
 
         def whole() -> bytes:

@@ -23,7 +23,7 @@ from tpo_mp.types import Dialect
 from . import dress
 from .breaking_off import broken_off
 from .chunks import chunked
-from .events import Paced, events_of
+from .events import Paced, Rest, events_of
 from .fault_frames import Frame
 
 _Counts: TypeAlias = Callable[[TokenUsage], bytes]
@@ -38,7 +38,7 @@ class CachedTokens(Struct):
 class RenderedFrames:
     """An iterator of a stream's frames; ``sizes`` are the tokens of each, none: one each."""
 
-    __slots__ = ("_begin", "_counts", "_encoder", "_events")
+    __slots__ = ("_begin", "_counts", "_encoder", "_events", "_rest")
 
     def __init__(
         self,
@@ -49,8 +49,9 @@ class RenderedFrames:
         sizes: Iterator[int] | None,
         cached: CachedTokens,
     ) -> None:
+        self._rest = Rest()
         self._begin: Callable[[], tuple[EventEncoder, Iterator[Paced], _Counts | None]] | None
-        self._begin = partial(_begun, codec, dialect, request, reply, sizes, cached)
+        self._begin = partial(_begun, codec, dialect, request, reply, sizes, cached, self._rest)
         self._encoder: EventEncoder
         self._events: Iterator[Paced]
         self._counts: _Counts | None
@@ -70,7 +71,7 @@ class RenderedFrames:
         """Let only ``left`` more tokens be said, and ``spent`` be counted."""
         if self._begin is not None:
             self._start()
-        self._events = broken_off(self._events, left, spent)
+        self._events = broken_off(self._events, self._rest, left, spent)
 
     def _start(self) -> None:
         begin, self._begin = self._begin, None
@@ -92,6 +93,7 @@ def _begun(
     reply: ModelReply,
     sizes: Iterator[int] | None,
     cached: CachedTokens,
+    rest: Rest,
 ) -> tuple[EventEncoder, Iterator[Paced], _Counts | None]:
     """What writes the events, the events, and what writes their usage where that is no event."""
     reply = told(reply, cached)
@@ -102,6 +104,7 @@ def _begun(
         ping=dialect is Dialect.ANTHROPIC_MESSAGES,
         begun=dress.begun_usage(dialect, reply),
         counted=request.usage_wanted or not legacy,
+        rest=rest,
     )
     if sizes is not None:
         events = chunked(events, sizes)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
 import orjson
 import pytest
 from msgspec.structs import replace
 
 from tests.support.dialects import body
+from tests.support.fake_codec import finished
 from tpo_mp.dialects import openai_chat
 from tpo_mp.dialects.canonical import (
     Block,
@@ -21,13 +26,16 @@ from tpo_mp.dialects.canonical import (
     ToolUseBlock,
 )
 from tpo_mp.pipeline.codecs import codec
-from tpo_mp.simulator.breaking_off import broken_off, said_of
-from tpo_mp.simulator.events import events_of
+from tpo_mp.pipeline.promise import run
+from tpo_mp.simulator.breaking_off import STEP_EVENTS, broken_off, in_turns
+from tpo_mp.simulator.breaking_off import said_of as steps_of
+from tpo_mp.simulator.events import Paced, Rest, events_of
 from tpo_mp.simulator.rendering import CachedTokens, RenderedFrames
 from tpo_mp.simulator.source import SimulatedStream
 from tpo_mp.simulator.timing import Pace
 from tpo_mp.types import Dialect
 
+Said = tuple[Any, BaseException | None]
 THOUGHT = ThinkingBlock("let me see", "signed")
 CALL = ToolUseBlock("call_1", "look", '{"where": "here"}')
 
@@ -39,6 +47,11 @@ def reply(*blocks: Block, choices: int = 1) -> ModelReply:
         choices=(ReplyChoice(blocks, "stop_sequence", "x"),) * choices,
         usage=TokenUsage(7, 30, 0, 0, 3),
     )  # fmt: skip
+
+
+def said_of(whole: ModelReply, shown: int, spent: int) -> ModelReply:
+    """What is left of a reply, in however many steps."""
+    return finished(steps_of(whole, shown, spent))
 
 
 def words(cut: ModelReply) -> list[str]:
@@ -73,10 +86,56 @@ def test_a_call_that_is_not_whole_is_none() -> None:
 @pytest.mark.parametrize("left", [1, 99])
 def test_thoughts_are_signed_only_when_they_are_whole(left: int) -> None:
     """And nothing is begun behind the last token."""
-    events = events_of(reply(THOUGHT, TextBlock("one")), {}, ping=False)
-    rest = [event for event, _ in broken_off(events, left, left)]
+    left_over = Rest()
+    events = events_of(reply(THOUGHT, TextBlock("one")), {}, ping=False, rest=left_over)
+    rest = [event for event, _ in broken_off(events, left_over, left, left)]
     assert any(isinstance(event, SignatureDelta) for event in rest) == (left == 99)
     assert rest[-3:-1] == [ReplyStop("abort"), ReplyUsage(TokenUsage(7, left, 0, 0, min(left, 3)))]
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_long_answer_holds_nobody_up(choices: int) -> None:
+    """What was said is gone through in steps, what is not said any more not at all."""
+    long = reply(*[TextBlock(" ".join(["word"] * 4_000))] * 2, choices=choices)
+    shown = 10 * STEP_EVENTS
+    assert len(list(steps_of(long, shown, shown))) in (10, 11)
+    assert sum(len(text.split()) for text in words(said_of(long, shown, shown))) == shown
+    rest = Rest()
+    events = events_of(long, {}, ping=False, rest=rest)
+    for _ in range(3):
+        next(events)
+    seen = 0
+
+    def counted() -> Iterator[Paced]:
+        nonlocal seen
+        for event in events:
+            seen += 1
+            yield event
+
+    assert len(list(broken_off(counted(), rest, 0, 1))) <= 6
+    assert seen <= 6 * choices
+
+
+def test_others_have_their_turn_between_the_steps() -> None:
+    """A short one is made at once; a long one can be given up."""
+    short, long = reply(TextBlock("one two")), reply(TextBlock(" ".join(["word"] * 2_000)))
+
+    async def heard(whole: ModelReply, turns: int, *, left: bool) -> list[Said]:
+        told: list[Said] = []
+        cancel = run(in_turns(steps_of(whole, 1_000, 9)), lambda *said: told.append(said))
+        assert bool(told) == (cancel is None)
+        if left and cancel is not None:
+            cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return told.copy()
+
+    assert len(asyncio.run(heard(short, 0, left=False))) == 1
+    assert asyncio.run(heard(long, 2, left=False)) == []
+    ((cut, error),) = asyncio.run(heard(long, 20, left=False))
+    assert (len(words(cut)[0].split()), error) == (1_000, None)
+    ((cut, error),) = asyncio.run(heard(long, 20, left=True))
+    assert (cut, type(error)) == (None, asyncio.CancelledError)
 
 
 class Ear:
