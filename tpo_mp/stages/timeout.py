@@ -6,11 +6,12 @@ minutes' replies began, of all workers together.  While fewer than ``min_samples
 nothing, and the backend's own ``timeouts`` hold alone.  The try then fails as a timeout of the
 backend, and is retried elsewhere.
 
-What is later than usual need not be broken.  So the breaker counts a try only when it was given
-``ceiling_s``, and after each one that was given up the next are waited for twice as long, until a
-reply begins within the learnt time again (the back-off of TCP's timer, RFC 6298).  A try that was
-given up is a sample too, of a little more than it was given: when more than a hundredth come that
-late, the learnt time itself grows until they pass.
+What is later than usual need not be broken.  So after each one that was given up the next are
+waited for twice as long, until a reply begins within the learnt time again (the back-off of TCP's
+timer, RFC 6298), and the breaker counts those that were given eight times the learnt time, or
+``ceiling_s``: what is silent for so long does not merely answer slower.  A try that was given up is
+a sample too, of a little more than it was given: when more than a hundredth come that late, the
+learnt time itself grows until they pass.
 
 Invariants: a try has at least ``floor_s`` and at most ``ceiling_s``; nothing is given up after a
 reply began, and a call whose deadline comes first ends by its deadline; samples outlive workers.
@@ -38,6 +39,8 @@ LEARNT_FOR_S: Final = 5.0
 LATER: Final = 1.05
 LONGER: Final = 2.0
 """Times the last one is the next try waited for, after one that was given up."""
+SILENT: Final = 8.0
+"""Times the learnt time, three doublings: who was given that and said nothing is broken."""
 _MAX_LANES: Final = 4096
 
 
@@ -107,12 +110,13 @@ class Timeout:
     def give_up(self, backend: str, lane: _Lane, limit_s: float) -> BackendTimeout:
         """Count a try that is given up after ``limit_s``, as a failure and as a sample."""
         now, ceiling_s = self.env.clock(), self._config.ceiling_s
+        silent = limit_s >= min(SILENT * lane.learnt_s, ceiling_s)
         if lane.learnt_s <= lane.limit_s <= limit_s:  # not by those that began before it grew
             lane.limit_s = max(limit_s, min(limit_s * LONGER, ceiling_s))
         if lane.times is not None:
             lane.times.good(limit_s * LATER, now)
         if lane.score is not None:
-            lane.score.bad(UNUSUALLY_SLOW, now)
+            lane.score.bad("silent" if silent else UNUSUALLY_SLOW, now)
         counter = self._given_up.get(backend)
         if counter is None:
             counter = self._given_up[backend] = self.env.metrics.counter(
@@ -122,8 +126,8 @@ class Timeout:
             )
         counter.inc()
         said = f"backend {backend!r} did not answer within {limit_s:.2f} s"
-        if limit_s >= ceiling_s:
-            return BackendTimeout(f"{said}, the longest it is given", reason="ceiling_timeout")
+        if silent:
+            return BackendTimeout(f"{said}, nor the tries before it", reason="silent")
         return BackendTimeout(
             f"{said}, which is much longer than it usually needs", reason=UNUSUALLY_SLOW
         )

@@ -153,10 +153,23 @@ def test_time_doubles_until_a_reply_is_in_time() -> None:
     _, out = host.begin()
     host.world.advance(3.1)
     assert isinstance(out.error, BackendTimeout)
-    assert (out.error.reason, blame(out.error)) == ("ceiling_timeout", Blame.BACKEND)
+    assert (out.error.reason, blame(out.error)) == ("silent", Blame.BACKEND)
     inner, _ = host.begin()
     inner.resolve(Reply(200, b"{}"))
     assert host.limit_s() < 2.9
+
+
+def test_who_says_nothing_through_three_doublings_is_broken() -> None:
+    """Long before the ceiling."""
+    host = Host(floor_s=0.5, ceiling_s=300.0)
+    host.learn(0.001, 2000)
+    blames = []
+    for _ in range(5):
+        _, out = host.begin()
+        host.world.advance(host.limit_s() + 0.06)
+        assert out.error is not None
+        blames.append(blame(out.error))
+    assert blames == [Blame.CAPACITY] * 3 + [Blame.BACKEND] * 2
 
 
 def test_late_replies_are_let_go_and_leaving_clients_too() -> None:
