@@ -31,7 +31,9 @@ PAGE = Path(__file__).parents[1] / "docs/engine-presets.md"
 FREE = ("base_s", "prefill_base_s", "prefill_token_s", "sequence_s", "context_token_s")
 ITL_WEIGHT = 4.0
 STEADY_ROUNDS = 3
-Loop = Literal["burst", "steady", "alone"]
+Loop = Literal["burst", "steady", "returning", "alone"]
+"""``returning``: those of a step that ends ask again in the next one, which begins without them;
+when nobody else is there, the first of them begins it."""
 Range = tuple[float, float]
 
 
@@ -85,17 +87,23 @@ TABLES: dict[str, tuple[Table, ...]] = {
 def serve(shape: EngineShape, table: Table, clients: int) -> tuple[float, float]:
     """Mean TTFT and ITL in milliseconds of the requests that count."""
     engine, now = StepEngine(shape), 0.0
-    rounds = STEADY_ROUNDS if table.loop == "steady" else 1
+    rounds = STEADY_ROUNDS if table.loop in ("steady", "returning") else 1
+    late = 0
     for _ in range(clients):
         engine.submit(EngineRequest(table.prompt, table.answer), now)
     done: list[EngineRequest] = []
     while len(done) < clients * rounds:
-        now += engine.begin(now)
+        took = engine.begin(now)
+        for _ in range(late):  # they come while this step is under way, and miss it
+            engine.submit(EngineRequest(table.prompt, table.answer), now)
+        now += took
         over = [request for request in engine.end(now) if request.over]
         done += over
-        if table.loop == "steady":
-            for _ in over:
+        late = len(over) if table.loop == "returning" else 0
+        if table.loop == "steady" or (late and not engine.running and not engine.waiting):
+            for _ in over if table.loop == "steady" else over[:1]:
                 engine.submit(EngineRequest(table.prompt, table.answer), now)
+                late = max(late - 1, 0)
     counted = done[clients if rounds > 1 else 0 :]
     ttft = sum(r.first_token_at - r.arrived_at for r in counted) / len(counted)
     itl = sum(r.last_token_at - r.first_token_at for r in counted) / len(counted)

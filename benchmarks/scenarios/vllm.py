@@ -7,6 +7,7 @@ prediction: between the two, and past the cliff.
 One length of prompts would not tell what a step with prompts costs at all from what each of their
 tokens does.  Most of it is the former: on one core the way of a request through vLLM's processes
 is longer than a prompt of so small a model.
+Clients who come back miss the step that begins when theirs ends, here and in what is fitted.
 """
 
 from __future__ import annotations
@@ -107,8 +108,11 @@ def fitted(measured: list[dict[int, Row]], alone: list[dict[int, Row]]) -> StepC
         return clients, ttft, itl
 
     tables = [
-        Table("steady", PROMPT, ANSWER, exactly(*(seen(measured, n, n) for n in KNOWN))),
-        *(Table("steady", prompt, ANSWER, exactly(seen(alone, prompt, 1))) for prompt in LENGTHS),
+        Table("returning", PROMPT, ANSWER, exactly(*(seen(measured, n, n) for n in KNOWN))),
+        *(
+            Table("returning", prompt, ANSWER, exactly(seen(alone, prompt, 1)))
+            for prompt in LENGTHS
+        ),
     ]
     # From costs of about the right size on: the search takes small steps.
     start = median(rows[1]["itl_ms"] for rows in measured) / 1e3

@@ -17,7 +17,7 @@ TRUE = StepCosts(base_s=0.0035, prefill_base_s=0.006, prefill_token_s=1e-5, sequ
 
 def shown(costs, clients, prompt=vllm.PROMPT):
     """What an engine of these costs shows."""
-    table = Table("steady", prompt, vllm.ANSWER, ())
+    table = Table("returning", prompt, vllm.ANSWER, ())
     ttft, itl = serve(replace(vllm.SHAPE, costs=costs), table, clients)
     return {"ttft_ms": ttft, "itl_ms": itl}
 
