@@ -219,6 +219,9 @@ def test_slots_that_keep_nothing_are_left_to_the_server(bench: Bench) -> None:
     wait_for(lambda: slots_told(bench, "auto") == {None}, 20, "the server to be left to choose")
     assert slots_told(bench, "wide") == {0, 1}
     bench.gateway.says("slots_not_kept backend=auto")
+    seen = len(asked)
+    wait_for(lambda: sum(a.path == "/slots" for a in list(asked)[seen:]) > 3, 20, "new looks")
+    assert bench.gateway.stderr.count("slots_not_kept backend=auto") == 1
     del pages["/slots"]
     assert slots_told(bench, "auto") == {None}
     pages["/props"] = Page({})

@@ -199,7 +199,7 @@ class Probing:
                         self.log.warning("slots_not_kept", backend=probe.name, why=_EMPTIES)
                     elif slots != last:
                         self.log.info("backend_slots", backend=probe.name, slots=slots)
-                        last = slots
+                    last = slots
                 await asyncio.sleep(probe.interval_s)
 
     def _tell(self, probe: Probe, load: EngineLoad) -> None:

@@ -43,6 +43,15 @@ def test_what_is_left_to_who_reads_the_blob_is_the_same(flags: dict[str, Any]) -
     assert from_blob(to_blob(lean)) == load.load(None, flags, {})
 
 
+def test_options_of_surfaces_are_in_the_blob(tmp_path: Path) -> None:
+    """Also of ours, which are imported for them only."""
+    path = tmp_path / "c.toml"
+    path.write_text("[surfaces.status_api]\ndebug = true\n")
+    lean = load.load(path, {}, {}, for_blob=True)
+    assert lean.surfaces["status_api"] == load.load(path, {}, {}).surfaces["status_api"]
+    assert lean.surfaces["status_api"].debug is True  # type: ignore[attr-defined]  # its Config
+
+
 def test_table_fills_what_backends_leave_out() -> None:
     """A backend's own word wins; other kinds are left alone."""
     backends = [
